@@ -1,0 +1,46 @@
+# Two commands: `make demo` runs the whole pipeline here, `make test` checks everything.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo test lint unit clean lock
+
+help:
+	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
+	@echo "make test               lint, types, import rules and all tests"
+	@echo "make lint | make unit   each half of make test"
+	@echo "make lock               resolve requirements.lock anew"
+	@echo "make clean              remove .venv and outputs"
+
+demo: $(READY)
+	@$(BIN)/python -m flows.demo $(if $(RAW),--raw "$(RAW)")
+
+test: lint unit
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(READY)
+	$(BIN)/pytest
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
+	  f"error: Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}; name one with make PYTHON=python3.12")'
+	@echo "setting up .venv from requirements.lock: a few minutes, once"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv outputs

@@ -1,0 +1,212 @@
+"""Raw PNG pairs to a published TFRecord dataset: ``python -m beam.ingest``.
+
+The last line of standard output is the published folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam import storage
+from beam.listing import REJECTS, ListPairs
+from beam.metadata import reject_fraction, write_metadata
+from beam.pairing import Pair
+from beam.pipeline import pipeline_options, run_pipeline, say
+from beam.progress import Counters, watched
+from beam.records import DUPLICATE, Recipe, deduplicate, identify
+from beam.tfrecords import ROWS, Previous, WriteShards
+from beam.versions import is_unchanged, known_rows, listing_digest, published_versions
+from schemas.classes import load_taxonomy
+from schemas.cli import add_config, config_from, run_main
+from schemas.config import IngestConfig
+from schemas.errors import UserError
+from schemas.layout import version_name
+from schemas.manifest import Manifest, load_manifest
+from schemas.sources import SourceRow
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where a running job works.
+
+    Attributes:
+        dataset: the folder that will be published.
+        progress: folder of the running counters.
+        listing: digest of the source's listing.
+        previous: a published version whose unchanged shards are taken over.
+    """
+
+    dataset: str
+    progress: str
+    listing: str
+    previous: Previous | None = None
+
+
+def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
+    """The graph, from the source folder to shards and metadata in the staging folder."""
+    listed = root | "ListPairs" >> ListPairs(recipe.source)
+    known = (
+        root
+        | "Previous" >> beam.Create([staging.previous])
+        | "KnownRows" >> beam.FlatMap(known_rows)
+    )
+    rows = (
+        {"pair": listed["pairs"], "known": known}
+        | "JoinKnown" >> beam.CoGroupByKey()
+        | "Identify" >> beam.ParDo(_Identify(recipe, staging.progress))
+        | "GroupByImage" >> beam.GroupByKey()
+        | "Deduplicate" >> beam.FlatMap(lambda group: deduplicate(group[1]))
+    )
+    written = (
+        rows
+        | "Usable" >> beam.Filter(is_usable)
+        | "WriteShards" >> WriteShards(recipe, staging.dataset, staging.progress, staging.previous)
+    )
+    left_out = rows | "LeftOut" >> beam.Filter(lambda row: not is_usable(row))
+    ended = (written[ROWS], left_out) | "EndedRows" >> beam.Flatten()
+    _ = (
+        root
+        | "Dataset" >> beam.Create([Path(staging.dataset)])
+        | "WriteMetadata"
+        >> beam.Map(
+            write_metadata,
+            recipe,
+            staging.listing,
+            beam.pvalue.AsList(written["shards"]),
+            beam.pvalue.AsList(ended),
+            beam.pvalue.AsList(listed[REJECTS]),
+        )
+    )
+
+
+def run(
+    source: str, output: str, config: IngestConfig, options: PipelineOptions | None = None
+) -> Path:
+    """Builds and publishes a dataset, or returns the published one if nothing has changed.
+
+    Args:
+        source: folder or URI that holds camera folders at any depth.
+        output: root below which ``<name>/<version>/`` is published.
+        options: Beam's; all cores of this machine by default.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        UserError: there is nothing to read, too much of it is bad, or no way to write.
+    """
+    recipe = Recipe(storage.absolute(source), config, load_taxonomy(config.taxonomy))
+    storage.require_folder(recipe.source, "source")
+    datasets = storage.make_output(output) / config.name
+    listing = listing_digest(recipe.source)
+    published = published_versions(datasets, recipe)
+    for folder, manifest in published:
+        if is_unchanged(folder, manifest, listing):
+            say(f"nothing has changed: {manifest.records} records, all checksums verified")
+            return folder
+    with storage.staging(datasets) as work:
+        staged = work / "dataset"
+        staged.mkdir()
+        previous = Previous.of(*published[0]) if published else None
+        staging = Staging(str(staged), str(work / "progress"), listing, previous)
+        with watched("ingest", Path(staging.progress)):
+            run_pipeline(lambda root: build(root, recipe, staging), options or pipeline_options([]))
+        manifest = load_manifest(staged)
+        check_rejects(manifest)
+        final = datasets / version_name(manifest.fingerprint)
+        storage.publish(staged, final)
+    for warning in manifest.warnings:
+        say(f"warning: {warning}")
+    say(summary(manifest))
+    return final
+
+
+def is_usable(row: SourceRow) -> bool:
+    """True for a row whose files could be read and that is no copy of another."""
+    return row.image_sha256 is not None and row.reject_code != DUPLICATE
+
+
+def check_rejects(manifest: Manifest) -> None:
+    """Refuses a dataset that lost too many of its inputs.
+
+    Raises:
+        UserError: names the share, the bound and the count of each reason.
+    """
+    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
+    if manifest.records == 0:
+        raise UserError(f"no pair of {manifest.source!r} is fit for a dataset: {reasons}")
+    share, bound = reject_fraction(manifest), manifest.config.max_reject_fraction
+    if share > bound:
+        raise UserError(
+            f"{share:.1%} of the inputs are rejects ({reasons}), more than "
+            f"--max_reject_fraction={bound}; nothing was published"
+        )
+
+
+def summary(manifest: Manifest) -> str:
+    """A few lines for a person: splits, rejects, near-duplicates."""
+    splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
+    rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
+    lines = [f"{manifest.records:,} records: {splits}", f"rejects: {rejects or 'none'}"]
+    if manifest.near_duplicates:
+        near = manifest.near_duplicates
+        lines.append(
+            f"near-duplicates across splits: {near.pairs_across_splits} pairs, "
+            f"{near.images_across_splits} images"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the published folder."""
+    parser = argparse.ArgumentParser(
+        prog="python -m beam.ingest",
+        description="Raw PNG pairs to a published TFRecord dataset. "
+        "Beam's own options are taken too.",
+    )
+    parser.add_argument("--source", required=True, help="folder or URI of the raw pairs")
+    parser.add_argument("--output", required=True, help="root folder of the datasets")
+    add_config(parser, IngestConfig)
+    args, beam_arguments = parser.parse_known_args(arguments)
+    config = config_from(IngestConfig, args)
+    return str(run(args.source, args.output, config, pipeline_options(beam_arguments)))
+
+
+class _Identify(beam.DoFn):
+    """Hashes the files of a pair, unless an earlier run's row still holds for them."""
+
+    def __init__(self, recipe: Recipe, progress: str) -> None:
+        self._recipe = recipe
+        self._progress = progress
+
+    def setup(self) -> None:
+        self._counters = Counters("ingest", self._progress)
+
+    def finish_bundle(self) -> None:
+        self._counters.flush()
+
+    def process(
+        self, element: tuple[str, dict[str, Iterable[Pair | SourceRow]]]
+    ) -> Iterator[tuple[str, SourceRow]]:
+        _, joined = element
+        known = next(iter(joined["known"]), None)
+        for pair in joined["pair"]:
+            assert isinstance(pair, Pair)
+            assert known is None or isinstance(known, SourceRow)
+            row = identify(pair, self._recipe, known)
+            self._counters.add("identified")
+            yield row.image_sha256 or row.id, row
+
+
+if __name__ == "__main__":
+    # Workers unpickle functions by module name, and theirs is never __main__.
+    from beam import ingest  # noqa: PLW0406
+
+    sys.exit(run_main(ingest.main))

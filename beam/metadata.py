@@ -1,0 +1,255 @@
+"""What stands beside the shards: manifest, rejects, sources, and the two files TFDS wants."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam.pairing import Reject
+from beam.records import DUPLICATE, Recipe
+from schemas.example import FEATURES
+from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
+from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
+from schemas.prediction import REJECTS as REJECTS_SCHEMA
+from schemas.sources import SourceRow, source_table
+from schemas.stats import PixelStats
+
+NEAR_DUPLICATE_BITS = 3
+"""Most differing bits, of 64, between the difference hashes of two images that look alike."""
+
+LISTING_KEY = b"lyft.listing"
+
+_HALF_SHARE = 0.35
+_COMMON_CLASS = 0.01
+
+
+def write_metadata(
+    folder: Path,
+    recipe: Recipe,
+    listing: str,
+    shards: Sequence[ShardInfo],
+    rows: Sequence[SourceRow],
+    unpaired: Iterable[Reject],
+) -> Manifest:
+    """Writes all metadata of a dataset whose shards lie in ``folder``.
+
+    Args:
+        listing: digest of the source's listing, which tells a later run that nothing changed.
+    """
+    rejects = sorted(
+        [*unpaired, *(_reject(row) for row in rows if row.reject_code)],
+        key=lambda one: (one.path, one.code),
+    )
+    manifest = make_manifest(recipe, shards, rows, rejects)
+    table = source_table(list(rows)).replace_schema_metadata({LISTING_KEY: listing})
+    pq.write_table(table, folder / SOURCES, compression="zstd")
+    columns = [(r.path, r.stage, r.code, r.message) for r in rejects]
+    arrays = [pa.array(column, pa.string()) for column in zip(*columns, strict=True)]
+    rejected = pa.table(arrays, schema=REJECTS_SCHEMA) if columns else REJECTS_SCHEMA.empty_table()
+    pq.write_table(rejected, folder / REJECTS, compression="zstd")
+    write_json(folder / "features.json", tfds_features(recipe))
+    write_json(folder / "dataset_info.json", tfds_info(manifest))
+    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+def make_manifest(
+    recipe: Recipe,
+    shards: Sequence[ShardInfo],
+    rows: Sequence[SourceRow],
+    rejects: Sequence[Reject],
+) -> Manifest:
+    """The manifest of a dataset: everything that can be said from its parts."""
+    taxonomy, config = recipe.taxonomy, recipe.config
+    ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
+    stats = {split: PixelStats.zero(len(taxonomy)) for split in SPLITS}
+    for shard in ordered:
+        stats[shard.split] += PixelStats.from_json(shard.stats)
+    splits = {
+        split: SplitInfo(
+            records=sum(shard.records for shard in ordered if shard.split == split),
+            bytes=sum(shard.bytes for shard in ordered if shard.split == split),
+            class_pixels=dict(
+                zip(taxonomy.names, map(int, stats[split].class_pixels), strict=True)
+            ),
+            void_pixels=stats[split].void_pixels,
+        )
+        for split in SPLITS
+    }
+    train = stats["train"]
+    return Manifest(
+        name=config.name,
+        fingerprint=fingerprint(recipe, rows, rejects),
+        source=recipe.source,
+        config=config,
+        taxonomy=taxonomy,
+        taxonomy_sha256=taxonomy.sha256,
+        splits=splits,
+        channel_mean=train.channel_mean(),
+        channel_std=train.channel_std(),
+        class_weights=dict(zip(taxonomy.names, train.class_weights(), strict=True)),
+        near_duplicates=near_duplicates(rows),
+        rejects=dict(sorted(Counter(one.code for one in rejects).items())),
+        warnings=[
+            *_split_warnings(splits),
+            *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
+        ],
+        shards=ordered,
+    )
+
+
+def fingerprint(recipe: Recipe, rows: Sequence[SourceRow], rejects: Sequence[Reject]) -> str:
+    """Hash over the sorted source hashes, the rejects and the config: the dataset's identity.
+
+    128 bits in 32 hex digits: MLflow takes digests of at most 36 characters.
+    """
+    digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
+    for row in sorted(rows, key=lambda row: row.id):
+        digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
+    for reject in rejects:
+        digest.update(f"\n{reject.path}\0{reject.code}".encode())
+    return digest.hexdigest()[:32]
+
+
+def reject_fraction(manifest: Manifest) -> float:
+    """Share of the inputs that were lost; duplicates lose nothing and do not count."""
+    lost = sum(count for code, count in manifest.rejects.items() if code != DUPLICATE)
+    return lost / max(1, lost + manifest.records)
+
+
+def near_duplicates(rows: Iterable[SourceRow]) -> NearDuplicates:
+    """Pairs of records in different splits whose difference hashes are close.
+
+    Two hashes that differ in at most d bits agree in at least one of d + 1 bands, so only images
+    that share a band are compared.
+    """
+    found = [(row.dhash, row.split) for row in rows if row.shard and row.dhash and row.split]
+    hashes = np.array([int(dhash, 16) for dhash, _ in found], np.uint64)
+    splits = np.array([SPLITS.index(split) for _, split in found], np.int8)
+    band_bits = 64 // (NEAR_DUPLICATE_BITS + 1)
+    pairs = 0
+    involved = np.zeros(len(hashes), bool)
+    for band in range(NEAR_DUPLICATE_BITS + 1):
+        order = np.argsort(_band(hashes, band, band_bits), kind="stable")
+        starts = np.flatnonzero(np.diff(_band(hashes, band, band_bits)[order])) + 1
+        for group in np.split(order, starts):
+            for position, one in enumerate(group[:-1]):
+                others = group[position + 1 :]
+                others = others[splits[others] != splits[one]]
+                distance = np.bitwise_count(hashes[others] ^ hashes[one])
+                close = others[distance <= NEAR_DUPLICATE_BITS]
+                # A pair that agrees in several bands counts in the first of them.
+                for earlier in range(band):
+                    same = _band(hashes[close], earlier, band_bits) == _band(
+                        hashes[one : one + 1], earlier, band_bits
+                    )
+                    close = close[~same]
+                pairs += len(close)
+                involved[close] = True
+                involved[one] |= len(close) > 0
+    return NearDuplicates(
+        max_distance=NEAR_DUPLICATE_BITS,
+        pairs_across_splits=pairs,
+        images_across_splits=int(involved.sum()),
+    )
+
+
+def position_warnings(stats: PixelStats, recipe: Recipe) -> list[str]:
+    """Classes that lie where the taxonomy does not expect them: a sign of another id order."""
+    warnings = []
+    total = max(1, int(stats.class_pixels.sum()))
+    for label in recipe.taxonomy.classes:
+        pixels = int(stats.class_pixels[label.id])
+        if label.usually is None or pixels / total < _COMMON_CLASS:
+            continue
+        upper = int(stats.upper_pixels[label.id]) / pixels
+        share = upper if label.usually == "upper" else 1 - upper
+        if share < _HALF_SHARE:
+            warnings.append(
+                f"class {label.id} {label.name} should lie in the {label.usually} half of the "
+                f"picture, but only {share:.0%} of its pixels do: the masks may number their "
+                f"classes otherwise than taxonomy {recipe.taxonomy.name}"
+            )
+    return warnings
+
+
+def tfds_info(manifest: Manifest) -> dict[str, Any]:
+    """``dataset_info.json``, so that ``tfds.builder_from_directory`` opens the folder."""
+    return {
+        "name": manifest.name,
+        "version": "1.0.0",
+        "description": f"Image/mask pairs, taxonomy {manifest.taxonomy.name}, "
+        f"fingerprint {manifest.fingerprint}.",
+        "moduleName": "beam.ingest",
+        "fileFormat": "tfrecord",
+        "splits": [
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(info.bytes),
+                "shardLengths": [
+                    str(shard.records) for shard in manifest.shards if shard.split == split
+                ],
+            }
+            for split, info in manifest.splits.items()
+            if info.records
+        ],
+    }
+
+
+def tfds_features(recipe: Recipe) -> dict[str, Any]:
+    """``features.json``: how TFDS decodes each feature of the Example."""
+    prefix = "tensorflow_datasets.core.features"
+    height, width = (str(size or -1) for size in (recipe.config.height, recipe.config.width))
+
+    def image(channels: int) -> dict[str, Any]:
+        return {
+            "pythonClassName": f"{prefix}.image_feature.Image",
+            "image": {
+                "dtype": "uint8",
+                "encodingFormat": "png",
+                "shape": {"dimensions": [height, width, str(channels)]},
+            },
+        }
+
+    scalar = {
+        "pythonClassName": f"{prefix}.scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"},
+    }
+    text = {"pythonClassName": f"{prefix}.text_feature.Text", "text": {}}
+    features = {name: scalar if kind == "int" else text for name, kind in FEATURES.items()}
+    return {
+        "pythonClassName": f"{prefix}.features_dict.FeaturesDict",
+        "featuresDict": {"features": {**features, "image": image(3), "mask": image(1)}},
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Indented JSON with sorted keys."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _reject(row: SourceRow) -> Reject:
+    return Reject(row.image_path, "check", str(row.reject_code), str(row.reject_message))
+
+
+def _split_warnings(splits: dict[str, SplitInfo]) -> list[str]:
+    return [
+        f"split {name} is empty; a smaller block_length or split_by=image spreads few images better"
+        for name, info in splits.items()
+        if not info.records
+    ]
+
+
+def _band(hashes: npt.NDArray[np.uint64], band: int, bits: int) -> npt.NDArray[np.uint64]:
+    return (hashes >> np.uint64(band * bits)) & np.uint64((1 << bits) - 1)

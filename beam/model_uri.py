@@ -1,0 +1,127 @@
+"""Where a model lies and what travels with it: MLflow's URIs and plain ``.keras`` files."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from beam.storage import file_sha256
+from schemas.classes import Taxonomy, load_taxonomy
+from schemas.config import InferConfig, Resize
+from schemas.errors import UserError
+from schemas.layout import safe_name
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this machine.
+
+    Attributes:
+        name, version: as in the partition; ``v3``, or ``v0`` for a plain file.
+        keras_file: path of the ``.keras`` file.
+        height, width: size in pixels that images are resized to.
+        resize: how.
+        run_id, fingerprint: training run and training dataset, where known.
+    """
+
+    uri: str
+    name: str
+    version: str
+    keras_file: str
+    sha256: str
+    taxonomy: Taxonomy
+    height: int
+    width: int
+    resize: Resize
+    run_id: str | None = None
+    fingerprint: str | None = None
+
+
+def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedModel:
+    """Finds a model by ``models:/name@alias``, ``models:/name/3``, ``runs:/…`` or a file's path.
+
+    Raises:
+        UserError: there is no such model, or it is none of ours.
+    """
+    if uri.startswith(("models:/", "runs:/")):
+        return _from_mlflow(uri, tracking_uri)
+    path = Path(uri).absolute()
+    if not path.is_file():
+        raise UserError(
+            f"model {uri!r}: expected models:/<name>@<alias>, models:/<name>/<version>, "
+            "runs:/<id>/unet or the path of a .keras file, and found no such file"
+        )
+    _check_keras_file(path)
+    return ResolvedModel(
+        uri=str(path),
+        name=safe_name(path.stem),
+        version="v0",
+        keras_file=str(path),
+        sha256=file_sha256(path),
+        taxonomy=load_taxonomy(config.taxonomy),
+        height=config.height,
+        width=config.width,
+        resize="nearest",
+    )
+
+
+def _from_mlflow(uri: str, tracking_uri: str) -> ResolvedModel:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    _require_store(tracking_uri)
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        info = mlflow.models.get_model_info(uri)
+        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        name, version = _registered(mlflow.MlflowClient(), uri)
+    except (MlflowException, OSError) as error:
+        raise UserError(
+            f"model {uri!r} cannot be found in {tracking_uri}: {str(error).splitlines()[0]}"
+        ) from error
+    metadata: dict[str, Any] = info.metadata or {}
+    files = sorted(folder.glob("artifacts/*.keras"))
+    if not files or "taxonomy" not in metadata:
+        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+    _check_keras_file(files[0])
+    return ResolvedModel(
+        uri=f"models:/{name}/{version.removeprefix('v')}" if version else uri,
+        name=safe_name(name),
+        version=version or f"run-{info.run_id[:8]}",
+        keras_file=str(files[0]),
+        sha256=file_sha256(files[0]),
+        taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
+        height=metadata["height"],
+        width=metadata["width"],
+        resize=metadata["resize"],
+        run_id=info.run_id,
+        fingerprint=metadata["dataset_fingerprint"],
+    )
+
+
+def _registered(client: Any, uri: str) -> tuple[str, str]:
+    """Name and version (``v3``) of a registered model's URI; the version is empty for a run's."""
+    kind, _, rest = uri.partition(":/")
+    if kind == "runs":
+        return "run", ""
+    name, _, alias = rest.partition("@")
+    if alias:
+        return name, f"v{client.get_model_version_by_alias(name, alias).version}"
+    name, _, version = rest.rpartition("/")
+    return name, f"v{client.get_model_version(name, version).version}"
+
+
+def _require_store(tracking_uri: str) -> None:
+    """A look-up must not make an empty store where there was none."""
+    scheme, _, path = tracking_uri.partition(":///")
+    if scheme == "sqlite" and not Path(path).is_file():
+        raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
+
+
+def _check_keras_file(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"model file {str(path)!r}: expected a .keras archive, found other bytes")

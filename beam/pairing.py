@@ -1,0 +1,99 @@
+"""Which image belongs to which mask. Plain functions over file paths; no file is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from beam.storage import SourceFile
+
+IMAGE_FOLDERS = frozenset({"CameraRGB"})
+MASK_FOLDERS = frozenset({"CameraSeg", "CameraMask"})
+
+_OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy"})
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """One input that is left out: its path below the source root, where, why."""
+
+    path: str
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An image and, where there is one, its mask, under one id."""
+
+    id: str
+    image: SourceFile
+    mask: SourceFile | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A file in a camera folder, before it has met its partner."""
+
+    id: str
+    is_mask: bool
+    file: SourceFile
+
+
+def is_png(path: str) -> bool:
+    """True for a name that ends in .png, in any case."""
+    return path.lower().endswith(".png")
+
+
+def candidate(file: SourceFile, *, loose: bool = False) -> Candidate | Reject | None:
+    """What a file is: an image, a mask, an image of the wrong format, or none of our business.
+
+    The nearest camera folder above the file decides; the id is the path without it and without
+    the suffix, so ``dataA/CameraRGB/7.png`` and ``dataA/CameraSeg/7.png`` are both ``dataA/7``.
+
+    Args:
+        loose: takes every PNG outside of camera folders for an image.
+    """
+    path = PurePosixPath(file.path)
+    parts = list(path.parts[:-1])
+    for depth in reversed(range(len(parts))):
+        if parts[depth] in IMAGE_FOLDERS | MASK_FOLDERS:
+            break
+    else:
+        if not loose or not is_png(file.path):
+            return None
+        return Candidate(str(path.with_suffix("")), False, file)
+    suffix = path.suffix.lower()
+    if suffix in _OTHER_IMAGES:
+        return Reject(file.path, "pair", "not_png", f"expected a .png file, found {path.suffix}")
+    if not is_png(file.path):
+        return None
+    is_mask = parts.pop(depth) in MASK_FOLDERS
+    return Candidate("/".join([*parts, path.stem]), is_mask, file)
+
+
+def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
+    """The pair among the candidates of one id, or a reject for each file that makes none.
+
+    Several images (or masks) of one id are all rejected: nothing tells which one is meant.
+    """
+    found = sorted(candidates, key=lambda one: one.file.path)
+    images = [one.file for one in found if not one.is_mask]
+    masks = [one.file for one in found if one.is_mask]
+    if len(images) > 1 or len(masks) > 1:
+        paths = ", ".join(one.file.path for one in found)
+        for one in found:
+            yield Reject(
+                one.file.path,
+                "pair",
+                "ambiguous",
+                f"expected one image and one mask, found {paths}",
+            )
+    elif not images:
+        yield Reject(masks[0].path, "pair", "no_image", "no image beside this mask")
+    elif not masks and need_mask:
+        yield Reject(images[0].path, "pair", "no_mask", "no mask beside this image")
+    else:
+        yield Pair(found[0].id, images[0], masks[0] if masks else None)

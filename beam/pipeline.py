@@ -1,0 +1,91 @@
+"""How both jobs run: Beam's options with our defaults, and errors a user can read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
+from apache_beam.portability.api import beam_provision_api_pb2
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from google.protobuf.struct_pb2 import Struct
+
+from schemas.errors import UserError
+
+LOCAL_RUNNER = "FnApiRunner"
+_USER_ERROR = re.compile(r"schemas\.errors\.UserError: (.+)")
+_OS_ERROR = re.compile(r"(?:OSError|PermissionError): \[Errno \d+\] (.+)")
+
+
+def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
+    """Beam's options from a command line; without a runner, FnApiRunner on all cores.
+
+    ``DirectRunner`` is named away from: it first tries to fetch another runner from the net.
+
+    Raises:
+        UserError: an option is unknown to us and to Beam.
+    """
+    given = list(arguments)
+    logging.getLogger("apache_beam.options").setLevel(logging.ERROR)
+    options = PipelineOptions(given)
+    runner = options.view_as(StandardOptions).runner
+    if runner in (None, LOCAL_RUNNER):
+        defaults = [f"--runner={LOCAL_RUNNER}"]
+        if not any(one.startswith("--direct_running_mode") for one in given):
+            defaults.append("--direct_running_mode=multi_processing")
+        if not any(one.startswith("--direct_num_workers") for one in given):
+            defaults.append(f"--direct_num_workers={len(os.sched_getaffinity(0))}")
+        options = PipelineOptions([*given, *defaults])
+    known = set(options.get_all_options())
+    for one in given:
+        name = one.split("=")[0]
+        if name.startswith("--") and name[2:].replace("-", "_") not in known:
+            raise UserError(f"unknown option {name}; --help lists the job's, Beam has its own")
+    return options
+
+
+def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> None:
+    """Builds and runs a pipeline to its end.
+
+    Raises:
+        UserError: a worker met a mistake of the user's, or the disk is full.
+    """
+    # The runner repeats a worker's exception in its log before it raises it here.
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    try:
+        with beam.Pipeline(_runner(options), options) as root:
+            build(root)
+    except Exception as error:
+        # A worker's exception arrives as text inside a RuntimeError of the runner's.
+        found = _USER_ERROR.search(str(error)) or _OS_ERROR.search(str(error))
+        if found is None:
+            raise
+        raise UserError(found[1].strip().removesuffix("\\n")) from error
+
+
+def _runner(options: PipelineOptions) -> FnApiRunner | str:
+    """The runner that the options name; FnApiRunner with worker processes that start fast."""
+    name: str = options.view_as(StandardOptions).runner
+    direct = options.view_as(DirectOptions)
+    if name != LOCAL_RUNNER or direct.direct_running_mode != "multi_processing":
+        return name
+    # The runner would put Beam's own worker in place of ours in the mode that is named so.
+    direct.direct_running_mode = "in_memory"
+    quiet = Struct()
+    quiet["default_sdk_harness_log_level"] = "ERROR"
+    provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=quiet)
+    return FnApiRunner(
+        SubprocessSDKEnvironment.from_command_string(f"{sys.executable} -m beam.worker"),
+        provision_info=ExtendedProvisionInfo(provision),
+    )
+
+
+def say(text: str) -> None:
+    """A line for the person who watches; standard output is for the result alone."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,95 @@
+"""Counters that are visible while a job runs, whatever runner it runs on.
+
+Each counter is a Beam metric (Flink's and Dataflow's pages show it) and, where the job runs on
+this machine, a small file in the staging folder that the driver adds up and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from apache_beam.metrics import Metrics
+
+_INTERVAL_S = 1.0
+
+
+class Counters:
+    """A worker's counts, written at most once a second to a file of its own."""
+
+    def __init__(self, job: str, folder: str) -> None:
+        self._job = job
+        self._path = os.path.join(folder, f"{uuid.uuid4().hex}.json")
+        self._counts: Counter[str] = Counter()
+        self._written = 0.0
+
+    def add(self, name: str, amount: int = 1) -> None:
+        """Counts ``amount`` more of ``name``, e.g. ``written`` or ``rejected.truncated``."""
+        Metrics.counter(self._job, name).inc(amount)
+        self._counts[name] += amount
+        if time.monotonic() - self._written > _INTERVAL_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the counts; a lost file costs a figure on the screen, never the job."""
+        self._written = time.monotonic()
+        try:
+            with open(f"{self._path}.part", "w", encoding="utf-8") as file:
+                json.dump(self._counts, file)
+            os.replace(f"{self._path}.part", self._path)
+        except OSError:
+            pass
+
+
+@contextmanager
+def watched(job: str, folder: Path) -> Iterator[None]:
+    """Prints the sum of all workers' counters to standard error while the block runs."""
+    folder.mkdir()
+    stop = threading.Event()
+    started = time.monotonic()
+
+    def report(last: str) -> str:
+        line = _line(_total(folder))
+        if line != last:
+            elapsed = time.monotonic() - started
+            print(f"{job}: {elapsed:5.1f} s  {line}", file=sys.stderr, flush=True)
+        return line
+
+    def watch() -> None:
+        last = ""
+        while not stop.wait(2 * _INTERVAL_S):
+            last = report(last)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        report("")
+
+
+def _total(folder: Path) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for path in folder.glob("*.json"):
+        total.update(json.loads(path.read_text(encoding="utf-8")))
+    return total
+
+
+def _line(counts: Counter[str]) -> str:
+    if not counts:
+        return "starting workers"
+    shown = []
+    for name, count in counts.items():
+        text = f"{count / 2**20:.1f} MiB" if name == "bytes" else f"{count:,} {name}"
+        shown.append(text.replace("rejected.", "rejected as "))
+    return ", ".join(shown)

@@ -1,0 +1,178 @@
+"""One pair from bytes to record: read, check, resize, encode. Plain functions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from beam import png, splitting
+from beam.pairing import Pair
+from beam.storage import join, read_bytes
+from schemas.classes import Taxonomy, UInt8Array
+from schemas.config import IngestConfig
+from schemas.errors import RejectError
+from schemas.example import Example
+from schemas.sample import Sample
+from schemas.sources import SourceRow
+
+DUPLICATE = "duplicate"
+"""Code of rejects that lose nothing: their pixels are in the dataset under another id."""
+
+TRANSIENT = frozenset({"unreadable", "changed"})
+"""Codes that the next run may not give again though no file has changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what a record looks like."""
+
+    source: str
+    config: IngestConfig
+    taxonomy: Taxonomy
+
+
+def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
+    """The row of a pair with the hashes of its files and its split.
+
+    A row of an earlier run whose sizes and times of change still hold vouches for the hashes; what
+    else it knows is kept, to be used if its shard is. A file that cannot be read makes a reject.
+    """
+    if pair.mask is None:
+        raise ValueError(f"{pair.id}: a dataset needs masks")
+    row = SourceRow(
+        id=pair.id,
+        image_path=pair.image.path,
+        mask_path=pair.mask.path,
+        image_size=pair.image.size,
+        mask_size=pair.mask.size,
+        image_modified=pair.image.modified,
+        mask_modified=pair.mask.modified,
+        split=splitting.split_of(pair.id, recipe.config),
+    )
+    if known is not None and known.image_sha256 and _listing(known) == _listing(row):
+        return known
+    try:
+        image, mask = read_pair(row, recipe.source)
+    except RejectError as error:
+        return reject_row(row, error)
+    return replace(row, image_sha256=_sha256(image), mask_sha256=_sha256(mask))
+
+
+def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
+    """Rows whose images have the same bytes: the first by id stays, the others are rejects."""
+    first, *others = sorted(rows, key=lambda row: row.id)
+    kept = [replace(first, reject_code=None, reject_message=None) if _is_copy(first) else first]
+    for row in others:
+        same = "same image and mask" if row.mask_sha256 == first.mask_sha256 else "same image"
+        kept.append(reject_row(row, RejectError(DUPLICATE, f"{same} as {first.id}, which is kept")))
+    return kept
+
+
+def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
+    """The row of a pair that is left out."""
+    return replace(
+        row, shard=None, dhash=None, reject_code=error.code, reject_message=error.message
+    )
+
+
+def read_pair(row: SourceRow, source: str) -> tuple[bytes, bytes]:
+    """Bytes of image and mask.
+
+    Raises:
+        RejectError: unreadable.
+    """
+    try:
+        return read_bytes(join(source, row.image_path)), read_bytes(join(source, row.mask_path))
+    except OSError as error:
+        raise RejectError("unreadable", str(error)) from error
+
+
+def make_record(row: SourceRow, recipe: Recipe) -> tuple[SourceRow, Sample, Example]:
+    """Reads, checks, resizes and encodes one pair.
+
+    Returns:
+        The row with size and difference hash, the checked sample, the record.
+
+    Raises:
+        RejectError: the pair is not fit for the dataset; says why.
+    """
+    config = recipe.config
+    image_bytes, mask_bytes = read_pair(row, recipe.source)
+    if (_sha256(image_bytes), _sha256(mask_bytes)) != (row.image_sha256, row.mask_sha256):
+        raise RejectError("changed", "the files changed while the job ran; run it again")
+    with _blame(row.image_path):
+        image = png.decode_image(image_bytes, config.max_pixels)
+    with _blame(row.mask_path):
+        raw = png.decode_mask(mask_bytes, config.max_pixels)
+        height, width = image.shape[:2]
+        if raw.shape != (height, width):
+            raise RejectError(
+                "size_mismatch",
+                f"expected {width}x{height} as the image, found {raw.shape[1]}x{raw.shape[0]}",
+            )
+        mask = png.check_mask(raw, recipe.taxonomy)
+    target = (config.height or height, config.width or width)
+    sample = Sample(
+        id=row.id,
+        image=png.resize_image(image, *target, config.resize),
+        mask=png.resize_nearest(mask, *target),
+    )
+    digest = hashlib.sha256(image_bytes)
+    digest.update(mask_bytes)
+    example = Example(
+        image=png.encode(sample.image),
+        mask=png.encode(sample.mask),
+        id=row.id,
+        source_height=height,
+        source_width=width,
+        source_sha256=digest.hexdigest(),
+    )
+    done = replace(row, source_height=height, source_width=width, dhash=difference_hash(image))
+    return done, sample, example
+
+
+def difference_hash(image: UInt8Array) -> str:
+    """64-bit difference hash of an RGB image (height, width, 3), as 16 hex digits.
+
+    A bit tells whether brightness falls from one cell of an 8x9 grid to its right neighbour; the
+    Hamming distance of two hashes tells how unlike two pictures are.
+    """
+    # The pixels of an image are thinned out first: the hash looks at cells of 1/9 of the width.
+    thin = image[:: max(1, image.shape[0] // 96), :: max(1, image.shape[1] // 128)]
+    grey = Image.fromarray(thin).convert("L").resize((9, 8), Image.Resampling.BOX)
+    cells = np.asarray(grey)
+    return np.packbits(cells[:, :-1] > cells[:, 1:]).tobytes().hex()
+
+
+@contextmanager
+def _blame(path: str) -> Iterator[None]:
+    """Puts the file's name into a reject's message."""
+    try:
+        yield
+    except RejectError as error:
+        raise RejectError(error.code, f"{path}: {error.message}") from error
+
+
+def _is_copy(row: SourceRow) -> bool:
+    return row.reject_code == DUPLICATE
+
+
+def _listing(row: SourceRow) -> tuple[object, ...]:
+    return (
+        row.image_path,
+        row.mask_path,
+        row.image_size,
+        row.mask_size,
+        row.image_modified,
+        row.mask_modified,
+        row.split,
+    )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,79 @@
+"""Runs of the inference job: what is staged, counted, published, and verified later."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam import storage
+from beam.model_uri import ResolvedModel
+from schemas.layout import partition_path
+from schemas.prediction import RUNS, with_footer
+
+TABLES = ("masks", "class_stats", "_rejects", "runs")
+"""In the order of publishing: a run's row appears when its rows are there."""
+
+TRUTH_STAGE = "truth"
+"""Stage of rejected masks: their images are predicted all the same."""
+
+_FILES_KEY = b"lyft.files"
+
+
+def partition_of(model: ResolvedModel, source_name: str) -> str:
+    """Partition folder of a model version over a source, below each table."""
+    return partition_path(model.name, model.version, source_name)
+
+
+def count(staging: Path) -> dict[str, int]:
+    """Images read, predicted and rejected, counted in the staged files themselves."""
+    predicted = sum(pq.read_metadata(path).num_rows for path in staging.glob("masks/*.parquet"))
+    rejects = pq.read_table(staging / "_rejects", columns=["stage", "code"])
+    lost = pc.and_(
+        pc.not_equal(rejects["stage"], TRUTH_STAGE), pc.not_equal(rejects["code"], "no_image")
+    )
+    rejected = int(pc.sum(lost).as_py() or 0)
+    return {
+        "images_read": predicted + rejected,
+        "images_predicted": predicted,
+        "images_rejected": rejected,
+    }
+
+
+def write_run(staging: Path, facts: Mapping[str, Any], footer: Mapping[str, str | None]) -> None:
+    """Stages the row of ``runs``; its footer holds the checksums of all other staged files."""
+    files = {
+        f"{table}/{path.name}": storage.file_sha256(path)
+        for table in TABLES
+        for path in sorted(staging.glob(f"{table}/*.parquet"))
+    }
+    schema = with_footer(RUNS, **footer)
+    schema = schema.with_metadata({**schema.metadata, _FILES_KEY: json.dumps(files).encode()})
+    pq.write_table(pa.Table.from_pylist([dict(facts)], schema=schema), staging / "runs/run.parquet")
+
+
+def publish(staging: Path, root: Path, partition: str) -> None:
+    """Puts each table's partition in its place, in one step each."""
+    for table in TABLES:
+        storage.publish(staging / table, root / table / partition)
+
+
+def is_published(root: Path, partition: str, run_id: str) -> bool:
+    """True where this run's partition is there and all its files have their checksums."""
+    path = root / "runs" / partition / "run.parquet"
+    try:
+        table = pq.ParquetFile(path)
+        if table.read(["run_id"])["run_id"].to_pylist() != [run_id]:
+            return False
+        files = json.loads(table.schema_arrow.metadata[_FILES_KEY])
+        return all(
+            storage.file_sha256(root / name.split("/")[0] / partition / name.split("/")[1]) == sha
+            for name, sha in files.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

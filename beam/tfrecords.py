@@ -1,0 +1,219 @@
+"""WriteShards: groups pairs by shard and writes each shard as one TFRecord file.
+
+Only paths cross the shuffle. A shard's worker reads, checks, resizes, encodes and writes its pairs
+one after the other in hash order, so memory holds one pair and the bytes depend on nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import apache_beam as beam
+
+from beam import splitting
+from beam.progress import Counters
+from beam.records import TRANSIENT, Recipe, make_record, reject_row
+from beam.storage import copy_or_link, file_sha256
+from schemas.config import IngestConfig
+from schemas.errors import RejectError
+from schemas.example import encode, write_record
+from schemas.layout import SPLITS, shard_name
+from schemas.manifest import Manifest, ShardInfo
+from schemas.sources import SourceRow
+from schemas.stats import PixelStats
+
+ShardKey = tuple[str, int]
+
+ROWS = "rows"
+
+
+@dataclass(frozen=True)
+class Previous:
+    """A published version whose shards may be taken over where their sources are the same."""
+
+    folder: str
+    shards: dict[str, ShardInfo]
+    """By hash of their sources."""
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Previous:
+        """The shards of the dataset version in ``folder``."""
+        return cls(str(folder), {shard.source_sha256: shard for shard in manifest.shards})
+
+
+@dataclass
+class WriteShards(beam.PTransform):
+    """Rows to TFRecord files.
+
+    Attributes:
+        recipe: what decides the records.
+        folder: where the files are written.
+        progress: folder of the running counters.
+        previous: a version to take shards over from.
+
+    Returns a dict: ``shards``, one ShardInfo for each file; ``rows``, each row as it ended.
+    """
+
+    recipe: Recipe
+    folder: str
+    progress: str
+    previous: Previous | None = None
+
+    def expand(
+        self, rows: beam.PCollection[SourceRow]
+    ) -> dict[str, beam.PCollection[ShardInfo | SourceRow]]:
+        """The graph: count, key by shard, group, write."""
+        config = self.recipe.config
+        counts = (
+            rows
+            | "SizeOfRow" >> beam.Map(lambda row: (row.split, (1, record_bytes(row, self.recipe))))
+            | "SizeOfSplit" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
+        )
+        sizes = beam.pvalue.AsDict(counts)
+        keyed = rows | "KeyByShard" >> beam.Map(
+            lambda row, sizes: (shard_key(row, sizes, self.recipe), row), sizes
+        )
+        # A hash range without a row still is a file, or the set would not be complete.
+        every = (
+            rows.pipeline
+            | "Splits" >> beam.Create(SPLITS)
+            | "EveryShard"
+            >> beam.FlatMap(
+                lambda split, sizes: [
+                    ((split, index), None) for index in range(shards_of(split, sizes, config))
+                ],
+                sizes,
+            )
+        )
+        written = (
+            (keyed, every)
+            | "AllKeys" >> beam.Flatten()
+            | "GroupByShard" >> beam.GroupByKey()
+            | "WriteShard"
+            >> beam.ParDo(
+                _WriteShard(self.recipe, self.folder, self.progress, self.previous), sizes
+            ).with_outputs(ROWS, main="shards")
+        )
+        return {"shards": written.shards, "rows": written[ROWS]}
+
+
+def record_bytes(row: SourceRow, recipe: Recipe) -> int:
+    """Estimate of a record's bytes before it is made: of the resized pixels, or of the source."""
+    config = recipe.config
+    if config.height:
+        return 1024 + config.height * config.width * 8 // 5
+    return 1024 + row.image_size + row.mask_size
+
+
+def shards_of(split: str, sizes: dict[str, tuple[int, int]], config: IngestConfig) -> int:
+    """Shards of a split, given the records and bytes of each split that has any."""
+    records, size = sizes.get(split, (0, 0))
+    return splitting.shard_count(records, size, config)
+
+
+def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe) -> ShardKey:
+    """Split and shard of a row, given the records and bytes of each split."""
+    split = str(row.split)
+    shards = shards_of(split, sizes, recipe.config)
+    return split, splitting.shard_of(splitting.order_key(row.id, recipe.config), shards)
+
+
+def shard_source_sha256(rows: Iterable[SourceRow], recipe: Recipe) -> str:
+    """Hash of the sources of one shard, in order, and of all that decides their records."""
+    digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
+    for row in rows:
+        digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
+    return digest.hexdigest()
+
+
+class _WriteShard(beam.DoFn):
+    def __init__(
+        self, recipe: Recipe, folder: str, progress: str, previous: Previous | None
+    ) -> None:
+        self._recipe = recipe
+        self._folder = Path(folder)
+        self._progress = progress
+        self._previous = previous
+
+    def setup(self) -> None:
+        self._counters = Counters("ingest", self._progress)
+
+    def finish_bundle(self) -> None:
+        self._counters.flush()
+
+    def process(
+        self,
+        element: tuple[ShardKey, Iterable[SourceRow | None]],
+        sizes: dict[str, tuple[int, int]],
+    ) -> Iterator[ShardInfo | beam.pvalue.TaggedOutput]:
+        (split, index), grouped = element
+        config = self._recipe.config
+        rows = sorted(
+            (row for row in grouped if row is not None),
+            key=lambda row: (splitting.order_key(row.id, config), row.id),
+        )
+        shards = shards_of(split, sizes, config)
+        name = shard_name(config.name, split, index, shards)
+        source_sha256 = shard_source_sha256(rows, self._recipe)
+        info, done = self._take_over(name, source_sha256, rows) or self._write(
+            name, split, source_sha256, rows
+        )
+        yield info
+        for row in done:
+            yield beam.pvalue.TaggedOutput(ROWS, row)
+
+    def _take_over(
+        self, name: str, source_sha256: str, rows: list[SourceRow]
+    ) -> tuple[ShardInfo, list[SourceRow]] | None:
+        """The shard of the previous version, if it is whole and its rows are known."""
+        old = self._previous and self._previous.shards.get(source_sha256)
+        if not self._previous or not old or not all(_is_settled(row) for row in rows):
+            return None
+        path = Path(self._previous.folder, old.name)
+        if not path.is_file() or file_sha256(path) != old.sha256:
+            return None
+        copy_or_link(path, self._folder / name)
+        self._counters.add("kept", old.records)
+        done = [replace(row, shard=None if row.reject_code else name) for row in rows]
+        return old.model_copy(update={"name": name}), done
+
+    def _write(
+        self, name: str, split: str, source_sha256: str, rows: list[SourceRow]
+    ) -> tuple[ShardInfo, list[SourceRow]]:
+        recipe = self._recipe
+        stats = PixelStats.zero(len(recipe.taxonomy))
+        done = []
+        size = 0
+        path = self._folder / name
+        # A bundle that is tried again writes the same bytes over whatever the first try left.
+        with open(path, "wb") as file:
+            for row in rows:
+                try:
+                    made, sample, example = make_record(row, recipe)
+                except RejectError as error:
+                    self._counters.add(f"rejected.{error.code}")
+                    done.append(reject_row(row, error))
+                    continue
+                written = write_record(file, encode(example))
+                stats += PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
+                size += written
+                done.append(replace(made, shard=name, reject_code=None, reject_message=None))
+                self._counters.add("written")
+                self._counters.add("bytes", written)
+        info = ShardInfo(
+            name=name,
+            split=split,
+            records=sum(row.shard is not None for row in done),
+            bytes=size,
+            sha256=file_sha256(path),
+            source_sha256=source_sha256,
+            stats=stats.to_json(),
+        )
+        return info, done
+
+
+def _is_settled(row: SourceRow) -> bool:
+    return bool(row.dhash) or (row.reject_code is not None and row.reject_code not in TRANSIENT)

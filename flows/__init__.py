@@ -1,0 +1,1 @@
+"""Thin Prefect flows over the three jobs. The only place that imports prefect."""

@@ -1,0 +1,72 @@
+"""Flow ``ingest-train-infer``: raw PNG pairs to a model and its tables, in one run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prefect import flow
+
+from flows.artifacts import publish_class_table, publish_links
+from flows.infer import infer
+from flows.ingest import ingest
+from flows.summary import class_summary, partition_of
+from flows.train import train
+from schemas.config import InferConfig, IngestConfig, TrainConfig
+from schemas.layout import TRACKING_URI, safe_name
+
+
+class Results(NamedTuple):
+    """Where a run's outputs are.
+
+    Attributes:
+        dataset: published folder.
+        model: ``models:/<name>/<version>``.
+        predictions: root of the tables.
+        partition: of this run's rows, below each table.
+    """
+
+    dataset: str
+    model: str
+    predictions: str
+    partition: str
+
+
+@flow(name="ingest-train-infer", flow_run_name="ingest-train-infer-{source}")
+def ingest_train_infer(
+    source: str,
+    output: str = "outputs",
+    infer_source: str | None = None,
+    tracking_uri: str = TRACKING_URI,
+    ingest_config: IngestConfig = IngestConfig(),
+    train_config: TrainConfig = TrainConfig(),
+    infer_config: InferConfig = InferConfig(),
+) -> Results:
+    """Ingests raw pairs, trains on them, predicts, and publishes tables.
+
+    Each step that finds nothing changed since an earlier run says so and takes no time.
+
+    Args:
+        source: Folder or URI that holds CameraRGB beside CameraSeg, at any depth.
+        output: Root of all outputs.
+        infer_source: Folder or URI of PNGs to predict; the dataset itself when left out.
+        tracking_uri: MLflow's server or store.
+        ingest_config: How pairs become records.
+        train_config: How the network is trained.
+        infer_config: How images are predicted and rows are written.
+    """
+    dataset = ingest(source, output, ingest_config)
+    model = train(dataset, train_config, tracking_uri)
+    predictions = infer(
+        model=model,
+        dataset=None if infer_source else dataset,
+        source=infer_source,
+        output=output,
+        config=infer_config,
+        tracking_uri=tracking_uri,
+    )
+    folder_name = infer_source.rstrip("/").rpartition("/")[2] if infer_source else None
+    source_name = infer_config.source_name or safe_name(folder_name or ingest_config.name)
+    partition = partition_of(model, source_name)
+    publish_class_table(class_summary(predictions, partition), model)
+    publish_links(dataset, model, predictions, tracking_uri)
+    return Results(dataset, model, predictions, partition)

@@ -1,0 +1,48 @@
+"""Training metrics from one streamed confusion matrix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from schemas.classes import VOID
+
+
+class SegmentationMetrics(keras.metrics.Metric):
+    """Pixel accuracy and mean IoU over all pixels seen since the last reset.
+
+    Truth is (batch, height, width, 1) of class ids, 255 for void, which is left out; prediction
+    is logits (batch, height, width, classes). Classes that occur in neither are left out of the
+    mean. Counts are exact up to 2**31 pixels a cell.
+    """
+
+    def __init__(self, classes: int, name: str = "segmentation") -> None:
+        super().__init__(name=name)
+        self.classes = classes
+        self.matrix = self.add_weight(
+            shape=(classes, classes), initializer="zeros", dtype="int32", name="matrix"
+        )
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ARG002
+        """Adds one batch."""
+        truth = ops.cast(ops.reshape(y_true, (-1,)), "int32")
+        predicted = ops.cast(ops.reshape(ops.argmax(y_pred, axis=-1), (-1,)), "int32")
+        cells = self.classes * self.classes
+        # Void counts in a cell of its own behind the others.
+        pairs = ops.where(truth == VOID, cells, truth * self.classes + predicted)
+        counts = ops.bincount(pairs, minlength=cells + 1)[:cells]
+        self.matrix.assign_add(ops.cast(ops.reshape(counts, (self.classes, self.classes)), "int32"))
+
+    def result(self) -> dict[str, Any]:
+        """``pixel_accuracy`` and ``mean_iou``, 0 without pixels."""
+        matrix = ops.cast(self.matrix, "float32")
+        hits = ops.diagonal(matrix)
+        union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - hits
+        present = ops.cast(union > 0, "float32")
+        iou = hits / ops.maximum(union, 1.0)
+        return {
+            "pixel_accuracy": ops.sum(hits) / ops.maximum(ops.sum(matrix), 1.0),
+            "mean_iou": ops.sum(iou) / ops.maximum(ops.sum(present), 1.0),
+        }

@@ -1,0 +1,189 @@
+"""Classes of a segmentation mask: id, name, colour, and the taxonomy that holds them.
+
+A taxonomy is data: a YAML file beside this module, or one of the user's. It says which values a
+raw mask may hold, what each becomes in the dataset, and what is left out of the loss (void).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from schemas.errors import UserError
+
+UInt8Array = npt.NDArray[np.uint8]
+
+VOID = 255
+"""Pixel value of a dataset mask that belongs to no class: left out of loss and metrics."""
+
+_INVALID = 256
+
+Colour = tuple[int, int, int]
+
+
+class ClassLabel(BaseModel):
+    """One class: its id in dataset masks and logits, its name, its RGB colour (0 to 255)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: int = Field(ge=0, lt=VOID)
+    name: str = Field(min_length=1)
+    colour: Colour
+    usually: Literal["upper", "lower"] | None = None
+    """The half of a picture in which most of this class lies; checked against the data."""
+
+
+class Region(BaseModel):
+    """A class that becomes void inside a rectangle, e.g. vehicle pixels of the car's own hood.
+
+    ``top``, ``left``, ``bottom`` and ``right`` are fractions of height and width.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    class_id: int = Field(ge=0, lt=VOID)
+    top: float = Field(0.0, ge=0, le=1)
+    left: float = Field(0.0, ge=0, le=1)
+    bottom: float = Field(1.0, ge=0, le=1)
+    right: float = Field(1.0, ge=0, le=1)
+
+
+class Taxonomy(BaseModel):
+    """A named, versioned set of classes and the mapping from raw mask values to them.
+
+    Attributes:
+        classes: ids 0 to n-1 in order; the id is the index of the logit.
+        remap: raw mask value to class id, or to 255 for void. A raw value that is neither a class
+            id nor a key here is an error in the mask.
+        void_regions: rectangles in which one class becomes void.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    classes: tuple[ClassLabel, ...] = Field(min_length=2, max_length=VOID)
+    remap: dict[int, int] = {}
+    void_regions: tuple[Region, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Taxonomy:
+        ids = [label.id for label in self.classes]
+        if ids != list(range(len(ids))):
+            raise ValueError(f"class ids must be 0 to {len(ids) - 1} in order, found {ids}")
+        names = [label.name for label in self.classes]
+        if len(set(names)) != len(names):
+            raise ValueError("class names must differ from each other")
+        for raw, target in self.remap.items():
+            if not 0 <= raw <= VOID or not (target == VOID or 0 <= target < len(ids)):
+                raise ValueError(f"remap {raw}: {target} leads to no class")
+        for region in self.void_regions:
+            if region.class_id >= len(ids):
+                raise ValueError(f"void region of class {region.class_id}, which does not exist")
+        return self
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names by id."""
+        return tuple(label.name for label in self.classes)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of everything that decides which class a pixel gets."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def palette(self) -> bytes:
+        """768 bytes for a palette PNG: the class colours, black beyond, white for void."""
+        flat = [channel for label in self.classes for channel in label.colour]
+        flat += [0] * (3 * VOID - len(flat)) + [255, 255, 255]
+        return bytes(flat)
+
+    @cached_property
+    def _table(self) -> npt.NDArray[np.uint16]:
+        table = np.full(256, _INVALID, np.uint16)
+        table[: len(self)] = np.arange(len(self))
+        for raw, target in self.remap.items():
+            table[raw] = target
+        return table
+
+    @cached_property
+    def is_identity(self) -> bool:
+        """True where raw mask values are the class ids themselves and nothing becomes void."""
+        return not self.remap and not self.void_regions
+
+    def unknown_values(self, raw: UInt8Array) -> list[int]:
+        """Values in a raw mask that this taxonomy does not know, in ascending order."""
+        if self.is_identity and raw.max(initial=0) < len(self):
+            return []
+        present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
+        return [int(value) for value in present if self._table[value] == _INVALID]
+
+    def class_ids(self, raw: UInt8Array) -> UInt8Array:
+        """Class ids of a raw mask, uint8 (height, width), void as 255. Values must be known."""
+        if self.is_identity:
+            return raw
+        ids = self._table[raw].astype(np.uint8)
+        height, width = ids.shape
+        for region in self.void_regions:
+            window = ids[
+                round(region.top * height) : round(region.bottom * height),
+                round(region.left * width) : round(region.right * width),
+            ]
+            window[window == region.class_id] = VOID
+        return ids
+
+
+def builtin_taxonomies() -> list[str]:
+    """Names of the taxonomies that come with the project."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_taxonomy(name_or_path: str) -> Taxonomy:
+    """Reads a taxonomy that comes with the project, by name, or a YAML file of the user's.
+
+    Raises:
+        UserError: there is no such taxonomy, or the file breaks a rule.
+    """
+    path = _folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        known = ", ".join(builtin_taxonomies())
+        raise UserError(
+            f"taxonomy {name_or_path!r} is neither one of {known} nor a YAML file; "
+            "pass one of these names or a path"
+        )
+    try:
+        return Taxonomy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise UserError(f"taxonomy file {path}: {explain(error)}") from error
+
+
+def explain(error: Exception) -> str:
+    """One line for a pydantic or YAML error: field, what was expected, what was found."""
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())
+    problems = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        found = item["input"] if not isinstance(item["input"], dict) else "a mapping"
+        message = item["msg"].removeprefix("Value error, ")
+        problems.append(f"{field}: {message}, found {found!r}" if field else message)
+    return "; ".join(problems)
+
+
+def _folder() -> Path:
+    return Path(__file__).with_name("taxonomies")

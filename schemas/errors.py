@@ -1,0 +1,27 @@
+"""Errors that a user can mend, told apart from defects of ours."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in the input or the set-up: one line that says what, what was expected, what to do.
+
+    Command lines print the message and exit with code 2; flows fail without a retry.
+    """
+
+
+class RejectError(Exception):
+    """One input that cannot be used, while the rest of the job goes on.
+
+    Args:
+        code: a short, stable reason such as ``truncated``; analysts group by it.
+        message: what was expected and what was found.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"

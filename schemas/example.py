@@ -1,0 +1,173 @@
+"""The tf.train.Example of one sample: one spec that writes it and reads it, without TensorFlow.
+
+The message is declared here in a descriptor pool of our own, so that it never meets TensorFlow's
+registration of the same message; the bytes are the same. TFRecord framing is included.
+Sources: tensorflow/core/example/example.proto, tensorflow/core/lib/io/record_writer.h.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Literal, get_type_hints
+
+import google_crc32c
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+
+class CorruptRecordError(ValueError):
+    """A TFRecord stream or an Example that is damaged: says where and what was expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What one record holds.
+
+    Attributes:
+        image: PNG of the RGB image, uint8 (height, width, 3).
+        mask: single-channel PNG of class ids, uint8 (height, width), 255 for void.
+        id: path below the source root without suffix and camera folder.
+        source_height, source_width: size in pixels before resizing.
+        source_sha256: hex digest of the source image's bytes followed by the source mask's.
+    """
+
+    image: bytes
+    mask: bytes
+    id: str
+    source_height: int
+    source_width: int
+    source_sha256: str
+
+
+FEATURES: dict[str, Literal["bytes", "str", "int"]] = {
+    name: kind.__name__ for name, kind in get_type_hints(Example).items()
+}
+"""Feature name to its Python type; ``str`` is UTF-8 in a bytes list, ``int`` an int64."""
+
+
+def encode(example: Example) -> bytes:
+    """Serialised tf.train.Example; the same bytes for the same example, keys sorted."""
+    message = _Example()
+    for name, kind in FEATURES.items():
+        value = getattr(example, name)
+        feature = message.features.feature[name]
+        if kind == "int":
+            feature.int64_list.value.append(value)
+        else:
+            feature.bytes_list.value.append(value.encode() if kind == "str" else value)
+    encoded: bytes = message.SerializeToString(deterministic=True)
+    return encoded
+
+
+def parse(record: bytes) -> Example:
+    """The example in a serialised tf.train.Example.
+
+    Raises:
+        CorruptRecordError: not an Example, or a feature is missing or of another type.
+    """
+    try:
+        message = _Example.FromString(record)
+    except DecodeError as error:
+        raise CorruptRecordError(f"not a tf.train.Example: {error}") from error
+    values: dict[str, Any] = {}
+    for name, kind in FEATURES.items():
+        feature = message.features.feature[name]
+        found = feature.int64_list.value if kind == "int" else feature.bytes_list.value
+        if len(found) != 1:
+            raise CorruptRecordError(
+                f"feature {name!r}: expected one {kind} value, found {len(found)}"
+            )
+        try:
+            values[name] = found[0].decode() if kind == "str" else found[0]
+        except UnicodeDecodeError as error:
+            raise CorruptRecordError(f"feature {name!r}: not UTF-8") from error
+    return Example(**values)
+
+
+def parsing_spec() -> dict[str, Any]:
+    """The spec for ``tf.io.parse_single_example``: scalars, tf.string or tf.int64."""
+    import tensorflow as tf
+
+    return {
+        name: tf.io.FixedLenFeature([], tf.int64 if kind == "int" else tf.string)
+        for name, kind in FEATURES.items()
+    }
+
+
+def write_record(stream: IO[bytes], record: bytes) -> int:
+    """Appends one TFRecord frame; returns the bytes written."""
+    length = struct.pack("<Q", len(record))
+    frame = b"".join((length, _masked_crc(length), record, _masked_crc(record)))
+    stream.write(frame)
+    return len(frame)
+
+
+def read_records(stream: IO[bytes], name: str) -> Iterator[bytes]:
+    """Records of a TFRecord stream; ``name`` stands in errors.
+
+    Raises:
+        CorruptRecordError: a checksum does not match, or the stream ends inside a record.
+    """
+    offset = 0
+    while header := stream.read(12):
+        if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
+            raise CorruptRecordError(f"{name}: damaged record length at byte {offset}")
+        (length,) = struct.unpack("<Q", header[:8])
+        body = stream.read(length + 4)
+        if len(body) < length + 4 or _masked_crc(body[:length]) != body[length:]:
+            raise CorruptRecordError(f"{name}: damaged record at byte {offset}")
+        offset += 12 + len(body)
+        yield body[:length]
+
+
+def _masked_crc(data: bytes) -> bytes:
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _declare_example() -> Any:
+    field = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(
+        name="lyft/example.proto", package="lyft", syntax="proto3"
+    )
+
+    def message(name: str, *fields: tuple[str, int, int, int, str | None]) -> Any:
+        declared = file.message_type.add(name=name)
+        for field_name, number, label, kind, type_name in fields:
+            declared.field.add(
+                name=field_name, number=number, label=label, type=kind, type_name=type_name
+            )
+        return declared
+
+    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
+    message("BytesList", ("value", 1, many, field.TYPE_BYTES, None))
+    message("FloatList", ("value", 1, many, field.TYPE_FLOAT, None))
+    message("Int64List", ("value", 1, many, field.TYPE_INT64, None))
+    feature = message(
+        "Feature",
+        ("bytes_list", 1, one, field.TYPE_MESSAGE, ".lyft.BytesList"),
+        ("float_list", 2, one, field.TYPE_MESSAGE, ".lyft.FloatList"),
+        ("int64_list", 3, one, field.TYPE_MESSAGE, ".lyft.Int64List"),
+    )
+    feature.oneof_decl.add(name="kind")
+    for declared in feature.field:
+        declared.oneof_index = 0
+    features = message(
+        "Features", ("feature", 1, many, field.TYPE_MESSAGE, ".lyft.Features.FeatureEntry")
+    )
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
+    entry.field.add(
+        name="value", number=2, label=one, type=field.TYPE_MESSAGE, type_name=".lyft.Feature"
+    )
+    message("Example", ("features", 1, one, field.TYPE_MESSAGE, ".lyft.Features"))
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("lyft.Example"))
+
+
+_Example = _declare_example()

@@ -1,0 +1,47 @@
+"""Names of everything that is published: datasets, shards, partitions, runs."""
+
+from __future__ import annotations
+
+import re
+
+SPLITS = ("train", "validation", "test")
+
+MANIFEST = "manifest.json"
+REJECTS = "rejects.parquet"
+SOURCES = "sources.parquet"
+SHARD_LOG = "shards.json"
+
+TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
+"""Where MLflow keeps runs and models when nothing else is said."""
+
+STAGING_PREFIX = ".staging-"
+"""Folders whose name begins so are work in progress; readers skip them."""
+
+
+def shard_name(dataset: str, split: str, index: int, shards: int) -> str:
+    """File name of one shard, as TFDS writes it: ``lyft-train.tfrecord-00000-of-00008``."""
+    return f"{dataset}-{split}.tfrecord-{index:05d}-of-{shards:05d}"
+
+
+def version_name(fingerprint: str) -> str:
+    """Folder of a dataset version: the first 12 digits of its fingerprint."""
+    return fingerprint[:12]
+
+
+def partition_path(model: str, version: str, source: str) -> str:
+    """Hive partition of one model version over one source; versions are written ``v3``."""
+    parts = {"model": model, "version": version, "source": source}
+    for key, value in parts.items():
+        if value != safe_name(value):
+            raise ValueError(f"{key} {value!r} cannot name a folder")
+    return "/".join(f"{key}={value}" for key, value in parts.items())
+
+
+def part_name(index: int, parts: int) -> str:
+    """File name of one part of a table inside a partition."""
+    return f"part-{index:05d}-of-{parts:05d}.parquet"
+
+
+def safe_name(text: str) -> str:
+    """``text`` as one folder name: letters, digits, dot, dash, underscore; never a parent."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "unnamed"

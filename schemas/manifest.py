@@ -1,0 +1,117 @@
+"""What a published dataset says of itself: ``manifest.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from schemas.classes import Taxonomy, explain
+from schemas.config import IngestConfig
+from schemas.errors import UserError
+from schemas.layout import MANIFEST
+
+SCHEMA_VERSION = 1
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardInfo(_Record):
+    """One TFRecord file.
+
+    Attributes:
+        sha256: of the file.
+        source_sha256: of the sources whose records it holds, in order, and of the config.
+        stats: PixelStats of its records, as integers.
+    """
+
+    name: str
+    split: str
+    records: int
+    bytes: int
+    sha256: str
+    source_sha256: str
+    stats: dict[str, Any]
+
+
+class SplitInfo(_Record):
+    """One split: its records and how many pixels each class has in it, by class name."""
+
+    records: int
+    bytes: int
+    class_pixels: dict[str, int]
+    void_pixels: int
+
+
+class NearDuplicates(_Record):
+    """Pairs of images in different splits that look alike.
+
+    Two images are alike when their 64-bit difference hashes differ in at most ``max_distance``
+    bits.
+    """
+
+    max_distance: int
+    pairs_across_splits: int
+    images_across_splits: int
+
+
+class Manifest(_Record):
+    """A dataset version.
+
+    Attributes:
+        fingerprint: hash over the hashes of all sources and the config; the dataset's identity
+            in MLflow and in every Parquet footer.
+        source: where the raw pairs lie.
+        channel_mean, channel_std: of R, G, B in the train split, on the scale 0 to 1.
+        class_weights: median-frequency weights of the train split, by class name.
+        rejects: number of rejected inputs by reason code.
+        warnings: what a person should look at before training on it.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    fingerprint: str
+    source: str
+    config: IngestConfig
+    taxonomy: Taxonomy
+    taxonomy_sha256: str
+    splits: dict[str, SplitInfo]
+    channel_mean: list[float]
+    channel_std: list[float]
+    class_weights: dict[str, float]
+    near_duplicates: NearDuplicates | None
+    rejects: dict[str, int]
+    warnings: list[str]
+    shards: list[ShardInfo]
+
+    @property
+    def records(self) -> int:
+        """Records in all splits."""
+        return sum(split.records for split in self.splits.values())
+
+    def shard_names(self, split: str) -> list[str]:
+        """File names of one split's shards, in order."""
+        return [shard.name for shard in self.shards if shard.split == split]
+
+
+def load_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a published dataset.
+
+    Raises:
+        UserError: the folder is not there, has no manifest, or the manifest is damaged.
+    """
+    path = Path(folder) / MANIFEST
+    if not path.parent.is_dir():
+        raise UserError(f"dataset {str(folder)!r}: there is no such folder")
+    if not path.is_file():
+        raise UserError(
+            f"dataset {str(folder)!r} has no {MANIFEST}; "
+            "pass the folder that `python -m beam.ingest` printed"
+        )
+    try:
+        return Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise UserError(f"{path}: not a manifest this version reads: {explain(error)}") from error

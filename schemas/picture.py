@@ -1,0 +1,76 @@
+"""Pictures of images and masks, drawn with Pillow: panels, overlays, legends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from schemas.classes import Taxonomy, UInt8Array
+
+MARGIN = 10
+_INK = (30, 30, 30)
+_PAPER = (255, 255, 255)
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One image of a panel; all arrays have one height and width.
+
+    Attributes:
+        caption: stands above the row.
+        image: RGB, uint8 (height, width, 3).
+        masks: masks of class ids, uint8 (height, width), one for each further column.
+    """
+
+    caption: str
+    image: UInt8Array
+    masks: Sequence[UInt8Array]
+
+
+def colourise(mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+    """RGB picture (height, width, 3) of a mask in the class colours."""
+    return np.frombuffer(taxonomy.palette, np.uint8).reshape(256, 3)[mask]
+
+
+def panel(
+    rows: Sequence[PanelRow], columns: Sequence[str], taxonomy: Taxonomy, width: int = 320
+) -> Image.Image:
+    """A sheet: one row for each image, input first, then its masks; a legend of the classes."""
+    font = ImageFont.load_default(15)
+    cells: list[tuple[str, list[Image.Image]]] = []
+    present: set[int] = set()
+    for row in rows:
+        height = round(width * row.image.shape[0] / row.image.shape[1])
+        pictures = [Image.fromarray(row.image).resize((width, height), Image.Resampling.LANCZOS)]
+        for mask in row.masks:
+            present.update(int(value) for value in np.unique(mask))
+            coloured = Image.fromarray(colourise(mask, taxonomy))
+            pictures.append(coloured.resize((width, height), Image.Resampling.NEAREST))
+        cells.append((row.caption, pictures))
+
+    labels = [label for label in taxonomy.classes if label.id in present]
+    across = len(columns) * (width + MARGIN) + MARGIN
+    head = 24
+    legend_columns = max(1, across // 170)
+    legend_height = -(-len(labels) // legend_columns) * 24 + 2 * MARGIN
+    down = head + sum(pictures[0].height + 30 for _, pictures in cells) + legend_height
+    sheet = Image.new("RGB", (across, down), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for column, title in enumerate(columns):
+        draw.text((MARGIN + column * (width + MARGIN), 4), title, _INK, font)
+    top = head
+    for caption, pictures in cells:
+        draw.text((MARGIN, top), caption, (110, 110, 110), ImageFont.load_default(12))
+        top += 18
+        for column, picture in enumerate(pictures):
+            sheet.paste(picture, (MARGIN + column * (width + MARGIN), top))
+        top += pictures[0].height + 12
+    for position, label in enumerate(labels):
+        row_index, column = divmod(position, legend_columns)
+        x, y = MARGIN + column * 170, top + MARGIN + row_index * 24
+        draw.rectangle((x, y, x + 16, y + 16), label.colour, _INK)
+        draw.text((x + 24, y), label.name, _INK, font)
+    return sheet

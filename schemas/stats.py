@@ -1,0 +1,175 @@
+"""Class statistics as monoids: each has a zero and a ``+``, so any split of the work adds up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from schemas.classes import VOID, UInt8Array
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class PixelStats:
+    """What a set of images and masks looks like, from exact integer sums.
+
+    Attributes:
+        class_pixels: pixels of each class, int64 (classes,).
+        void_pixels: pixels that belong to no class.
+        images: images of each class, i.e. those with at least one pixel of it, int64 (classes,).
+        class_image_pixels: all non-void pixels of the images that contain the class (classes,).
+        upper_pixels: pixels of each class in the upper half of their image (classes,).
+        channel_sum, channel_square_sum: over R, G, B values 0 to 255, int64 (3,).
+    """
+
+    class_pixels: Int64Array
+    void_pixels: int
+    images: Int64Array
+    class_image_pixels: Int64Array
+    upper_pixels: Int64Array
+    channel_sum: Int64Array
+    channel_square_sum: Int64Array
+
+    @classmethod
+    def zero(cls, classes: int) -> PixelStats:
+        """The statistics of no image."""
+
+        def zeros(length: int) -> Int64Array:
+            return np.zeros(length, np.int64)
+
+        return cls(
+            zeros(classes), 0, zeros(classes), zeros(classes), zeros(classes), zeros(3), zeros(3)
+        )
+
+    @classmethod
+    def of(cls, image: UInt8Array, mask: UInt8Array, classes: int) -> PixelStats:
+        """The statistics of one image (height, width, 3) and its mask (height, width)."""
+        counts = np.bincount(mask.ravel(), minlength=VOID + 1)
+        upper = np.bincount(mask[: len(mask) // 2].ravel(), minlength=VOID + 1)
+        class_pixels = counts[:classes].astype(np.int64)
+        present = class_pixels > 0
+        flat = image.reshape(-1, 3).astype(np.int64)
+        return cls(
+            class_pixels,
+            int(counts[VOID]),
+            present.astype(np.int64),
+            present * class_pixels.sum(),
+            upper[:classes].astype(np.int64),
+            flat.sum(axis=0),
+            (flat * flat).sum(axis=0),
+        )
+
+    def __add__(self, other: PixelStats) -> PixelStats:
+        return PixelStats(
+            self.class_pixels + other.class_pixels,
+            self.void_pixels + other.void_pixels,
+            self.images + other.images,
+            self.class_image_pixels + other.class_image_pixels,
+            self.upper_pixels + other.upper_pixels,
+            self.channel_sum + other.channel_sum,
+            self.channel_square_sum + other.channel_square_sum,
+        )
+
+    @property
+    def pixels(self) -> int:
+        """All pixels, void included."""
+        return int(self.class_pixels.sum()) + self.void_pixels
+
+    def channel_mean(self) -> list[float]:
+        """Mean of R, G, B on the scale 0 to 1; zeros without pixels."""
+        return [float(v) for v in self.channel_sum / max(self.pixels, 1) / 255]
+
+    def channel_std(self) -> list[float]:
+        """Standard deviation of R, G, B over all pixels on the scale 0 to 1."""
+        total = max(self.pixels, 1)
+        mean = self.channel_sum / total
+        variance = np.maximum(self.channel_square_sum / total - mean * mean, 0)
+        return [float(v) for v in np.sqrt(variance) / 255]
+
+    def class_weights(self) -> list[float]:
+        """Median-frequency weights; 0 for a class without a pixel.
+
+        The frequency of a class is its share of the pixels of the images that contain it; its
+        weight is the median frequency over its own. Source: Eigen and Fergus, "Predicting
+        Depth, Surface Normals and Semantic Labels", ICCV 2015, section 6.3.2.
+        """
+        present = self.class_pixels > 0
+        weights = np.zeros(len(self.class_pixels))
+        if present.any():
+            frequency = self.class_pixels[present] / self.class_image_pixels[present]
+            weights[present] = np.median(frequency) / frequency
+        return [float(v) for v in weights]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain integers, for a JSON file; ``from_json`` is the inverse."""
+        return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> PixelStats:
+        """The statistics that ``to_json`` described."""
+        values: dict[str, Any] = {
+            k: np.array(v, np.int64) if isinstance(v, list) else v for k, v in data.items()
+        }
+        return cls(**values)
+
+
+@dataclass(frozen=True, eq=False)
+class ConfusionMatrix:
+    """Pixels by true class (rows) and predicted class (columns), int64 (classes, classes).
+
+    Void pixels of the truth are left out. Classes that occur neither in the truth nor in the
+    prediction have no IoU (NaN) and are left out of the mean.
+    """
+
+    counts: Int64Array
+
+    @classmethod
+    def zero(cls, classes: int) -> ConfusionMatrix:
+        """The matrix of no pixel."""
+        return cls(np.zeros((classes, classes), np.int64))
+
+    @classmethod
+    def of(cls, truth: UInt8Array, prediction: UInt8Array, classes: int) -> ConfusionMatrix:
+        """The matrix of two masks of one shape; predictions are class ids below ``classes``."""
+        known = truth != VOID
+        pairs = truth[known].astype(np.int64) * classes + prediction[known]
+        return cls(np.bincount(pairs, minlength=classes * classes).reshape(classes, classes))
+
+    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
+        return ConfusionMatrix(self.counts + other.counts)
+
+    @property
+    def true_pixels(self) -> Int64Array:
+        """Pixels of each class in the truth (classes,)."""
+        return np.asarray(self.counts.sum(axis=1))
+
+    @property
+    def intersection(self) -> Int64Array:
+        """Rightly predicted pixels of each class (classes,)."""
+        return np.diagonal(self.counts)
+
+    @property
+    def union(self) -> Int64Array:
+        """Pixels of each class in the truth or the prediction (classes,), void left out."""
+        return np.asarray(self.counts.sum(axis=0) + self.true_pixels - self.intersection)
+
+    def iou(self) -> Float64Array:
+        """Intersection over union of each class (classes,), NaN where the union is empty."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.intersection / self.union, np.float64)
+
+    def mean_iou(self) -> float:
+        """Mean IoU over the classes that occur; NaN where none does."""
+        iou = self.iou()
+        present = ~np.isnan(iou)
+        return float(iou[present].mean()) if present.any() else float("nan")
+
+    def pixel_accuracy(self) -> float:
+        """Share of rightly predicted pixels; NaN without pixels."""
+        total = int(self.counts.sum())
+        return float(self.intersection.sum() / total) if total else float("nan")

@@ -1,0 +1,75 @@
+"""Shared inputs: synthetic scenes drawn once, the real pairs where they are, one small dataset."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared/data/lyft"
+
+# Set before anything is imported that reads them; nothing of a test may land in a home folder.
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+
+from flows.scenes import write_scenes
+from schemas.config import IngestConfig
+
+SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
+"""Small pictures, dealt out one by one: 40 of them give 32, 4 and 4."""
+
+Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The 200 real pairs in Kaggle's layout."""
+    if not REAL.is_dir():
+        pytest.skip(f"the real pairs are not at {REAL}")
+    return REAL
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """40 synthetic pairs of 160x120."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(str(folder), 40, seed=1, width=160, height=120)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The scenes as a published dataset."""
+    from beam.ingest import run
+    from beam.pipeline import pipeline_options
+
+    output = tmp_path_factory.mktemp("datasets")
+    return run(str(scenes), str(output), SMALL, pipeline_options(IN_MEMORY))
+
+
+IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
+"""Beam in the test's own process: no workers to start."""
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """Runs ``python -m module …`` as a user does, in a home folder of its own."""
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    return run

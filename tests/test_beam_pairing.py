@@ -1,0 +1,73 @@
+import pytest
+
+from beam.pairing import Candidate, Pair, Reject, candidate, pair
+from beam.storage import SourceFile, walk
+
+
+def _file(path: str) -> SourceFile:
+    return SourceFile(path, 1, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("CameraRGB/7.png", "7"),
+        ("dataA/dataA/CameraRGB/000_0021.png", "dataA/dataA/000_0021"),
+        ("Train/CameraRGB/town1/7.PNG", "Train/town1/7"),
+        ("CameraRGB/CameraRGB/7.png", "CameraRGB/7"),
+    ],
+)
+def test_ids(path: str, expected: str) -> None:
+    found = candidate(_file(path))
+    assert isinstance(found, Candidate)
+    assert (found.id, found.is_mask) == (expected, False)
+
+
+@pytest.mark.parametrize("folder", ["CameraSeg", "CameraMask"])
+def test_mask_folders(folder: str) -> None:
+    found = candidate(_file(f"a/{folder}/7.png"))
+    assert isinstance(found, Candidate)
+    assert (found.id, found.is_mask) == ("a/7", True)
+
+
+def test_what_is_none_of_our_business() -> None:
+    assert candidate(_file("readme.txt")) is None
+    assert candidate(_file("CameraRGB/Thumbs.db")) is None
+    assert candidate(_file("7.png")) is None
+    assert candidate(_file("7.png"), loose=True) == Candidate("7", False, _file("7.png"))
+
+
+def test_other_image_formats_are_rejects() -> None:
+    found = candidate(_file("CameraRGB/7.jpg"))
+    assert isinstance(found, Reject)
+    assert found.code == "not_png"
+
+
+def _pair(*paths: str, need_mask: bool = True) -> list[Pair | Reject]:
+    found = [candidate(_file(path)) for path in paths]
+    return list(pair([one for one in found if isinstance(one, Candidate)], need_mask=need_mask))
+
+
+def test_pairs_and_what_makes_none() -> None:
+    image, mask = "a/CameraRGB/7.png", "a/CameraSeg/7.png"
+    assert _pair(mask, image) == [Pair("a/7", _file(image), _file(mask))]
+    assert _pair(image, need_mask=False) == [Pair("a/7", _file(image), None)]
+    assert [one.code for one in _pair(image)] == ["no_mask"]
+    assert [one.code for one in _pair(mask)] == ["no_image"]
+    twice = _pair(image, mask, "a/CameraMask/7.png")
+    assert [(one.path, one.code) for one in twice] == [
+        ("a/CameraMask/7.png", "ambiguous"),
+        (image, "ambiguous"),
+        (mask, "ambiguous"),
+    ] or {one.code for one in twice} == {"ambiguous"}
+    assert len(twice) == 3
+
+
+def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:
+    for name in ("a/CameraRGB/1.png", "a/CameraRGB/._1.png", ".git/CameraRGB/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"12")
+    (tmp_path / "a/loop").symlink_to(tmp_path)
+    found = list(walk(str(tmp_path)))
+    assert {one.path.split("/")[-1] for one in found} == {"1.png"}
+    assert found[0].size == 2

@@ -1,0 +1,172 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from beam import png
+from schemas.classes import load_taxonomy
+from schemas.errors import RejectError
+
+LIMIT = 1_000_000
+sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
+rgb = sizes.flatmap(lambda size: arrays(np.uint8, (*size, 3)))
+grey = sizes.flatmap(lambda size: arrays(np.uint8, size))
+
+
+def _save(image: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _code(data: bytes, decode=png.decode_image, limit: int = LIMIT) -> str:
+    with pytest.raises(RejectError) as caught:
+        decode(data, limit)
+    assert caught.value.message
+    return caught.value.code
+
+
+PIXELS = np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3)
+PLAIN = _save(Image.fromarray(PIXELS))
+
+
+@given(rgb)
+def test_images_survive_the_codec(pixels) -> None:
+    assert np.array_equal(png.decode_image(png.encode(pixels), LIMIT), pixels)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.encode(pixels)))), pixels)
+
+
+@given(grey)
+def test_masks_survive_the_codec(mask) -> None:
+    palette = load_taxonomy("carla-0.8").palette
+    assert np.array_equal(png.decode_mask(png.encode(mask), LIMIT), mask)
+    assert np.array_equal(png.decode_mask(png.encode_palette(mask, palette), LIMIT), mask)
+    red = np.zeros((*mask.shape, 3), np.uint8)
+    red[..., 0] = mask
+    assert np.array_equal(png.decode_mask(png.encode(red), LIMIT), mask)
+    assert np.array_equal(png.decode_mask(png.encode(np.dstack([mask] * 3)), LIMIT), mask)
+
+
+@given(rgb, sizes)
+def test_nearest_is_pillows(pixels, size) -> None:
+    height, width = size
+    theirs = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+    assert np.array_equal(png.resize_nearest(pixels, height, width), np.asarray(theirs))
+    assert np.array_equal(
+        png.resize_nearest(pixels[..., 0], height, width), np.asarray(theirs)[..., 0]
+    )
+
+
+def test_other_resizing() -> None:
+    halves = np.zeros((4, 4, 3), np.uint8)
+    halves[:, 1::2] = 100
+    assert (png.resize_image(halves, 2, 2, "area") == 50).all()
+    assert png.resize_image(halves, 8, 8, "bilinear").shape == (8, 8, 3)
+    assert set(np.unique(png.resize_image(halves, 3, 3, "nearest"))) <= {0, 100}
+
+
+def test_kinds_that_are_handled() -> None:
+    image = Image.fromarray(PIXELS)
+    opaque = image.copy()
+    opaque.putalpha(255)
+    assert np.array_equal(png.decode_image(_save(opaque), LIMIT), PIXELS)
+    assert png.decode_image(_save(image.convert("L")), LIMIT).shape == (8, 6, 3)
+    assert png.decode_image(_save(image.convert("P")), LIMIT).shape == (8, 6, 3)
+    few_bits = Image.fromarray(PIXELS[..., 0] % 2 * 255).convert("1")
+    assert set(np.unique(png.decode_image(_save(few_bits), LIMIT))) == {0, 255}
+    assert np.array_equal(png.decode_mask(_save(few_bits), LIMIT), PIXELS[..., 0] % 2)
+
+
+def _interlaced() -> bytes:
+    """A 1x1 image is the same in Adam7: only its header says that it is interlaced."""
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + _chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))
+        + _chunk(b"IEND", b"")
+    )
+
+
+def test_interlaced_images_are_read() -> None:
+    assert png.decode_image(_interlaced(), LIMIT).tolist() == [[[1, 2, 3]]]
+
+
+def test_four_bit_masks_hold_the_value_in_the_file() -> None:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0))
+    data = (
+        b"\x89PNG\r\n\x1a\n"
+        + header
+        + _chunk(b"IDAT", zlib.compress(b"\0\x7c"))
+        + _chunk(b"IEND", b"")
+    )
+    assert png.decode_mask(data, LIMIT).tolist() == [[7, 12]]
+
+
+def test_transparency_by_chunk_is_seen() -> None:
+    data = _save(Image.fromarray(PIXELS), transparency=tuple(int(v) for v in PIXELS[0, 0]))
+    assert _code(data) == "transparent"
+
+
+def test_reasons_of_rejects() -> None:
+    assert _code(b"") == "empty"
+    assert _code(b"GIF89a" + PLAIN) == "not_png"
+    assert _code(PLAIN[:20]) == "truncated"
+    assert _code(PLAIN[:-12]) == "truncated"
+    assert _code(PLAIN[: len(PLAIN) // 2]) == "truncated"
+    assert _code(PLAIN, limit=47) == "too_large"
+    see_through = Image.fromarray(PIXELS)
+    see_through.putalpha(128)
+    assert _code(_save(see_through)) == "transparent"
+    assert _code(_save(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 200))) == "bit_depth"
+    frames = [Image.fromarray(PIXELS), Image.fromarray(PIXELS[::-1].copy())]
+    assert _code(_save(frames[0], save_all=True, append_images=frames[1:])) == "animated"
+    damaged = bytearray(PLAIN)
+    damaged[50] ^= 255
+    assert _code(bytes(damaged)) == "corrupt"
+    lying = bytearray(PLAIN)
+    lying[16:20] = struct.pack(">I", 600)
+    assert _code(bytes(lying)) == "corrupt"
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+    assert _code(bomb, limit=64_000_000) == "too_large"
+
+
+def test_masks_that_are_pictures() -> None:
+    assert _code(PLAIN, png.decode_mask) == "mask_channels"
+
+
+def test_masks_with_values_outside_the_taxonomy() -> None:
+    taxonomy = load_taxonomy("carla-0.8")
+    with pytest.raises(RejectError, match="unknown_class.*13, 77"):
+        png.check_mask(np.array([[0, 77, 13]], np.uint8), taxonomy)
+    challenge = load_taxonomy("lyft-challenge")
+    with pytest.raises(RejectError, match="all_void"):
+        png.check_mask(np.full((600, 2), 10, np.uint8)[496:], _all_hood(challenge))
+
+
+def _all_hood(taxonomy):
+    region = taxonomy.void_regions[0].model_copy(update={"top": 0.0})
+    return taxonomy.model_copy(update={"void_regions": (region,)})
+
+
+def test_every_real_image_decodes_as_pillow_decodes_it(real) -> None:
+    for path in sorted(real.rglob("CameraRGB/*.png"))[::10]:
+        theirs = np.asarray(Image.open(path).convert("RGB"))
+        assert np.array_equal(png.decode_image(path.read_bytes(), LIMIT), theirs)
+    for path in sorted(real.rglob("CameraSeg/*.png"))[::10]:
+        theirs = np.asarray(Image.open(path))[..., 0]
+        assert np.array_equal(png.decode_mask(path.read_bytes(), LIMIT), theirs)
