@@ -61,7 +61,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
         {"pair": listed["pairs"], "known": known}
         | "JoinKnown" >> beam.CoGroupByKey()
         | "Identify" >> beam.ParDo(_Identify(recipe, staging.progress))
-        | "GroupByImage" >> beam.GroupByKey()
+        | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.FlatMap(lambda group: deduplicate(group[1]))
     )
     written = (
@@ -202,7 +202,7 @@ class _Identify(beam.DoFn):
             assert known is None or isinstance(known, SourceRow)
             row = identify(pair, self._recipe, known)
             self._counters.add("identified")
-            yield row.image_sha256 or row.id, row
+            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
 
 
 if __name__ == "__main__":

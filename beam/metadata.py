@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam.pairing import Reject
-from beam.records import DUPLICATE, Recipe
+from beam.records import DUPLICATE, Recipe, settle_duplicates
 from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
 from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
@@ -45,6 +45,7 @@ def write_metadata(
     Args:
         listing: digest of the source's listing, which tells a later run that nothing changed.
     """
+    rows = settle_duplicates(rows)
     rejects = sorted(
         [*unpaired, *(_reject(row) for row in rows if row.reject_code)],
         key=lambda one: (one.path, one.code),
@@ -101,6 +102,7 @@ def make_manifest(
         rejects=dict(sorted(Counter(one.code for one in rejects).items())),
         warnings=[
             *_split_warnings(splits),
+            *_shared_image_warnings(rows),
             *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
         ],
         shards=ordered,
@@ -249,6 +251,14 @@ def _split_warnings(splits: dict[str, SplitInfo]) -> list[str]:
         for name, info in splits.items()
         if not info.records
     ]
+
+
+def _shared_image_warnings(rows: Iterable[SourceRow]) -> list[str]:
+    masks_of = Counter(row.image_sha256 for row in rows if row.shard)
+    shared = sum(count > 1 for count in masks_of.values())
+    if not shared:
+        return []
+    return [f"{shared} images stand under several ids with different masks: which one is right?"]
 
 
 def _band(hashes: npt.NDArray[np.uint64], band: int, bits: int) -> npt.NDArray[np.uint64]:

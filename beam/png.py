@@ -164,12 +164,11 @@ def encode_palette(mask: UInt8Array, palette: bytes) -> bytes:
 
 
 def resize_nearest(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Nearest neighbour of (h, w) or (h, w, channels) at pixel centres, as Pillow takes it."""
+    """Nearest neighbour of (h, w) or (h, w, channels): pixel for pixel what Pillow takes."""
     source_height, source_width = pixels.shape[:2]
     if (source_height, source_width) == (height, width):
         return pixels
-    rows = (2 * np.arange(height) + 1) * source_height // (2 * height)
-    columns = (2 * np.arange(width) + 1) * source_width // (2 * width)
+    rows, columns = _centres(source_height, height), _centres(source_width, width)
     return cast("Pixels", pixels[rows[:, None], columns])
 
 
@@ -179,6 +178,13 @@ def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) ->
         return resize_nearest(pixels, height, width)
     resample = Image.Resampling.BILINEAR if method == "bilinear" else Image.Resampling.BOX
     return np.asarray(Image.fromarray(pixels).resize((width, height), resample))
+
+
+def _centres(old: int, new: int) -> npt.NDArray[np.intp]:
+    # Pillow adds up steps, so its rounding decides where a centre lies between two pixels.
+    steps = np.full(new, old / new)
+    steps[0] *= 0.5
+    return np.minimum(np.cumsum(steps).astype(np.intp), old - 1)
 
 
 def _chunk_types(data: bytes) -> frozenset[bytes]:

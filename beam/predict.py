@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,8 +147,10 @@ class UNetHandler(ModelHandler[Picture, Prediction, Any]):
         import keras
 
         if tf.config.list_physical_devices("GPU") == []:
-            tf.config.threading.set_intra_op_parallelism_threads(self._threads)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
+            # A process that has used TensorFlow before keeps the threads it has.
+            with contextlib.suppress(RuntimeError):
+                tf.config.threading.set_intra_op_parallelism_threads(self._threads)
+                tf.config.threading.set_inter_op_parallelism_threads(1)
         network = keras.saving.load_model(self._model.keras_file, compile=False, safe_mode=True)
 
         def predict(images: Any) -> Any:

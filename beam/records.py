@@ -64,13 +64,30 @@ def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
 
 
 def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
-    """Rows whose images have the same bytes: the first by id stays, the others are rejects."""
+    """Rows of pairs with the same bytes: the first by id stays, the others are rejects."""
     first, *others = sorted(rows, key=lambda row: row.id)
-    kept = [replace(first, reject_code=None, reject_message=None) if _is_copy(first) else first]
-    for row in others:
-        same = "same image and mask" if row.mask_sha256 == first.mask_sha256 else "same image"
-        kept.append(reject_row(row, RejectError(DUPLICATE, f"{same} as {first.id}, which is kept")))
-    return kept
+    if first.reject_code == DUPLICATE:
+        first = replace(first, reject_code=None, reject_message=None)
+    copy = RejectError(DUPLICATE, f"same image and mask as {first.id}, which is kept")
+    return [first, *(reject_row(row, copy) for row in others)]
+
+
+def settle_duplicates(rows: Iterable[SourceRow]) -> list[SourceRow]:
+    """All rows once the pairs are checked: a copy of a reject is a reject for the same reason."""
+    ended = list(rows)
+    bad = {
+        (row.image_sha256, row.mask_sha256): row
+        for row in ended
+        if row.reject_code not in (None, DUPLICATE)
+    }
+    settled = []
+    for row in ended:
+        first = bad.get((row.image_sha256, row.mask_sha256))
+        if row.reject_code == DUPLICATE and first is not None:
+            reason = f"same bytes as {first.id}: {first.reject_message}"
+            row = reject_row(row, RejectError(str(first.reject_code), reason))  # noqa: PLW2901
+        settled.append(row)
+    return settled
 
 
 def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
@@ -156,10 +173,6 @@ def _blame(path: str) -> Iterator[None]:
         yield
     except RejectError as error:
         raise RejectError(error.code, f"{path}: {error.message}") from error
-
-
-def _is_copy(row: SourceRow) -> bool:
-    return row.reject_code == DUPLICATE
 
 
 def _listing(row: SourceRow) -> tuple[object, ...]:

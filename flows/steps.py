@@ -51,16 +51,17 @@ def run_job(module: str, arguments: Sequence[str], log: Callable[[str], None]) -
     last: deque[str] = deque(maxlen=_LAST_LINES)
     output: list[str] = []
     reader = threading.Thread(target=lambda: output.extend(process.stdout or ()), daemon=True)
-    reader.start()
-    try:
-        for line in process.stderr:
-            last.append(line.rstrip())
-            log(line.rstrip())
-        code = process.wait()
-    except BaseException:
-        _stop(process)
-        raise
-    reader.join()
+    with process:
+        reader.start()
+        try:
+            for line in process.stderr:
+                last.append(line.rstrip())
+                log(line.rstrip())
+            code = process.wait()
+        except BaseException:
+            _stop(process)
+            raise
+        reader.join()
     if code == 2:
         raise UserError((last or ["the job refused its arguments"])[-1].removeprefix("error: "))
     if code != 0:

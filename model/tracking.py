@@ -69,9 +69,7 @@ def training_run(config: TrainConfig, manifest: Manifest, dataset: Path) -> Iter
     with mlflow.start_run(run_name=name, log_system_metrics=False) as run:
         mlflow.log_params({**config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
         # The digest is given, so that MLflow does not scan the data for one.
-        with warnings.catch_warnings():
-            # MLflow registers the kind of source that fits a local path twice, and says so.
-            warnings.simplefilter("ignore", UserWarning)
+        with _without_advice():
             source = resolve_dataset_source(str(dataset))
         mlflow.log_input(
             MetaDataset(source=source, name=manifest.name, digest=manifest.fingerprint), "training"
@@ -101,15 +99,16 @@ def register(
         inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")]),
         outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1), "class_id")]),
     )
-    info = mlflow.pyfunc.log_model(
-        name="unet",
-        python_model=str(Path(__file__).with_name("serving.py")),
-        artifacts={"keras_file": str(keras_file)},
-        signature=signature,
-        pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
-        metadata=model_metadata(manifest),
-        registered_model_name=config.model_name,
-    )
+    with _without_advice():
+        info = mlflow.pyfunc.log_model(
+            name="unet",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={"keras_file": str(keras_file)},
+            signature=signature,
+            pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
+            metadata=model_metadata(manifest),
+            registered_model_name=config.model_name,
+        )
     client = mlflow.MlflowClient()
     number = str(info.registered_model_version)
     for tag, value in {
@@ -132,6 +131,14 @@ def model_metadata(manifest: Manifest) -> dict[str, Any]:
         "width": manifest.config.width,
         "resize": manifest.config.resize,
     }
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Silences MLflow's advice on input examples and on the two names of a dataset's source."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
 
 
 def _artifact_folder(tracking_uri: str) -> str | None:

@@ -6,25 +6,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from flows.scenes import write_scenes
+from schemas.config import IngestConfig, TrainConfig
+
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/lyft"
-
-# Set before anything is imported that reads them; nothing of a test may land in a home folder.
-os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-
-from flows.scenes import write_scenes
-from schemas.config import IngestConfig
 
 SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
 """Small pictures, dealt out one by one: 40 of them give 32, 4 and 4."""
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pytest_configure() -> None:
+    """Set before anything is imported that reads them."""
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
 @pytest.fixture(scope="session")
@@ -51,6 +54,31 @@ def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     output = tmp_path_factory.mktemp("datasets")
     return run(str(scenes), str(output), SMALL, pipeline_options(IN_MEMORY))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A registered model of the small dataset."""
+
+    model: str
+    tracking_uri: str
+    config: TrainConfig
+
+    @property
+    def version(self) -> str:
+        """As partitions write it."""
+        return f"v{self.model.rpartition('/')[2]}"
+
+
+@pytest.fixture(scope="session")
+def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A network of 4 filters after 2 epochs: enough to be a model, not to be a good one."""
+    from model.train import run
+
+    folder = tmp_path_factory.mktemp("mlflow")
+    config = TrainConfig(model_name="small-unet", epochs=2, filters=4, batch_size=8)
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    return Trained(run(str(dataset), config, tracking_uri), tracking_uri, config)
 
 
 IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]

@@ -59,8 +59,7 @@ def test_pairs_and_what_makes_none() -> None:
         ("a/CameraMask/7.png", "ambiguous"),
         (image, "ambiguous"),
         (mask, "ambiguous"),
-    ] or {one.code for one in twice} == {"ambiguous"}
-    assert len(twice) == 3
+    ]
 
 
 def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:

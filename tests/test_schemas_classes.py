@@ -49,13 +49,15 @@ def test_a_file_of_the_users(tmp_path) -> None:
     assert taxonomy.class_ids(np.array([[9, 8, 0, 1]], np.uint8)).tolist() == [[1, 255, 0, 1]]
 
 
+BLACK = "{id: %d, name: %s, colour: [0, 0, 0]}"
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
         ("name: x\nclasses:\n- {id: 1, name: a, colour: [0, 0, 0]}", "classes: Tuple should have"),
         (
-            "name: x\nclasses:\n- {id: 0, name: a, colour: [0, 0, 0]}\n"
-            "- {id: 2, name: b, colour: [0, 0, 0]}",
+            f"{{name: x, classes: [{BLACK % (0, 'a')}, {BLACK % (2, 'b')}]}}",
             "class ids must be 0 to 1 in order",
         ),
         ("name: [", "expected"),

@@ -1,0 +1,254 @@
+import io
+import shutil
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pytest
+from conftest import IN_MEMORY, Job
+from PIL import Image
+
+from beam import infer
+from beam.pipeline import pipeline_options
+from schemas.classes import load_taxonomy
+from schemas.config import InferConfig
+from schemas.errors import UserError
+from schemas.example import parse, read_records
+from schemas.layout import SPLITS
+from schemas.manifest import load_manifest
+
+CLASSES = 13
+
+
+def _run(trained, output: Path, config: InferConfig | None = None, **place: Path) -> Path:
+    return infer.run(
+        trained.model,
+        source=str(place["source"]) if "source" in place else None,
+        dataset=str(place["dataset"]) if "dataset" in place else None,
+        output=str(output),
+        config=config or InferConfig(),
+        tracking_uri=trained.tracking_uri,
+        options=pipeline_options(IN_MEMORY),
+    )
+
+
+def _query(output: Path, sql: str) -> list[tuple]:
+    connection = duckdb.connect()
+    for table in ("masks", "class_stats", "runs", "_rejects"):
+        connection.execute(
+            f"CREATE VIEW {table} AS FROM read_parquet('{output}/{table}/**/*.parquet',"
+            " hive_partitioning = true)"
+        )
+    return connection.sql(sql).fetchall()
+
+
+def _content(output: Path) -> list[tuple]:
+    """Everything but the times of the run."""
+    masks = _query(output, "FROM masks SELECT * EXCLUDE run_id ORDER BY image_id")
+    classes = _query(output, "FROM class_stats SELECT * EXCLUDE run_id ORDER BY image_id, class_id")
+    return [*masks, *classes]
+
+
+def _truth_of_dataset(dataset: Path) -> dict[str, np.ndarray]:
+    truth = {}
+    for split in SPLITS:
+        for name in load_manifest(dataset).shard_names(split):
+            with (dataset / name).open("rb") as file:
+                for record in read_records(file, name):
+                    example = parse(record)
+                    truth[example.id] = np.asarray(Image.open(io.BytesIO(example.mask)))
+    return truth
+
+
+def check_counts(output: Path, truth: dict[str, np.ndarray]) -> None:
+    """Recomputes every count of the class rows from the stored masks with numpy."""
+    masks = _query(output, "FROM masks SELECT image_id, mask.bytes, width, height, pixel_accuracy")
+    assert {row[0] for row in masks} == truth.keys()
+    for image_id, data, width, height, accuracy in masks:
+        mask = np.asarray(Image.open(io.BytesIO(data)))
+        true = truth[image_id]
+        assert mask.shape == (height, width) == true.shape
+        assert accuracy == pytest.approx((mask == true).mean())
+        rows = _query(
+            output,
+            "FROM class_stats SELECT class_id, pixel_count, pixel_fraction, true_pixel_count,"
+            f" intersection, \"union\", iou WHERE image_id = '{image_id}' ORDER BY class_id",
+        )
+        assert len(rows) == CLASSES
+        assert sum(row[1] for row in rows) == width * height
+        for class_id, count, fraction, true_count, intersection, union, iou in rows:
+            found, there = mask == class_id, true == class_id
+            assert count == found.sum()
+            assert fraction == pytest.approx(found.mean())
+            assert true_count == there.sum()
+            assert intersection == (found & there).sum()
+            assert union == (found | there).sum()
+            assert iou == (pytest.approx(intersection / union) if union else None)
+
+
+def test_a_dataset(trained, dataset: Path, tmp_path: Path) -> None:
+    output = _run(trained, tmp_path, dataset=dataset)
+    check_counts(output, _truth_of_dataset(dataset))
+    assert _query(output, "FROM masks SELECT split, count(*) GROUP BY ALL ORDER BY ALL") == [
+        ("test", 4),
+        ("train", 32),
+        ("validation", 4),
+    ]
+    (run,) = _query(
+        output,
+        "FROM runs SELECT images_read, images_predicted, images_rejected, dataset_fingerprint,"
+        " training_fingerprint, model, version, source",
+    )
+    fingerprint = load_manifest(dataset).fingerprint
+    assert run == (40, 40, 0, fingerprint, fingerprint, "small-unet", trained.version, "small")
+
+
+def test_the_lineage_of_a_row(trained, dataset: Path, scenes: Path, tmp_path: Path) -> None:
+    output = _run(trained, tmp_path, dataset=dataset)
+    ((uri, fingerprint, mlflow_run),) = _query(
+        output,
+        "FROM class_stats JOIN masks USING (image_id, run_id) JOIN runs USING (run_id)"
+        " SELECT masks.source_uri, dataset_fingerprint, mlflow_run_id"
+        " WHERE class_name = 'Roads' ORDER BY pixel_fraction DESC LIMIT 1",
+    )
+    assert Path(uri).parent == scenes / "CameraRGB"
+    assert Path(uri).is_file()
+    assert fingerprint == load_manifest(dataset).fingerprint
+    assert len(mlflow_run) == 32
+
+
+def test_masks_are_palette_pictures_in_the_class_colours(trained, dataset, tmp_path) -> None:
+    output = _run(trained, tmp_path, InferConfig(split="test"), dataset=dataset)
+    taxonomy = load_taxonomy("carla-0.8")
+    for data, path, image_id in _query(output, "FROM masks SELECT mask.bytes, mask.path, image_id"):
+        image = Image.open(io.BytesIO(data))
+        assert image.mode == "P"
+        assert path == f"{image_id}.png"
+        coloured = np.asarray(image.convert("RGB"))
+        ids = np.asarray(image)
+        for label in taxonomy.classes:
+            assert (coloured[ids == label.id] == label.colour).all()
+
+
+def test_raw_pngs_with_and_without_truth(trained, scenes: Path, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(scenes, tmp_path / "raw"))
+    (raw / "CameraSeg/000_0001.png").unlink()
+    (raw / "CameraSeg/000_0002.png").write_bytes(b"")
+    (raw / "CameraRGB/000_0003.png").write_bytes(b"")
+    output = _run(trained, tmp_path / "out", source=raw)
+    truth = {
+        path.stem: np.asarray(Image.open(path))[..., 0] for path in (scenes / "CameraSeg").iterdir()
+    }
+    assert _query(output, "FROM runs SELECT images_read, images_predicted, images_rejected") == [
+        (40, 39, 1)
+    ]
+    without = _query(output, "FROM masks SELECT image_id WHERE pixel_accuracy IS NULL ORDER BY 1")
+    assert without == [("000_0001",), ("000_0002",)]
+    assert _query(output, "FROM class_stats SELECT count(*) WHERE intersection IS NULL") == [
+        (2 * CLASSES,)
+    ]
+    assert _query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY ALL") == [
+        ("CameraRGB/000_0003", "read", "empty"),
+        ("CameraSeg/000_0002", "truth", "empty"),
+    ]
+    for name in ("000_0001", "000_0002", "000_0003"):
+        del truth[name]
+    known = tmp_path / "known"
+    known.mkdir()
+    rows = _query(output, "FROM masks SELECT image_id, mask.bytes WHERE pixel_accuracy IS NOT NULL")
+    assert {row[0] for row in rows} == truth.keys()
+    for image_id, data in rows:
+        assert np.asarray(Image.open(io.BytesIO(data))).shape == truth[image_id].shape == (120, 160)
+
+
+def test_a_plain_folder_of_pngs(trained, scenes: Path, tmp_path: Path) -> None:
+    output = _run(trained, tmp_path, source=scenes / "CameraRGB")
+    assert _query(output, "FROM masks SELECT count(*), any_value(source)") == [(40, "CameraRGB")]
+
+
+def test_running_twice_leaves_the_same_rows_once(
+    trained, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = _run(trained, tmp_path, dataset=dataset)
+    before = _content(output)
+    # Another configuration of the same model and source takes the place of the first.
+    _run(trained, tmp_path, InferConfig(part_images=7), dataset=dataset)
+    assert len(list(output.glob("masks/**/*.parquet"))) == 6
+    assert _content(output) == before
+    _run(trained, tmp_path, dataset=dataset)
+    assert _content(output) == before
+    monkeypatch.setattr(infer, "run_pipeline", lambda *_: pytest.fail("a pipeline ran"))
+    _run(trained, tmp_path, dataset=dataset)
+    assert {path.name for path in output.iterdir()} == {"masks", "class_stats", "runs", "_rejects"}
+
+
+def test_a_damaged_table_is_written_anew(trained, dataset: Path, tmp_path: Path) -> None:
+    output = _run(trained, tmp_path, dataset=dataset)
+    before = _content(output)
+    next(output.glob("class_stats/**/*.parquet")).write_bytes(b"damaged")
+    _run(trained, tmp_path, dataset=dataset)
+    assert _content(output) == before
+
+
+def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) -> None:
+    outputs = []
+    for workers in (1, 2):
+        options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+        output = infer.run(
+            trained.model,
+            None,
+            str(dataset),
+            str(tmp_path / str(workers)),
+            InferConfig(part_images=10),
+            trained.tracking_uri,
+            options=pipeline_options(options),
+        )
+        outputs.append(
+            {
+                path.relative_to(output): path.read_bytes()
+                for table in ("masks", "class_stats", "_rejects")
+                for path in output.glob(f"{table}/**/*.parquet")
+            }
+        )
+    assert outputs[0] == outputs[1]
+    assert len(outputs[0]) == 9
+
+
+def test_mistakes_end_in_one_line_and_code_2(
+    job: Job, trained, dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.keras").write_bytes(b"no archive")
+    (tmp_path / "file").touch()
+    store = f"--tracking_uri={trained.tracking_uri}"
+    model, output = f"--model={trained.model}", f"--output={tmp_path}"
+    data = f"--dataset={dataset}"
+    for arguments, complaint in (
+        (("--model=models:/small-unet@none", data, output, store), "cannot be found"),
+        (("--model=models:/none/1", data, output, store), "cannot be found"),
+        ((model, data, output, f"--tracking_uri=sqlite:///{tmp_path}/x.db"), "no such file"),
+        ((f"--model={tmp_path}/none.keras", data, output), "found no such file"),
+        ((f"--model={tmp_path}/wrong.keras", data, output), "expected a .keras archive"),
+        ((model, f"--dataset={tmp_path}/empty", output, store), "has no manifest.json"),
+        ((model, f"--dataset={tmp_path}/none", output, store), "there is no such folder"),
+        ((model, f"--source={tmp_path}/empty", output, store), "holds no PNG image"),
+        ((model, output, store), "expected either --source or --dataset"),
+        ((model, data, f"--output={tmp_path}/file", store), "is not writable"),
+    ):
+        done = job("beam.infer", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert complaint in done.stderr
+    assert not (tmp_path / "x.db").exists()
+
+
+def test_a_model_of_another_taxonomy_is_refused(trained, scenes: Path, tmp_path: Path) -> None:
+    from conftest import SMALL
+
+    from beam import ingest
+
+    config = SMALL.model_copy(update={"taxonomy": "lyft-challenge"})
+    other = ingest.run(str(scenes), str(tmp_path), config, pipeline_options(IN_MEMORY))
+    with pytest.raises(UserError, match=r"predicts taxonomy carla-0\.8, but dataset"):
+        _run(trained, tmp_path / "out", dataset=other)

@@ -1,0 +1,335 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import IN_MEMORY, ROOT, SMALL, Job
+from PIL import Image
+
+from beam import ingest, png, splitting
+from beam.pipeline import pipeline_options
+from schemas.classes import load_taxonomy
+from schemas.config import IngestConfig
+from schemas.errors import UserError
+from schemas.example import Example, parse, read_records
+from schemas.layout import SPLITS
+from schemas.manifest import load_manifest
+from schemas.stats import PixelStats
+
+
+def _run(source: Path, output: Path, config: IngestConfig = SMALL, *options: str) -> Path:
+    arguments = [*IN_MEMORY, *options]
+    return ingest.run(str(source), str(output), config, pipeline_options(arguments))
+
+
+def _records(folder: Path, split: str) -> list[Example]:
+    found = []
+    for name in load_manifest(folder).shard_names(split):
+        with (folder / name).open("rb") as file:
+            found += [parse(record) for record in read_records(file, name)]
+    return found
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def _reasons(folder: Path) -> dict[str, str]:
+    table = pq.read_table(folder / "rejects.parquet")
+    return dict(zip(table["source_uri"].to_pylist(), table["code"].to_pylist(), strict=True))
+
+
+@pytest.fixture
+def copy(scenes: Path, tmp_path: Path) -> Path:
+    """A copy of the scenes that a test may change."""
+    return Path(shutil.copytree(scenes, tmp_path / "raw"))
+
+
+def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
+    taxonomy = load_taxonomy("carla-0.8")
+    stats = {split: PixelStats.zero(len(taxonomy)) for split in SPLITS}
+    expected: dict[str, list[tuple[int, str]]] = {split: [] for split in SPLITS}
+    pixels = {}
+    for path in scenes.glob("CameraRGB/*.png"):
+        image = np.asarray(Image.open(path).resize((48, 32), Image.Resampling.NEAREST))
+        mask = Image.open(scenes / "CameraSeg" / path.name).getchannel("R")
+        ids = np.asarray(mask.resize((48, 32), Image.Resampling.NEAREST))
+        split = splitting.split_of(path.stem, SMALL)
+        stats[split] += PixelStats.of(image, ids, len(taxonomy))
+        expected[split].append((splitting.order_key(path.stem, SMALL), path.stem))
+        pixels[path.stem] = image, ids
+
+    manifest = load_manifest(dataset)
+    assert {split: info.records for split, info in manifest.splits.items()} == {
+        "train": 32,
+        "validation": 4,
+        "test": 4,
+    }
+    for split in SPLITS:
+        records = _records(dataset, split)
+        assert [record.id for record in records] == [key for _, key in sorted(expected[split])]
+        for record in records:
+            image, ids = pixels[record.id]
+            assert np.array_equal(png.decode_image(record.image, 10**6), image)
+            assert np.array_equal(png.decode_mask(record.mask, 10**6), ids)
+            assert (record.source_height, record.source_width) == (120, 160)
+        counted = list(manifest.splits[split].class_pixels.values())
+        assert counted == stats[split].class_pixels.tolist()
+    assert manifest.channel_mean == stats["train"].channel_mean()
+    assert manifest.channel_std == stats["train"].channel_std()
+    assert list(manifest.class_weights.values()) == stats["train"].class_weights()
+
+
+def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        arguments = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+        again = _run(scenes, tmp_path / str(workers), SMALL, *arguments)
+        assert again.name == dataset.name
+        assert _bytes(again) == _bytes(dataset)
+
+
+def test_tfds_and_tensorflow_read_a_dataset(dataset: Path) -> None:
+    # In a process of its own: TFDS warns of its own dependencies on import.
+    script = f"""
+import tensorflow as tf, tensorflow_datasets as tfds
+from schemas.example import parsing_spec
+builder = tfds.builder_from_directory({str(dataset)!r})
+assert builder.info.splits["train"].num_examples == 32
+one = next(iter(builder.as_dataset(split="test")))
+assert one["image"].shape == (32, 48, 3) and one["mask"].shape == (32, 48, 1)
+files = tf.io.gfile.glob({str(dataset)!r} + "/small-test.tfrecord-*")
+record = next(iter(tf.data.TFRecordDataset(files)))
+parsed = tf.io.parse_single_example(record, parsing_spec())
+assert (tf.io.decode_png(parsed["image"]).numpy() == one["image"].numpy()).all()
+print(sum(1 for _ in builder.as_dataset(split="all")), parsed["id"].numpy().decode())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["40", _records(dataset, "test")[0].id]
+
+
+def test_ingest_imports_no_tensorflow() -> None:
+    script = (
+        "import sys, beam.ingest, beam.worker\n"
+        "print(sorted({'tensorflow', 'keras', 'mlflow', 'prefect'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: Path) -> None:
+    rgb, seg = copy / "CameraRGB", copy / "CameraSeg"
+    (rgb / "000_0001.png").write_bytes(b"")
+    (rgb / "000_0002.png").write_bytes((rgb / "000_0002.png").read_bytes()[:500])
+    (seg / "000_0003.png").unlink()
+    (rgb / "000_0004.png").unlink()
+    Image.new("RGB", (80, 60)).save(seg / "000_0005.png")
+    Image.new("L", (160, 120), 77).save(seg / "000_0006.png")
+    shutil.copy(rgb / "000_0007.png", rgb / "000_0008.png")
+    shutil.copy(seg / "000_0007.png", seg / "000_0008.png")
+    (rgb / "000_0009.jpg").write_bytes(b"jpeg")
+    (rgb / "._000_0010.png").write_bytes(b"mac")
+    config = SMALL.model_copy(update={"max_reject_fraction": 0.5})
+    folder = _run(copy, tmp_path / "out", config)
+    assert _reasons(folder) == {
+        "CameraRGB/000_0001.png": "empty",
+        "CameraRGB/000_0002.png": "truncated",
+        "CameraRGB/000_0003.png": "no_mask",
+        "CameraSeg/000_0004.png": "no_image",
+        "CameraRGB/000_0005.png": "size_mismatch",
+        "CameraRGB/000_0006.png": "unknown_class",
+        "CameraRGB/000_0008.png": "duplicate",
+        "CameraRGB/000_0009.jpg": "not_png",
+    }
+    assert load_manifest(folder).records == 40 - 7
+    messages = pq.read_table(folder / "rejects.parquet")["message"].to_pylist()
+    assert all(messages)
+
+
+def test_copies_of_a_reject_are_rejects_for_its_reason(copy: Path, tmp_path: Path) -> None:
+    for name in ("000_0001.png", "000_0002.png"):
+        (copy / "CameraRGB" / name).write_bytes(b"")
+        shutil.copy(copy / "CameraSeg/000_0000.png", copy / "CameraSeg" / name)
+    config = SMALL.model_copy(update={"max_reject_fraction": 0.5})
+    assert set(_reasons(_run(copy, tmp_path / "out", config)).values()) == {"empty"}
+
+
+def test_one_image_with_two_masks_is_kept_and_told(copy: Path, tmp_path: Path) -> None:
+    shutil.copy(copy / "CameraRGB/000_0001.png", copy / "CameraRGB/000_0002.png")
+    manifest = load_manifest(_run(copy, tmp_path / "out"))
+    assert manifest.records == 40
+    assert manifest.warnings == [
+        "1 images stand under several ids with different masks: which one is right?"
+    ]
+
+
+def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path) -> None:
+    for index in range(2):
+        (copy / f"CameraRGB/000_{index:04d}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"5\.0% of the inputs are rejects \(2 empty\)"):
+        _run(copy, tmp_path / "out")
+    assert list((tmp_path / "out/small").iterdir()) == []
+
+
+def test_nothing_changed_returns_without_a_pipeline(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = _run(scenes, tmp_path)
+    monkeypatch.setattr(ingest, "run_pipeline", lambda *_: pytest.fail("a pipeline ran"))
+    assert _run(scenes, tmp_path) == first
+
+
+def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ids of the pairs that the next runs decode."""
+    from beam import tfrecords
+
+    made: list[str] = []
+    original = tfrecords.make_record
+
+    def counting(row, recipe):
+        made.append(row.id)
+        return original(row, recipe)
+
+    monkeypatch.setattr(tfrecords, "make_record", counting)
+    return made
+
+
+MANY = SMALL.model_copy(update={"split_by": "image"})
+
+
+def test_a_damaged_shard_is_rebuilt_alone(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _run(scenes, tmp_path)
+    before = _bytes(folder)
+    for damage in ("bits", "missing"):
+        name = load_manifest(folder).shard_names("validation")[0]
+        ids = {record.id for record in _records(folder, "validation")}
+        if damage == "bits":
+            # Not in place: the file may be shared with another version by a hard link.
+            (folder / "copy").write_bytes(before[name][:-1] + b"?")
+            os.replace(folder / "copy", folder / name)
+        else:
+            (folder / name).unlink()
+        made = _reads(monkeypatch)
+        assert _run(scenes, tmp_path) == folder
+        assert _bytes(folder) == before
+        assert set(made) == ids
+
+
+def test_new_images_cost_the_shards_they_touch(
+    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = copy / "CameraRGB/000_0039.png", copy / "CameraSeg/000_0039.png"
+    kept = [path.read_bytes() for path in new]
+    for path in new:
+        path.unlink()
+    first = _run(copy, tmp_path / "out")
+    for path, data in zip(new, kept, strict=True):
+        path.write_bytes(data)
+    made = _reads(monkeypatch)
+    second = _run(copy, tmp_path / "out")
+    split = splitting.split_of("000_0039", SMALL)
+    assert second != first
+    assert set(made) == {record.id for record in _records(second, split)}
+    fresh = _run(copy, tmp_path / "fresh")
+    assert _bytes(fresh) == _bytes(second)
+
+
+def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
+    first = _run(copy, tmp_path / "out")
+    where = {record.id: split for split in SPLITS for record in _records(first, split)}
+    for folder in ("CameraRGB", "CameraSeg"):
+        for path in sorted((copy / folder).iterdir())[::3]:
+            path.unlink()
+    second = _run(copy, tmp_path / "out")
+    for split in SPLITS:
+        assert all(where[record.id] == split for record in _records(second, split))
+
+
+def test_dead_staging_is_removed_and_the_living_left(scenes: Path, tmp_path: Path) -> None:
+    from beam.storage import staging
+
+    datasets = tmp_path / "small"
+    with staging(datasets) as alive:
+        dead = datasets / ".staging-dead"
+        dead.mkdir()
+        (datasets / ".staging-dead.lock").touch()
+        folder = _run(scenes, tmp_path)
+        assert alive.is_dir()
+        assert not dead.exists()
+    assert [path.name for path in datasets.iterdir()] == [folder.name]
+
+
+def test_masks_of_another_numbering_are_noticed(copy: Path, tmp_path: Path) -> None:
+    for path in (copy / "CameraSeg").iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        swapped = np.array([7, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11, 12], np.uint8)
+        mask[..., 0] = swapped[mask[..., 0]]
+        Image.fromarray(mask).save(path)
+    manifest = load_manifest(_run(copy, tmp_path / "out"))
+    assert any("class 7 Roads should lie in the lower half" in w for w in manifest.warnings)
+    assert any("class 0 None should lie in the upper half" in w for w in manifest.warnings)
+
+
+def test_no_such_warning_where_all_is_well(dataset: Path) -> None:
+    assert load_manifest(dataset).warnings == []
+
+
+def test_native_size(scenes: Path, tmp_path: Path) -> None:
+    config = SMALL.model_copy(update={"height": 0, "width": 0})
+    folder = _run(scenes, tmp_path, config)
+    record = _records(folder, "test")[0]
+    theirs = np.asarray(Image.open(scenes / f"CameraRGB/{record.id}.png"))
+    assert np.array_equal(png.decode_image(record.image, 10**6), theirs)
+    features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
+    assert features["image"]["image"]["shape"]["dimensions"] == ["-1", "-1", "3"]
+
+
+def test_mistakes_end_in_one_line_and_code_2(job: Job, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    source, output = f"--source={scenes}", f"--output={tmp_path}"
+    for arguments, complaint in (
+        ((f"--source={tmp_path}/none", output), "there is no such folder"),
+        ((f"--source={tmp_path}/empty", output), "holds no pairs: found 0 PNG images"),
+        ((source, f"--output={tmp_path}/file/x"), "is not writable"),
+        ((source, output, "--height=-1"), "height: Input should be greater"),
+        ((source, output, "--taxonomy=none"), "taxonomy 'none' is neither"),
+        ((source, output, "--heigth=96"), "unknown option --heigth"),
+    ):
+        done = job("beam.ingest", *arguments)
+        assert done.returncode == 2
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1
+        assert complaint in done.stderr
+
+
+def test_the_last_line_is_the_folder(job: Job, scenes: Path, tmp_path: Path) -> None:
+    arguments = [f"--source={scenes}", f"--output={tmp_path / 'out'}", "--name=small"]
+    done = job("beam.ingest", *arguments, "--block_length=1", "--height=32", "--width=48")
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    assert load_manifest(folder).records == 40
+    assert "40 written" in done.stderr
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_real_pairs(real: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(_run(real, tmp_path, IngestConfig()))
+    assert manifest.records == 200
+    assert manifest.rejects == {}
+    assert manifest.warnings == []
+    assert all(info.records for info in manifest.splits.values())
+    assert sum(manifest.splits["train"].class_pixels.values()) == (
+        manifest.splits["train"].records * 96 * 128
+    )
