@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint unit clean lock
+.PHONY: help demo test lint unit bench clean lock
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
+	@echo "make bench [RAW=folder] time the ingest job against its peers"
 	@echo "make lock               resolve requirements.lock anew"
 	@echo "make clean              remove .venv and outputs"
 
@@ -22,6 +23,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+bench: $(READY)
+	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)")
 
 unit: $(READY)
 	$(BIN)/pytest

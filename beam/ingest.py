@@ -80,8 +80,8 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             recipe,
             staging.listing,
             beam.pvalue.AsList(written["shards"]),
-            beam.pvalue.AsList(ended),
-            beam.pvalue.AsList(listed[REJECTS]),
+            beam.pvalue.AsIter(ended),
+            beam.pvalue.AsIter(listed[REJECTS]),
         )
     )
 

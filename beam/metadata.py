@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam.card import write_card
 from beam.pairing import Reject
 from beam.records import DUPLICATE, Recipe, settle_duplicates
 from schemas.example import FEATURES
@@ -37,39 +39,46 @@ def write_metadata(
     recipe: Recipe,
     listing: str,
     shards: Sequence[ShardInfo],
-    rows: Sequence[SourceRow],
+    rows: Iterable[SourceRow],
     unpaired: Iterable[Reject],
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards lie in ``folder``.
 
     Args:
         listing: digest of the source's listing, which tells a later run that nothing changed.
+        rows: of all pairs; taken one at a time and held as columns.
     """
-    rows = settle_duplicates(rows)
+    bad: list[SourceRow] = []
+    kept = source_table(_set_aside(rows, bad))
+    settled = settle_duplicates(bad)
     rejects = sorted(
-        [*unpaired, *(_reject(row) for row in rows if row.reject_code)],
-        key=lambda one: (one.path, one.code),
+        [*unpaired, *(_reject(row) for row in settled)], key=lambda one: (one.path, one.code)
     )
-    manifest = make_manifest(recipe, shards, rows, rejects)
-    table = source_table(list(rows)).replace_schema_metadata({LISTING_KEY: listing})
-    pq.write_table(table, folder / SOURCES, compression="zstd")
-    columns = [(r.path, r.stage, r.code, r.message) for r in rejects]
-    arrays = [pa.array(column, pa.string()) for column in zip(*columns, strict=True)]
-    rejected = pa.table(arrays, schema=REJECTS_SCHEMA) if columns else REJECTS_SCHEMA.empty_table()
-    pq.write_table(rejected, folder / REJECTS, compression="zstd")
+    sources = pa.concat_tables([kept, source_table(settled)]).sort_by("id")
+    manifest = make_manifest(recipe, shards, sources, rejects)
+    pq.write_table(
+        sources.replace_schema_metadata({LISTING_KEY: listing}),
+        folder / SOURCES,
+        compression="zstd",
+        row_group_size=100_000,
+    )
+    pq.write_table(_reject_table(rejects), folder / REJECTS, compression="zstd")
     write_json(folder / "features.json", tfds_features(recipe))
     write_json(folder / "dataset_info.json", tfds_info(manifest))
+    write_card(folder, manifest)
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
 def make_manifest(
-    recipe: Recipe,
-    shards: Sequence[ShardInfo],
-    rows: Sequence[SourceRow],
-    rejects: Sequence[Reject],
+    recipe: Recipe, shards: Sequence[ShardInfo], sources: pa.Table, rejects: Sequence[Reject]
 ) -> Manifest:
-    """The manifest of a dataset: everything that can be said from its parts."""
+    """The manifest of a dataset: everything that can be said from its parts.
+
+    Args:
+        sources: rows of all pairs in the order of their ids.
+        rejects: in the order of their paths.
+    """
     taxonomy, config = recipe.taxonomy, recipe.config
     ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
     stats = {split: PixelStats.zero(len(taxonomy)) for split in SPLITS}
@@ -89,7 +98,7 @@ def make_manifest(
     train = stats["train"]
     return Manifest(
         name=config.name,
-        fingerprint=fingerprint(recipe, rows, rejects),
+        fingerprint=fingerprint(recipe, sources, rejects),
         source=recipe.source,
         config=config,
         taxonomy=taxonomy,
@@ -98,25 +107,26 @@ def make_manifest(
         channel_mean=train.channel_mean(),
         channel_std=train.channel_std(),
         class_weights=dict(zip(taxonomy.names, train.class_weights(), strict=True)),
-        near_duplicates=near_duplicates(rows),
+        near_duplicates=near_duplicates(sources),
         rejects=dict(sorted(Counter(one.code for one in rejects).items())),
         warnings=[
             *_split_warnings(splits),
-            *_shared_image_warnings(rows),
+            *_shared_image_warnings(sources),
             *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
         ],
         shards=ordered,
     )
 
 
-def fingerprint(recipe: Recipe, rows: Sequence[SourceRow], rejects: Sequence[Reject]) -> str:
+def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) -> str:
     """Hash over the sorted source hashes, the rejects and the config: the dataset's identity.
 
     128 bits in 32 hex digits: MLflow takes digests of at most 36 characters.
     """
     digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
-    for row in sorted(rows, key=lambda row: row.id):
-        digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
+    for batch in sources.select(["id", "image_sha256", "mask_sha256"]).to_batches():
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            digest.update(("\n" + "\0".join(map(str, values))).encode())
     for reject in rejects:
         digest.update(f"\n{reject.path}\0{reject.code}".encode())
     return digest.hexdigest()[:32]
@@ -128,15 +138,15 @@ def reject_fraction(manifest: Manifest) -> float:
     return lost / max(1, lost + manifest.records)
 
 
-def near_duplicates(rows: Iterable[SourceRow]) -> NearDuplicates:
+def near_duplicates(sources: pa.Table) -> NearDuplicates:
     """Pairs of records in different splits whose difference hashes are close.
 
     Two hashes that differ in at most d bits agree in at least one of d + 1 bands, so only images
     that share a band are compared.
     """
-    found = [(row.dhash, row.split) for row in rows if row.shard and row.dhash and row.split]
-    hashes = np.array([int(dhash, 16) for dhash, _ in found], np.uint64)
-    splits = np.array([SPLITS.index(split) for _, split in found], np.int8)
+    records = sources.filter(pc.is_valid(sources["shard"]))
+    hashes = np.array([int(dhash, 16) for dhash in records["dhash"].to_pylist()], np.uint64)
+    splits = np.array([SPLITS.index(split) for split in records["split"].to_pylist()], np.int8)
     band_bits = 64 // (NEAR_DUPLICATE_BITS + 1)
     pairs = 0
     involved = np.zeros(len(hashes), bool)
@@ -253,12 +263,30 @@ def _split_warnings(splits: dict[str, SplitInfo]) -> list[str]:
     ]
 
 
-def _shared_image_warnings(rows: Iterable[SourceRow]) -> list[str]:
-    masks_of = Counter(row.image_sha256 for row in rows if row.shard)
-    shared = sum(count > 1 for count in masks_of.values())
+def _shared_image_warnings(sources: pa.Table) -> list[str]:
+    images = sources.filter(pc.is_valid(sources["shard"]))["image_sha256"]
+    counts = pc.struct_field(pc.value_counts(images), "counts")
+    shared = int(pc.sum(pc.greater(counts, 1)).as_py() or 0)
     if not shared:
         return []
     return [f"{shared} images stand under several ids with different masks: which one is right?"]
+
+
+def _set_aside(rows: Iterable[SourceRow], rejects: list[SourceRow]) -> Iterator[SourceRow]:
+    """Passes the records on and puts the rejects into a list."""
+    for row in rows:
+        if row.reject_code is None:
+            yield row
+        else:
+            rejects.append(row)
+
+
+def _reject_table(rejects: Sequence[Reject]) -> pa.Table:
+    rows = [(one.path, one.stage, one.code, one.message) for one in rejects]
+    names = REJECTS_SCHEMA.names
+    return pa.Table.from_pylist(
+        [dict(zip(names, row, strict=True)) for row in rows], schema=REJECTS_SCHEMA
+    )
 
 
 def _band(hashes: npt.NDArray[np.uint64], band: int, bits: int) -> npt.NDArray[np.uint64]:

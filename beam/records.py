@@ -12,7 +12,7 @@ from PIL import Image
 
 from beam import png, splitting
 from beam.pairing import Pair
-from beam.storage import join, read_bytes
+from beam.storage import join, modified, read_bytes
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import IngestConfig
 from schemas.errors import RejectError
@@ -72,21 +72,18 @@ def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
     return [first, *(reject_row(row, copy) for row in others)]
 
 
-def settle_duplicates(rows: Iterable[SourceRow]) -> list[SourceRow]:
-    """All rows once the pairs are checked: a copy of a reject is a reject for the same reason."""
-    ended = list(rows)
-    bad = {
-        (row.image_sha256, row.mask_sha256): row
-        for row in ended
-        if row.reject_code not in (None, DUPLICATE)
-    }
+def settle_duplicates(rejects: Iterable[SourceRow]) -> list[SourceRow]:
+    """All rejects once the pairs are checked: a copy of a bad pair is bad for the same reason."""
+    ended = list(rejects)
+    bad = {_hashes(row): row for row in ended if row.reject_code != DUPLICATE}
     settled = []
     for row in ended:
-        first = bad.get((row.image_sha256, row.mask_sha256))
-        if row.reject_code == DUPLICATE and first is not None:
+        first = bad.get(_hashes(row))
+        if row.reject_code != DUPLICATE or first is None:
+            settled.append(row)
+        else:
             reason = f"same bytes as {first.id}: {first.reject_message}"
-            row = reject_row(row, RejectError(str(first.reject_code), reason))  # noqa: PLW2901
-        settled.append(row)
+            settled.append(reject_row(row, RejectError(str(first.reject_code), reason)))
     return settled
 
 
@@ -120,7 +117,7 @@ def make_record(row: SourceRow, recipe: Recipe) -> tuple[SourceRow, Sample, Exam
     """
     config = recipe.config
     image_bytes, mask_bytes = read_pair(row, recipe.source)
-    if (_sha256(image_bytes), _sha256(mask_bytes)) != (row.image_sha256, row.mask_sha256):
+    if _changed(row, recipe.source, len(image_bytes), len(mask_bytes)):
         raise RejectError("changed", "the files changed while the job ran; run it again")
     with _blame(row.image_path):
         image = png.decode_image(image_bytes, config.max_pixels)
@@ -139,17 +136,17 @@ def make_record(row: SourceRow, recipe: Recipe) -> tuple[SourceRow, Sample, Exam
         image=png.resize_image(image, *target, config.resize),
         mask=png.resize_nearest(mask, *target),
     )
-    digest = hashlib.sha256(image_bytes)
-    digest.update(mask_bytes)
     example = Example(
         image=png.encode(sample.image),
         mask=png.encode(sample.mask),
         id=row.id,
         source_height=height,
         source_width=width,
-        source_sha256=digest.hexdigest(),
+        source_sha256=str(row.image_sha256),
     )
-    done = replace(row, source_height=height, source_width=width, dhash=difference_hash(image))
+    done = replace(
+        row, source_height=height, source_width=width, dhash=difference_hash(sample.image)
+    )
     return done, sample, example
 
 
@@ -159,7 +156,7 @@ def difference_hash(image: UInt8Array) -> str:
     A bit tells whether brightness falls from one cell of an 8x9 grid to its right neighbour; the
     Hamming distance of two hashes tells how unlike two pictures are.
     """
-    # The pixels of an image are thinned out first: the hash looks at cells of 1/9 of the width.
+    # Large images are thinned out first: the hash looks at cells of 1/9 of the width.
     thin = image[:: max(1, image.shape[0] // 96), :: max(1, image.shape[1] // 128)]
     grey = Image.fromarray(thin).convert("L").resize((9, 8), Image.Resampling.BOX)
     cells = np.asarray(grey)
@@ -173,6 +170,24 @@ def _blame(path: str) -> Iterator[None]:
         yield
     except RejectError as error:
         raise RejectError(error.code, f"{path}: {error.message}") from error
+
+
+def _changed(row: SourceRow, source: str, *sizes: int) -> bool:
+    """Whether the files are others than were hashed, as far as size and time of change tell."""
+    if sizes != (row.image_size, row.mask_size):
+        return True
+    try:
+        times = [modified(join(source, path)) for path in (row.image_path, row.mask_path)]
+    except OSError:
+        return True
+    return any(
+        now is not None and now != then
+        for now, then in zip(times, (row.image_modified, row.mask_modified), strict=True)
+    )
+
+
+def _hashes(row: SourceRow) -> tuple[str | None, str | None]:
+    return row.image_sha256, row.mask_sha256
 
 
 def _listing(row: SourceRow) -> tuple[object, ...]:

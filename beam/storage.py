@@ -61,6 +61,11 @@ def read_bytes(uri: str) -> bytes:
         return data
 
 
+def modified(uri: str) -> float | None:
+    """Time of a local file's last change, in seconds since the epoch; None for a remote one."""
+    return None if is_remote(uri) else os.stat(uri).st_mtime
+
+
 def require_folder(uri: str, what: str) -> None:
     """Raises UserError unless there is such a folder."""
     if is_remote(uri):

@@ -46,7 +46,6 @@ def run(dataset: str, config: TrainConfig, tracking_uri: str, *, reuse: bool = F
     folder = Path(dataset).absolute()
     manifest = load_manifest(folder)
     check_trainable(manifest)
-    import_tensorflow()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from model import tracking
 
@@ -56,6 +55,7 @@ def run(dataset: str, config: TrainConfig, tracking_uri: str, *, reuse: bool = F
         say(f"nothing has changed: {known} was trained on this dataset with this configuration")
         return known
 
+    import_tensorflow()
     say(f"{manifest.splits['train'].records} training images, {config.epochs} epochs")
     with (
         tracking.training_run(config, manifest, folder),

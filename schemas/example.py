@@ -30,7 +30,7 @@ class Example:
         mask: single-channel PNG of class ids, uint8 (height, width), 255 for void.
         id: path below the source root without suffix and camera folder.
         source_height, source_width: size in pixels before resizing.
-        source_sha256: hex digest of the source image's bytes followed by the source mask's.
+        source_sha256: hex digest of the source image's bytes.
     """
 
     image: bytes

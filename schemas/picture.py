@@ -35,6 +35,11 @@ def colourise(mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
     return np.frombuffer(taxonomy.palette, np.uint8).reshape(256, 3)[mask]
 
 
+def overlay(image: UInt8Array, mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+    """RGB image (height, width, 3) half covered by the class colours of its mask."""
+    return ((image.astype(np.uint16) + colourise(mask, taxonomy)) // 2).astype(np.uint8)
+
+
 def panel(
     rows: Sequence[PanelRow], columns: Sequence[str], taxonomy: Taxonomy, width: int = 320
 ) -> Image.Image:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from itertools import islice
 
 import pyarrow as pa
 
@@ -19,7 +20,7 @@ class SourceRow:
         image_size, mask_size: bytes; image_modified, mask_modified: seconds since the epoch.
         split, shard: where the record is; shard is null for a reject.
         source_height, source_width: pixels, before resizing.
-        dhash: 64-bit difference hash of the image, 16 hex digits.
+        dhash: 64-bit difference hash of the resized image, 16 hex digits.
         reject_code, reject_message: null for a record.
     """
 
@@ -50,13 +51,20 @@ SOURCES = pa.schema(
 )
 
 
-def source_table(rows: list[SourceRow]) -> pa.Table:
-    """Rows in the order of their ids."""
-    ordered = sorted(rows, key=lambda row: row.id)
-    return pa.Table.from_pylist([asdict(row) for row in ordered], schema=SOURCES)
+_CHUNK = 10_000
 
 
-def rows_of(table: pa.Table) -> list[SourceRow]:
-    """The rows that ``source_table`` was given."""
-    found: list[dict[str, Any]] = table.to_pylist()
-    return [SourceRow(**row) for row in found]
+def source_table(rows: Iterable[SourceRow]) -> pa.Table:
+    """Rows as a table, in the order of their ids; takes them one at a time."""
+    stream = iter(rows)
+    chunks = []
+    while chunk := list(islice(stream, _CHUNK)):
+        chunks.append(pa.RecordBatch.from_pylist([asdict(row) for row in chunk], schema=SOURCES))
+    return pa.Table.from_batches(chunks, SOURCES).sort_by("id")
+
+
+def rows_of(table: pa.Table) -> Iterator[SourceRow]:
+    """The rows that ``source_table`` was given, in the order of their ids."""
+    for batch in table.to_batches(_CHUNK):
+        for row in batch.to_pylist():
+            yield SourceRow(**row)

@@ -1,0 +1,41 @@
+"""Raw pairs for benchmarks: any number of them, made by repeating a few."""
+
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+from flows.scenes import write_scenes
+
+_HEADER_END = 33
+"""Bytes of a PNG's signature and header chunk."""
+
+
+def repeated_pairs(raw: Path | None, folder: Path, count: int) -> Path:
+    """``count`` pairs in Lyft's layout below ``folder``: those of ``raw``, or scenes, repeated.
+
+    A tEXt chunk tells the copies apart, so that none has another's bytes.
+    """
+    if raw is None:
+        raw = folder / "scenes"
+        write_scenes(str(raw), 100)
+    images = sorted(raw.rglob("CameraRGB/*.png"))
+    target = folder / f"pairs-{count}"
+    if target.exists():
+        shutil.rmtree(target)
+    for name in ("CameraRGB", "CameraSeg"):
+        (target / name).mkdir(parents=True)
+    for index in range(count):
+        copy, position = divmod(index, len(images))
+        image = images[position]
+        for source in (image, image.parents[1] / "CameraSeg" / image.name):
+            data = source.read_bytes()
+            marked = data[:_HEADER_END] + _text_chunk(f"copy {copy}") + data[_HEADER_END:]
+            name = f"{copy:03d}{image.parents[1].name}_{image.name}"
+            (target / source.parent.name / name).write_bytes(marked)
+    return target
+
+
+def _text_chunk(text: str) -> bytes:
+    body = b"tEXt" + b"Comment\0" + text.encode()
+    return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
