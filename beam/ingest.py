@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -21,7 +22,7 @@ from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import Counters, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify
-from beam.tfrecords import ROWS, Previous, WriteShards
+from beam.tfrecords import Previous, WriteShards
 from beam.versions import is_unchanged, known_rows, listing_digest, published_versions
 from schemas.classes import load_taxonomy
 from schemas.cli import add_config, config_from, run_main
@@ -38,12 +39,14 @@ class Staging:
 
     Attributes:
         dataset: the folder that will be published.
+        rows: folder of each shard's rows.
         progress: folder of the running counters.
         listing: digest of the source's listing.
         previous: a published version whose unchanged shards are taken over.
     """
 
     dataset: str
+    rows: str
     progress: str
     listing: str
     previous: Previous | None = None
@@ -52,25 +55,20 @@ class Staging:
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """The graph, from the source folder to shards and metadata in the staging folder."""
     listed = root | "ListPairs" >> ListPairs(recipe.source)
-    known = (
-        root
-        | "Previous" >> beam.Create([staging.previous])
-        | "KnownRows" >> beam.FlatMap(known_rows)
-    )
     rows = (
-        {"pair": listed["pairs"], "known": known}
-        | "JoinKnown" >> beam.CoGroupByKey()
+        listed["pairs"]
+        | "JoinKnown" >> JoinKnown(staging.previous)
         | "Identify" >> beam.ParDo(_Identify(recipe, staging.progress))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.FlatMap(lambda group: deduplicate(group[1]))
     )
-    written = (
+    shards = (
         rows
         | "Usable" >> beam.Filter(is_usable)
-        | "WriteShards" >> WriteShards(recipe, staging.dataset, staging.progress, staging.previous)
+        | "WriteShards"
+        >> WriteShards(recipe, staging.dataset, staging.rows, staging.progress, staging.previous)
     )
     left_out = rows | "LeftOut" >> beam.Filter(lambda row: not is_usable(row))
-    ended = (written[ROWS], left_out) | "EndedRows" >> beam.Flatten()
     _ = (
         root
         | "Dataset" >> beam.Create([Path(staging.dataset)])
@@ -79,8 +77,9 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             write_metadata,
             recipe,
             staging.listing,
-            beam.pvalue.AsList(written["shards"]),
-            beam.pvalue.AsIter(ended),
+            staging.rows,
+            beam.pvalue.AsList(shards),
+            beam.pvalue.AsIter(left_out),
             beam.pvalue.AsIter(listed[REJECTS]),
         )
     )
@@ -112,10 +111,11 @@ def run(
             say(f"nothing has changed: {manifest.records} records, all checksums verified")
             return folder
     with storage.staging(datasets) as work:
-        staged = work / "dataset"
+        staged, rows = work / "dataset", work / "rows"
         staged.mkdir()
+        rows.mkdir()
         previous = Previous.of(*published[0]) if published else None
-        staging = Staging(str(staged), str(work / "progress"), listing, previous)
+        staging = Staging(str(staged), str(rows), str(work / "progress"), listing, previous)
         with watched("ingest", Path(staging.progress)):
             run_pipeline(lambda root: build(root, recipe, staging), options or pipeline_options([]))
         manifest = load_manifest(staged)
@@ -179,6 +179,42 @@ def main(arguments: Sequence[str]) -> str:
     return str(run(args.source, args.output, config, pipeline_options(beam_arguments)))
 
 
+@dataclass
+class JoinKnown(beam.PTransform):
+    """Pairs by id to (pair, its row in an earlier version or None).
+
+    Attributes:
+        previous: the earlier version; None where there is none, which saves a shuffle.
+    """
+
+    previous: Previous | None
+
+    def expand(
+        self, pairs: beam.PCollection[tuple[str, Pair]]
+    ) -> beam.PCollection[tuple[Pair, SourceRow | None]]:
+        """The graph: read the known rows, group with the pairs, match."""
+        if self.previous is None:
+            return pairs | "NothingKnown" >> beam.Map(lambda one: (one[1], None))
+        known = (
+            pairs.pipeline
+            | "Previous" >> beam.Create([self.previous])
+            | "KnownRows" >> beam.FlatMap(known_rows)
+        )
+        return (
+            {"pairs": pairs, "known": known}
+            | "GroupKnown" >> beam.CoGroupByKey()
+            | "Match" >> beam.FlatMap(_match)
+        )
+
+
+def _match(
+    group: tuple[str, dict[str, Iterable[Any]]],
+) -> Iterator[tuple[Pair, SourceRow | None]]:
+    known = next(iter(group[1]["known"]), None)
+    for pair in group[1]["pairs"]:
+        yield pair, known
+
+
 class _Identify(beam.DoFn):
     """Hashes the files of a pair, unless an earlier run's row still holds for them."""
 
@@ -192,17 +228,11 @@ class _Identify(beam.DoFn):
     def finish_bundle(self) -> None:
         self._counters.flush()
 
-    def process(
-        self, element: tuple[str, dict[str, Iterable[Pair | SourceRow]]]
-    ) -> Iterator[tuple[str, SourceRow]]:
-        _, joined = element
-        known = next(iter(joined["known"]), None)
-        for pair in joined["pair"]:
-            assert isinstance(pair, Pair)
-            assert known is None or isinstance(known, SourceRow)
-            row = identify(pair, self._recipe, known)
-            self._counters.add("identified")
-            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
+    def process(self, element: tuple[Pair, SourceRow | None]) -> Iterator[tuple[str, SourceRow]]:
+        pair, known = element
+        row = identify(pair, self._recipe, known)
+        self._counters.add("identified")
+        yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
 from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
-from schemas.sources import SourceRow, source_table
+from schemas.sources import SOURCES as SOURCES_SCHEMA
+from schemas.sources import SourceRow, rows_of, source_table
 from schemas.stats import PixelStats
 
 NEAR_DUPLICATE_BITS = 3
@@ -38,23 +39,27 @@ def write_metadata(
     folder: Path,
     recipe: Recipe,
     listing: str,
+    rows_folder: str,
     shards: Sequence[ShardInfo],
-    rows: Iterable[SourceRow],
+    left_out: Iterable[SourceRow],
     unpaired: Iterable[Reject],
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards lie in ``folder``.
 
     Args:
         listing: digest of the source's listing, which tells a later run that nothing changed.
-        rows: of all pairs; taken one at a time and held as columns.
+        rows_folder: Parquet files with the rows of each shard.
+        left_out: rows that were rejected before they came to a shard.
     """
-    bad: list[SourceRow] = []
-    kept = source_table(_set_aside(rows, bad))
-    settled = settle_duplicates(bad)
+    parts = [pq.read_table(Path(rows_folder, f"{shard.name}.parquet")) for shard in shards]
+    written = pa.concat_tables([SOURCES_SCHEMA.empty_table(), *parts])
+    is_record = pc.is_valid(written["shard"])
+    settled = settle_duplicates([*rows_of(written.filter(pc.invert(is_record))), *left_out])
     rejects = sorted(
         [*unpaired, *(_reject(row) for row in settled)], key=lambda one: (one.path, one.code)
     )
-    sources = pa.concat_tables([kept, source_table(settled)]).sort_by("id")
+    records = written.filter(is_record)
+    sources = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
     manifest = make_manifest(recipe, shards, sources, rejects)
     pq.write_table(
         sources.replace_schema_metadata({LISTING_KEY: listing}),
@@ -270,15 +275,6 @@ def _shared_image_warnings(sources: pa.Table) -> list[str]:
     if not shared:
         return []
     return [f"{shared} images stand under several ids with different masks: which one is right?"]
-
-
-def _set_aside(rows: Iterable[SourceRow], rejects: list[SourceRow]) -> Iterator[SourceRow]:
-    """Passes the records on and puts the rejects into a list."""
-    for row in rows:
-        if row.reject_code is None:
-            yield row
-        else:
-            rejects.append(row)
 
 
 def _reject_table(rejects: Sequence[Reject]) -> pa.Table:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import apache_beam as beam
+import pyarrow.parquet as pq
 
 from beam import splitting
 from beam.progress import Counters
@@ -22,12 +23,10 @@ from schemas.errors import RejectError
 from schemas.example import encode, write_record
 from schemas.layout import SPLITS, shard_name
 from schemas.manifest import Manifest, ShardInfo
-from schemas.sources import SourceRow
+from schemas.sources import SourceRow, source_table
 from schemas.stats import PixelStats
 
 ShardKey = tuple[str, int]
-
-ROWS = "rows"
 
 
 @dataclass(frozen=True)
@@ -51,20 +50,20 @@ class WriteShards(beam.PTransform):
     Attributes:
         recipe: what decides the records.
         folder: where the files are written.
+        rows_folder: where each shard's rows are written, as they ended, one Parquet file a shard.
         progress: folder of the running counters.
         previous: a version to take shards over from.
 
-    Returns a dict: ``shards``, one ShardInfo for each file; ``rows``, each row as it ended.
+    Returns one ShardInfo for each file.
     """
 
     recipe: Recipe
     folder: str
+    rows_folder: str
     progress: str
     previous: Previous | None = None
 
-    def expand(
-        self, rows: beam.PCollection[SourceRow]
-    ) -> dict[str, beam.PCollection[ShardInfo | SourceRow]]:
+    def expand(self, rows: beam.PCollection[SourceRow]) -> beam.PCollection[ShardInfo]:
         """The graph: count, key by shard, group, write."""
         config = self.recipe.config
         counts = (
@@ -88,16 +87,12 @@ class WriteShards(beam.PTransform):
                 sizes,
             )
         )
-        written = (
+        return (
             (keyed, every)
             | "AllKeys" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
-            | "WriteShard"
-            >> beam.ParDo(
-                _WriteShard(self.recipe, self.folder, self.progress, self.previous), sizes
-            ).with_outputs(ROWS, main="shards")
+            | "WriteShard" >> beam.ParDo(_WriteShard(self), sizes)
         )
-        return {"shards": written.shards, "rows": written[ROWS]}
 
 
 def record_bytes(row: SourceRow, recipe: Recipe) -> int:
@@ -130,13 +125,12 @@ def shard_source_sha256(rows: Iterable[SourceRow], recipe: Recipe) -> str:
 
 
 class _WriteShard(beam.DoFn):
-    def __init__(
-        self, recipe: Recipe, folder: str, progress: str, previous: Previous | None
-    ) -> None:
-        self._recipe = recipe
-        self._folder = Path(folder)
-        self._progress = progress
-        self._previous = previous
+    def __init__(self, into: WriteShards) -> None:
+        self._recipe = into.recipe
+        self._folder = Path(into.folder)
+        self._rows_folder = Path(into.rows_folder)
+        self._progress = into.progress
+        self._previous = into.previous
 
     def setup(self) -> None:
         self._counters = Counters("ingest", self._progress)
@@ -148,7 +142,7 @@ class _WriteShard(beam.DoFn):
         self,
         element: tuple[ShardKey, Iterable[SourceRow | None]],
         sizes: dict[str, tuple[int, int]],
-    ) -> Iterator[ShardInfo | beam.pvalue.TaggedOutput]:
+    ) -> Iterator[ShardInfo]:
         (split, index), grouped = element
         config = self._recipe.config
         rows = sorted(
@@ -161,9 +155,9 @@ class _WriteShard(beam.DoFn):
         info, done = self._take_over(name, source_sha256, rows) or self._write(
             name, split, source_sha256, rows
         )
+        # Rows stay out of the shuffle: the metadata step reads them from these files.
+        pq.write_table(source_table(done), self._rows_folder / f"{name}.parquet")
         yield info
-        for row in done:
-            yield beam.pvalue.TaggedOutput(ROWS, row)
 
     def _take_over(
         self, name: str, source_sha256: str, rows: list[SourceRow]

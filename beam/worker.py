@@ -11,6 +11,8 @@ import sys
 from importlib.abc import MetaPathFinder
 from typing import Any
 
+from beam.memory import hold_little_memory
+
 
 class _Hidden(MetaPathFinder):
     """Makes modules look as if they were not installed."""
@@ -27,6 +29,7 @@ def main() -> None:
     """Runs Beam's worker on the environment that the runner has set."""
     # What a worker logs goes to the runner; on this handler, Beam's greetings end.
     logging.getLogger().addHandler(logging.NullHandler())
+    hold_little_memory()
     sys.meta_path.insert(0, _Hidden("pandas"))
     from apache_beam.runners.worker import sdk_worker_main
 

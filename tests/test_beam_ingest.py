@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.io.filesystem import FileMetadata, FileSystem
 from conftest import IN_MEMORY, ROOT, SMALL, Job
 from PIL import Image
 
@@ -22,7 +23,7 @@ from schemas.manifest import load_manifest
 from schemas.stats import PixelStats
 
 
-def _run(source: Path, output: Path, config: IngestConfig = SMALL, *options: str) -> Path:
+def _run(source: Path | str, output: Path, config: IngestConfig = SMALL, *options: str) -> Path:
     arguments = [*IN_MEMORY, *options]
     return ingest.run(str(source), str(output), config, pipeline_options(arguments))
 
@@ -35,7 +36,7 @@ def _records(folder: Path, split: str) -> list[Example]:
     return found
 
 
-def _bytes(folder: Path) -> dict[str, bytes]:
+def published_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
@@ -90,7 +91,7 @@ def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Pat
         arguments = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
         again = _run(scenes, tmp_path / str(workers), SMALL, *arguments)
         assert again.name == dataset.name
-        assert _bytes(again) == _bytes(dataset)
+        assert published_bytes(again) == published_bytes(dataset)
 
 
 def test_tfds_and_tensorflow_read_a_dataset(dataset: Path) -> None:
@@ -210,7 +211,7 @@ def test_a_damaged_shard_is_rebuilt_alone(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = _run(scenes, tmp_path)
-    before = _bytes(folder)
+    before = published_bytes(folder)
     for damage in ("bits", "missing"):
         name = load_manifest(folder).shard_names("validation")[0]
         ids = {record.id for record in _records(folder, "validation")}
@@ -222,7 +223,7 @@ def test_a_damaged_shard_is_rebuilt_alone(
             (folder / name).unlink()
         made = _reads(monkeypatch)
         assert _run(scenes, tmp_path) == folder
-        assert _bytes(folder) == before
+        assert published_bytes(folder) == before
         assert set(made) == ids
 
 
@@ -242,7 +243,7 @@ def test_new_images_cost_the_shards_they_touch(
     assert second != first
     assert set(made) == {record.id for record in _records(second, split)}
     fresh = _run(copy, tmp_path / "fresh")
-    assert _bytes(fresh) == _bytes(second)
+    assert published_bytes(fresh) == published_bytes(second)
 
 
 def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
@@ -293,6 +294,53 @@ def test_native_size(scenes: Path, tmp_path: Path) -> None:
     assert np.array_equal(png.decode_image(record.image, 10**6), theirs)
     features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
     assert features["image"]["image"]["shape"]["dimensions"] == ["-1", "-1", "3"]
+
+
+class _ElsewhereFileSystem(FileSystem):
+    """A file system of Beam's that is not local, over a folder that is."""
+
+    root = ""
+
+    @classmethod
+    def scheme(cls):
+        return "elsewhere"
+
+    def _local(self, path):
+        return path.replace("elsewhere://", f"{self.root}/")
+
+    def has_dirs(self):
+        return False
+
+    def _list(self, dir_or_prefix):
+        for path in Path(self._local(dir_or_prefix)).rglob("*"):
+            if path.is_file():
+                uri = f"elsewhere://{path.relative_to(self.root)}"
+                yield FileMetadata(uri, path.stat().st_size, path.stat().st_mtime)
+
+    def open(self, path, mime_type=None, compression_type=None):  # noqa: ARG002
+        return open(self._local(path), "rb")
+
+    def split(self, path):
+        head, _, tail = path.rpartition("/")
+        return head, tail
+
+    def _unused(self, *_):
+        raise NotImplementedError
+
+    join = mkdirs = create = copy = rename = exists = size = last_updated = _unused
+    checksum = metadata = delete = _unused
+
+
+def test_a_source_that_only_beam_can_read(scenes, dataset, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(_ElsewhereFileSystem, "root", str(scenes.parent))
+    folder = _run(f"elsewhere://{scenes.name}", tmp_path)
+    ours, theirs = published_bytes(folder), published_bytes(dataset)
+    shards = [name for name in theirs if ".tfrecord-" in name]
+    assert len(shards) == 3
+    assert all(ours[name] == theirs[name] for name in shards)
+    assert load_manifest(folder).source == f"elsewhere://{scenes.name}"
+    with pytest.raises(UserError, match="there is no such folder"):
+        _run("elsewhere://none", tmp_path)
 
 
 def test_mistakes_end_in_one_line_and_code_2(job: Job, scenes: Path, tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""Mutated PNGs: each is read with the pixels that Pillow reads, or rejected with a reason."""
+
+import io
+import random
+import struct
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beam import png
+from flows.scenes import draw_scene
+from schemas.classes import load_taxonomy
+from schemas.errors import RejectError
+
+MUTANTS = 2_400
+LIMIT = 1_000_000
+
+Mutation = Callable[[random.Random, bytearray], bytes]
+
+
+def _chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    found, offset = [], 8
+    while offset < len(data):
+        (length,) = struct.unpack_from(">I", data, offset)
+        found.append((data[offset + 4 : offset + 8], data[offset + 8 : offset + 8 + length]))
+        offset += 12 + length
+    return found
+
+
+def _join(chunks: list[tuple[bytes, bytes]]) -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def flip_bits(r: random.Random, data: bytearray) -> bytes:
+    for _ in range(r.randint(1, 8)):
+        data[r.randrange(len(data))] ^= 1 << r.randrange(8)
+    return bytes(data)
+
+
+def truncate(r: random.Random, data: bytearray) -> bytes:
+    return bytes(data[: r.randrange(len(data))])
+
+
+def splice(r: random.Random, data: bytearray) -> bytes:
+    chunks = _chunks(bytes(data))
+    for _ in range(r.randint(1, 3)):
+        move = r.choice(["drop", "copy", "swap", "foreign"])
+        at = r.randrange(len(chunks))
+        if move == "drop" and len(chunks) > 1:
+            del chunks[at]
+        elif move == "copy":
+            chunks.insert(r.randrange(len(chunks) + 1), chunks[at])
+        elif move == "swap":
+            other = r.randrange(len(chunks))
+            chunks[at], chunks[other] = chunks[other], chunks[at]
+        else:
+            kind = r.choice(
+                [b"tRNS", b"PLTE", b"acTL", b"tEXt", b"sBIT", b"gAMA", b"IDAT", b"zzZZ"]
+            )
+            chunks.insert(r.randrange(len(chunks) + 1), (kind, r.randbytes(r.randrange(40))))
+    return _join(chunks)
+
+
+def lie_in_header(r: random.Random, data: bytearray) -> bytes:
+    chunks = _chunks(bytes(data))
+    header = bytearray(chunks[0][1])
+    field = r.choice(["width", "height", "depth", "colour", "method", "interlace"])
+    if field in ("width", "height"):
+        at = 0 if field == "width" else 4
+        value = r.choice([0, 1, 47, 48, 49, 1000, 2**16, 2**31 - 1, 2**32 - 1])
+        header[at : at + 4] = struct.pack(">I", value)
+    else:
+        at = {"depth": 8, "colour": 9, "method": r.choice([10, 11]), "interlace": 12}[field]
+        header[at] = r.choice([0, 1, 2, 3, 4, 6, 8, 16, 255])
+    chunks[0] = (b"IHDR", bytes(header))
+    return _join(chunks)
+
+
+def lie_in_pixels(r: random.Random, data: bytearray) -> bytes:
+    """Damages the compressed stream or its scan lines, under checksums that are right."""
+    chunks = _chunks(bytes(data))
+    at = next(i for i, (kind, _) in enumerate(chunks) if kind == b"IDAT")
+    body = bytearray(chunks[at][1])
+    if r.random() < 0.5:
+        lines = bytearray(zlib.decompress(bytes(body)))
+        for _ in range(r.randint(1, 20)):
+            lines[r.randrange(len(lines))] = r.randrange(256)
+        body = bytearray(zlib.compress(bytes(lines[: r.randrange(1, len(lines) + 1)])))
+    else:
+        body[r.randrange(len(body))] ^= 1 << r.randrange(8)
+    chunks[at] = (b"IDAT", bytes(body))
+    return _join(chunks)
+
+
+MUTATIONS: list[Mutation] = [flip_bits, truncate, splice, lie_in_header, lie_in_pixels]
+
+
+def _seeds() -> list[bytes]:
+    image, mask = (Image.fromarray(pixels) for pixels in draw_scene(3, 48, 36))
+    opaque = image.copy()
+    opaque.putalpha(255)
+    pictures = [image, mask, opaque, image.convert("L"), image.convert("P"), image.convert("1")]
+    buffers = []
+    for picture in pictures:
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        buffers.append(buffer.getvalue())
+    return buffers
+
+
+def mutants(count: int) -> list[tuple[str, bytes]]:
+    """``count`` damaged files, the same ones each time."""
+    r = random.Random(0)
+    seeds = _seeds()
+    made = []
+    for _ in range(count):
+        mutation = r.choice(MUTATIONS)
+        made.append((mutation.__name__, mutation(r, bytearray(r.choice(seeds)))))
+    return made
+
+
+def _pillow(data: bytes) -> Image.Image | None:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image.load()
+    except Exception:  # noqa: BLE001 - it raises many types
+        return None
+    return image
+
+
+def _with_right_adler(data: bytes) -> bytes:
+    """The same pixels under a zlib checksum that is right, if nothing else is wrong."""
+    chunks = _chunks(data)
+    stream = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    lines = zlib.decompressobj(-15).decompress(stream[2:])
+    first = next(i for i, (kind, _) in enumerate(chunks) if kind == b"IDAT")
+    others = [chunk for chunk in chunks if chunk[0] != b"IDAT"]
+    return _join([*others[:first], (b"IDAT", zlib.compress(lines)), *others[first:]])
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_each_mutant_is_read_as_pillow_reads_it_or_rejected(capsys) -> None:
+    taxonomy = load_taxonomy("carla-0.8")
+    outcomes: Counter[str] = Counter()
+    reasons: list[str] = []
+    for name, data in mutants(MUTANTS):
+        try:
+            image = png.decode_image(data, LIMIT)
+        except RejectError as error:
+            reasons.append(error.message)
+            outcomes[f"{name}: {error.code}"] += 1
+        else:
+            theirs = _pillow(data) or _pillow(_with_right_adler(data))
+            assert theirs is not None, "read what Pillow refuses for more than zlib's checksum"
+            assert image.dtype == np.uint8
+            assert image.shape == (theirs.height, theirs.width, 3)
+            assert np.array_equal(image, np.asarray(theirs.convert("RGB")))
+            outcomes[f"{name}: read"] += 1
+        try:
+            mask = png.check_mask(png.decode_mask(data, LIMIT), taxonomy)
+        except RejectError as error:
+            reasons.append(error.message)
+        else:
+            assert mask.ndim == 2
+            assert mask.max() < len(taxonomy)
+    assert all(reasons)
+    assert sum(outcomes.values()) == MUTANTS
+    assert {name.split(": ")[0] for name in outcomes} == {m.__name__ for m in MUTATIONS}
+    with capsys.disabled():
+        read = sum(count for name, count in outcomes.items() if name.endswith("read"))
+        print(f"\n{MUTANTS} mutants, {read} read, the others rejected:")
+        for name, count in sorted(outcomes.items()):
+            print(f"  {name} {count}")
+
+
+def test_a_job_over_mutants_ends_with_a_reason_for_each(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+    from conftest import IN_MEMORY, SMALL
+
+    from beam import ingest
+    from beam.pipeline import pipeline_options
+    from schemas.manifest import load_manifest
+
+    image, mask = (png.encode(pixels) for pixels in draw_scene(3, 48, 36))
+    for folder in ("CameraRGB", "CameraSeg"):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+    for index, (_, data) in enumerate(mutants(300)):
+        damaged, whole = ("CameraRGB", "CameraSeg") if index % 2 else ("CameraSeg", "CameraRGB")
+        (tmp_path / "raw" / damaged / f"{index:04d}.png").write_bytes(data)
+        (tmp_path / "raw" / whole / f"{index:04d}.png").write_bytes(
+            mask if whole == "CameraSeg" else image
+        )
+    config = SMALL.model_copy(update={"max_reject_fraction": 1.0})
+    folder = ingest.run(
+        str(tmp_path / "raw"), str(tmp_path / "out"), config, pipeline_options(IN_MEMORY)
+    )
+    manifest = load_manifest(folder)
+    rejects = pq.read_table(folder / "rejects.parquet")
+    assert manifest.records + rejects.num_rows == 300
+    assert manifest.records > 10
+    assert all(rejects["message"].to_pylist())
+    assert sum(manifest.rejects.values()) == rejects.num_rows
