@@ -6,8 +6,8 @@ plain functions beside them, which do not import Beam.
 
 import logging
 
-from beam.memory import hold_little_memory
+from beam.memory import tune_malloc
 
-hold_little_memory()
+tune_malloc()
 # Beam says on every import, through the root logger, that Google's client is not installed.
 logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools not found"))

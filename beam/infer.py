@@ -22,7 +22,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from beam import runs, storage
-from beam.listing import REJECTS, ListPairs
+from beam.listing import UNPAIRED, ListPairs
 from beam.model_uri import ResolvedModel, resolve_model
 from beam.pairing import Pair, Reject
 from beam.parquet import WriteTable
@@ -46,6 +46,8 @@ from schemas.manifest import Manifest, load_manifest
 from schemas.prediction import CLASS_STATS, MASKS, PREDICTION_REJECTS, with_footer
 
 Row = dict[str, Any]
+
+REJECTS = "rejects"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class ReadPngs(beam.PTransform):
         read = listed["pairs"] | "ReadPng" >> beam.ParDo(_ReadPng(job, self.progress)).with_outputs(
             REJECTS, main="pictures"
         )
-        rejects = (read[REJECTS], listed[REJECTS]) | "AllRejects" >> beam.Flatten()
+        rejects = (read[REJECTS], listed[UNPAIRED]) | "AllRejects" >> beam.Flatten()
         return {"pictures": read.pictures, REJECTS: rejects}
 
 
@@ -200,7 +202,7 @@ def run(
     with storage.staging(root) as staging:
         for name in runs.TABLES:
             (staging / name).mkdir()
-        with watched("infer", staging / "progress"):
+        with watched("infer", staging / "progress", job.images, "images"):
             run_pipeline(lambda pipeline: build(pipeline, job, staging, threads), options)
         counts = runs.count(staging)
         if counts["images_predicted"] == 0:

@@ -13,24 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam import storage
-from beam.listing import REJECTS, ListPairs
+from beam.listing import UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import Counters, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify
 from beam.tfrecords import Previous, WriteShards
-from beam.versions import is_unchanged, known_rows, listing_digest, published_versions
+from beam.versions import is_unchanged, known_rows, published_versions, survey_pairs
 from schemas.classes import load_taxonomy
 from schemas.cli import add_config, config_from, run_main
 from schemas.config import IngestConfig
 from schemas.errors import UserError
-from schemas.layout import version_name
+from schemas.layout import REJECTS, version_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.sources import SourceRow
+
+_EXAMPLES = 3
+"""Rejects of each reason that a failed job shows."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             staging.rows,
             beam.pvalue.AsList(shards),
             beam.pvalue.AsIter(left_out),
-            beam.pvalue.AsIter(listed[REJECTS]),
+            beam.pvalue.AsIter(listed[UNPAIRED]),
         )
     )
 
@@ -104,10 +108,10 @@ def run(
     recipe = Recipe(storage.absolute(source), config, load_taxonomy(config.taxonomy))
     storage.require_folder(recipe.source, "source")
     datasets = storage.make_output(output) / config.name
-    listing = listing_digest(recipe.source)
+    found = survey_pairs(recipe.source)
     published = published_versions(datasets, recipe)
     for folder, manifest in published:
-        if is_unchanged(folder, manifest, listing):
+        if is_unchanged(folder, manifest, found.digest):
             say(f"nothing has changed: {manifest.records} records, all checksums verified")
             return folder
     with storage.staging(datasets) as work:
@@ -115,11 +119,11 @@ def run(
         staged.mkdir()
         rows.mkdir()
         previous = Previous.of(*published[0]) if published else None
-        staging = Staging(str(staged), str(rows), str(work / "progress"), listing, previous)
-        with watched("ingest", Path(staging.progress)):
+        staging = Staging(str(staged), str(rows), str(work / "progress"), found.digest, previous)
+        with watched("ingest", Path(staging.progress), found.images, "pairs"):
             run_pipeline(lambda root: build(root, recipe, staging), options or pipeline_options([]))
         manifest = load_manifest(staged)
-        check_rejects(manifest)
+        check_rejects(manifest, staged)
         final = datasets / version_name(manifest.fingerprint)
         storage.publish(staged, final)
     for warning in manifest.warnings:
@@ -133,21 +137,27 @@ def is_usable(row: SourceRow) -> bool:
     return row.image_sha256 is not None and row.reject_code != DUPLICATE
 
 
-def check_rejects(manifest: Manifest) -> None:
-    """Refuses a dataset that lost too many of its inputs.
+def check_rejects(manifest: Manifest, staged: Path) -> None:
+    """Refuses a dataset that lost too many of its inputs, and shows which and why.
 
     Raises:
         UserError: names the share, the bound and the count of each reason.
     """
-    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
-    if manifest.records == 0:
-        raise UserError(f"no pair of {manifest.source!r} is fit for a dataset: {reasons}")
     share, bound = reject_fraction(manifest), manifest.config.max_reject_fraction
-    if share > bound:
-        raise UserError(
-            f"{share:.1%} of the inputs are rejects ({reasons}), more than "
-            f"--max_reject_fraction={bound}; nothing was published"
-        )
+    if manifest.records and share <= bound:
+        return
+    rejects = pq.read_table(staged / REJECTS).to_pylist()
+    for code, count in manifest.rejects.items():
+        say(f"{count:>8,}  {code}")
+        for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
+            say(f"{'':10}{one['source_uri']}: {one['message']}")
+    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
+    if not manifest.records:
+        raise UserError(f"no pair of {manifest.source!r} is fit for a dataset: {reasons}")
+    raise UserError(
+        f"{share:.1%} of the inputs are rejects ({reasons}), more than "
+        f"--max_reject_fraction={bound}; nothing was published"
+    )
 
 
 def summary(manifest: Manifest) -> str:

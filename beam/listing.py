@@ -11,7 +11,7 @@ from beam import pairing, storage
 from beam.pairing import Candidate, Pair, Reject
 from beam.storage import SourceFile
 
-REJECTS = "rejects"
+UNPAIRED = "unpaired"
 
 
 @dataclass
@@ -23,7 +23,7 @@ class ListPairs(beam.PTransform):
         need_mask: whether an image without a mask is a reject.
         loose: whether PNGs outside of camera folders are images.
 
-    Returns a dict: ``pairs``, (id, Pair); ``rejects``, files that make no pair.
+    Returns a dict: ``pairs``, (id, Pair); ``unpaired``, files that make no pair.
     """
 
     source: str
@@ -39,15 +39,15 @@ class ListPairs(beam.PTransform):
             | "Source" >> beam.Create([self.source])
             | "ListFiles" >> beam.FlatMap(storage.walk)
             | "Classify"
-            >> beam.ParDo(_Classify(self.loose)).with_outputs(REJECTS, main="candidates")
+            >> beam.ParDo(_Classify(self.loose)).with_outputs(UNPAIRED, main="candidates")
         )
         paired = (
             files.candidates
             | "GroupById" >> beam.GroupByKey()
-            | "Pair" >> beam.ParDo(_Pair(self.need_mask)).with_outputs(REJECTS, main="pairs")
+            | "Pair" >> beam.ParDo(_Pair(self.need_mask)).with_outputs(UNPAIRED, main="pairs")
         )
-        rejects = (files[REJECTS], paired[REJECTS]) | "AllRejects" >> beam.Flatten()
-        return {"pairs": paired.pairs, "rejects": rejects}
+        unpaired = (files[UNPAIRED], paired[UNPAIRED]) | "AllUnpaired" >> beam.Flatten()
+        return {"pairs": paired.pairs, UNPAIRED: unpaired}
 
 
 class _Classify(beam.DoFn):
@@ -61,7 +61,7 @@ class _Classify(beam.DoFn):
         if isinstance(found, Candidate):
             yield found.id, found
         elif found:
-            yield beam.pvalue.TaggedOutput(REJECTS, found)
+            yield beam.pvalue.TaggedOutput(UNPAIRED, found)
 
 
 class _Pair(beam.DoFn):
@@ -75,4 +75,4 @@ class _Pair(beam.DoFn):
             if isinstance(one, Pair):
                 yield one.id, one
             else:
-                yield beam.pvalue.TaggedOutput(REJECTS, one)
+                yield beam.pvalue.TaggedOutput(UNPAIRED, one)

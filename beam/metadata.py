@@ -31,6 +31,9 @@ NEAR_DUPLICATE_BITS = 3
 
 LISTING_KEY = b"lyft.listing"
 
+_BLOCK = 256
+"""Images compared at once with the rest of their group, which bounds the memory."""
+
 _HALF_SHARE = 0.35
 _COMMON_CLASS = 0.01
 
@@ -153,26 +156,25 @@ def near_duplicates(sources: pa.Table) -> NearDuplicates:
     hashes = np.array([int(dhash, 16) for dhash in records["dhash"].to_pylist()], np.uint64)
     splits = np.array([SPLITS.index(split) for split in records["split"].to_pylist()], np.int8)
     band_bits = 64 // (NEAR_DUPLICATE_BITS + 1)
+    bands = [
+        (hashes >> np.uint64(band * band_bits)) & np.uint64((1 << band_bits) - 1)
+        for band in range(NEAR_DUPLICATE_BITS + 1)
+    ]
     pairs = 0
     involved = np.zeros(len(hashes), bool)
-    for band in range(NEAR_DUPLICATE_BITS + 1):
-        order = np.argsort(_band(hashes, band, band_bits), kind="stable")
-        starts = np.flatnonzero(np.diff(_band(hashes, band, band_bits)[order])) + 1
-        for group in np.split(order, starts):
-            for position, one in enumerate(group[:-1]):
-                others = group[position + 1 :]
-                others = others[splits[others] != splits[one]]
-                distance = np.bitwise_count(hashes[others] ^ hashes[one])
-                close = others[distance <= NEAR_DUPLICATE_BITS]
+    for number, band in enumerate(bands):
+        order = np.argsort(band, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
+            for start in range(0, len(group) - 1, _BLOCK):
+                one, other = group[start : start + _BLOCK, None], group[None, start:]
+                close = np.bitwise_count(hashes[one] ^ hashes[other]) <= NEAR_DUPLICATE_BITS
+                close &= (splits[one] != splits[other]) & (_later(one.shape[0], other.shape[1]))
                 # A pair that agrees in several bands counts in the first of them.
-                for earlier in range(band):
-                    same = _band(hashes[close], earlier, band_bits) == _band(
-                        hashes[one : one + 1], earlier, band_bits
-                    )
-                    close = close[~same]
-                pairs += len(close)
-                involved[close] = True
-                involved[one] |= len(close) > 0
+                for earlier in bands[:number]:
+                    close &= earlier[one] != earlier[other]
+                pairs += int(close.sum())
+                involved[one[close.any(axis=1), 0]] = True
+                involved[other[0, close.any(axis=0)]] = True
     return NearDuplicates(
         max_distance=NEAR_DUPLICATE_BITS,
         pairs_across_splits=pairs,
@@ -285,5 +287,6 @@ def _reject_table(rejects: Sequence[Reject]) -> pa.Table:
     )
 
 
-def _band(hashes: npt.NDArray[np.uint64], band: int, bits: int) -> npt.NDArray[np.uint64]:
-    return (hashes >> np.uint64(band * bits)) & np.uint64((1 << bits) - 1)
+def _later(rows: int, columns: int) -> npt.NDArray[np.bool_]:
+    """Cells above the diagonal: each pair of a block once."""
+    return np.triu(np.ones((rows, columns), bool), k=1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar, cast
 
 import numpy as np
@@ -179,6 +180,7 @@ def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) ->
     return np.asarray(Image.fromarray(pixels).resize((width, height), resample))
 
 
+@lru_cache(maxsize=256)
 def _centres(old: int, new: int) -> npt.NDArray[np.intp]:
     # Pillow adds up steps, so its rounding decides where a centre lies between two pixels.
     steps = np.full(new, old / new)

@@ -21,6 +21,9 @@ from apache_beam.metrics import Metrics
 
 _INTERVAL_S = 1.0
 
+_ENDED = ("written", "kept", "predicted")
+_REJECTED = "rejected."
+
 
 class Counters:
     """A worker's counts, written at most once a second to a file of its own."""
@@ -50,14 +53,19 @@ class Counters:
 
 
 @contextmanager
-def watched(job: str, folder: Path) -> Iterator[None]:
-    """Prints the sum of all workers' counters to standard error while the block runs."""
+def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
+    """Prints the sum of all workers' counters to standard error while the block runs.
+
+    Args:
+        total: inputs to work on.
+        unit: what is counted, e.g. ``pairs``.
+    """
     folder.mkdir()
     stop = threading.Event()
     started = time.monotonic()
 
     def report(last: str) -> str:
-        line = _line(_total(folder))
+        line = describe(_total(folder), total, unit)
         if line != last:
             elapsed = time.monotonic() - started
             print(f"{job}: {elapsed:5.1f} s  {line}", file=sys.stderr, flush=True)
@@ -78,18 +86,22 @@ def watched(job: str, folder: Path) -> Iterator[None]:
         report("")
 
 
+def describe(counts: Counter[str], total: int, unit: str) -> str:
+    """One line: the share that is done, then each counter that is not zero."""
+    if not counts:
+        return "starting workers"
+    rejected = sorted(name for name in counts if name.startswith(_REJECTED))
+    done = sum(counts[name] for name in (*_ENDED, *rejected))
+    parts = [f"{min(done, total):,} of {total:,} {unit} done ({min(done / total, 1):.0%})"]
+    parts += [f"{counts[name]:,} {name}" for name in ("identified", *_ENDED) if counts[name]]
+    if counts["bytes"]:
+        parts.append(f"{counts['bytes'] / 2**20:.1f} MiB")
+    parts += [f"{counts[name]:,} rejected as {name.removeprefix(_REJECTED)}" for name in rejected]
+    return ", ".join(parts)
+
+
 def _total(folder: Path) -> Counter[str]:
     total: Counter[str] = Counter()
     for path in folder.glob("*.json"):
         total.update(json.loads(path.read_text(encoding="utf-8")))
     return total
-
-
-def _line(counts: Counter[str]) -> str:
-    if not counts:
-        return "starting workers"
-    shown = []
-    for name, count in counts.items():
-        text = f"{count / 2**20:.1f} MiB" if name == "bytes" else f"{count:,} {name}"
-        shown.append(text.replace("rejected.", "rejected as "))
-    return ", ".join(shown)

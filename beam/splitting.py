@@ -16,7 +16,7 @@ _CYCLE = 10
 _FRAME_NUMBER = re.compile(r"(\d+)$")
 
 _MIN_RECORDS_A_SHARD = 32
-_PARALLEL_SHARDS = 32
+_PARALLEL_SHARDS = 64
 
 
 def split_of(sample_id: str, config: IngestConfig) -> str:
@@ -48,7 +48,7 @@ def shard_of(key: int, shards: int) -> int:
 def shard_count(records: int, record_bytes: int, config: IngestConfig) -> int:
     """Shards of a split: a power of two, so that growth seldom moves a record.
 
-    First enough of them to work on in parallel (up to 32, at least 32 records each), then as many
+    First enough of them to work on in parallel (up to 64, at least 32 records each), then as many
     as keep each below the target size.
 
     Args:

@@ -55,8 +55,8 @@ def survey(source: str) -> Survey:
     return Survey(found[False], found[True], loose, f"{total % 2**128:032x}")
 
 
-def listing_digest(source: str) -> str:
-    """Digest of a source that holds pairs.
+def survey_pairs(source: str) -> Survey:
+    """Lists a source that holds pairs.
 
     Raises:
         UserError: there is no image, or no mask, in any camera folder.
@@ -68,7 +68,7 @@ def listing_digest(source: str) -> str:
             f"source {source!r} holds no pairs: found {found.images} PNG images and {found.masks} "
             f"masks; expected a CameraRGB folder beside a {folders} folder, at any depth"
         )
-    return found.digest
+    return found
 
 
 def published_versions(datasets: Path, recipe: Recipe) -> list[tuple[Path, Manifest]]:

@@ -11,7 +11,7 @@ import sys
 from importlib.abc import MetaPathFinder
 from typing import Any
 
-from beam.memory import hold_little_memory
+from beam.memory import tune_malloc
 
 
 class _Hidden(MetaPathFinder):
@@ -29,7 +29,7 @@ def main() -> None:
     """Runs Beam's worker on the environment that the runner has set."""
     # What a worker logs goes to the runner; on this handler, Beam's greetings end.
     logging.getLogger().addHandler(logging.NullHandler())
-    hold_little_memory()
+    tune_malloc()
     sys.meta_path.insert(0, _Hidden("pandas"))
     from apache_beam.runners.worker import sdk_worker_main
 

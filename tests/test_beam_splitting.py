@@ -66,7 +66,7 @@ def test_shard_counts() -> None:
     assert shard_count(0, 0, config) == 0
     assert shard_count(20, 1, config) == 1
     assert shard_count(160, 160 * 20_000, config) == 8
-    assert shard_count(4_000, 4_000 * 20_000, config) == 32
+    assert shard_count(4_000, 4_000 * 20_000, config) == 64
     # 100 GB in shards of at most 64 MiB.
     count = shard_count(5_000_000, 10**11, config)
     assert 10**11 / count <= 64 << 20
