@@ -94,6 +94,41 @@ def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Pat
         assert published_bytes(again) == published_bytes(dataset)
 
 
+def test_another_runner_does_not_change_a_byte(scenes, dataset, tmp_path) -> None:
+    again = ingest.run(
+        str(scenes),
+        str(tmp_path),
+        SMALL,
+        pipeline_options(["--runner=BundleBasedDirectRunner"]),
+    )
+    assert published_bytes(again) == published_bytes(dataset)
+
+
+def test_a_shard_that_is_tried_again_is_the_same(scenes: Path, tmp_path: Path) -> None:
+    from beam.records import Recipe
+    from beam.tfrecords import WriteShards, _WriteShard
+    from schemas.sources import rows_of
+
+    folder = _run(scenes, tmp_path)
+    manifest = load_manifest(folder)
+    rows = [
+        row for row in rows_of(pq.read_table(folder / "sources.parquet")) if row.split == "test"
+    ]
+    for name in ("shards", "rows", "progress"):
+        (tmp_path / name).mkdir()
+    places = [str(tmp_path / name) for name in ("shards", "rows", "progress")]
+    recipe = Recipe(str(scenes), SMALL, load_taxonomy("carla-0.8"))
+    writer = _WriteShard(WriteShards(recipe, *places))
+    writer.setup()
+    (shard,) = (one for one in manifest.shards if one.split == "test")
+    # What a first try left behind is longer than the shard.
+    (tmp_path / "shards" / shard.name).write_bytes(b"x" * 10 * shard.bytes)
+    for order in (rows, rows[::-1]):
+        (again,) = writer.process((("test", 0), [*order, None]), {"test": (4, 1)})
+        assert again == shard
+        assert (tmp_path / "shards" / shard.name).read_bytes() == (folder / shard.name).read_bytes()
+
+
 def test_tfds_and_tensorflow_read_a_dataset(dataset: Path) -> None:
     # In a process of its own: TFDS warns of its own dependencies on import.
     script = f"""
@@ -173,11 +208,13 @@ def test_one_image_with_two_masks_is_kept_and_told(copy: Path, tmp_path: Path) -
     ]
 
 
-def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path) -> None:
+def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) -> None:
     for index in range(2):
         (copy / f"CameraRGB/000_{index:04d}.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"5\.0% of the inputs are rejects \(2 empty\)"):
         _run(copy, tmp_path / "out")
+    assert "2  empty" in (shown := capsys.readouterr().err)
+    assert "CameraRGB/000_0001.png: expected a PNG, found no bytes" in shown
     assert list((tmp_path / "out/small").iterdir()) == []
 
 
