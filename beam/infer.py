@@ -36,12 +36,12 @@ from beam.predict import (
     read_shard,
     read_truth,
 )
-from beam.progress import Counters, watched
+from beam.progress import CountingDoFn, watched
 from beam.versions import survey
 from schemas.cli import add_config, config_from, run_main
 from schemas.config import InferConfig
 from schemas.errors import RejectError, UserError
-from schemas.layout import SPLITS, TRACKING_URI, safe_name
+from schemas.layout import SPLITS, TRACKING_URI, dataset_source_name, folder_source_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.prediction import CLASS_STATS, MASKS, PREDICTION_REJECTS, with_footer
 
@@ -156,7 +156,9 @@ class ReadPngs(beam.PTransform):
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
         """The graph: list, pair, read."""
         job = self.job
-        listed = root | "ListPairs" >> ListPairs(job.source, need_mask=False, loose=job.loose)
+        listed = root | "ListPairs" >> ListPairs(
+            job.source, "infer", self.progress, need_mask=False, loose=job.loose
+        )
         read = listed["pairs"] | "ReadPng" >> beam.ParDo(_ReadPng(job, self.progress)).with_outputs(
             REJECTS, main="pictures"
         )
@@ -196,6 +198,7 @@ def run(
     if runs.is_published(root, partition, job.run_id):
         say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
         return root
+    runs.check_source(root, partition, job.source)
     options = options or pipeline_options([])
     workers = max(1, options.view_as(DirectOptions).direct_num_workers)
     threads = max(1, len(os.sched_getaffinity(0)) // workers)
@@ -244,7 +247,8 @@ def plan(
         manifest = load_manifest(place)
         splits = SPLITS if config.split == "all" else (config.split,)
         images = sum(manifest.splits[split].records for split in splits)
-        identity, name = manifest.fingerprint, manifest.name
+        identity = manifest.fingerprint
+        name = dataset_source_name(manifest.name, identity, config.split)
         if images == 0:
             raise UserError(f"dataset {dataset!r} has no record in split {config.split}")
     else:
@@ -253,7 +257,7 @@ def plan(
         found = survey(place)
         loose = not found.images
         images = found.images or found.loose_pngs
-        identity, name = found.digest, Path(place).name
+        identity, name = found.digest, folder_source_name(place)
         if images == 0:
             raise UserError(f"source {source!r} holds no PNG image")
     resolved = resolve_model(model, config, tracking_uri)
@@ -268,7 +272,7 @@ def plan(
         config=config,
         source=place,
         manifest=manifest,
-        source_name=config.source_name or safe_name(name),
+        source_name=config.source_name or name,
         loose=loose,
         images=images,
         run_id=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
@@ -278,7 +282,7 @@ def plan(
 def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
     """A reject as the row of its table, under its path."""
     row = {
-        "image_id": str(Path(reject.path).with_suffix("")),
+        "image_id": reject.id,
         "source_uri": storage.join(job.source, reject.path),
         "stage": reject.stage,
         "code": reject.code,
@@ -291,6 +295,7 @@ def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the output folder."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m beam.infer",
         description="Images to Parquet tables of masks and class statistics. "
         "Beam's own options are taken too.",
@@ -319,18 +324,12 @@ def main(arguments: Sequence[str]) -> str:
     )
 
 
-class _ReadPng(beam.DoFn):
+class _ReadPng(CountingDoFn):
     """Reads the image of a pair and, where there is one, its mask."""
 
     def __init__(self, job: Job, progress: str) -> None:
+        super().__init__("infer", progress)
         self._job = job
-        self._progress = progress
-
-    def setup(self) -> None:
-        self._counters = Counters("infer", self._progress)
-
-    def finish_bundle(self) -> None:
-        self._counters.flush()
 
     def process(self, element: tuple[str, Pair]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         job, (_, pair) = self._job, element
@@ -338,37 +337,34 @@ class _ReadPng(beam.DoFn):
         try:
             picture = read_picture(pair, job.source, job.model, bound)
         except RejectError as error:
-            yield self._reject(pair.image.path, "read", error)
+            yield self._reject(pair.id, pair.image.path, "read", error)
             return
         truth = None
         try:
             truth = read_truth(pair, picture, job.source, job.model, bound)
         except RejectError as error:
             assert pair.mask is not None
-            yield self._reject(pair.mask.path, runs.TRUTH_STAGE, error)
+            yield self._reject(pair.id, pair.mask.path, runs.TRUTH_STAGE, error)
         yield dataclasses.replace(picture, truth=truth)
 
-    def _reject(self, path: str, stage: str, error: RejectError) -> beam.pvalue.TaggedOutput:
-        self._counters.add(f"rejected.{error.code}")
-        return beam.pvalue.TaggedOutput(REJECTS, Reject(path, stage, error.code, error.message))
+    def _reject(
+        self, image_id: str, path: str, stage: str, error: RejectError
+    ) -> beam.pvalue.TaggedOutput:
+        self.counters.add(f"rejected.{error.code}")
+        reject = Reject(image_id, path, stage, error.code, error.message)
+        return beam.pvalue.TaggedOutput(REJECTS, reject)
 
 
-class _Describe(beam.DoFn):
+class _Describe(CountingDoFn):
     """Turns predictions into rows, keyed by image id."""
 
     def __init__(self, job: Job, progress: str) -> None:
+        super().__init__("infer", progress)
         self._job = job
-        self._progress = progress
-
-    def setup(self) -> None:
-        self._counters = Counters("infer", self._progress)
-
-    def finish_bundle(self) -> None:
-        self._counters.flush()
 
     def process(self, element: Prediction) -> Iterator[tuple[str, Row, list[Row]]]:
         mask_row, class_rows = describe(element, self._job.model, self._job.run_id)
-        self._counters.add("predicted")
+        self.counters.add("predicted")
         yield element.picture.image_id, mask_row, class_rows
 
 

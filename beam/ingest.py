@@ -21,7 +21,7 @@ from beam.listing import UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
-from beam.progress import Counters, watched
+from beam.progress import CountingDoFn, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify
 from beam.tfrecords import Previous, WriteShards
 from beam.versions import is_unchanged, known_rows, published_versions, survey_pairs
@@ -58,13 +58,13 @@ class Staging:
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """The graph, from the source folder to shards and metadata in the staging folder."""
-    listed = root | "ListPairs" >> ListPairs(recipe.source)
+    listed = root | "ListPairs" >> ListPairs(recipe.source, "ingest", staging.progress)
     rows = (
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
         | "Identify" >> beam.ParDo(_Identify(recipe, staging.progress))
         | "GroupByBytes" >> beam.GroupByKey()
-        | "Deduplicate" >> beam.FlatMap(lambda group: deduplicate(group[1]))
+        | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
     )
     shards = (
         rows
@@ -177,6 +177,7 @@ def summary(manifest: Manifest) -> str:
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the published folder."""
     parser = argparse.ArgumentParser(
+        allow_abbrev=False,
         prog="python -m beam.ingest",
         description="Raw PNG pairs to a published TFRecord dataset. "
         "Beam's own options are taken too.",
@@ -225,24 +226,31 @@ def _match(
         yield pair, known
 
 
-class _Identify(beam.DoFn):
+class _Identify(CountingDoFn):
     """Hashes the files of a pair, unless an earlier run's row still holds for them."""
 
     def __init__(self, recipe: Recipe, progress: str) -> None:
+        super().__init__("ingest", progress)
         self._recipe = recipe
-        self._progress = progress
-
-    def setup(self) -> None:
-        self._counters = Counters("ingest", self._progress)
-
-    def finish_bundle(self) -> None:
-        self._counters.flush()
 
     def process(self, element: tuple[Pair, SourceRow | None]) -> Iterator[tuple[str, SourceRow]]:
         pair, known = element
         row = identify(pair, self._recipe, known)
-        self._counters.add("identified")
+        self.counters.add("identified" if row.image_sha256 else f"rejected.{row.reject_code}")
         yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
+
+
+class _Deduplicate(CountingDoFn):
+    """Keeps one of the pairs that have the same bytes."""
+
+    def __init__(self, progress: str) -> None:
+        super().__init__("ingest", progress)
+
+    def process(self, element: tuple[str, Iterable[SourceRow]]) -> Iterator[SourceRow]:
+        for row in deduplicate(element[1]):
+            if row.reject_code == DUPLICATE:
+                self.counters.add(f"rejected.{DUPLICATE}")
+            yield row
 
 
 if __name__ == "__main__":

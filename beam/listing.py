@@ -9,6 +9,7 @@ import apache_beam as beam
 
 from beam import pairing, storage
 from beam.pairing import Candidate, Pair, Reject
+from beam.progress import CountingDoFn
 from beam.storage import SourceFile
 
 UNPAIRED = "unpaired"
@@ -20,6 +21,7 @@ class ListPairs(beam.PTransform):
 
     Attributes:
         source: path or URI.
+        job: name of the counters; progress: their folder.
         need_mask: whether an image without a mask is a reject.
         loose: whether PNGs outside of camera folders are images.
 
@@ -27,6 +29,8 @@ class ListPairs(beam.PTransform):
     """
 
     source: str
+    job: str
+    progress: str
     need_mask: bool = True
     loose: bool = False
 
@@ -38,21 +42,21 @@ class ListPairs(beam.PTransform):
             root
             | "Source" >> beam.Create([self.source])
             | "ListFiles" >> beam.FlatMap(storage.walk)
-            | "Classify"
-            >> beam.ParDo(_Classify(self.loose)).with_outputs(UNPAIRED, main="candidates")
+            | "Classify" >> beam.ParDo(_Classify(self)).with_outputs(UNPAIRED, main="candidates")
         )
         paired = (
             files.candidates
             | "GroupById" >> beam.GroupByKey()
-            | "Pair" >> beam.ParDo(_Pair(self.need_mask)).with_outputs(UNPAIRED, main="pairs")
+            | "Pair" >> beam.ParDo(_Pair(self)).with_outputs(UNPAIRED, main="pairs")
         )
         unpaired = (files[UNPAIRED], paired[UNPAIRED]) | "AllUnpaired" >> beam.Flatten()
         return {"pairs": paired.pairs, UNPAIRED: unpaired}
 
 
-class _Classify(beam.DoFn):
-    def __init__(self, loose: bool) -> None:
-        self._loose = loose
+class _Classify(CountingDoFn):
+    def __init__(self, into: ListPairs) -> None:
+        super().__init__(into.job, into.progress)
+        self._loose = into.loose
 
     def process(
         self, element: SourceFile
@@ -61,18 +65,22 @@ class _Classify(beam.DoFn):
         if isinstance(found, Candidate):
             yield found.id, found
         elif found:
+            self.counters.add(f"rejected.{found.code}")
             yield beam.pvalue.TaggedOutput(UNPAIRED, found)
 
 
-class _Pair(beam.DoFn):
-    def __init__(self, need_mask: bool) -> None:
-        self._need_mask = need_mask
+class _Pair(CountingDoFn):
+    def __init__(self, into: ListPairs) -> None:
+        super().__init__(into.job, into.progress)
+        self._need_mask = into.need_mask
 
     def process(
         self, element: tuple[str, Iterable[Candidate]]
     ) -> Iterator[tuple[str, Pair] | beam.pvalue.TaggedOutput]:
         for one in pairing.pair(element[1], need_mask=self._need_mask):
             if isinstance(one, Pair):
+                self.counters.add("paired")
                 yield one.id, one
             else:
+                self.counters.add(f"rejected.{one.code}")
                 yield beam.pvalue.TaggedOutput(UNPAIRED, one)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from beam.card import write_card
 from beam.pairing import Reject
 from beam.records import DUPLICATE, Recipe, settle_duplicates
+from beam.storage import file_sha256, join
 from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
 from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
@@ -70,10 +71,14 @@ def write_metadata(
         compression="zstd",
         row_group_size=100_000,
     )
-    pq.write_table(_reject_table(rejects), folder / REJECTS, compression="zstd")
+    pq.write_table(_reject_table(rejects, recipe.source), folder / REJECTS, compression="zstd")
     write_json(folder / "features.json", tfds_features(recipe))
     write_json(folder / "dataset_info.json", tfds_info(manifest))
     write_card(folder, manifest)
+    shard_names = {shard.name for shard in shards}
+    beside = sorted(path for path in folder.iterdir() if path.name not in shard_names)
+    files = {path.name: file_sha256(path) for path in beside}
+    manifest = manifest.model_copy(update={"files": files})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
@@ -259,7 +264,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _reject(row: SourceRow) -> Reject:
-    return Reject(row.image_path, "check", str(row.reject_code), str(row.reject_message))
+    return Reject(
+        row.id, str(row.reject_path), "check", str(row.reject_code), str(row.reject_message)
+    )
 
 
 def _split_warnings(splits: dict[str, SplitInfo]) -> list[str]:
@@ -279,8 +286,8 @@ def _shared_image_warnings(sources: pa.Table) -> list[str]:
     return [f"{shared} images stand under several ids with different masks: which one is right?"]
 
 
-def _reject_table(rejects: Sequence[Reject]) -> pa.Table:
-    rows = [(one.path, one.stage, one.code, one.message) for one in rejects]
+def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:
+    rows = [(one.id, join(source, one.path), one.stage, one.code, one.message) for one in rejects]
     names = REJECTS_SCHEMA.names
     return pa.Table.from_pylist(
         [dict(zip(names, row, strict=True)) for row in rows], schema=REJECTS_SCHEMA

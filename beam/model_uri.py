@@ -20,7 +20,7 @@ class ResolvedModel:
     """A model on this machine.
 
     Attributes:
-        name, version: as in the partition; ``v3``, or ``v0`` for a plain file.
+        name, version: as in the partition; ``v3``, or the start of its hash for a plain file.
         keras_file: path of the ``.keras`` file.
         height, width: size in pixels that images are resized to.
         resize: how.
@@ -55,12 +55,13 @@ def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedM
             "runs:/<id>/unet or the path of a .keras file, and found no such file"
         )
     _check_keras_file(path)
+    sha256 = file_sha256(path)
     return ResolvedModel(
         uri=str(path),
         name=safe_name(path.stem),
-        version="v0",
+        version=f"file-{sha256[:12]}",
         keras_file=str(path),
-        sha256=file_sha256(path),
+        sha256=sha256,
         taxonomy=load_taxonomy(config.taxonomy),
         height=config.height,
         width=config.width,

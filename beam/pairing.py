@@ -11,13 +11,15 @@ from beam.storage import SourceFile
 IMAGE_FOLDERS = frozenset({"CameraRGB"})
 MASK_FOLDERS = frozenset({"CameraSeg", "CameraMask"})
 
+_CAMERA_FOLDERS = IMAGE_FOLDERS | MASK_FOLDERS
 _OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy"})
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One input that is left out: its path below the source root, where, why."""
+    """One input that is left out: its id, its path below the source root, where, why."""
 
+    id: str
     path: str
     stage: str
     code: str
@@ -58,20 +60,29 @@ def candidate(file: SourceFile, *, loose: bool = False) -> Candidate | Reject | 
     """
     path = PurePosixPath(file.path)
     parts = list(path.parts[:-1])
-    for depth in reversed(range(len(parts))):
-        if parts[depth] in IMAGE_FOLDERS | MASK_FOLDERS:
-            break
-    else:
-        if not loose or not is_png(file.path):
-            return None
-        return Candidate(str(path.with_suffix("")), False, file)
+    depth = next((i for i in reversed(range(len(parts))) if parts[i] in _CAMERA_FOLDERS), None)
+    if depth is None and not (loose and is_png(file.path)):
+        return None
+    is_mask = depth is not None and parts.pop(depth) in MASK_FOLDERS
+    sample_id = "/".join([*parts, path.stem])
+    if not _is_text(file.path):
+        shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
+        return Reject(shown_id, shown, "pair", "name", "expected a file name in UTF-8")
     suffix = path.suffix.lower()
     if suffix in _OTHER_IMAGES:
-        return Reject(file.path, "pair", "not_png", f"expected a .png file, found {path.suffix}")
+        message = f"expected a .png file, found {path.suffix}"
+        return Reject(sample_id, file.path, "pair", "not_png", message)
     if not is_png(file.path):
         return None
-    is_mask = parts.pop(depth) in MASK_FOLDERS
-    return Candidate("/".join([*parts, path.stem]), is_mask, file)
+    return Candidate(sample_id, is_mask, file)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
@@ -86,14 +97,15 @@ def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator
         paths = ", ".join(one.file.path for one in found)
         for one in found:
             yield Reject(
+                one.id,
                 one.file.path,
                 "pair",
                 "ambiguous",
                 f"expected one image and one mask, found {paths}",
             )
     elif not images:
-        yield Reject(masks[0].path, "pair", "no_image", "no image beside this mask")
+        yield Reject(found[0].id, masks[0].path, "pair", "no_image", "no image beside this mask")
     elif not masks and need_mask:
-        yield Reject(images[0].path, "pair", "no_mask", "no mask beside this image")
+        yield Reject(found[0].id, images[0].path, "pair", "no_mask", "no mask beside this image")
     else:
         yield Pair(found[0].id, images[0], masks[0] if masks else None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 
@@ -20,7 +22,10 @@ from schemas.errors import UserError
 
 LOCAL_RUNNER = "FnApiRunner"
 _USER_ERROR = re.compile(r"schemas\.errors\.UserError: (.+)")
-_OS_ERROR = re.compile(r"(?:OSError|PermissionError): \[Errno \d+\] (.+)")
+_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_OS_ERROR = re.compile(
+    rf"(?:OSError|PermissionError): \[Errno (?:{'|'.join(map(str, _MENDABLE))})\] (.+)"
+)
 
 
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
@@ -43,10 +48,17 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
             defaults.append(f"--direct_num_workers={len(os.sched_getaffinity(0))}")
         options = PipelineOptions([*given, *defaults])
     known = set(options.get_all_options())
+    takes_value = False
     for one in given:
-        name = one.split("=")[0]
-        if name.startswith("--") and name[2:].replace("-", "_") not in known:
+        name, _, value = one.partition("=")
+        if not name.startswith("--"):
+            if not takes_value:
+                raise UserError(f"unknown argument {one!r}; a value with spaces wants quotes")
+            takes_value = False
+            continue
+        if name[2:].replace("-", "_") not in known:
             raise UserError(f"unknown option {name}; --help lists the job's, Beam has its own")
+        takes_value = not value
     return options
 
 
@@ -81,7 +93,9 @@ def _runner(options: PipelineOptions) -> FnApiRunner | str:
     quiet["default_sdk_harness_log_level"] = "ERROR"
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=quiet)
     return FnApiRunner(
-        SubprocessSDKEnvironment.from_command_string(f"{sys.executable} -m beam.worker"),
+        SubprocessSDKEnvironment.from_command_string(
+            f"{shlex.quote(sys.executable)} -m beam.worker"
+        ),
         provision_info=ExtendedProvisionInfo(provision),
     )
 

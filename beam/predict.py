@@ -18,9 +18,10 @@ from beam.model_uri import ResolvedModel
 from beam.pairing import Pair
 from beam.storage import join, read_bytes
 from schemas.classes import UInt8Array
-from schemas.errors import RejectError
-from schemas.example import parse, read_records
+from schemas.errors import RejectError, UserError
+from schemas.example import CorruptRecordError, parse, read_records
 from schemas.layout import SOURCES
+from schemas.manifest import load_manifest
 from schemas.quiet import import_tensorflow
 from schemas.stats import ConfusionMatrix
 
@@ -60,27 +61,25 @@ def read_shard(dataset: str, split: str, name: str, model: ResolvedModel) -> Ite
         Path(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
     )
     paths = dict(zip(rows["id"].to_pylist(), rows["image_path"].to_pylist(), strict=True))
-    root = dataset_source(dataset)
-    with open(join(dataset, name), "rb") as file:
-        for record in read_records(file, name):
-            example = parse(record)
-            image = png.decode_image(example.image, max_pixels=1 << 31)
-            yield Picture(
-                image_id=example.id,
-                source_uri=join(root, paths[example.id]),
-                split=split,
-                width=image.shape[1],
-                height=image.shape[0],
-                pixels=png.resize_image(image, model.height, model.width, model.resize),
-                truth=png.decode_mask(example.mask, max_pixels=1 << 31),
-            )
-
-
-def dataset_source(dataset: str) -> str:
-    """Root of the raw pairs that a dataset was made from."""
-    from schemas.manifest import load_manifest
-
-    return load_manifest(dataset).source
+    root = load_manifest(dataset).source
+    try:
+        with open(join(dataset, name), "rb") as file:
+            examples = [parse(record) for record in read_records(file, name)]
+    except (OSError, CorruptRecordError) as error:
+        raise UserError(
+            f"dataset {dataset!r}: shard {name} cannot be read ({error}); ingest again to mend it"
+        ) from error
+    for example in examples:
+        image = png.decode_image(example.image, max_pixels=1 << 31)
+        yield Picture(
+            image_id=example.id,
+            source_uri=join(root, paths[example.id]),
+            split=split,
+            width=image.shape[1],
+            height=image.shape[0],
+            pixels=png.resize_image(image, model.height, model.width, model.resize),
+            truth=png.decode_mask(example.mask, max_pixels=1 << 31),
+        )
 
 
 def read_picture(pair: Pair, source: str, model: ResolvedModel, max_pixels: int) -> Picture:
@@ -151,7 +150,7 @@ class UNetHandler(ModelHandler[Picture, Prediction, Any]):
             with contextlib.suppress(RuntimeError):
                 tf.config.threading.set_intra_op_parallelism_threads(self._threads)
                 tf.config.threading.set_inter_op_parallelism_threads(1)
-        network = keras.saving.load_model(self._model.keras_file, compile=False, safe_mode=True)
+        network = self._network(keras)
 
         def predict(images: Any) -> Any:
             logits = network(images, training=False)
@@ -162,6 +161,36 @@ class UNetHandler(ModelHandler[Picture, Prediction, Any]):
 
         shape = (self._batch_size, self._model.height, self._model.width, 3)
         return tf.function(predict, input_signature=[tf.TensorSpec(shape, tf.uint8)])
+
+    def _network(self, keras: Any) -> Any:
+        """The network, if it is one that can do the job.
+
+        Raises:
+            UserError: it cannot be read, takes another size, or has another number of classes.
+        """
+        model = self._model
+        try:
+            network = keras.saving.load_model(model.keras_file, compile=False, safe_mode=True)
+        except Exception as error:
+            # Keras raises many types on files that are none of its own.
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"model file {model.keras_file!r} cannot be loaded: {reason}"
+            ) from error
+        size = (1, model.height, model.width, 3)
+        try:
+            shape = tuple(network.compute_output_shape(size))
+        except Exception as error:
+            raise UserError(
+                f"model {model.uri!r} does not take images of {model.width}x{model.height}"
+            ) from error
+        expected = (1, model.height, model.width, len(model.taxonomy))
+        if shape != expected:
+            raise UserError(
+                f"model {model.uri!r}: expected logits {expected[1:]} for taxonomy "
+                f"{model.taxonomy.name}, found {shape[1:]}; name its --taxonomy"
+            )
+        return network
 
     def run_inference(
         self,

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 _INTERVAL_S = 1.0
@@ -50,6 +51,22 @@ class Counters:
             os.replace(f"{self._path}.part", self._path)
         except OSError:
             pass
+
+
+class CountingDoFn(beam.DoFn):
+    """A step that counts what it does, in ``self.counters``."""
+
+    def __init__(self, job: str, folder: str) -> None:
+        self._counted_as = job
+        self._counters_folder = folder
+
+    def setup(self) -> None:
+        """Beam's: once for each worker, before its first bundle."""
+        self.counters = Counters(self._counted_as, self._counters_folder)
+
+    def finish_bundle(self) -> None:
+        """Beam's: after each bundle."""
+        self.counters.flush()
 
 
 @contextmanager
@@ -93,7 +110,9 @@ def describe(counts: Counter[str], total: int, unit: str) -> str:
     rejected = sorted(name for name in counts if name.startswith(_REJECTED))
     done = sum(counts[name] for name in (*_ENDED, *rejected))
     parts = [f"{min(done, total):,} of {total:,} {unit} done ({min(done / total, 1):.0%})"]
-    parts += [f"{counts[name]:,} {name}" for name in ("identified", *_ENDED) if counts[name]]
+    parts += [
+        f"{counts[name]:,} {name}" for name in ("paired", "identified", *_ENDED) if counts[name]
+    ]
     if counts["bytes"]:
         parts.append(f"{counts['bytes'] / 2**20:.1f} MiB")
     parts += [f"{counts[name]:,} rejected as {name.removeprefix(_REJECTED)}" for name in rejected]

@@ -90,7 +90,12 @@ def settle_duplicates(rejects: Iterable[SourceRow]) -> list[SourceRow]:
 def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
     """The row of a pair that is left out."""
     return replace(
-        row, shard=None, dhash=None, reject_code=error.code, reject_message=error.message
+        row,
+        shard=None,
+        dhash=None,
+        reject_path=error.path or row.image_path,
+        reject_code=error.code,
+        reject_message=error.message,
     )
 
 
@@ -165,11 +170,11 @@ def difference_hash(image: UInt8Array) -> str:
 
 @contextmanager
 def _blame(path: str) -> Iterator[None]:
-    """Puts the file's name into a reject's message."""
+    """Says in a reject which file is at fault."""
     try:
         yield
     except RejectError as error:
-        raise RejectError(error.code, f"{path}: {error.message}") from error
+        raise RejectError(error.code, error.message, path) from error
 
 
 def _changed(row: SourceRow, source: str, *sizes: int) -> bool:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from beam import storage
 from beam.model_uri import ResolvedModel
+from schemas.errors import UserError
 from schemas.layout import partition_path
 from schemas.prediction import RUNS, with_footer
 
@@ -43,6 +44,23 @@ def count(staging: Path) -> dict[str, int]:
         "images_predicted": predicted,
         "images_rejected": rejected,
     }
+
+
+def check_source(root: Path, partition: str, source: str) -> None:
+    """Refuses to replace the rows of another source that bears the same name.
+
+    Raises:
+        UserError: names the other source.
+    """
+    path = root / "runs" / partition / "run.parquet"
+    if not path.is_file():
+        return
+    (other,) = pq.ParquetFile(path).read(["source_uri"])["source_uri"].to_pylist()
+    if other != source:
+        raise UserError(
+            f"the tables hold rows of {other!r} under the name of this source; "
+            "give this one another with --source_name"
+        )
 
 
 def write_run(staging: Path, facts: Mapping[str, Any], footer: Mapping[str, str | None]) -> None:

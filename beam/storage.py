@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -90,19 +91,30 @@ def walk(root: str) -> Iterator[SourceFile]:
     seen: set[tuple[int, int]] = set()
     while folders:
         folder = folders.pop()
-        with os.scandir(os.path.join(root, folder)) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    status = entry.stat()
-                    if (status.st_dev, status.st_ino) not in seen:
-                        seen.add((status.st_dev, status.st_ino))
-                        folders.append(path)
-                elif entry.is_file():
-                    status = entry.stat()
-                    yield SourceFile(path, status.st_size, status.st_mtime)
+        for entry in _entries(os.path.join(root, folder)):
+            if entry.name.startswith("."):
+                continue
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                status = entry.stat()
+            except OSError:
+                # A link that leads nowhere, or to itself.
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    folders.append(path)
+            elif stat.S_ISREG(status.st_mode):
+                yield SourceFile(path, status.st_size, status.st_mtime)
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        entries = os.scandir(folder)
+    except OSError as error:
+        raise UserError(f"folder {folder!r} cannot be listed: {error.strerror}") from error
+    with entries:
+        yield from entries
 
 
 def _walk_remote(root: str) -> Iterator[SourceFile]:
@@ -209,9 +221,16 @@ def _exchange(first: Path, second: Path) -> None:
     result = libc.renameat2(
         _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
     )
-    if result != 0:
-        code = ctypes.get_errno()
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), str(second))
+    # A network file system may not know the swap: readers see a gap between two renames.
+    aside = first.with_name(f"{first.name}-replaced")
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)
 
 
 def copy_or_link(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ import apache_beam as beam
 import pyarrow.parquet as pq
 
 from beam import splitting
-from beam.progress import Counters
+from beam.progress import CountingDoFn
 from beam.records import TRANSIENT, Recipe, make_record, reject_row
 from beam.storage import copy_or_link, file_sha256
 from schemas.config import IngestConfig
@@ -116,27 +116,22 @@ def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe)
     return split, splitting.shard_of(splitting.order_key(row.id, recipe.config), shards)
 
 
-def shard_source_sha256(rows: Iterable[SourceRow], recipe: Recipe) -> str:
+def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -> str:
     """Hash of the sources of one shard, in order, and of all that decides their records."""
-    digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
+    made_by = f"{split} {recipe.config.sha256()} {recipe.taxonomy.sha256}"
+    digest = hashlib.sha256(made_by.encode())
     for row in rows:
         digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
     return digest.hexdigest()
 
 
-class _WriteShard(beam.DoFn):
+class _WriteShard(CountingDoFn):
     def __init__(self, into: WriteShards) -> None:
+        super().__init__("ingest", into.progress)
         self._recipe = into.recipe
         self._folder = Path(into.folder)
         self._rows_folder = Path(into.rows_folder)
-        self._progress = into.progress
         self._previous = into.previous
-
-    def setup(self) -> None:
-        self._counters = Counters("ingest", self._progress)
-
-    def finish_bundle(self) -> None:
-        self._counters.flush()
 
     def process(
         self,
@@ -151,7 +146,7 @@ class _WriteShard(beam.DoFn):
         )
         shards = shards_of(split, sizes, config)
         name = shard_name(config.name, split, index, shards)
-        source_sha256 = shard_source_sha256(rows, self._recipe)
+        source_sha256 = shard_source_sha256(split, rows, self._recipe)
         info, done = self._take_over(name, source_sha256, rows) or self._write(
             name, split, source_sha256, rows
         )
@@ -170,7 +165,10 @@ class _WriteShard(beam.DoFn):
         if not path.is_file() or file_sha256(path) != old.sha256:
             return None
         copy_or_link(path, self._folder / name)
-        self._counters.add("kept", old.records)
+        self.counters.add("kept", old.records)
+        for row in rows:
+            if row.reject_code:
+                self.counters.add(f"rejected.{row.reject_code}")
         done = [replace(row, shard=None if row.reject_code else name) for row in rows]
         return old.model_copy(update={"name": name}), done
 
@@ -188,15 +186,19 @@ class _WriteShard(beam.DoFn):
                 try:
                     made, sample, example = make_record(row, recipe)
                 except RejectError as error:
-                    self._counters.add(f"rejected.{error.code}")
+                    self.counters.add(f"rejected.{error.code}")
                     done.append(reject_row(row, error))
                     continue
                 written = write_record(file, encode(example))
                 stats += PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
                 size += written
-                done.append(replace(made, shard=name, reject_code=None, reject_message=None))
-                self._counters.add("written")
-                self._counters.add("bytes", written)
+                done.append(
+                    replace(
+                        made, shard=name, reject_path=None, reject_code=None, reject_message=None
+                    )
+                )
+                self.counters.add("written")
+                self.counters.add("bytes", written)
         info = ShardInfo(
             name=name,
             split=split,

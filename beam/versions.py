@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ def survey(source: str) -> Survey:
                 continue
             loose += 1
         text = f"{file.path}\0{file.size}\0{file.modified}"
-        total += int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest())
+        total += int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=16).digest())
     return Survey(found[False], found[True], loose, f"{total % 2**128:032x}")
 
 
@@ -92,12 +93,12 @@ def is_unchanged(folder: Path, manifest: Manifest, listing: str) -> bool:
     try:
         if pq.read_schema(folder / SOURCES).metadata[LISTING_KEY] != listing.encode():
             return False
+        expected = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
         with ThreadPoolExecutor() as pool:
-            names = [folder / shard.name for shard in manifest.shards]
-            digests = list(pool.map(storage.file_sha256, names))
+            digests = list(pool.map(storage.file_sha256, [folder / name for name in expected]))
     except (OSError, KeyError, TypeError, ValueError):
         return False
-    return digests == [shard.sha256 for shard in manifest.shards]
+    return digests == list(expected.values())
 
 
 def known_rows(previous: Previous | None) -> Iterator[tuple[str, SourceRow]]:

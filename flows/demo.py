@@ -20,7 +20,9 @@ from schemas.errors import UserError
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns what the person reads at the end."""
-    parser = argparse.ArgumentParser(prog="python -m flows.demo", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m flows.demo", description=__doc__
+    )
     parser.add_argument("--raw", help="your images; synthetic scenes are drawn without")
     parser.add_argument("--output", default="outputs", help="root of all outputs")
     parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")

@@ -12,7 +12,8 @@ from flows.ingest import ingest
 from flows.summary import class_summary, partition_of
 from flows.train import train
 from schemas.config import InferConfig, IngestConfig, TrainConfig
-from schemas.layout import TRACKING_URI, safe_name
+from schemas.layout import TRACKING_URI, dataset_source_name, folder_source_name
+from schemas.manifest import load_manifest
 
 
 class Results(NamedTuple):
@@ -64,9 +65,12 @@ def ingest_train_infer(
         config=infer_config,
         tracking_uri=tracking_uri,
     )
-    folder_name = infer_source.rstrip("/").rpartition("/")[2] if infer_source else None
-    source_name = infer_config.source_name or safe_name(folder_name or ingest_config.name)
-    partition = partition_of(model, source_name)
+    if infer_source:
+        source_name = folder_source_name(infer_source)
+    else:
+        fingerprint = load_manifest(dataset).fingerprint
+        source_name = dataset_source_name(ingest_config.name, fingerprint, infer_config.split)
+    partition = partition_of(model, infer_config.source_name or source_name)
     publish_class_table(class_summary(predictions, partition), model)
     publish_links(dataset, model, predictions, tracking_uri)
     return Results(dataset, model, predictions, partition)

@@ -102,7 +102,9 @@ def write_scenes(
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the output folder."""
-    parser = argparse.ArgumentParser(prog="python -m flows.scenes", description=__doc__)
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m flows.scenes", description=__doc__
+    )
     parser.add_argument("--output", required=True, help="folder to draw into")
     parser.add_argument("--count", type=int, default=120, help="scenes (default: 120)")
     parser.add_argument("--seed", type=int, default=0, help="of the first scene (default: 0)")

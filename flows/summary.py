@@ -25,13 +25,15 @@ class ClassSummary:
 
     Attributes:
         pixel_share: share of all predicted pixels.
-        iou: over the images of the test split, or of all where there are no splits; None without
+        iou: over the images of the test split, or of all where there is none of it; None without
             truth or where the class does not occur.
+        iou_over: ``test`` or ``all``.
     """
 
     class_name: str
     pixel_share: float
     iou: float | None
+    iou_over: str
 
 
 def partition_of(model_uri: str, source_name: str) -> str:
@@ -50,7 +52,8 @@ def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]
     names = table["class_name"].to_pylist()
     pixels = table["pixel_count"].to_numpy()
     splits = np.array(table["split"].to_pylist(), object)
-    held_out = splits == "test" if (splits == "test").any() else np.full(len(splits), True)
+    has_test = bool((splits == "test").any())
+    held_out = splits == "test" if has_test else np.full(len(splits), True)
     overlap = table["intersection"].to_numpy(zero_copy_only=False).astype(float)
     union = table["union"].to_numpy(zero_copy_only=False).astype(float)
     summaries = []
@@ -62,6 +65,7 @@ def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]
                 class_name=names[int(np.argmax(of_class))],
                 pixel_share=float(pixels[of_class].sum() / pixels.sum()),
                 iou=float(np.nansum(overlap[of_class & held_out]) / total) if total else None,
+                iou_over="test" if has_test else "all",
             )
         )
     return summaries
@@ -73,7 +77,7 @@ def class_rows(summaries: list[ClassSummary]) -> list[dict[str, str]]:
         {
             "class": one.class_name,
             "pixel share": f"{one.pixel_share:.2%}",
-            "IoU on test": "" if one.iou is None else f"{one.iou:.3f}",
+            f"IoU on {one.iou_over}": "" if one.iou is None else f"{one.iou:.3f}",
         }
         for one in summaries
     ]

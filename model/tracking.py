@@ -48,6 +48,12 @@ def connect(tracking_uri: str) -> None:
         ) from error
 
 
+def set_alias(uri: str, alias: str) -> None:
+    """Points an alias at the version ``models:/<name>/<version>``."""
+    name, _, number = uri.removeprefix("models:/").rpartition("/")
+    mlflow.MlflowClient().set_registered_model_alias(name, alias, number)
+
+
 def find_trained(name: str, key: str) -> str | None:
     """URI of a registered version that was trained with the same key, if there is one."""
     client = mlflow.MlflowClient()
@@ -117,8 +123,9 @@ def register(
         **{name: f"{value:.4f}" for name, value in metrics.items()},
     }.items():
         client.set_model_version_tag(config.model_name, number, tag, value)
-    client.set_registered_model_alias(config.model_name, config.alias, number)
-    return f"models:/{config.model_name}/{number}"
+    uri = f"models:/{config.model_name}/{number}"
+    set_alias(uri, config.alias)
+    return uri
 
 
 def model_metadata(manifest: Manifest) -> dict[str, Any]:

@@ -52,6 +52,7 @@ def run(dataset: str, config: TrainConfig, tracking_uri: str, *, reuse: bool = F
     tracking.connect(tracking_uri)
     key = hashlib.sha256(f"{manifest.fingerprint} {config.sha256()}".encode()).hexdigest()
     if reuse and (known := tracking.find_trained(config.model_name, key)):
+        tracking.set_alias(known, config.alias)
         say(f"nothing has changed: {known} was trained on this dataset with this configuration")
         return known
 
@@ -137,7 +138,7 @@ def fit(
             _progress(config.epochs, steps, tracking.log_metrics),
         ],
     )
-    if best.best_weights is None:
+    if not any(math.isfinite(loss) for loss in fitted.history.get("val_loss", [])):
         raise UserError(
             f"the loss was not finite in the first epoch; lower --learning_rate "
             f"(it is {config.learning_rate})"
@@ -220,7 +221,9 @@ def say(text: str) -> None:
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the model's URI."""
     parser = argparse.ArgumentParser(
-        prog="python -m model.train", description="Trains the U-Net on a published dataset."
+        allow_abbrev=False,
+        prog="python -m model.train",
+        description="Trains the U-Net on a published dataset.",
     )
     parser.add_argument("--dataset", required=True, help="folder that beam.ingest published")
     parser.add_argument(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Resize = Literal["nearest", "bilinear", "area"]
 
@@ -66,7 +67,16 @@ class TrainConfig(JobConfig):
     dropout: float = Field(0.3, ge=0, lt=1, description="Dropout of the two deepest blocks.")
     learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate.")
     seed: int = Field(0, ge=0, description="Seed of weights, dropout and shuffling.")
-    alias: str = Field("champion", description="Alias that the new version gets.", min_length=1)
+    alias: str = Field(
+        "champion", description="Alias that the version gets.", pattern=r"^[A-Za-z0-9_-]{1,63}$"
+    )
+
+    @field_validator("alias")
+    @classmethod
+    def _check_alias(cls, alias: str) -> str:
+        if alias == "latest" or re.fullmatch(r"v\d+", alias):
+            raise ValueError("latest and v<number> name versions in MLflow")
+        return alias
 
 
 class InferConfig(JobConfig):

@@ -16,12 +16,14 @@ class RejectError(Exception):
     Args:
         code: a short, stable reason such as ``truncated``; analysts group by it.
         message: what was expected and what was found.
+        path: the file at fault, where an input has several.
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)
+    def __init__(self, code: str, message: str, path: str | None = None) -> None:
+        super().__init__(code, message, path)
         self.code = code
         self.message = message
+        self.path = path
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 
 SPLITS = ("train", "validation", "test")
@@ -9,7 +10,6 @@ SPLITS = ("train", "validation", "test")
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 SOURCES = "sources.parquet"
-SHARD_LOG = "shards.json"
 
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 """Where MLflow keeps runs and models when nothing else is said."""
@@ -35,6 +35,16 @@ def partition_path(model: str, version: str, source: str) -> str:
         if value != safe_name(value):
             raise ValueError(f"{key} {value!r} cannot name a folder")
     return "/".join(f"{key}={value}" for key, value in parts.items())
+
+
+def dataset_source_name(name: str, fingerprint: str, split: str) -> str:
+    """Source name of a dataset version, or of one split of it: ``lyft-c7fadd03``."""
+    return f"{name}-{fingerprint[:8]}" + ("" if split == "all" else f"-{split}")
+
+
+def folder_source_name(folder: str) -> str:
+    """Source name of a folder or URI of PNGs: its last part."""
+    return safe_name(os.path.abspath(folder).rpartition("/")[2])
 
 
 def part_name(index: int, parts: int) -> str:

@@ -68,6 +68,7 @@ class Manifest(_Record):
         channel_mean, channel_std: of R, G, B in the train split, on the scale 0 to 1.
         class_weights: median-frequency weights of the train split, by class name.
         rejects: number of rejected inputs by reason code.
+        files: sha256 of the files beside shards and manifest, by name.
         warnings: what a person should look at before training on it.
     """
 
@@ -85,6 +86,7 @@ class Manifest(_Record):
     near_duplicates: NearDuplicates | None
     rejects: dict[str, int]
     warnings: list[str]
+    files: dict[str, str] = {}
     shards: list[ShardInfo]
 
     @property

@@ -95,6 +95,7 @@ RUNS = pa.schema(
 
 REJECTS = pa.schema(
     [
+        _IMAGE_ID,
         _field("source_uri", pa.string(), "The file"),
         _field("stage", pa.string(), "Where it was rejected: pair, check, read or predict"),
         _field("code", pa.string(), "Reason, stable"),
@@ -102,7 +103,7 @@ REJECTS = pa.schema(
     ]
 )
 
-PREDICTION_REJECTS = pa.schema([_IMAGE_ID, *REJECTS, _RUN_ID])
+PREDICTION_REJECTS = pa.schema([*REJECTS, _RUN_ID])
 
 
 def with_footer(schema: pa.Schema, **facts: str | None) -> pa.Schema:

@@ -23,7 +23,7 @@ class SourceRow:
         split, shard: where the record is; shard is null for a reject.
         source_height, source_width: pixels, before resizing.
         dhash: 64-bit difference hash of the resized image, 16 hex digits.
-        reject_code, reject_message: null for a record.
+        reject_path, reject_code, reject_message: null for a record.
     """
 
     id: str
@@ -40,6 +40,7 @@ class SourceRow:
     source_height: int | None = None
     source_width: int | None = None
     dhash: str | None = None
+    reject_path: str | None = None
     reject_code: str | None = None
     reject_message: str | None = None
 

@@ -100,7 +100,8 @@ def test_a_dataset(trained, dataset: Path, tmp_path: Path) -> None:
         " training_fingerprint, model, version, source",
     )
     fingerprint = load_manifest(dataset).fingerprint
-    assert run == (40, 40, 0, fingerprint, fingerprint, "small-unet", trained.version, "small")
+    source = f"small-{fingerprint[:8]}"
+    assert run == (40, 40, 0, fingerprint, fingerprint, "small-unet", trained.version, source)
 
 
 def test_the_lineage_of_a_row(trained, dataset: Path, scenes: Path, tmp_path: Path) -> None:
@@ -148,8 +149,8 @@ def test_raw_pngs_with_and_without_truth(trained, scenes: Path, tmp_path: Path) 
         (2 * CLASSES,)
     ]
     assert _query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY ALL") == [
-        ("CameraRGB/000_0003", "read", "empty"),
-        ("CameraSeg/000_0002", "truth", "empty"),
+        ("000_0002", "truth", "empty"),
+        ("000_0003", "read", "empty"),
     ]
     for name in ("000_0001", "000_0002", "000_0003"):
         del truth[name]
@@ -241,6 +242,62 @@ def test_mistakes_end_in_one_line_and_code_2(
         assert done.stderr.count("\n") == 1, done.stderr
         assert complaint in done.stderr
     assert not (tmp_path / "x.db").exists()
+
+
+def test_another_source_of_the_same_name_is_refused(trained, scenes, tmp_path) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(scenes / "CameraRGB", tmp_path / name / "pictures")
+    output = _run(trained, tmp_path / "out", source=tmp_path / "a/pictures")
+    with pytest.raises(UserError, match="give this one another with --source_name"):
+        _run(trained, tmp_path / "out", source=tmp_path / "b/pictures")
+    _run(trained, tmp_path / "out", InferConfig(source_name="b"), source=tmp_path / "b/pictures")
+    assert _query(output, "FROM masks SELECT source, count(*) GROUP BY ALL ORDER BY ALL") == [
+        ("b", 40),
+        ("pictures", 40),
+    ]
+
+
+def test_splits_of_a_dataset_stand_beside_each_other(trained, dataset, tmp_path) -> None:
+    for split in ("test", "validation"):
+        output = _run(trained, tmp_path, InferConfig(split=split), dataset=dataset)
+    assert _query(output, "FROM masks SELECT split, count(*) GROUP BY ALL ORDER BY ALL") == [
+        ("test", 4),
+        ("validation", 4),
+    ]
+
+
+def test_a_keras_file_must_fit_its_taxonomy_and_size(dataset: Path, tmp_path: Path) -> None:
+    from model.unet import unet
+
+    path = tmp_path / "other.keras"
+    unet(23, filters=2).save(path)
+
+    def run(**config) -> Path:
+        return infer.run(
+            str(path),
+            None,
+            str(dataset),
+            str(tmp_path / "out"),
+            InferConfig(**config),
+            options=pipeline_options(IN_MEMORY),
+        )
+
+    with pytest.raises(UserError, match=r"expected logits \(96, 128, 13\).*found \(96, 128, 23\)"):
+        run()
+    with pytest.raises(UserError, match="does not take images of 100x96"):
+        run(width=100)
+    assert list((tmp_path / "out").iterdir()) == []
+    path.write_bytes((dataset / "card.png").read_bytes())
+    with pytest.raises(UserError, match=r"expected a \.keras archive"):
+        run()
+
+
+def test_a_damaged_shard_is_named(trained, dataset: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    name = load_manifest(damaged).shard_names("test")[0]
+    (damaged / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"shard {name} cannot be read"):
+        _run(trained, tmp_path / "out", dataset=damaged)
 
 
 def test_a_model_of_another_taxonomy_is_refused(trained, scenes: Path, tmp_path: Path) -> None:

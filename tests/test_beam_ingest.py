@@ -41,8 +41,9 @@ def published_bytes(folder: Path) -> dict[str, bytes]:
 
 
 def _reasons(folder: Path) -> dict[str, str]:
-    table = pq.read_table(folder / "rejects.parquet")
-    return dict(zip(table["source_uri"].to_pylist(), table["code"].to_pylist(), strict=True))
+    rows = pq.read_table(folder / "rejects.parquet").to_pylist()
+    root = load_manifest(folder).source
+    return {row["source_uri"].removeprefix(f"{root}/"): row["code"] for row in rows}
 
 
 @pytest.fixture
@@ -181,14 +182,17 @@ def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: P
         "CameraRGB/000_0002.png": "truncated",
         "CameraRGB/000_0003.png": "no_mask",
         "CameraSeg/000_0004.png": "no_image",
-        "CameraRGB/000_0005.png": "size_mismatch",
-        "CameraRGB/000_0006.png": "unknown_class",
+        "CameraSeg/000_0005.png": "size_mismatch",
+        "CameraSeg/000_0006.png": "unknown_class",
         "CameraRGB/000_0008.png": "duplicate",
         "CameraRGB/000_0009.jpg": "not_png",
     }
     assert load_manifest(folder).records == 40 - 7
-    messages = pq.read_table(folder / "rejects.parquet")["message"].to_pylist()
-    assert all(messages)
+    rejects = pq.read_table(folder / "rejects.parquet")
+    assert all(rejects["message"].to_pylist())
+    assert sorted(rejects["image_id"].to_pylist()) == [
+        f"000_000{i}" for i in (1, 2, 3, 4, 5, 6, 8, 9)
+    ]
 
 
 def test_copies_of_a_reject_are_rejects_for_its_reason(copy: Path, tmp_path: Path) -> None:
@@ -281,6 +285,47 @@ def test_new_images_cost_the_shards_they_touch(
     assert set(made) == {record.id for record in _records(second, split)}
     fresh = _run(copy, tmp_path / "fresh")
     assert published_bytes(fresh) == published_bytes(second)
+
+
+def test_empty_shards_stay_in_their_split(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 64 shards for 32 records, and for 4: most hash ranges are empty.
+    monkeypatch.setattr(splitting, "shard_count", lambda *_: 64)
+    raw = Path(shutil.copytree(scenes, tmp_path / "raw"))
+    for folder in ("CameraRGB", "CameraSeg"):
+        (raw / folder / "000_0039.png").unlink()
+    _run(raw, tmp_path / "out")
+    shutil.copytree(scenes, raw, dirs_exist_ok=True)
+    grown, fresh = _run(raw, tmp_path / "out"), _run(raw, tmp_path / "fresh")
+    assert published_bytes(grown) == published_bytes(fresh)
+    manifest = load_manifest(grown)
+    assert [len(manifest.shard_names(split)) for split in SPLITS] == [64, 64, 64]
+    assert all(f"-{shard.split}." in shard.name for shard in manifest.shards)
+
+
+@pytest.mark.parametrize("name", ["rejects.parquet", "card.png", "dataset_info.json"])
+def test_a_file_beside_the_shards_is_mended(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = _run(scenes, tmp_path)
+    before = published_bytes(folder)
+    (folder / name).unlink()
+    made = _reads(monkeypatch)
+    assert _run(scenes, tmp_path) == folder
+    assert published_bytes(folder) == before
+    assert made == []
+
+
+def test_names_that_are_no_text_are_rejects(copy: Path, tmp_path: Path) -> None:
+    os.rename(copy / "CameraRGB/000_0003.png", os.fsencode(copy) + b"/CameraRGB/\xff.png")
+    (copy / "CameraRGB/loop.png").symlink_to("loop.png")
+    config = SMALL.model_copy(update={"max_reject_fraction": 0.1})
+    folder = _run(copy, tmp_path / "out", config)
+    assert _reasons(folder) == {
+        "CameraRGB/\\udcff.png": "name",
+        "CameraSeg/000_0003.png": "no_image",
+    }
 
 
 def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
@@ -391,6 +436,7 @@ def test_mistakes_end_in_one_line_and_code_2(job: Job, scenes: Path, tmp_path: P
         ((source, output, "--height=-1"), "height: Input should be greater"),
         ((source, output, "--taxonomy=none"), "taxonomy 'none' is neither"),
         ((source, output, "--heigth=96"), "unknown option --heigth"),
+        ((source, output, "my", "folder"), "unknown argument 'my'"),
     ):
         done = job("beam.ingest", *arguments)
         assert done.returncode == 2

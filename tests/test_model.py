@@ -126,6 +126,30 @@ def test_the_logged_model_answers_with_class_ids(trained) -> None:
     assert answer.max() < 13
 
 
+def test_a_loss_that_is_not_finite_registers_nothing(dataset, tmp_path, monkeypatch) -> None:
+    import keras
+    import mlflow
+
+    from model import train, unet
+
+    def diverging(classes: int, *_: object) -> keras.Model:
+        inputs = keras.Input((None, None, 3))
+        x = keras.layers.Rescaling(float("nan"))(inputs)
+        return keras.Model(inputs, keras.layers.Conv2D(classes, 1)(x))
+
+    monkeypatch.setattr(unet, "unet", diverging)
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    with pytest.raises(UserError, match="the loss was not finite"):
+        train.run(str(dataset), TrainConfig(epochs=2, filters=2), store)
+    assert mlflow.MlflowClient(store).search_registered_models() == []
+
+
+@pytest.mark.parametrize("alias", ["latest", "v1", "with space"])
+def test_aliases_that_mlflow_refuses_are_refused_at_once(alias: str) -> None:
+    with pytest.raises(ValueError, match="alias"):
+        TrainConfig(alias=alias)
+
+
 def test_training_again_with_reuse_returns_the_same_version(trained, dataset: Path) -> None:
     from model.train import run
 

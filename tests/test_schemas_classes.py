@@ -61,6 +61,10 @@ BLACK = "{id: %d, name: %s, colour: [0, 0, 0]}"
             "class ids must be 0 to 1 in order",
         ),
         ("name: [", "expected"),
+        (
+            "{name: x, classes: [{id: 0, name: a, colour: [0, 0, 300]}]}",
+            r"classes\.0\.colour\.2: Input should be less than or equal to 255, found 300",
+        ),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, text: str, complaint: str) -> None:
