@@ -21,6 +21,7 @@ from google.protobuf.struct_pb2 import Struct
 from schemas.errors import UserError
 
 LOCAL_RUNNER = "FnApiRunner"
+_STEP = re.compile(r" \[while running '[^']*'\].*")
 _USER_ERROR = re.compile(r"schemas\.errors\.UserError: (.+)")
 _MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 _OS_ERROR = re.compile(
@@ -78,7 +79,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         found = _USER_ERROR.search(str(error)) or _OS_ERROR.search(str(error))
         if found is None:
             raise
-        raise UserError(found[1].strip().removesuffix("\\n")) from error
+        raise UserError(_STEP.sub("", found[1]).strip().removesuffix("\\n")) from error
 
 
 def _runner(options: PipelineOptions) -> FnApiRunner | str:

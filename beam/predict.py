@@ -188,7 +188,8 @@ class UNetHandler(ModelHandler[Picture, Prediction, Any]):
         if shape != expected:
             raise UserError(
                 f"model {model.uri!r}: expected logits {expected[1:]} for taxonomy "
-                f"{model.taxonomy.name}, found {shape[1:]}; name its --taxonomy"
+                f"{model.taxonomy.name}, found {shape[1:]}; "
+                "name the --taxonomy, --height and --width it was trained with"
             )
         return network
 
