@@ -14,19 +14,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from model.evaluate import draw_confusion, draw_curves, evaluate, write_class_table
 from schemas.cli import add_config, config_from, run_main
 from schemas.config import TrainConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS, TRACKING_URI
 from schemas.manifest import Manifest, load_manifest
 from schemas.quiet import import_tensorflow
-
-if TYPE_CHECKING:
-    from schemas.stats import ConfusionMatrix
-
-_EXAMPLES = 6
 
 
 def run(dataset: str, config: TrainConfig, tracking_uri: str, *, reuse: bool = False) -> str:
@@ -67,7 +63,8 @@ def run(dataset: str, config: TrainConfig, tracking_uri: str, *, reuse: bool = F
         tracking.log_metrics(metrics)
         draw_curves(history, Path(scratch, "curves.png"))
         write_class_table(matrix, manifest, Path(scratch, "classes.csv"))
-        for name in ("curves.png", "classes.csv", "examples.png"):
+        draw_confusion(matrix, manifest, Path(scratch, "confusion.png"))
+        for name in ("curves.png", "classes.csv", "confusion.png", "examples.png"):
             tracking.log_file(Path(scratch, name))
         keras_file = Path(scratch, "unet.keras")
         model.save(keras_file)
@@ -144,73 +141,6 @@ def fit(
             f"(it is {config.learning_rate})"
         )
     return model, fitted.history
-
-
-def evaluate(
-    model: Any, folder: Path, manifest: Manifest, config: TrainConfig, scratch: Path
-) -> tuple[dict[str, float], ConfusionMatrix]:
-    """Test metrics and confusion matrix; draws the first test images into ``examples.png``."""
-    import keras
-    import numpy as np
-
-    from model.dataset import batches
-    from schemas.picture import PanelRow, panel
-    from schemas.stats import ConfusionMatrix
-
-    classes = len(manifest.taxonomy)
-    loss_of = keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, ignore_class=255, reduction="sum"
-    )
-    matrix = ConfusionMatrix.zero(classes)
-    loss = 0.0
-    rows: list[PanelRow] = []
-    for images, masks in batches(folder, manifest, "test", config.batch_size):
-        logits = model(images, training=False)
-        loss += float(loss_of(masks, logits))
-        predicted = np.argmax(logits, axis=-1).astype(np.uint8)
-        truth = masks.numpy()[..., 0]
-        matrix += ConfusionMatrix.of(truth, predicted, classes)
-        for image, true, found in zip(images.numpy(), truth, predicted, strict=True):
-            if len(rows) < _EXAMPLES:
-                one = ConfusionMatrix.of(true, found, classes)
-                caption = f"pixel accuracy {one.pixel_accuracy():.3f}"
-                rows.append(PanelRow(caption, image, [true, found]))
-    panel(rows, ("input", "truth", "prediction"), manifest.taxonomy).save(scratch / "examples.png")
-    metrics = {
-        "test_loss": loss / max(1, int(matrix.counts.sum())),
-        "test_pixel_accuracy": matrix.pixel_accuracy(),
-        "test_mean_iou": matrix.mean_iou(),
-    }
-    return metrics, matrix
-
-
-def draw_curves(history: dict[str, list[float]], path: Path) -> None:
-    """Loss, pixel accuracy and mean IoU by epoch, training and validation."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
-    for axis, name in zip(axes, ("loss", "pixel_accuracy", "mean_iou"), strict=True):
-        for prefix, label in (("", "train"), ("val_", "validation")):
-            values = history[prefix + name]
-            axis.plot(range(1, len(values) + 1), values, label=label)
-        axis.set_title(name.replace("_", " "))
-        axis.set_xlabel("epoch")
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def write_class_table(matrix: ConfusionMatrix, manifest: Manifest, path: Path) -> None:
-    """CSV of the test split: class, true pixels, IoU (empty where the class does not occur)."""
-    lines = ["class_id,class_name,true_pixels,iou"]
-    for label, pixels, iou in zip(
-        manifest.taxonomy.classes, matrix.true_pixels, matrix.iou(), strict=True
-    ):
-        lines.append(f"{label.id},{label.name},{pixels},{'' if math.isnan(iou) else f'{iou:.6f}'}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def say(text: str) -> None:

@@ -164,6 +164,24 @@ class ConfusionMatrix:
         with np.errstate(invalid="ignore"):
             return np.asarray(self.intersection / self.union, np.float64)
 
+    def precision(self) -> Float64Array:
+        """Share of each class's predictions that are right (classes,), NaN without any."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.intersection / self.counts.sum(axis=0), np.float64)
+
+    def recall(self) -> Float64Array:
+        """Share of each class's true pixels that are found (classes,), NaN without any."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self.intersection / self.true_pixels, np.float64)
+
+    def frequency_weighted_iou(self) -> float:
+        """Mean IoU weighted by the share of each class in the truth; NaN without pixels."""
+        true = self.true_pixels
+        if not true.sum():
+            return float("nan")
+        present = true > 0
+        return float((self.iou()[present] * true[present]).sum() / true.sum())
+
     def mean_iou(self) -> float:
         """Mean IoU over the classes that occur; NaN where none does."""
         iou = self.iou()

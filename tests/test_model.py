@@ -104,10 +104,16 @@ def test_a_trained_model_in_mlflow(trained, dataset: Path) -> None:
     assert run.info.status == "FINISHED"
     assert run.inputs.dataset_inputs[0].dataset.digest == manifest.fingerprint
     assert run.data.params["filters"] == "4"
-    assert {"test_loss", "test_mean_iou", "val_loss", "pixel_accuracy"} <= run.data.metrics.keys()
+    assert {
+        "test_loss",
+        "test_mean_iou",
+        "test_challenge_score",
+        "val_loss",
+        "pixel_accuracy",
+    } <= run.data.metrics.keys()
     assert len(client.get_metric_history(version.run_id, "val_mean_iou")) == 2
     names = {artifact.path for artifact in client.list_artifacts(version.run_id)}
-    assert {"curves.png", "examples.png", "classes.csv"} <= names
+    assert {"curves.png", "examples.png", "classes.csv", "confusion.png"} <= names
     info = mlflow.models.get_model_info(trained.model)
     assert info.metadata["dataset_fingerprint"] == manifest.fingerprint
     assert info.metadata["taxonomy"]["name"] == "carla-0.8"

@@ -23,7 +23,13 @@ def test_confusion_matrix_agrees_with_plain_counting(truth, prediction) -> None:
         assert matrix.true_pixels[c] == true.sum()
         assert matrix.intersection[c] == (true & found).sum()
         assert matrix.union[c] == (true | found).sum()
+        if found.any():
+            assert matrix.precision()[c] == (true & found).sum() / found.sum()
+        if true.any():
+            assert matrix.recall()[c] == (true & found).sum() / true.sum()
     if known.any():
+        weighted = np.nansum(matrix.iou() * matrix.true_pixels) / known.sum()
+        assert math.isclose(matrix.frequency_weighted_iou(), weighted)
         assert matrix.pixel_accuracy() == (truth == prediction)[known].mean()
     else:
         assert math.isnan(matrix.pixel_accuracy())
