@@ -30,6 +30,14 @@ def pytest_configure() -> None:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _homes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Homes of Prefect and of whatever looks for one: inherited by every process of the tests."""
+    home = tmp_path_factory.mktemp("home")
+    os.environ["HOME"] = str(home)
+    os.environ["PREFECT_HOME"] = str(home / "prefect")
+
+
 @pytest.fixture(scope="session")
 def real() -> Path:
     """The 200 real pairs in Kaggle's layout."""
@@ -86,14 +94,13 @@ IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    """Runs ``python -m module …`` as a user does, in a home folder of its own."""
+def job() -> Job:
+    """Runs ``python -m module …`` as a user does."""
 
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,
-            env={**os.environ, "HOME": str(tmp_path), "PREFECT_HOME": str(tmp_path / "prefect")},
             capture_output=True,
             text=True,
             check=False,
