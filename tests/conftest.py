@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -62,6 +63,12 @@ def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     output = tmp_path_factory.mktemp("datasets")
     return run(str(scenes), str(output), SMALL, pipeline_options(IN_MEMORY))
+
+
+@pytest.fixture
+def copy(scenes: Path, tmp_path: Path) -> Path:
+    """A copy of the scenes that a test may change."""
+    return Path(shutil.copytree(scenes, tmp_path / "raw"))
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,14 @@ from schemas.manifest import load_manifest
 from schemas.stats import PixelStats
 
 
-def _run(source: Path | str, output: Path, config: IngestConfig = SMALL, *options: str) -> Path:
+def run_ingest(
+    source: Path | str, output: Path, config: IngestConfig = SMALL, *options: str
+) -> Path:
     arguments = [*IN_MEMORY, *options]
     return ingest.run(str(source), str(output), config, pipeline_options(arguments))
 
 
-def _records(folder: Path, split: str) -> list[Example]:
+def records_of(folder: Path, split: str) -> list[Example]:
     found = []
     for name in load_manifest(folder).shard_names(split):
         with (folder / name).open("rb") as file:
@@ -40,16 +42,10 @@ def published_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-def _reasons(folder: Path) -> dict[str, str]:
+def reasons_of(folder: Path) -> dict[str, str]:
     rows = pq.read_table(folder / "rejects.parquet").to_pylist()
     root = load_manifest(folder).source
     return {row["source_uri"].removeprefix(f"{root}/"): row["code"] for row in rows}
-
-
-@pytest.fixture
-def copy(scenes: Path, tmp_path: Path) -> Path:
-    """A copy of the scenes that a test may change."""
-    return Path(shutil.copytree(scenes, tmp_path / "raw"))
 
 
 def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
@@ -73,7 +69,7 @@ def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
         "test": 4,
     }
     for split in SPLITS:
-        records = _records(dataset, split)
+        records = records_of(dataset, split)
         assert [record.id for record in records] == [key for _, key in sorted(expected[split])]
         for record in records:
             image, ids = pixels[record.id]
@@ -90,7 +86,7 @@ def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
 def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         arguments = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-        again = _run(scenes, tmp_path / str(workers), SMALL, *arguments)
+        again = run_ingest(scenes, tmp_path / str(workers), SMALL, *arguments)
         assert again.name == dataset.name
         assert published_bytes(again) == published_bytes(dataset)
 
@@ -110,7 +106,7 @@ def test_a_shard_that_is_tried_again_is_the_same(scenes: Path, tmp_path: Path) -
     from beam.tfrecords import WriteShards, _WriteShard
     from schemas.sources import rows_of
 
-    folder = _run(scenes, tmp_path)
+    folder = run_ingest(scenes, tmp_path)
     manifest = load_manifest(folder)
     rows = [
         row for row in rows_of(pq.read_table(folder / "sources.parquet")) if row.split == "test"
@@ -149,7 +145,7 @@ print(sum(1 for _ in builder.as_dataset(split="all")), parsed["id"].numpy().deco
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["40", _records(dataset, "test")[0].id]
+    assert done.stdout.split() == ["40", records_of(dataset, "test")[0].id]
 
 
 def test_ingest_imports_no_tensorflow() -> None:
@@ -176,8 +172,8 @@ def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: P
     (rgb / "000_0009.jpg").write_bytes(b"jpeg")
     (rgb / "._000_0010.png").write_bytes(b"mac")
     config = SMALL.model_copy(update={"max_reject_fraction": 0.5})
-    folder = _run(copy, tmp_path / "out", config)
-    assert _reasons(folder) == {
+    folder = run_ingest(copy, tmp_path / "out", config)
+    assert reasons_of(folder) == {
         "CameraRGB/000_0001.png": "empty",
         "CameraRGB/000_0002.png": "truncated",
         "CameraRGB/000_0003.png": "no_mask",
@@ -200,12 +196,12 @@ def test_copies_of_a_reject_are_rejects_for_its_reason(copy: Path, tmp_path: Pat
         (copy / "CameraRGB" / name).write_bytes(b"")
         shutil.copy(copy / "CameraSeg/000_0000.png", copy / "CameraSeg" / name)
     config = SMALL.model_copy(update={"max_reject_fraction": 0.5})
-    assert set(_reasons(_run(copy, tmp_path / "out", config)).values()) == {"empty"}
+    assert set(reasons_of(run_ingest(copy, tmp_path / "out", config)).values()) == {"empty"}
 
 
 def test_one_image_with_two_masks_is_kept_and_told(copy: Path, tmp_path: Path) -> None:
     shutil.copy(copy / "CameraRGB/000_0001.png", copy / "CameraRGB/000_0002.png")
-    manifest = load_manifest(_run(copy, tmp_path / "out"))
+    manifest = load_manifest(run_ingest(copy, tmp_path / "out"))
     assert manifest.records == 40
     assert manifest.warnings == [
         "1 images stand under several ids with different masks: which one is right?"
@@ -216,141 +212,21 @@ def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) ->
     for index in range(2):
         (copy / f"CameraRGB/000_{index:04d}.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"5\.0% of the inputs are rejects \(2 empty\)"):
-        _run(copy, tmp_path / "out")
+        run_ingest(copy, tmp_path / "out")
     assert "2  empty" in (shown := capsys.readouterr().err)
     assert "CameraRGB/000_0001.png: expected a PNG, found no bytes" in shown
     assert list((tmp_path / "out/small").iterdir()) == []
-
-
-def test_nothing_changed_returns_without_a_pipeline(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = _run(scenes, tmp_path)
-    monkeypatch.setattr(ingest, "run_pipeline", lambda *_: pytest.fail("a pipeline ran"))
-    assert _run(scenes, tmp_path) == first
-
-
-def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the pairs that the next runs decode."""
-    from beam import tfrecords
-
-    made: list[str] = []
-    original = tfrecords.make_record
-
-    def counting(row, recipe):
-        made.append(row.id)
-        return original(row, recipe)
-
-    monkeypatch.setattr(tfrecords, "make_record", counting)
-    return made
-
-
-MANY = SMALL.model_copy(update={"split_by": "image"})
-
-
-def test_a_damaged_shard_is_rebuilt_alone(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = _run(scenes, tmp_path)
-    before = published_bytes(folder)
-    for damage in ("bits", "missing"):
-        name = load_manifest(folder).shard_names("validation")[0]
-        ids = {record.id for record in _records(folder, "validation")}
-        if damage == "bits":
-            # Not in place: the file may be shared with another version by a hard link.
-            (folder / "copy").write_bytes(before[name][:-1] + b"?")
-            os.replace(folder / "copy", folder / name)
-        else:
-            (folder / name).unlink()
-        made = _reads(monkeypatch)
-        assert _run(scenes, tmp_path) == folder
-        assert published_bytes(folder) == before
-        assert set(made) == ids
-
-
-def test_new_images_cost_the_shards_they_touch(
-    copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    new = copy / "CameraRGB/000_0039.png", copy / "CameraSeg/000_0039.png"
-    kept = [path.read_bytes() for path in new]
-    for path in new:
-        path.unlink()
-    first = _run(copy, tmp_path / "out")
-    for path, data in zip(new, kept, strict=True):
-        path.write_bytes(data)
-    made = _reads(monkeypatch)
-    second = _run(copy, tmp_path / "out")
-    split = splitting.split_of("000_0039", SMALL)
-    assert second != first
-    assert set(made) == {record.id for record in _records(second, split)}
-    fresh = _run(copy, tmp_path / "fresh")
-    assert published_bytes(fresh) == published_bytes(second)
-
-
-def test_empty_shards_stay_in_their_split(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # 64 shards for 32 records, and for 4: most hash ranges are empty.
-    monkeypatch.setattr(splitting, "shard_count", lambda *_: 64)
-    raw = Path(shutil.copytree(scenes, tmp_path / "raw"))
-    for folder in ("CameraRGB", "CameraSeg"):
-        (raw / folder / "000_0039.png").unlink()
-    _run(raw, tmp_path / "out")
-    shutil.copytree(scenes, raw, dirs_exist_ok=True)
-    grown, fresh = _run(raw, tmp_path / "out"), _run(raw, tmp_path / "fresh")
-    assert published_bytes(grown) == published_bytes(fresh)
-    manifest = load_manifest(grown)
-    assert [len(manifest.shard_names(split)) for split in SPLITS] == [64, 64, 64]
-    assert all(f"-{shard.split}." in shard.name for shard in manifest.shards)
-
-
-@pytest.mark.parametrize("name", ["rejects.parquet", "card.png", "dataset_info.json"])
-def test_a_file_beside_the_shards_is_mended(
-    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    folder = _run(scenes, tmp_path)
-    before = published_bytes(folder)
-    (folder / name).unlink()
-    made = _reads(monkeypatch)
-    assert _run(scenes, tmp_path) == folder
-    assert published_bytes(folder) == before
-    assert made == []
 
 
 def test_names_that_are_no_text_are_rejects(copy: Path, tmp_path: Path) -> None:
     os.rename(copy / "CameraRGB/000_0003.png", os.fsencode(copy) + b"/CameraRGB/\xff.png")
     (copy / "CameraRGB/loop.png").symlink_to("loop.png")
     config = SMALL.model_copy(update={"max_reject_fraction": 0.1})
-    folder = _run(copy, tmp_path / "out", config)
-    assert _reasons(folder) == {
+    folder = run_ingest(copy, tmp_path / "out", config)
+    assert reasons_of(folder) == {
         "CameraRGB/\\udcff.png": "name",
         "CameraSeg/000_0003.png": "no_image",
     }
-
-
-def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
-    first = _run(copy, tmp_path / "out")
-    where = {record.id: split for split in SPLITS for record in _records(first, split)}
-    for folder in ("CameraRGB", "CameraSeg"):
-        for path in sorted((copy / folder).iterdir())[::3]:
-            path.unlink()
-    second = _run(copy, tmp_path / "out")
-    for split in SPLITS:
-        assert all(where[record.id] == split for record in _records(second, split))
-
-
-def test_dead_staging_is_removed_and_the_living_left(scenes: Path, tmp_path: Path) -> None:
-    from beam.storage import staging
-
-    datasets = tmp_path / "small"
-    with staging(datasets) as alive:
-        dead = datasets / ".staging-dead"
-        dead.mkdir()
-        (datasets / ".staging-dead.lock").touch()
-        folder = _run(scenes, tmp_path)
-        assert alive.is_dir()
-        assert not dead.exists()
-    assert [path.name for path in datasets.iterdir()] == [folder.name]
 
 
 def test_masks_of_another_numbering_are_noticed(copy: Path, tmp_path: Path) -> None:
@@ -359,7 +235,7 @@ def test_masks_of_another_numbering_are_noticed(copy: Path, tmp_path: Path) -> N
         swapped = np.array([7, 1, 2, 3, 4, 5, 6, 0, 8, 9, 10, 11, 12], np.uint8)
         mask[..., 0] = swapped[mask[..., 0]]
         Image.fromarray(mask).save(path)
-    manifest = load_manifest(_run(copy, tmp_path / "out"))
+    manifest = load_manifest(run_ingest(copy, tmp_path / "out"))
     assert any("class 7 Roads should lie in the lower half" in w for w in manifest.warnings)
     assert any("class 0 None should lie in the upper half" in w for w in manifest.warnings)
 
@@ -370,8 +246,8 @@ def test_no_such_warning_where_all_is_well(dataset: Path) -> None:
 
 def test_native_size(scenes: Path, tmp_path: Path) -> None:
     config = SMALL.model_copy(update={"height": 0, "width": 0})
-    folder = _run(scenes, tmp_path, config)
-    record = _records(folder, "test")[0]
+    folder = run_ingest(scenes, tmp_path, config)
+    record = records_of(folder, "test")[0]
     theirs = np.asarray(Image.open(scenes / f"CameraRGB/{record.id}.png"))
     assert np.array_equal(png.decode_image(record.image, 10**6), theirs)
     features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
@@ -415,14 +291,14 @@ class _ElsewhereFileSystem(FileSystem):
 
 def test_a_source_that_only_beam_can_read(scenes, dataset, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(_ElsewhereFileSystem, "root", str(scenes.parent))
-    folder = _run(f"elsewhere://{scenes.name}", tmp_path)
+    folder = run_ingest(f"elsewhere://{scenes.name}", tmp_path)
     ours, theirs = published_bytes(folder), published_bytes(dataset)
     shards = [name for name in theirs if ".tfrecord-" in name]
     assert len(shards) == 3
     assert all(ours[name] == theirs[name] for name in shards)
     assert load_manifest(folder).source == f"elsewhere://{scenes.name}"
     with pytest.raises(UserError, match="there is no such folder"):
-        _run("elsewhere://none", tmp_path)
+        run_ingest("elsewhere://none", tmp_path)
 
 
 def test_mistakes_end_in_one_line_and_code_2(job: Job, scenes: Path, tmp_path: Path) -> None:
@@ -456,7 +332,7 @@ def test_the_last_line_is_the_folder(job: Job, scenes: Path, tmp_path: Path) -> 
 
 
 def test_real_pairs(real: Path, tmp_path: Path) -> None:
-    manifest = load_manifest(_run(real, tmp_path, IngestConfig()))
+    manifest = load_manifest(run_ingest(real, tmp_path, IngestConfig()))
     assert manifest.records == 200
     assert manifest.rejects == {}
     assert manifest.warnings == []
