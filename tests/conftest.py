@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from flows.scenes import write_scenes
 from schemas.config import IngestConfig, TrainConfig
@@ -25,7 +26,9 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_configure() -> None:
-    """Set before anything is imported that reads them."""
+    """Set before anything is imported that reads them; a busy machine is no failure of a test."""
+    settings.register_profile("pipeline", deadline=None, database=None)
+    settings.load_profile("pipeline")
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
