@@ -200,8 +200,9 @@ def run(
         return root
     runs.check_source(root, partition, job.source)
     options = options or pipeline_options([])
-    workers = max(1, options.view_as(DirectOptions).direct_num_workers)
-    threads = max(1, len(os.sched_getaffinity(0)) // workers)
+    cores = len(os.sched_getaffinity(0))
+    # 0 workers stand for one a core.
+    threads = max(1, cores // (options.view_as(DirectOptions).direct_num_workers or cores))
     with storage.staging(root) as staging:
         for name in runs.TABLES:
             (staging / name).mkdir()

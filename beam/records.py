@@ -67,7 +67,7 @@ def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
     """Rows of pairs with the same bytes: the first by id stays, the others are rejects."""
     first, *others = sorted(rows, key=lambda row: row.id)
     if first.reject_code == DUPLICATE:
-        first = replace(first, reject_code=None, reject_message=None)
+        first = replace(first, reject_path=None, reject_code=None, reject_message=None)
     copy = RejectError(DUPLICATE, f"same image and mask as {first.id}, which is kept")
     return [first, *(reject_row(row, copy) for row in others)]
 

@@ -14,12 +14,12 @@ from schemas.layout import TRACKING_URI
 
 @task(name="beam.infer", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=may_help)
 def infer_tables(
-    model: str, place: str, output: str, config: InferConfig, tracking_uri: str
+    model: str, places: list[str], output: str, config: InferConfig, tracking_uri: str
 ) -> str:
     """Runs the Beam job on ``--dataset=…`` or ``--source=…``; returns the tables' root."""
     arguments = [
         f"--model={model}",
-        place,
+        *places,
         f"--output={output}",
         f"--tracking_uri={tracking_uri}",
         f"--flow_run_id={flow_run.root_flow_run_id}",
@@ -49,5 +49,6 @@ def infer(
     Returns:
         Root of the tables.
     """
-    place = f"--source={source}" if source else f"--dataset={dataset}"
-    return infer_tables(model, place, f"{output}/predictions", config, tracking_uri)
+    given = {"dataset": dataset, "source": source}
+    places = [f"--{name}={place}" for name, place in given.items() if place]
+    return infer_tables(model, places, f"{output}/predictions", config, tracking_uri)
