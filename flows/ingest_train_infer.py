@@ -11,7 +11,7 @@ from flows.infer import infer
 from flows.ingest import ingest
 from flows.summary import class_summary, partition_of
 from flows.train import train
-from schemas.config import InferConfig, IngestConfig, TrainConfig
+from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
 from schemas.layout import TRACKING_URI, dataset_source_name, folder_source_name
 from schemas.manifest import load_manifest
 
@@ -40,6 +40,7 @@ def ingest_train_infer(
     tracking_uri: str = TRACKING_URI,
     ingest_config: IngestConfig = IngestConfig(),
     train_config: TrainConfig = TrainConfig(),
+    gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
 ) -> Results:
     """Ingests raw pairs, trains on them, predicts, and publishes tables.
@@ -53,10 +54,11 @@ def ingest_train_infer(
         tracking_uri: MLflow's server or store.
         ingest_config: How pairs become records.
         train_config: How the network is trained.
+        gate_config: When the new version becomes champion; the champion predicts.
         infer_config: How images are predicted and rows are written.
     """
     dataset = ingest(source, output, ingest_config)
-    model = train(dataset, train_config, tracking_uri)
+    model = train(dataset, output, train_config, gate_config, tracking_uri)
     predictions = infer(
         model=model,
         dataset=None if infer_source else dataset,

@@ -7,29 +7,44 @@ from prefect import flow, get_run_logger, task
 from flows.ingest import may_help
 from flows.steps import run_job
 from schemas.cli import to_arguments
-from schemas.config import TrainConfig
+from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRACKING_URI
 
 
 @task(name="model.train", retries=1, retry_delay_seconds=30, retry_condition_fn=may_help)
-def train_model(dataset: str, config: TrainConfig, tracking_uri: str) -> str:
-    """Runs the training; returns the model's URI."""
-    arguments = [f"--dataset={dataset}", f"--tracking_uri={tracking_uri}", "--reuse"]
-    return run_job("model.train", [*arguments, *to_arguments(config)], get_run_logger().info)
+def train_model(
+    dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
+) -> str:
+    """Runs the training and the gate; returns the URI of the version to predict with."""
+    arguments = [
+        f"--dataset={dataset}",
+        f"--tracking_uri={tracking_uri}",
+        f"--state={output}/training",
+        "--reuse",
+        *to_arguments(config),
+        *to_arguments(gate),
+    ]
+    return run_job("model.train", arguments, get_run_logger().info)
 
 
 @flow(name="train", flow_run_name="train-on-{dataset}")
 def train(
-    dataset: str, config: TrainConfig = TrainConfig(), tracking_uri: str = TRACKING_URI
+    dataset: str,
+    output: str = "outputs",
+    config: TrainConfig = TrainConfig(),
+    gate: GateConfig = GateConfig(),
+    tracking_uri: str = TRACKING_URI,
 ) -> str:
     """Trains and registers the U-Net, or finds the version that the same input made before.
 
     Args:
         dataset: Folder of a published dataset.
+        output: Root of all outputs; unfinished trainings lie in its folder `training`.
         config: How the network is trained.
+        gate: When the new version becomes champion.
         tracking_uri: MLflow's server or store.
 
     Returns:
-        `models:/<name>/<version>`.
+        `models:/<name>/<version>` to predict with: the new one, or the champion it did not beat.
     """
-    return train_model(dataset, config, tracking_uri)
+    return train_model(dataset, output, config, gate, tracking_uri)

@@ -2,47 +2,153 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
 
+from model.augment import augment
+from model.plan import Plan
+from schemas.classes import VOID, UInt8Array
 from schemas.example import parsing_spec
-from schemas.manifest import Manifest
+from schemas.geometry import Geometry
 
 _SHUFFLE_RECORDS = 4096
+_READERS = 4
 
 
-def batches(
-    folder: Path, manifest: Manifest, split: str, batch_size: int, seed: int | None = None
-) -> Any:
-    """A ``tf.data.Dataset`` of one pass over a split.
+class Input:
+    """The batches of a plan's dataset as one network takes them.
+
+    Images are mirrored, masks filled with void, to the sizes of the network.
 
     Args:
-        seed: shuffles each epoch anew where given; without it the order is the shards'.
-
-    Returns:
-        Batches of (image uint8 (batch, height, width, 3), mask uint8 (batch, height, width, 1)),
-        the last one as small as it comes.
+        geometry: of another network than the plan's.
     """
-    config = manifest.config
-    files = [str(folder / name) for name in manifest.shard_names(split)]
-    records = tf.data.TFRecordDataset(
-        files, num_parallel_reads=None if seed is None else min(len(files), 4)
-    )
-    if seed is not None:
-        # Encoded records are shuffled: they take a tenth of the memory of pixels.
-        records = records.shuffle(min(_SHUFFLE_RECORDS, manifest.splits[split].records), seed)
-    spec = parsing_spec()
-    size = (config.height or None, config.width or None)
 
-    def decode(record: Any) -> tuple[Any, Any]:
-        features = tf.io.parse_single_example(record, spec)
-        image = tf.io.decode_png(features["image"], channels=3)
-        mask = tf.io.decode_png(features["mask"], channels=1)
-        return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(mask, (*size, 1))
+    def __init__(self, plan: Plan, geometry: Geometry | None = None) -> None:
+        self.folder = plan.folder
+        self.manifest = plan.manifest
+        self.config = plan.config
+        self.geometry = geometry or plan.geometry
+        self.table = plan.table
 
-    decoded = records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    count = -(-manifest.splits[split].records // batch_size)
-    batched = decoded.batch(batch_size).apply(tf.data.experimental.assert_cardinality(count))
-    return batched.prefetch(tf.data.AUTOTUNE)
+    def steps(self, split: str) -> int:
+        """Batches in one pass over a split."""
+        return -(-self.manifest.splits[split].records // self.config.batch_size)
+
+    def training(self, first_epoch: int = 0) -> Any:
+        """All epochs from ``first_epoch`` on as one stream, so that none waits for its beginning.
+
+        Order and augmentation follow from the seed and the epoch's number alone. Batches as in
+        ``evaluation``, shuffled, with float images where they are augmented.
+        """
+        config = self.config
+        epoch = self._epoch_from_memory if self._fits_memory("train") else self._epoch_from_shards
+
+        def batches(number: Any) -> Any:
+            seed = tf.stack([tf.constant(config.seed, tf.int64), number])
+            if config.augment == "off":
+                return epoch(seed)
+
+            def move(step: Any, batch: Any) -> Any:
+                images, masks = batch
+                key = tf.random.fold_in(seed, step)
+                return augment(images, masks, key, config.crop, config.colour)
+
+            numbered = epoch(seed).enumerate()
+            return numbered.map(move, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+        epochs = tf.data.Dataset.range(first_epoch, config.epochs)
+        return self._fit(epochs.flat_map(batches)).prefetch(tf.data.AUTOTUNE)
+
+    def evaluation(self, split: str) -> Any:
+        """One pass over a split in the order of its shards.
+
+        Returns:
+            A ``tf.data.Dataset`` of (image uint8 (batch, height, width, 3), mask uint8 (batch,
+            height, width, 1)), the last batch as small as it comes. Where the network takes other
+            sizes, images are mirrored to the next one and masks filled with void.
+        """
+        decoded = self._decode(tf.data.TFRecordDataset(self._files(split)))
+        batched = decoded.batch(self.config.batch_size)
+        count = tf.data.experimental.assert_cardinality(self.steps(split))
+        return self._fit(batched).apply(count).prefetch(tf.data.AUTOTUNE)
+
+    def validation(self) -> Any:
+        """The validation split, kept in memory where it fits."""
+        batches = self.evaluation("validation")
+        return batches.cache() if self._fits_memory("validation") else batches
+
+    def pairs(self, split: str) -> Iterator[tuple[UInt8Array, UInt8Array]]:
+        """Images (height, width, 3) and masks (height, width) of a split, one by one."""
+        for image, mask in self._decode(tf.data.TFRecordDataset(self._files(split))):
+            yield image.numpy(), mask.numpy()[..., 0]
+
+    def _files(self, split: str) -> list[str]:
+        return [str(self.folder / name) for name in self.manifest.shard_names(split)]
+
+    def _fits_memory(self, split: str) -> bool:
+        pixels = self.manifest.config.height * self.manifest.config.width
+        return self.manifest.splits[split].records * pixels * 4 <= self.config.cache_mib << 20
+
+    @cached_property
+    def _in_memory(self) -> tuple[Any, Any]:
+        records = self._decode(tf.data.TFRecordDataset(self._files("train")))
+        whole = records.batch(self.manifest.splits["train"].records)
+        images, masks = next(iter(whole))
+        return images, masks
+
+    def _epoch_from_memory(self, seed: Any) -> Any:
+        images, masks = self._in_memory
+        count = self.manifest.splits["train"].records
+        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+        return (
+            tf.data.Dataset.from_tensor_slices(order)
+            .batch(self.config.batch_size)
+            .map(lambda index: (tf.gather(images, index), tf.gather(masks, index)))
+        )
+
+    def _epoch_from_shards(self, seed: Any) -> Any:
+        files = tf.random.experimental.stateless_shuffle(tf.constant(self._files("train")), seed)
+        records = tf.data.TFRecordDataset(files, num_parallel_reads=_READERS)
+        # Encoded records are shuffled: they take a tenth of the memory of pixels. By windows, since
+        # Dataset.shuffle takes no seed that is only known when the epoch begins.
+        windows = records.batch(_SHUFFLE_RECORDS)
+        shuffled = windows.map(lambda some: tf.random.experimental.stateless_shuffle(some, seed))
+        return self._decode(shuffled.unbatch()).batch(self.config.batch_size)
+
+    def _decode(self, records: Any) -> Any:
+        spec = parsing_spec()
+        size = (self.manifest.config.height, self.manifest.config.width)
+        table = tf.constant(self.table)
+
+        def decode(record: Any) -> tuple[Any, Any]:
+            features = tf.io.parse_single_example(record, spec)
+            image = tf.io.decode_png(features["image"], channels=3)
+            mask = tf.io.decode_png(features["mask"], channels=1)
+            mask = tf.gather(table, tf.cast(mask, tf.int32))
+            return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(mask, (*size, 1))
+
+        return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def _fit(self, batches: Any) -> Any:
+        """Mirrors images and fills masks with void up to the sizes of the network."""
+        geometry = self.geometry
+        height, width = self.manifest.config.height, self.manifest.config.width
+        if all(geometry.input_size(size) == size for size in (height, width)):
+            return batches
+        rows, columns = geometry.mirror(height), geometry.mirror(width)
+        filled = [
+            (0, 0),
+            (0, geometry.output_size(height) - height),
+            (0, geometry.output_size(width) - width),
+            (0, 0),
+        ]
+
+        def fit(images: Any, masks: Any) -> tuple[Any, Any]:
+            mirrored = tf.gather(tf.gather(images, rows, axis=1), columns, axis=2)
+            return mirrored, tf.pad(masks, filled, constant_values=tf.constant(VOID, tf.uint8))
+
+        return batches.map(fit, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -1,121 +1,129 @@
-"""What a trained network is worth on the test split: metrics, pictures, the class table."""
+"""What a network is worth on one split: metrics over all images, and of each."""
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from model.dataset import Input
 from schemas.challenge import challenge_score, has_challenge_classes, without_hood
-from schemas.classes import VOID
-from schemas.config import TrainConfig
-from schemas.manifest import Manifest
-from schemas.picture import PanelRow, panel
-from schemas.stats import ConfusionMatrix
+from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.picture import PanelRow, error_map, panel
+from schemas.stats import ConfusionMatrix, Int64Array
 
-_EXAMPLES = 6
+_EXAMPLES_OF_A_KIND = 2
 
 
-def evaluate(
-    model: Any, folder: Path, manifest: Manifest, config: TrainConfig, scratch: Path
-) -> tuple[dict[str, float], ConfusionMatrix]:
-    """Test metrics and confusion matrix; draws the first test images into ``examples.png``."""
+@dataclass(frozen=True)
+class Evaluation:
+    """A network on a split.
+
+    Attributes:
+        counts: confusion matrix of each image, int64 (images, classes, classes).
+        hoodless: confusion matrix without the hood's vehicles, for the challenge's score.
+        cross_entropy: mean over all pixels that are not void.
+    """
+
+    taxonomy: Taxonomy
+    counts: Int64Array
+    hoodless: ConfusionMatrix
+    cross_entropy: float
+
+    @property
+    def matrix(self) -> ConfusionMatrix:
+        """Over all images."""
+        return ConfusionMatrix(self.counts.sum(axis=0))
+
+    def metrics(self, prefix: str = "test_") -> dict[str, float]:
+        """The figures that stand in MLflow; the challenge's where the classes are there."""
+        matrix = self.matrix
+        figures = {
+            "loss": self.cross_entropy,
+            "pixel_accuracy": matrix.pixel_accuracy(),
+            "mean_iou": matrix.mean_iou(),
+            "frequency_weighted_iou": matrix.frequency_weighted_iou(),
+        }
+        if has_challenge_classes(self.taxonomy):
+            figures |= challenge_score(self.hoodless, self.taxonomy)
+        return {f"{prefix}{name}": value for name, value in figures.items()}
+
+
+def evaluate(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Evaluation:
+    """Predicts every image of a split once."""
     import keras
 
-    from model.dataset import batches
+    from model.losses import class_logits
 
-    taxonomy = manifest.taxonomy
     classes = len(taxonomy)
     scored = has_challenge_classes(taxonomy)
     loss_of = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=VOID, reduction="sum"
     )
-    matrix = hoodless = ConfusionMatrix.zero(classes)
+    height, width = source.manifest.config.height, source.manifest.config.width
+    counts = []
+    hoodless = ConfusionMatrix.zero(classes)
     loss = 0.0
-    rows: list[PanelRow] = []
-    for images, masks in batches(folder, manifest, "test", config.batch_size):
-        logits = model(images, training=False)
-        loss += float(loss_of(masks, logits))
+    for images, masks in source.evaluation(split):
+        # What was mirrored and filled to the network's size is cropped away.
+        logits = class_logits(model(images, training=False))[:, :height, :width]
+        loss += float(loss_of(masks[:, :height, :width], logits))
         predicted = np.argmax(logits, axis=-1).astype(np.uint8)
-        for image, true, found in zip(
-            images.numpy(), masks.numpy()[..., 0], predicted, strict=True
-        ):
-            one = ConfusionMatrix.of(true, found, classes)
-            matrix += one
+        for true, found in zip(masks.numpy()[:, :height, :width, 0], predicted, strict=True):
+            counts.append(ConfusionMatrix.of(true, found, classes).counts)
             if scored:
                 hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
-            if len(rows) < _EXAMPLES:
-                caption = f"pixel accuracy {one.pixel_accuracy():.3f}"
-                rows.append(PanelRow(caption, image, [true, found]))
-    panel(rows, ("input", "truth", "prediction"), taxonomy).save(scratch / "examples.png")
-    metrics = {
-        "test_loss": loss / max(1, int(matrix.counts.sum())),
-        "test_pixel_accuracy": matrix.pixel_accuracy(),
-        "test_mean_iou": matrix.mean_iou(),
-        "test_frequency_weighted_iou": matrix.frequency_weighted_iou(),
+    stacked = np.stack(counts)
+    return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+
+
+def draw_examples(model: Any, source: Input, evaluation: Evaluation, split: str) -> Any:
+    """A sheet of the best, the median and the worst images: input, truth, prediction, errors."""
+    scores = np.array([ConfusionMatrix(one).mean_iou() for one in evaluation.counts])
+    order = np.argsort(-scores, kind="stable")
+    kinds = {
+        "best": order[:_EXAMPLES_OF_A_KIND],
+        "median": order[len(order) // 2 :][:_EXAMPLES_OF_A_KIND],
+        "worst": order[-_EXAMPLES_OF_A_KIND:],
     }
-    if scored:
-        score = challenge_score(hoodless, taxonomy)
-        metrics |= {f"test_{name}": value for name, value in score.items()}
-    return metrics, matrix
+    wanted = {int(index): kind for kind, some in kinds.items() for index in some}
+    found = {index: pair for index, pair in enumerate(source.pairs(split)) if index in wanted}
+    rows = []
+    for index, kind in wanted.items():
+        image, truth = found[index]
+        predicted = predict(model, source, image)
+        caption = f"{kind}   mean IoU {scores[index]:.3f}"
+        rows.append(PanelRow(caption, image, [truth, predicted, error_map(truth, predicted)]))
+    return panel(rows, ("input", "truth", "prediction", "errors"), evaluation.taxonomy, width=240)
 
 
-def draw_curves(history: dict[str, list[float]], path: Path) -> None:
-    """Loss, pixel accuracy and mean IoU by epoch, training and validation."""
-    import matplotlib as mpl
+def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
+    """Class ids (height, width) of one image (height, width, 3)."""
+    from model.losses import class_logits
 
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
-    for axis, name in zip(axes, ("loss", "pixel_accuracy", "mean_iou"), strict=True):
-        for prefix, label in (("", "train"), ("val_", "validation")):
-            values = history[prefix + name]
-            axis.plot(range(1, len(values) + 1), values, label=label)
-        axis.set_title(name.replace("_", " "))
-        axis.set_xlabel("epoch")
-        axis.legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    height, width = image.shape[:2]
+    rows, columns = source.geometry.mirror(height), source.geometry.mirror(width)
+    logits = class_logits(model(image[rows][:, columns][None], training=False))
+    return np.asarray(np.argmax(logits[0, :height, :width], axis=-1), np.uint8)
 
 
-def draw_confusion(matrix: ConfusionMatrix, manifest: Manifest, path: Path) -> None:
-    """Confusion matrix of the test split; each row is a true class, in shares of its pixels."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
-
-    names = manifest.taxonomy.names
-    shares = matrix.counts / np.maximum(matrix.true_pixels, 1)[:, None]
-    figure, axis = plt.subplots(figsize=(8, 7), layout="constrained")
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(shares.shape):
-        if shares[row, column] >= 0.005:
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            text = f"{shares[row, column]:.2f}"
-            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
-    axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def write_class_table(matrix: ConfusionMatrix, manifest: Manifest, path: Path) -> None:
-    """CSV of the test split: class, true pixels, IoU, precision, recall; empty where undefined."""
-    lines = ["class_id,class_name,true_pixels,iou,precision,recall"]
-    for label, pixels, *shares in zip(
-        manifest.taxonomy.classes,
+def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:
+    """Pixels, IoU, precision and recall of each class, NaN where undefined."""
+    for label, pixels, iou, precision, recall in zip(
+        taxonomy.classes,
         matrix.true_pixels,
         matrix.iou(),
         matrix.precision(),
         matrix.recall(),
         strict=True,
     ):
-        shown = ",".join("" if math.isnan(share) else f"{share:.6f}" for share in shares)
-        lines.append(f"{label.id},{label.name},{pixels},{shown}")
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        yield {
+            "class_id": label.id,
+            "class_name": label.name,
+            "true_pixels": int(pixels),
+            "iou": float(iou),
+            "precision": float(precision),
+            "recall": float(recall),
+        }

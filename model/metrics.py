@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from model.losses import class_logits
 from schemas.classes import VOID
 
 
@@ -14,26 +15,30 @@ class SegmentationMetrics(keras.metrics.Metric):
     """Pixel accuracy and mean IoU over all pixels seen since the last reset.
 
     Truth is (batch, height, width, 1) of class ids, 255 for void, which is left out; prediction
-    is logits (batch, height, width, classes). Classes that occur in neither are left out of the
-    mean. Counts are exact up to 2**31 pixels a cell.
+    is logits (batch, height, width, classes), or one channel for two classes. Classes that occur
+    in neither are left out of the mean. Counts are exact up to 2**63 pixels, 2**31 on JAX.
     """
 
     def __init__(self, classes: int, name: str = "segmentation") -> None:
         super().__init__(name=name)
         self.classes = classes
+        self.count_dtype = "int32" if keras.backend.backend() == "jax" else "int64"
         self.matrix = self.add_weight(
-            shape=(classes, classes), initializer="zeros", dtype="int32", name="matrix"
+            shape=(classes, classes), initializer="zeros", dtype=self.count_dtype, name="matrix"
         )
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:  # noqa: ARG002
         """Adds one batch."""
         truth = ops.cast(ops.reshape(y_true, (-1,)), "int32")
-        predicted = ops.cast(ops.reshape(ops.argmax(y_pred, axis=-1), (-1,)), "int32")
+        found = ops.argmax(class_logits(y_pred), axis=-1)
+        predicted = ops.cast(ops.reshape(found, (-1,)), "int32")
         cells = self.classes * self.classes
         # Void counts in a cell of its own behind the others.
         pairs = ops.where(truth == VOID, cells, truth * self.classes + predicted)
-        counts = ops.bincount(pairs, minlength=cells + 1)[:cells]
-        self.matrix.assign_add(ops.cast(ops.reshape(counts, (self.classes, self.classes)), "int32"))
+        counts = ops.reshape(
+            ops.bincount(pairs, minlength=cells + 1)[:cells], (self.classes, self.classes)
+        )
+        self.matrix.assign_add(ops.cast(counts, self.count_dtype))
 
     def result(self) -> dict[str, Any]:
         """``pixel_accuracy`` and ``mean_iou``, 0 without pixels."""

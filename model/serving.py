@@ -12,7 +12,7 @@ import numpy as np
 
 
 class _Network:
-    """Loads the Keras file once; pads images to multiples of 16 and crops the answer back."""
+    """Loads the Keras file once; mirrors images to a size it takes and crops the answer back."""
 
     def load_context(self, context: Any) -> None:
         """Reads the network in Keras's safe mode."""
@@ -21,6 +21,7 @@ class _Network:
         self._model = keras.saving.load_model(
             context.artifacts["keras_file"], compile=False, safe_mode=True
         )
+        self._geometry = context.model_config
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG002
         """Class ids, uint8 (batch, height, width), of uint8 RGB (batch, height, width, 3)."""
@@ -28,9 +29,16 @@ class _Network:
             model_input["image"] if isinstance(model_input, dict) else model_input, np.uint8
         )
         height, width = image.shape[1:3]
-        padding = ((0, 0), (0, -height % 16), (0, -width % 16), (0, 0))
-        logits = self._model.predict(np.pad(image, padding, mode="edge"), verbose=0)
-        return np.argmax(logits, axis=-1).astype(np.uint8)[:, :height, :width]
+        fitted = image[:, self._mirror(height)][:, :, self._mirror(width)]
+        logits = self._model.predict(fitted, verbose=0)[:, :height, :width]
+        ids = logits[..., 0] > 0 if logits.shape[-1] == 1 else np.argmax(logits, axis=-1)
+        return ids.astype(np.uint8)
+
+    def _mirror(self, size: int) -> Any:
+        """Which row (or column) stands at each place of the input; see schemas/geometry.py."""
+        margin, multiple = self._geometry["margin"], self._geometry["multiple"]
+        after = margin + (self._geometry["remainder"] - size - 2 * margin) % multiple
+        return np.pad(np.arange(size), (margin, after), mode="symmetric")
 
 
 class UNetServer(_Network, mlflow.pyfunc.PythonModel):

@@ -1,146 +1,172 @@
 """A published dataset to a registered model: ``python -m model.train --dataset DIR``.
 
-The last line of standard output is the model's URI.
+The last line of standard output is the URI of the version to predict with: the new one, or the
+champion that it did not beat.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import math
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model.evaluate import draw_confusion, draw_curves, evaluate, write_class_table
+from model.checkpoint import Checkpoint, Progress, checkpoint
+from model.gate import NotPromotedError, check_champion, judge
+from model.plan import Plan, plan
 from schemas.cli import add_config, config_from, run_main
-from schemas.config import TrainConfig
-from schemas.errors import UserError
-from schemas.layout import SPLITS, TRACKING_URI
-from schemas.manifest import Manifest, load_manifest
+from schemas.config import GateConfig, TrainConfig
+from schemas.errors import UnavailableError, UserError
+from schemas.layout import TRACKING_URI, TRAINING_STATE
 from schemas.quiet import import_tensorflow
+from schemas.stats import Int64Array
+
+if TYPE_CHECKING:
+    from model import tracking
+
+PATIENCE_S = 60.0
+"""How long a finished training waits for an MLflow server that does not answer."""
 
 
-def run(dataset: str, config: TrainConfig, tracking_uri: str, *, reuse: bool = False) -> str:
-    """Trains, evaluates on the test split, logs and registers.
+def run(
+    dataset: str,
+    config: TrainConfig,
+    tracking_uri: str,
+    gate: GateConfig | None = None,
+    *,
+    state: str = TRAINING_STATE,
+    reuse: bool = False,
+    parent: str | None = None,
+) -> str:
+    """Trains, evaluates on the test split, logs, registers, and lets the gate decide.
+
+    A training that was interrupted goes on after its last finished epoch.
 
     Args:
         dataset: a published dataset folder.
         tracking_uri: MLflow's store or server.
-        reuse: returns the version trained before with the same dataset and config, if there is.
+        gate: when the version becomes champion; by default if it is better.
+        state: folder of the checkpoints of unfinished trainings.
+        reuse: takes the version trained before with the same dataset and config, if there is.
+        parent: MLflow run of the sweep that this training is part of.
 
     Returns:
-        ``models:/<name>/<version>``.
+        ``models:/<name>/<version>`` of the version to predict with.
 
     Raises:
-        UserError: the dataset cannot be trained on, or the store does not answer.
+        UserError: the dataset cannot be trained on, or the gate left no champion.
+        UnavailableError: MLflow does not answer; a finished training is kept in ``state``.
     """
-    folder = Path(dataset).absolute()
-    manifest = load_manifest(folder)
-    check_trainable(manifest)
+    gate = gate or GateConfig()
+    chosen = plan(dataset, config)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from model import tracking
 
     tracking.connect(tracking_uri)
-    key = hashlib.sha256(f"{manifest.fingerprint} {config.sha256()}".encode()).hexdigest()
-    if reuse and (known := tracking.find_trained(config.model_name, key)):
-        tracking.set_alias(known, config.alias)
+    if gate.promote == "gate":
+        check_champion(config.model_name, chosen.taxonomy)
+    start = starting_weights(chosen)
+    if reuse and (known := tracking.find_trained(config.model_name, chosen.key)):
         say(f"nothing has changed: {known} was trained on this dataset with this configuration")
-        return known
+        return judge(known, chosen, gate, say)
 
     import_tensorflow()
-    say(f"{manifest.splits['train'].records} training images, {config.epochs} epochs")
-    with (
-        tracking.training_run(config, manifest, folder),
-        tempfile.TemporaryDirectory(prefix="lyft-train-") as scratch,
-    ):
-        model, history = fit(folder, manifest, config)
-        metrics, matrix = evaluate(model, folder, manifest, config, Path(scratch))
-        tracking.log_metrics(metrics)
-        draw_curves(history, Path(scratch, "curves.png"))
-        write_class_table(matrix, manifest, Path(scratch, "classes.csv"))
-        draw_confusion(matrix, manifest, Path(scratch, "confusion.png"))
-        for name in ("curves.png", "classes.csv", "confusion.png", "examples.png"):
-            tracking.log_file(Path(scratch, name))
-        keras_file = Path(scratch, "unet.keras")
-        model.save(keras_file)
-        uri = tracking.register(keras_file, config, manifest, metrics, key)
-    say(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
-    return uri
+    with checkpoint(state, chosen.key) as kept:
+        try:
+            uri, counts = _train(chosen, kept, start, parent)
+            better = tracking.patiently(
+                lambda: judge(uri, chosen, gate, say, counts), PATIENCE_S, say
+            )
+        except UnavailableError as error:
+            raise UnavailableError(
+                f"{error}; the training is kept in {kept.folder}: run the same command again "
+                "when it is back"
+            ) from error
+        except NotPromotedError:
+            kept.remove()
+            raise
+        kept.remove()
+        return better
 
 
-def check_trainable(manifest: Manifest) -> None:
-    """Refuses a dataset that the network cannot learn from, before any work.
+def starting_weights(chosen: Plan) -> Path | None:
+    """File of the weights that training begins with, where a model to start from is named.
 
     Raises:
-        UserError: says what is missing.
+        UserError: there is no such model, or its classes are others.
     """
-    config = manifest.config
-    if not config.height or config.height % 16 or config.width % 16:
-        raise UserError(
-            f"dataset {manifest.name} holds images of {config.width or 'any'}x"
-            f"{config.height or 'any'}; the network takes multiples of 16: "
-            "ingest with such a --height and --width"
-        )
-    empty = [split for split in SPLITS if not manifest.splits[split].records]
-    if empty:
-        raise UserError(
-            f"dataset {manifest.name} has no record in {', '.join(empty)}; ingest more pairs, or "
-            "with a smaller --block_length or --split_by=image"
-        )
-
-
-def fit(
-    folder: Path, manifest: Manifest, config: TrainConfig
-) -> tuple[Any, dict[str, list[float]]]:
-    """Trains a new network and returns it, with the weights of its best epoch, and its history.
-
-    The best epoch has the lowest validation loss.
-    """
-    import keras
-
+    origin = chosen.config.start_from
+    if not origin:
+        return None
+    if not origin.startswith(("models:/", "runs:/")):
+        if not Path(origin).is_file():
+            raise UserError(f"start_from {origin!r}: there is no such .keras file")
+        return Path(origin)
     from model import tracking
-    from model.dataset import batches
-    from model.metrics import SegmentationMetrics
-    from model.unet import unet
-    from schemas.classes import VOID
 
-    keras.utils.set_random_seed(config.seed)
-    classes = len(manifest.taxonomy)
-    model = unet(classes, config.filters, config.dropout)
-    model.compile(
-        optimizer=keras.optimizers.Adam(config.learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=VOID),
-        metrics=[SegmentationMetrics(classes)],
-        # XLA halves the speed on a CPU, and its compilation outlasts a small run on a GPU.
-        jit_compile=False,
-    )
-    steps = -(-manifest.splits["train"].records // config.batch_size)
-    best = keras.callbacks.EarlyStopping(
-        "val_loss", patience=config.epochs, restore_best_weights=True
-    )
-    fitted = model.fit(
-        batches(folder, manifest, "train", config.batch_size, config.seed),
-        validation_data=batches(folder, manifest, "validation", config.batch_size),
-        epochs=config.epochs,
-        shuffle=False,
-        verbose=0,
-        callbacks=[
-            best,
-            keras.callbacks.TerminateOnNaN(),
-            _progress(config.epochs, steps, tracking.log_metrics),
-        ],
-    )
-    if not any(math.isfinite(loss) for loss in fitted.history.get("val_loss", [])):
+    classes = tracking.metadata(origin)["taxonomy"]
+    if classes["name"] != chosen.taxonomy.name or len(classes["classes"]) != len(chosen.taxonomy):
         raise UserError(
-            f"the loss was not finite in the first epoch; lower --learning_rate "
-            f"(it is {config.learning_rate})"
+            f"start_from {origin!r} has the {len(classes['classes'])} classes of taxonomy "
+            f"{classes['name']}, dataset {chosen.manifest.name} the {len(chosen.taxonomy)} of "
+            f"{chosen.taxonomy.name}; start from a model of the same classes"
         )
-    return model, fitted.history
+    return tracking.keras_file(origin)
+
+
+def _train(
+    chosen: Plan, kept: Checkpoint, start: Path | None, parent: str | None
+) -> tuple[str, Int64Array]:
+    """One MLflow run from the first epoch to the registered version."""
+    from model import tracking
+    from model.fit import fit
+
+    config = chosen.config
+    say(f"{chosen.manifest.splits['train'].records} training images, {config.epochs} epochs")
+    with tracking.training_run(chosen, kept.run_id, parent, say) as run:
+        kept.run_id = run.id
+        model, progress = fit(chosen, kept, run.log_epochs, say, start)
+        return _deliver(chosen, model, progress, run)
+
+
+def _deliver(
+    chosen: Plan, model: Any, progress: Progress, run: tracking.Run
+) -> tuple[str, Int64Array]:
+    """Evaluates the network and hands it to MLflow, with all that a person wants to see."""
+    from model import pictures, tracking
+    from model.dataset import Input
+    from model.evaluate import draw_examples, evaluate
+
+    config, source = chosen.config, Input(chosen)
+    found = evaluate(model, source, chosen.taxonomy, "test")
+    metrics = found.metrics()
+    card = pictures.model_card(chosen, found, progress.best_epoch, model.count_params())
+    with tempfile.TemporaryDirectory(prefix="lyft-train-") as scratch:
+        folder = Path(scratch)
+        pictures.draw_curves(progress.epochs, folder / "curves.png")
+        pictures.write_class_table(found, folder / "classes.csv")
+        pictures.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
+        draw_examples(model, source, found, "test").save(folder / "examples.png")
+        (folder / "model_card.md").write_text(card, encoding="utf-8")
+        keras_file = folder / "model" / "unet.keras"
+        keras_file.parent.mkdir()
+        model.save(keras_file)
+
+        def deliver() -> str:
+            run.send(progress.epochs)
+            tracking.log_metrics({**metrics, "best_epoch": progress.best_epoch})
+            for path in sorted(folder.glob("*.*")):
+                tracking.log_file(path)
+            # A delivery that was cut short after it had registered is not made twice.
+            known = tracking.find_trained(config.model_name, chosen.key, run.id)
+            return known or tracking.register(keras_file, chosen, metrics, card)
+
+        uri = tracking.patiently(deliver, PATIENCE_S, say)
+    say(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+    return uri, found.counts
 
 
 def say(text: str) -> None:
@@ -149,7 +175,7 @@ def say(text: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the model's URI."""
+    """The command line; returns the URI of the version to predict with."""
     parser = argparse.ArgumentParser(
         allow_abbrev=False,
         prog="python -m model.train",
@@ -160,40 +186,26 @@ def main(arguments: Sequence[str]) -> str:
         "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
     )
     parser.add_argument(
-        "--reuse", action="store_true", help="return the version trained with the same input"
+        "--state",
+        default=TRAINING_STATE,
+        help=f"folder of unfinished trainings (default: {TRAINING_STATE})",
     )
+    parser.add_argument(
+        "--reuse", action="store_true", help="take the version trained with the same input"
+    )
+    parser.add_argument("--parent_run", help="MLflow run of the sweep that this one is part of")
     add_config(parser, TrainConfig)
+    add_config(parser, GateConfig)
     args = parser.parse_args(arguments)
-    config = config_from(TrainConfig, args)
-    return run(args.dataset, config, args.tracking_uri, reuse=args.reuse)
-
-
-def _progress(epochs: int, steps: int, log: Any) -> Any:
-    """A Keras callback that prints every few seconds and logs each epoch to MLflow."""
-    import keras
-
-    class Progress(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-            self._epoch = epoch + 1
-            self._started = self._said = time.monotonic()
-
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            now = time.monotonic()
-            if now - self._said > 10:
-                self._said = now
-                speed = (batch + 1) / (now - self._started)
-                say(
-                    f"epoch {self._epoch}/{epochs}, step {batch + 1}/{steps}, "
-                    f"{speed:.2f} steps/s, loss {(logs or {})['loss']:.4f}"
-                )
-
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            seconds = time.monotonic() - self._started
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-            say(f"epoch {epoch + 1}/{epochs}, {seconds:.1f} s, {shown}")
-            log({**(logs or {}), "epoch_seconds": seconds}, step=epoch + 1)
-
-    return Progress()
+    return run(
+        args.dataset,
+        config_from(TrainConfig, args),
+        args.tracking_uri,
+        config_from(GateConfig, args),
+        state=args.state,
+        reuse=args.reuse,
+        parent=args.parent_run,
+    )
 
 
 if __name__ == "__main__":

@@ -1,45 +1,69 @@
-"""U-Net for semantic segmentation, same-padded, as the Lyft notebooks build it.
+"""U-Nets for semantic segmentation: the notebooks', the paper's, and a small one with dropout.
 
 Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
-Segmentation", 2015; with padding, He initialisation and dropout in the deepest blocks.
+Segmentation", 2015.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import keras
 from keras import layers
 
+from schemas.config import TrainConfig
+
+Normalisation = Literal["none", "batch", "group"]
+
 DEPTH = 4
-"""Poolings, so that height and width must be multiples of 2**4."""
+"""Poolings of each network."""
 
 
-def unet(classes: int, filters: int = 32, dropout: float = 0.3) -> keras.Model:
-    """Builds the network.
+def build(config: TrainConfig, classes: int) -> keras.Model:
+    """The network that a configuration asks for, from RGB to float32 logits.
+
+    Args:
+        classes: channels of the logits; two classes have one, whose sigmoid is the probability
+            of the second.
+    """
+    outputs = 1 if classes == 2 else classes
+    filters, dropout, norm = config.filters, config.dropout, config.normalisation
+    if config.architecture == "unet-2015":
+        return unet_2015(outputs, filters, dropout, norm)
+    if config.architecture == "unet-dropout":
+        network = unet_dropout(outputs, filters, dropout, config.channels, norm)
+        return network if config.channels == 3 else _of_rgb(network)
+    return unet(outputs, filters, dropout, norm)
+
+
+def unet(
+    classes: int, filters: int = 32, dropout: float = 0.3, normalisation: Normalisation = "none"
+) -> keras.Model:
+    """The same-padded U-Net of the Lyft notebooks.
 
     Args:
         classes: number of classes, the channels of the logits.
         filters: channels of the first block; each pooling doubles them.
         dropout: rate after the two deepest blocks of the encoder.
+        normalisation: between each 3x3 convolution and its ReLU.
 
     Returns:
         A model from RGB (batch, height, width, 3), uint8 or float, 0 to 255, height and width
         multiples of 16, to float32 logits (batch, height, width, classes).
-        8,640,141 parameters for 13 classes and 32 filters.
+        8,640,141 parameters for 13 classes and 32 filters, 8,640,471 for 23.
     """
     inputs = keras.Input((None, None, 3), name="image")
     x = layers.Rescaling(1 / 255, name="rescale")(inputs)
 
     skips = []
     for level in range(DEPTH):
-        x = _block(x, filters << level, f"down{level}")
+        x = _block(x, filters << level, f"down{level}", normalisation)
         if level == DEPTH - 1:
             x = layers.Dropout(dropout, name=f"down{level}_dropout")(x)
         skips.append(x)
         x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
 
-    x = _block(x, filters << DEPTH, "bottom")
+    x = _block(x, filters << DEPTH, "bottom", normalisation)
     x = layers.Dropout(dropout, name="bottom_dropout")(x)
 
     for level in reversed(range(DEPTH)):
@@ -47,19 +71,134 @@ def unet(classes: int, filters: int = 32, dropout: float = 0.3) -> keras.Model:
             filters << level, 3, strides=2, padding="same", name=f"up{level}_upsample"
         )(x)
         x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
-        x = _block(x, filters << level, f"up{level}")
+        x = _block(x, filters << level, f"up{level}", normalisation)
 
-    x = _convolution(x, filters, "head")
-    logits = layers.Conv2D(classes, 1, dtype="float32", name="logits")(x)
-    return keras.Model(inputs, logits, name="unet")
-
-
-def _block(x: Any, filters: int, name: str) -> Any:
-    x = _convolution(x, filters, f"{name}_conv1")
-    return _convolution(x, filters, f"{name}_conv2")
+    x = _convolution(x, filters, "head", normalisation)
+    return keras.Model(inputs, _logits(x, classes), name="unet")
 
 
-def _convolution(x: Any, filters: int, name: str) -> Any:
-    return layers.Conv2D(
-        filters, 3, padding="same", activation="relu", kernel_initializer="he_normal", name=name
+def unet_2015(
+    classes: int, filters: int = 64, dropout: float = 0.5, normalisation: Normalisation = "none"
+) -> keras.Model:
+    """The U-Net of the paper: unpadded convolutions, so that every logit has seen real pixels.
+
+    23 convolutional layers. Each pooling must halve an even number: ``size % 16 == 12``, from 188.
+
+    Args:
+        classes: number of classes, the channels of the logits.
+        filters: channels of the first block; each pooling doubles them.
+        dropout: rate after the two deepest blocks of the encoder.
+        normalisation: between each 3x3 convolution and its ReLU.
+
+    Returns:
+        A model from RGB (batch, height, width, 3), 0 to 255, to float32 logits
+        (batch, height - 184, width - 184, classes), e.g. 388x388 for 572x572.
+    """
+    inputs = keras.Input((None, None, 3), name="image")
+    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
+
+    skips = []
+    for level in range(DEPTH):
+        x = _block(x, filters << level, f"down{level}", normalisation, padding="valid")
+        if level == DEPTH - 1:
+            x = layers.Dropout(dropout, name=f"down{level}_dropout")(x)
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
+
+    x = _block(x, filters << DEPTH, "bottom", normalisation, padding="valid")
+    x = layers.Dropout(dropout, name="bottom_dropout")(x)
+
+    margin = 4
+    for level in reversed(range(DEPTH)):
+        x = layers.Conv2DTranspose(filters << level, 2, strides=2, name=f"up{level}_upsample")(x)
+        # What the convolutions below have eaten from each side, in pixels of this level.
+        skip = layers.Cropping2D(margin, name=f"up{level}_crop")(skips[level])
+        x = layers.Concatenate(name=f"up{level}_skip")([skip, x])
+        x = _block(x, filters << level, f"up{level}", normalisation, padding="valid")
+        margin = 2 * (margin + 4)
+
+    return keras.Model(inputs, _logits(x, classes), name="unet_2015")
+
+
+def unet_dropout(
+    classes: int = 1,
+    filters: int = 16,
+    dropout: float = 0.5,
+    channels: int = 3,
+    normalisation: Normalisation = "none",
+) -> keras.Model:
+    """The small variant with dropout after each pooling and each concatenation.
+
+    Args:
+        classes: 1 for a binary mask: one logit, whose sigmoid is the probability of the class.
+        filters: channels of the first block; each pooling doubles them.
+        dropout: rate everywhere but after the first pooling, where it is half of it.
+        channels: 3 for RGB, 1 for greyscale.
+        normalisation: between each 3x3 convolution and its ReLU.
+
+    Returns:
+        A model from (batch, height, width, channels), 0 to 255, height and width multiples of 16,
+        to float32 logits (batch, height, width, classes).
+    """
+    inputs = keras.Input((None, None, channels), name="image")
+    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
+
+    skips = []
+    for level in range(DEPTH):
+        x = _block(x, filters << level, f"down{level}", normalisation)
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
+        x = layers.Dropout(dropout if level else dropout / 2, name=f"down{level}_dropout")(x)
+
+    x = _block(x, filters << DEPTH, "bottom", normalisation)
+
+    for level in reversed(range(DEPTH)):
+        x = layers.Conv2DTranspose(
+            filters << level, 3, strides=2, padding="same", name=f"up{level}_upsample"
+        )(x)
+        x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
+        x = layers.Dropout(dropout, name=f"up{level}_dropout")(x)
+        x = _block(x, filters << level, f"up{level}", normalisation)
+
+    return keras.Model(inputs, _logits(x, classes), name="unet_dropout")
+
+
+def _of_rgb(network: keras.Model) -> keras.Model:
+    """A greyscale network that takes RGB, as every other does."""
+    inputs = keras.Input((None, None, 3), name="image")
+    grey = keras.ops.image.rgb_to_grayscale(keras.ops.cast(inputs, "float32"))
+    return keras.Model(inputs, network(grey), name=f"{network.name}_grey")
+
+
+def _block(
+    x: Any, filters: int, name: str, normalisation: Normalisation, padding: str = "same"
+) -> Any:
+    x = _convolution(x, filters, f"{name}_conv1", normalisation, padding)
+    return _convolution(x, filters, f"{name}_conv2", normalisation, padding)
+
+
+def _convolution(
+    x: Any, filters: int, name: str, normalisation: Normalisation, padding: str = "same"
+) -> Any:
+    x = layers.Conv2D(
+        filters,
+        3,
+        padding=padding,
+        activation="relu" if normalisation == "none" else None,
+        use_bias=normalisation == "none",
+        kernel_initializer="he_normal",
+        name=name,
     )(x)
+    if normalisation == "none":
+        return x
+    if normalisation == "batch":
+        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+    else:
+        # 16 channels a group, or all of them in one where there are fewer.
+        groups = max(1, filters // 16)
+        x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
+    return layers.ReLU(name=f"{name}_relu")(x)
+
+
+def _logits(x: Any, classes: int) -> Any:
+    return layers.Conv2D(classes, 1, dtype="float32", name="logits")(x)

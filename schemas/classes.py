@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -145,6 +146,45 @@ class Taxonomy(BaseModel):
             ]
             window[window == region.class_id] = VOID
         return ids
+
+    def told_from_rest(self, names: Sequence[str]) -> tuple[Taxonomy, UInt8Array]:
+        """The two classes of a binary mask: the named ones as one, and the rest.
+
+        Returns:
+            The taxonomy of raw masks, and the table from this taxonomy's class ids to the new
+            ones, uint8 (256,), void staying void. A void region stays if its class is the only
+            one that is named.
+
+        Raises:
+            UserError: a name is none of this taxonomy's, or no class is left for the rest.
+        """
+        unknown = [name for name in names if name not in self.names]
+        if unknown or not 0 < len(set(names)) < len(self):
+            raise UserError(
+                f"target {','.join(names)!r}: expected some, not all, of the classes of taxonomy "
+                f"{self.name}: {', '.join(self.names)}"
+            )
+        chosen = [label for label in self.classes if label.name in names]
+        table = np.full(256, VOID, np.uint8)
+        table[: len(self)] = 0
+        table[[label.id for label in chosen]] = 1
+        together = "+".join(label.name for label in chosen)
+        raw_values = np.flatnonzero(self._table != _INVALID)
+        binary = Taxonomy(
+            name=f"{self.name}-{together}",
+            description=f"{together} against the rest of {self.name}.",
+            classes=(
+                ClassLabel(id=0, name="Rest", colour=(0, 0, 0)),
+                ClassLabel(id=1, name=together, colour=chosen[0].colour),
+            ),
+            remap={int(raw): int(table[self._table[raw]]) for raw in raw_values},
+            void_regions=tuple(
+                region.model_copy(update={"class_id": 1})
+                for region in self.void_regions
+                if [region.class_id] == [label.id for label in chosen]
+            ),
+        )
+        return binary, table
 
 
 def builtin_taxonomies() -> list[str]:

@@ -11,7 +11,10 @@ from pydantic import ValidationError
 
 from schemas.classes import explain
 from schemas.config import JobConfig
-from schemas.errors import UserError
+from schemas.errors import UnavailableError, UserError
+
+TRY_AGAIN = 75
+"""Exit code for what may work later: EX_TEMPFAIL of sysexits.h."""
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -22,6 +25,7 @@ def add_config(parser: argparse.ArgumentParser, config: type[JobConfig]) -> None
         options: dict[str, Any] = {"default": field.default}
         if get_origin(field.annotation) is Literal:
             options["choices"] = get_args(field.annotation)
+            options["type"] = type(options["choices"][0])
         else:
             options["type"] = field.annotation
             options["metavar"] = name.upper()
@@ -51,13 +55,14 @@ def run_main(main: Callable[[Sequence[str]], str]) -> int:
     """Runs a job's ``main`` on the process's arguments and prints what it returns last.
 
     Returns:
-        0, or 2 after one line on standard error for a mistake of the user's.
+        0; after one line on standard error 2 for a mistake of the user's, 75 for a service that
+        does not answer now.
     """
     try:
         result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return TRY_AGAIN if isinstance(error, UnavailableError) else 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing was published", file=sys.stderr)
         return 130

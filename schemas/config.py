@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Resize = Literal["nearest", "bilinear", "area"]
 
@@ -61,22 +60,84 @@ class TrainConfig(JobConfig):
     model_name: str = Field(
         "lyft-unet", description="Registered name.", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
     )
-    epochs: int = Field(18, ge=1, le=1000, description="Passes over the train split.")
-    batch_size: int = Field(32, ge=1, le=4096, description="Images in a step.")
-    filters: int = Field(32, ge=1, le=512, description="Filters of the first block.")
-    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout of the two deepest blocks.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's learning rate.")
-    seed: int = Field(0, ge=0, description="Seed of weights, dropout and shuffling.")
-    alias: str = Field(
-        "champion", description="Alias that the version gets.", pattern=r"^[A-Za-z0-9_-]{1,63}$"
+    architecture: Literal["unet", "unet-2015", "unet-dropout"] = Field(
+        "unet", description="The notebooks' U-Net, the paper's unpadded one, or the small one."
     )
+    filters: int = Field(32, ge=1, le=512, description="Filters of the first block.")
+    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout rate.")
+    normalisation: Literal["none", "batch", "group"] = Field(
+        "batch", description="Normalisation after each 3x3 convolution."
+    )
+    channels: Literal[1, 3] = Field(3, description="1 turns images grey; unet-dropout alone.")
+    target: str = Field(
+        "",
+        description="Classes to be told from all others, e.g. Roads,RoadLines; empty for each.",
+    )
+    start_from: str = Field("", description="Model whose weights training begins with.")
+    epochs: int = Field(18, ge=1, le=1000, description="Passes over the train split.")
+    batch_size: int = Field(8, ge=1, le=4096, description="Images in a step.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's highest learning rate.")
+    schedule: Literal["constant", "cosine"] = Field(
+        "cosine", description="Learning rate after the warm-up: constant, or falling to 0."
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up.")
+    clip_norm: float = Field(1.0, ge=0, description="Largest norm of all gradients; 0 for any.")
+    loss: Literal["cross-entropy", "dice", "tversky", "focal"] = Field(
+        "dice", description="What is added to the cross-entropy, if anything."
+    )
+    loss_weight: float = Field(1.0, ge=0, le=100, description="Factor of what is added.")
+    class_weights: Literal["none", "manifest"] = Field(
+        "none", description="Weights of the classes in the cross-entropy."
+    )
+    max_class_weight: float = Field(10.0, gt=0, description="Bound of a class's weight.")
+    augment: Literal["on", "off"] = Field("on", description="Flip, crop, scale and recolour.")
+    crop: float = Field(0.6, gt=0, le=1, description="Smallest side of a crop, as a share.")
+    colour: float = Field(
+        0.2, ge=0, lt=1, description="Largest change of brightness, contrast and saturation."
+    )
+    keep: Literal["mean_iou", "loss", "last"] = Field(
+        "mean_iou", description="Epoch whose weights are kept: best on validation, or the last."
+    )
+    patience: int = Field(0, ge=0, description="Epochs without a better one to stop after; 0: none")
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
+        "auto", description="auto: float32 on CPUs, 16 bits on GPUs that are fast at it."
+    )
+    xla: Literal["on", "off"] = Field("off", description="Compile with XLA: slower on CPUs.")
+    deterministic: Literal["on", "off"] = Field(
+        "off", description="Equal weights from equal input, at some cost on GPUs."
+    )
+    cache_mib: int = Field(
+        2048, ge=0, description="Decoded pixels are kept in memory up to this size."
+    )
+    seed: int = Field(0, ge=0, lt=1 << 31, description="Seed of weights, order, augmentation.")
 
-    @field_validator("alias")
-    @classmethod
-    def _check_alias(cls, alias: str) -> str:
-        if alias == "latest" or re.fullmatch(r"v\d+", alias):
-            raise ValueError("latest and v<number> name versions in MLflow")
-        return alias
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
+        if self.channels == 1 and self.architecture != "unet-dropout":
+            raise ValueError("channels=1 is for architecture=unet-dropout")
+        return self
+
+
+class GateConfig(JobConfig):
+    """When a new version takes the champion's place."""
+
+    promote: Literal["gate", "always", "never"] = Field(
+        "gate", description="Whether a version becomes champion: if it is better, or regardless."
+    )
+    margin: float = Field(
+        0.005, ge=0, le=1, description="Mean IoU by which it must be better on the test split."
+    )
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Of the bootstrap interval, which must lie above 0."
+    )
+    critical: str = Field(
+        "Vehicles,Pedestrians,Pedestrian,Roads,Road",
+        description="Classes that must not fall; names that the taxonomy lacks are passed over.",
+    )
+    tolerance: float = Field(0.02, ge=0, le=1, description="IoU that a critical class may lose.")
+    floor: float = Field(
+        0.2, ge=0, le=1, description="Mean IoU that a first version needs to become champion."
+    )
 
 
 class InferConfig(JobConfig):

@@ -10,6 +10,13 @@ class UserError(Exception):
     """
 
 
+class UnavailableError(UserError):
+    """A service that does not answer now: nothing is lost, and the same command may work later.
+
+    Command lines print the message and exit with code 75; flows try again.
+    """
+
+
 class RejectError(Exception):
     """One input that cannot be used, while the rest of the job goes on.
 

@@ -14,6 +14,9 @@ SOURCES = "sources.parquet"
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 """Where MLflow keeps runs and models when nothing else is said."""
 
+TRAINING_STATE = "outputs/training"
+"""Where unfinished trainings keep their checkpoints when nothing else is said."""
+
 STAGING_PREFIX = ".staging-"
 """Folders whose name begins so are work in progress; readers skip them."""
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from schemas.classes import Taxonomy, UInt8Array
+from schemas.classes import VOID, Taxonomy, UInt8Array
 
 MARGIN = 10
 _INK = (30, 30, 30)
 _PAPER = (255, 255, 255)
+_RIGHT, _WRONG = (225, 228, 230), (200, 30, 30)
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class PanelRow:
     Attributes:
         caption: stands above the row.
         image: RGB, uint8 (height, width, 3).
-        masks: masks of class ids, uint8 (height, width), one for each further column.
+        masks: one for each further column: class ids, uint8 (height, width), or an RGB picture,
+            uint8 (height, width, 3).
     """
 
     caption: str
@@ -40,6 +42,14 @@ def overlay(image: UInt8Array, mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Arr
     return ((image.astype(np.uint16) + colourise(mask, taxonomy)) // 2).astype(np.uint8)
 
 
+def error_map(truth: UInt8Array, prediction: UInt8Array) -> UInt8Array:
+    """RGB picture (height, width, 3) of two masks: red where they differ, white where void."""
+    picture = np.full((*truth.shape, 3), _RIGHT, np.uint8)
+    picture[truth != prediction] = _WRONG
+    picture[truth == VOID] = _PAPER
+    return picture
+
+
 def panel(
     rows: Sequence[PanelRow], columns: Sequence[str], taxonomy: Taxonomy, width: int = 320
 ) -> Image.Image:
@@ -51,8 +61,9 @@ def panel(
         height = round(width * row.image.shape[0] / row.image.shape[1])
         pictures = [Image.fromarray(row.image).resize((width, height), Image.Resampling.LANCZOS)]
         for mask in row.masks:
-            present.update(int(value) for value in np.unique(mask))
-            coloured = Image.fromarray(colourise(mask, taxonomy))
+            if mask.ndim == 2:
+                present.update(int(value) for value in np.unique(mask))
+            coloured = Image.fromarray(colourise(mask, taxonomy) if mask.ndim == 2 else mask)
             pictures.append(coloured.resize((width, height), Image.Resampling.NEAREST))
         cells.append((row.caption, pictures))
 

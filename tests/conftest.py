@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from flows.scenes import write_scenes
-from schemas.config import IngestConfig, TrainConfig
+from schemas.config import GateConfig, IngestConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/lyft"
@@ -96,8 +96,12 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("mlflow")
     config = TrainConfig(model_name="small-unet", epochs=2, filters=4, batch_size=8)
     tracking_uri = f"sqlite:///{folder}/mlflow.db"
-    return Trained(run(str(dataset), config, tracking_uri), tracking_uri, config)
+    model = run(str(dataset), config, tracking_uri, ANY_MODEL, state=str(folder / "training"))
+    return Trained(model, tracking_uri, config)
 
+
+ANY_MODEL = GateConfig(floor=0)
+"""The first version becomes champion, however poor it is."""
 
 IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
 """Beam in the test's own process: no workers to start."""

@@ -19,11 +19,19 @@ from flows.steps import JobError, run_job
 from flows.summary import class_rows, class_summary, text_table
 from schemas.classes import load_taxonomy
 from schemas.cli import add_config, config_from, to_arguments
-from schemas.config import InferConfig, IngestConfig, TrainConfig
+from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
 from schemas.errors import UserError
 
 
-@pytest.mark.parametrize("config", [IngestConfig(), TrainConfig(), InferConfig(source_name="x-1")])
+@pytest.mark.parametrize(
+    "config",
+    [
+        IngestConfig(),
+        TrainConfig(architecture="unet-dropout", channels=1),
+        GateConfig(),
+        InferConfig(source_name="x-1"),
+    ],
+)
 def test_configs_survive_the_command_line(config) -> None:
     parser = argparse.ArgumentParser()
     add_config(parser, type(config))
@@ -76,7 +84,7 @@ FLOW = """
 import json, sys
 from prefect.client.orchestration import get_client
 from flows.ingest_train_infer import ingest_train_infer
-from schemas.config import IngestConfig, InferConfig, TrainConfig
+from schemas.config import GateConfig, IngestConfig, InferConfig, TrainConfig
 
 source, output = sys.argv[1:]
 results = ingest_train_infer(
@@ -85,6 +93,7 @@ results = ingest_train_infer(
     tracking_uri=f"sqlite:///{output}/mlflow/mlflow.db",
     ingest_config=IngestConfig.model_validate_json(sys.stdin.read()),
     train_config=TrainConfig(epochs=1, filters=4, batch_size=8),
+    gate_config=GateConfig(floor=0),
 )
 with get_client(sync_client=True) as client:
     found = client.request("POST", "/artifacts/filter", json={}).json()

@@ -1,0 +1,122 @@
+"""What happens beside the steps of a training: progress, checkpoints, a watch on the loss."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from model.checkpoint import Checkpoint, Progress
+from schemas.config import TrainConfig
+
+Say = Callable[[str], None]
+
+_SECONDS_BETWEEN_LINES = 10
+
+
+class BadLossError(Exception):
+    """The loss was not finite: the epoch and the step, both from 1."""
+
+    def __init__(self, epoch: int, step: int) -> None:
+        super().__init__(epoch, step)
+        self.epoch = epoch
+        self.step = step
+
+
+class StopOnBadLoss(keras.callbacks.Callback):
+    """Stops at the step whose loss is not finite, before anything is kept of it."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Notes which epoch it is."""
+        self._epoch = epoch + 1
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Looks at the mean loss of the epoch, in which one bad step never gets lost."""
+        if not math.isfinite((logs or {})["loss"]):
+            raise BadLossError(self._epoch, batch + 1)
+
+
+class ShowProgress(keras.callbacks.Callback):
+    """A line every few seconds, and one for each epoch."""
+
+    def __init__(self, config: TrainConfig, steps: int, say: Say) -> None:
+        super().__init__()
+        self._epochs = config.epochs
+        self._steps = steps
+        self._say = say
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Starts the clock."""
+        self._epoch = epoch + 1
+        self._started = self._said = time.monotonic()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Says how far the epoch is, not too often."""
+        now = time.monotonic()
+        if now - self._said > _SECONDS_BETWEEN_LINES:
+            self._said = now
+            speed = (batch + 1) / (now - self._started)
+            self._say(
+                f"epoch {self._epoch}/{self._epochs}, step {batch + 1}/{self._steps}, "
+                f"{speed:.2f} steps/s, loss {(logs or {})['loss']:.4f}"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Says what the epoch brought."""
+        seconds = time.monotonic() - self._started
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        self._say(f"epoch {epoch + 1}/{self._epochs}, {seconds:.1f} s, {shown}")
+
+
+class KeepState(keras.callbacks.Callback):
+    """At the end of each epoch: the best weights, the checkpoint, the metrics, early stopping.
+
+    Args:
+        log: takes the metrics of all epochs so far, and sends what has not been sent.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        progress: Progress,
+        checkpoint: Checkpoint,
+        log: Callable[[list[dict[str, float]]], None],
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._progress = progress
+        self._checkpoint = checkpoint
+        self._log = log
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        """Starts the clock."""
+        self._started = time.monotonic()
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        """Saves before it logs: what MLflow knows can be trained on from."""
+        metrics = {name: float(value) for name, value in (logs or {}).items()}
+        score = {
+            "mean_iou": metrics["val_mean_iou"],
+            "loss": -metrics["val_loss"],
+            "last": float(epoch),
+        }[self._config.keep]
+        progress = self._progress
+        seconds = time.monotonic() - self._started
+        progress.epochs.append({**metrics, "epoch_seconds": seconds})
+        if score > progress.best_score:
+            progress.best_epoch, progress.best_score = epoch + 1, score
+        self._checkpoint.save(self.model, progress)
+        self._log(progress.epochs)
+        patience = self._config.patience
+        if patience and epoch + 1 - progress.best_epoch >= patience:
+            self.model.stop_training = True
+
+
+def has_ended(progress: Progress, config: TrainConfig) -> bool:
+    """Whether no epoch is left, or early stopping has come."""
+    done = len(progress.epochs)
+    late = config.patience and done and done - progress.best_epoch >= config.patience
+    return done >= config.epochs or bool(late)

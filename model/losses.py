@@ -1,0 +1,104 @@
+"""The training loss: cross-entropy, and what a configuration adds to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+from schemas.classes import VOID
+
+Extra = Literal["none", "dice", "tversky", "focal"]
+
+_SMOOTH = 1.0
+_TVERSKY_FALSE_POSITIVES, _TVERSKY_FALSE_NEGATIVES = 0.3, 0.7
+_FOCAL_GAMMA = 2.0
+
+
+def class_logits(logits: Any) -> Any:
+    """Logits with a channel for each class: a single one becomes (0, logit).
+
+    The softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)), so that a binary network needs no loss
+    and no metric of its own.
+    """
+    if logits.shape[-1] != 1:
+        return logits
+    return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
+
+
+class SegmentationLoss(keras.losses.Loss):
+    """Sparse cross-entropy over the pixels that are not void, plus one further loss.
+
+    Truth is (batch, height, width, 1) of class ids, 255 for void; prediction is logits (batch,
+    height, width, classes) or, for two classes, (batch, height, width, 1).
+
+    Sources: Milletari et al., "V-Net", 2016 (Dice); Salehi et al., "Tversky loss function for
+    image segmentation", 2017; Lin et al., "Focal loss for dense object detection", 2017.
+
+    Args:
+        class_weights: weight of each class's pixels in the cross-entropy; the sum is divided by
+            the weights' sum, so that the scale of the loss stays.
+        extra: ``dice`` and ``tversky`` are taken over the batch, for each class that its truth
+            holds; ``focal`` is the cross-entropy weighted by (1 - p)**2.
+        extra_weight: the factor of the further loss.
+    """
+
+    def __init__(
+        self,
+        class_weights: Sequence[float] | None = None,
+        extra: Extra = "none",
+        extra_weight: float = 1.0,
+        name: str = "segmentation_loss",
+    ) -> None:
+        super().__init__(name=name)
+        self.class_weights = class_weights
+        self.extra = extra
+        self.extra_weight = extra_weight
+
+    def call(self, y_true: Any, y_pred: Any) -> Any:
+        """The loss of each image, float32 (batch,)."""
+        logits = class_logits(ops.cast(y_pred, "float32"))
+        classes = logits.shape[-1]
+        pixels = (ops.shape(logits)[0], -1)
+        truth = ops.reshape(ops.cast(y_true, "int32"), pixels)
+        logits = ops.reshape(logits, (*pixels, classes))
+        known = ops.cast(truth != VOID, "float32")
+        truth = ops.where(truth == VOID, 0, truth)
+
+        log_p = ops.log_softmax(logits, axis=-1)
+        of_truth = ops.take_along_axis(log_p, ops.expand_dims(truth, -1), axis=-1)[..., 0]
+        weights = known
+        if self.class_weights is not None:
+            weights *= ops.take(ops.convert_to_tensor(self.class_weights, "float32"), truth)
+        # Over the batch, so that an image that is mostly void weighs no more than its pixels.
+        total = ops.maximum(ops.mean(ops.sum(weights, axis=-1)), 1e-6)
+        loss = -ops.sum(weights * of_truth, axis=-1) / total
+        if self.extra == "focal":
+            focus = (1 - ops.exp(of_truth)) ** _FOCAL_GAMMA
+            loss -= self.extra_weight * ops.sum(weights * focus * of_truth, axis=-1) / total
+        elif self.extra != "none":
+            loss += self.extra_weight * self._overlap_loss(ops.exp(log_p), truth, known)
+        return loss
+
+    def _overlap_loss(self, probability: Any, truth: Any, known: Any) -> Any:
+        """1 - Tversky index, mean over the classes in the batch's truth; Dice is 0.5 and 0.5."""
+        on_false_positives, on_false_negatives = (
+            (0.5, 0.5)
+            if self.extra == "dice"
+            else (_TVERSKY_FALSE_POSITIVES, _TVERSKY_FALSE_NEGATIVES)
+        )
+        known = ops.expand_dims(known, -1)
+        target = ops.one_hot(truth, probability.shape[-1]) * known
+        hits = ops.sum(probability * target, axis=(0, 1))
+        predicted = ops.sum(probability * known, axis=(0, 1))
+        true = ops.sum(target, axis=(0, 1))
+        index = (hits + _SMOOTH) / (
+            hits
+            + on_false_positives * (predicted - hits)
+            + on_false_negatives * (true - hits)
+            + _SMOOTH
+        )
+        present = ops.cast(true > 0, "float32")
+        return 1 - ops.sum(index * present) / ops.maximum(ops.sum(present), 1.0)

@@ -1,0 +1,147 @@
+"""Pictures and tables of a training for its MLflow run: curves, confusion matrix, classes, card."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model.evaluate import Evaluation, class_rows
+from model.plan import Plan
+from schemas.stats import ConfusionMatrix
+
+_INTENDED_USE = (
+    "Classes of street scenes like those it was trained on. Not for driving: nothing here says "
+    "how it does on other cameras, weather or towns."
+)
+
+
+def draw_curves(epochs: list[dict[str, float]], path: Path) -> None:
+    """Loss, pixel accuracy and mean IoU by epoch, training and validation."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.5), layout="constrained")
+    for axis, name in zip(axes, ("loss", "pixel_accuracy", "mean_iou"), strict=True):
+        for prefix, label in (("", "train"), ("val_", "validation")):
+            values = [epoch[prefix + name] for epoch in epochs]
+            axis.plot(range(1, len(values) + 1), values, label=label)
+        axis.set_title(name.replace("_", " "))
+        axis.set_xlabel("epoch")
+        axis.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def draw_confusion(matrix: ConfusionMatrix, names: tuple[str, ...], path: Path) -> None:
+    """Confusion matrix; each row is a true class, in shares of its pixels."""
+    plt = _pyplot()
+    shares = matrix.counts / np.maximum(matrix.true_pixels, 1)[:, None]
+    figure, axis = plt.subplots(figsize=(8, 7), layout="constrained")
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(shares.shape):
+        if shares[row, column] >= 0.005:
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            text = f"{shares[row, column]:.2f}"
+            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=7)
+    axis.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axis.set_yticks(range(len(names)), names)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def write_class_table(evaluation: Evaluation, path: Path) -> None:
+    """CSV of the test split: class, true pixels, IoU, precision, recall; empty where undefined."""
+    lines = ["class_id,class_name,true_pixels,iou,precision,recall"]
+    lines += [
+        ",".join(_cell(value) for value in row.values())
+        for row in class_rows(evaluation.matrix, evaluation.taxonomy)
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: int) -> str:
+    """The model card, in Markdown: what the model is, what it learnt from, what it is worth.
+
+    Its headings follow Mitchell et al., "Model Cards for Model Reporting", 2019.
+    """
+    config, manifest = plan.config, plan.manifest
+    counts = {split: info.records for split, info in manifest.splits.items()}
+    rows = [
+        f"| {row['class_name']} | {row['true_pixels']:,} | {_cell(row['iou'], 3)} | "
+        f"{_cell(row['precision'], 3)} | {_cell(row['recall'], 3)} |"
+        for row in class_rows(evaluation.matrix, evaluation.taxonomy)
+    ]
+    absent = [
+        row["class_name"]
+        for row in class_rows(evaluation.matrix, evaluation.taxonomy)
+        if math.isnan(row["iou"])
+    ]
+    figures = [f"| {name} | {value:.4f} |" for name, value in evaluation.metrics("").items()]
+    described = (
+        f"{config.architecture}, {config.filters} filters, normalisation {config.normalisation}, "
+        f"{parameters:,} parameters. RGB of any size in; logits of {len(plan.taxonomy)} classes "
+        f"of {plan.taxonomy.name} out."
+    )
+    trained_on = (
+        f"Dataset {manifest.name}, fingerprint `{manifest.fingerprint}`: {counts['train']:,} "
+        f"training, {counts['validation']:,} validation and {counts['test']:,} test images of "
+        f"{manifest.config.width}x{manifest.config.height}, split by {manifest.config.split_by}."
+    )
+    left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
+    return "\n".join(
+        [
+            f"# {config.model_name}",
+            "",
+            "## Model",
+            "",
+            described,
+            "",
+            "## Intended use",
+            "",
+            _INTENDED_USE,
+            "",
+            "## Training data",
+            "",
+            trained_on,
+            *(f"- {warning}" for warning in manifest.warnings),
+            "",
+            "## Recipe",
+            "",
+            "| parameter | value |",
+            "| --- | --- |",
+            *(f"| {name} | {value} |" for name, value in config.model_dump().items()),
+            "",
+            f"Kept are the weights of epoch {best_epoch} (`keep={config.keep}`).",
+            "",
+            "## Test split",
+            "",
+            "| metric | value |",
+            "| --- | ---: |",
+            *figures,
+            "",
+            f"Mean IoU is over the classes that occur in truth or prediction{left_out}.",
+            "",
+            "| class | true pixels | IoU | precision | recall |",
+            "| --- | ---: | ---: | ---: | ---: |",
+            *rows,
+            "",
+        ]
+    )
+
+
+def _cell(value: Any, digits: int = 6) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return "" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _pyplot() -> Any:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt

@@ -1,0 +1,124 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.plan import plan
+from schemas.classes import VOID
+from schemas.config import TrainConfig
+from schemas.geometry import Geometry
+
+
+def _plain(**changes) -> TrainConfig:
+    return TrainConfig(**{"batch_size": 5, "augment": "off", "epochs": 3, **changes})
+
+
+def _batches(dataset: Path, config: TrainConfig, first_epoch: int = 0) -> list:
+    from model.dataset import Input
+
+    source = Input(plan(str(dataset), config))
+    return [(image.numpy(), mask.numpy()) for image, mask in source.training(first_epoch)]
+
+
+def _images(batches: list) -> list[bytes]:
+    return [image.tobytes() for images, _ in batches for image in images]
+
+
+@pytest.mark.parametrize("cache_mib", [2048, 0])
+def test_each_epoch_yields_each_record_once_in_an_order_of_its_own(dataset, cache_mib) -> None:
+    config = _plain(cache_mib=cache_mib)
+    batches = _batches(dataset, config)
+    assert [len(images) for images, _ in batches] == ([5] * 6 + [2]) * 3
+    epochs = [_images(batches[start : start + 7]) for start in (0, 7, 14)]
+    assert len(set(epochs[0])) == 32
+    assert epochs[0] != epochs[1]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    # A stream that begins later is the same from there on.
+    assert _images(_batches(dataset, config, first_epoch=1)) == epochs[1] + epochs[2]
+    other = _images(_batches(dataset, _plain(cache_mib=cache_mib, seed=1)))
+    assert other != epochs[0] + epochs[1] + epochs[2]
+
+
+@pytest.mark.parametrize("cache_mib", [2048, 0])
+def test_augmentation_follows_from_the_seed(dataset: Path, cache_mib: int) -> None:
+    config = _plain(augment="on", cache_mib=cache_mib)
+    first, again = _batches(dataset, config), _batches(dataset, config)
+    for (images, masks), (same_images, same_masks) in zip(first, again, strict=True):
+        assert np.array_equal(images, same_images)
+        assert np.array_equal(masks, same_masks)
+    later = _batches(dataset, config, first_epoch=2)
+    assert np.array_equal(later[-1][0], first[-1][0])
+
+
+def test_image_and_mask_move_together() -> None:
+    from model.augment import augment
+
+    random = np.random.default_rng(0)
+    # Blocks of one class, drawn in the class's own grey: each pixel says what its mask must be.
+    masks = np.kron(random.integers(0, 6, (8, 4, 4)), np.ones((8, 8))).astype(np.uint8)[..., None]
+    images = np.repeat(masks * 40, 3, axis=-1)
+    moved, moved_masks = augment(images, masks, (0, 1), crop=0.5, colour=0.0)
+    assert moved.shape == images.shape
+    exact = np.all(moved.numpy() % 40 == 0, axis=-1)
+    assert exact.mean() > 0.5
+    assert np.array_equal(moved.numpy()[exact][:, 0] / 40, moved_masks.numpy()[exact][:, 0])
+    assert not np.array_equal(moved_masks, masks)
+
+
+def test_without_crop_and_colour_only_the_flip_is_left() -> None:
+    from model.augment import augment
+
+    images = np.random.default_rng(0).integers(0, 256, (32, 6, 8, 3)).astype(np.uint8)
+    masks = images[..., :1] % 13
+    moved, moved_masks = augment(images, masks, (0, 1), crop=1.0, colour=0.0)
+    flipped = 0
+    for image, mask, after, mask_after in zip(
+        images, masks, moved.numpy(), moved_masks.numpy(), strict=True
+    ):
+        mirrored = np.array_equal(mask_after, mask[:, ::-1])
+        assert mirrored or np.array_equal(mask_after, mask)
+        assert np.allclose(after, image[:, ::-1] if mirrored else image, atol=1e-3)
+        flipped += mirrored
+    assert 8 <= flipped <= 24
+
+
+def test_colour_changes_images_within_bounds_and_no_mask() -> None:
+    from model.augment import augment
+
+    images = np.full((16, 4, 4, 3), (200, 100, 50), np.uint8)
+    masks = np.full((16, 4, 4, 1), 3, np.uint8)
+    moved, moved_masks = augment(images, masks, (0, 1), crop=1.0, colour=0.2)
+    assert np.array_equal(moved_masks, masks)
+    brightness = moved.numpy().mean(axis=(1, 2, 3)) / images.mean()
+    assert 0.75 < brightness.min() < 0.95
+    assert 1.05 < brightness.max() < 1.25
+    assert moved.numpy().min() >= 0
+    assert moved.numpy().max() <= 255
+
+
+def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path) -> None:
+    from model.dataset import Input
+
+    geometry = Geometry(multiple=20, remainder=0, margin=3)
+    source = Input(plan(str(dataset), _plain()), geometry)
+    images, masks = next(iter(source.evaluation("test")))
+    plain_image, plain_mask = next(source.pairs("test"))
+    assert plain_image.shape == (32, 48, 3)
+    assert images.shape[1:] == (40, 60, 3)
+    assert masks.shape[1:] == (34, 54, 1)
+    assert np.array_equal(images[0, 3:35, 3:51], plain_image)
+    assert np.array_equal(images[0, :3, 3:51], plain_image[2::-1])
+    assert np.array_equal(masks[0, :32, :48, 0], plain_mask)
+    assert np.all(masks[0, 32:] == VOID)
+    assert np.all(masks[0, :, 48:] == VOID)
+
+
+def test_a_target_is_told_from_the_rest(dataset: Path) -> None:
+    from model.dataset import Input
+
+    chosen = plan(str(dataset), _plain(target="Roads,RoadLines"))
+    assert chosen.taxonomy.names == ("Rest", "RoadLines+Roads")
+    whole = Input(plan(str(dataset), _plain())).pairs("train")
+    for (_, binary), (_, mask) in zip(Input(chosen).pairs("train"), whole, strict=True):
+        assert np.array_equal(binary, np.isin(mask, (6, 7)))
+        assert np.array_equal(binary, chosen.taxonomy.class_ids(mask))
