@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -33,7 +34,7 @@ EXPERIMENT = "lyft-unet"
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 _KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolled_back"
-_GATE_TAG, _CONFIG_TAG = "gate", "train_config"
+_GATE_TAG, _CONFIG_TAG, _SWEEP_TAG = "gate", "train_config", "sweep_key"
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
 _LAST_OF_AN_EPOCH = "epoch_seconds"
 _SYSTEM_METRICS_SECONDS = 10
@@ -172,6 +173,34 @@ def training_run(
             if not _is_outage(error):
                 raise
             say(f"MLflow does not answer, so run {run_id} stays open: {_first_line(error)}")
+
+
+def start_sweep(plan: Plan, keys: list[str]) -> str:
+    """The parent run of a sweep over these trainings; a sweep that was cut short has its own."""
+    client = mlflow.MlflowClient()
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT).experiment_id
+    key = hashlib.sha256(" ".join(keys).encode()).hexdigest()
+    found = client.search_runs([experiment], f"tags.{_SWEEP_TAG} = '{key}'", max_results=1)
+    if found:
+        return str(found[0].info.run_id)
+    name = f"sweep-{plan.manifest.name}-{plan.manifest.fingerprint[:8]}-{len(keys)}"
+    run = client.create_run(experiment, tags={_SWEEP_TAG: key}, run_name=name)
+    return str(run.info.run_id)
+
+
+def end_sweep(run_id: str, table: str, score: float) -> None:
+    """Logs the table of a sweep's trainings and its best score."""
+    client = mlflow.MlflowClient()
+    client.log_text(run_id, table, "sweep.md")
+    client.log_metric(run_id, "best_score", score)
+    client.set_terminated(run_id)
+
+
+def best_of(uri: str, metric: str) -> float:
+    """The highest value, over the epochs, of a metric of the run that made a version."""
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    return float(max(one.value for one in client.get_metric_history(run_id, metric)))
 
 
 def log_metrics(metrics: dict[str, float]) -> None:

@@ -192,7 +192,8 @@ def _convolution(
     if normalisation == "none":
         return x
     if normalisation == "batch":
-        x = layers.BatchNormalization(name=f"{name}_norm")(x)
+        # Statistics that follow within tens of steps: small datasets have few of them.
+        x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
     else:
         # 16 channels a group, or all of them in one where there are fewer.
         groups = max(1, filters // 16)

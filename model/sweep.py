@@ -1,0 +1,155 @@
+"""Trains over a grid of parameters under one parent run, and lets the gate judge the best.
+
+``python -m model.sweep --dataset DIR --grid filters=16,32 --grid learning_rate=1e-3,3e-3``. Each
+training is a process of its own, so that a GPU's memory is free before the next. The last line of
+standard output is the URI of the version to predict with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from model.plan import plan
+from schemas.cli import add_config, config_from, run_main, to_arguments
+from schemas.config import GateConfig, TrainConfig
+from schemas.errors import UserError
+from schemas.layout import TRACKING_URI, TRAINING_STATE
+
+_SCORE = "val_mean_iou"
+
+
+def run(
+    dataset: str,
+    configs: Sequence[TrainConfig],
+    tracking_uri: str,
+    gate: GateConfig,
+    state: str = TRAINING_STATE,
+) -> str:
+    """Trains once for each configuration and judges the one that is best on validation.
+
+    A sweep that was cut short goes on where it was: trainings that are there are not repeated.
+
+    Returns:
+        ``models:/<name>/<version>`` of the version to predict with.
+
+    Raises:
+        UserError: a configuration cannot be trained, or the gate left no champion.
+    """
+    from model import tracking
+    from model.gate import check_champion, judge
+
+    plans = [plan(dataset, config) for config in configs]
+    tracking.connect(tracking_uri)
+    if gate.promote == "gate":
+        check_champion(configs[0].model_name, plans[0].taxonomy)
+    parent = tracking.start_sweep(plans[0], [one.key for one in plans])
+    versions, rows = [], []
+    for number, config in enumerate(configs, 1):
+        what = _difference(configs, config)
+        _say(f"{number}/{len(configs)}: {what}")
+        uri = _train(dataset, config, tracking_uri, state, parent)
+        score = tracking.best_of(uri, _SCORE)
+        versions.append((score, uri))
+        rows.append(f"| {uri} | {what} | {score:.4f} |")
+    heads = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
+    table = "\n".join([*heads, *rows])
+    print(table, file=sys.stderr, flush=True)
+    # The first of equals, so that the same sweep has the same end.
+    best = max(range(len(plans)), key=lambda index: versions[index][0])
+    tracking.end_sweep(parent, table, versions[best][0])
+    return judge(versions[best][1], plans[best], gate, _say)
+
+
+def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
+    """The configurations of ``name=value,value`` axes, the last axis changing fastest.
+
+    Raises:
+        UserError: an axis is not of that form, or a value is out of bounds.
+    """
+    names, values = [], []
+    for axis in axes:
+        name, separator, listed = axis.partition("=")
+        if not separator or name not in TrainConfig.model_fields or not listed:
+            raise UserError(
+                f"--grid {axis!r}: expected <parameter>=<value>,<value>, the parameter one of "
+                + ", ".join(TrainConfig.model_fields)
+            )
+        names.append(name)
+        values.append(listed.split(","))
+    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    add_config(parser, TrainConfig)
+    configs = []
+    for combination in itertools.product(*values):
+        chosen = [f"--{name}={value}" for name, value in zip(names, combination, strict=True)]
+        try:
+            args = parser.parse_args([*to_arguments(base), *chosen])
+        except argparse.ArgumentError as error:
+            raise UserError(f"--grid: {error}") from error
+        configs.append(config_from(TrainConfig, args))
+    return configs
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the URI of the version to predict with."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="python -m model.sweep",
+        description="Trains over a grid of parameters and judges the best.",
+    )
+    parser.add_argument("--dataset", required=True, help="folder that beam.ingest published")
+    parser.add_argument(
+        "--grid", action="append", required=True, help="name=value,value; once for each parameter"
+    )
+    parser.add_argument(
+        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
+    )
+    parser.add_argument("--state", default=TRAINING_STATE, help="folder of unfinished trainings")
+    add_config(parser, TrainConfig)
+    add_config(parser, GateConfig)
+    args = parser.parse_args(arguments)
+    configs = grid(config_from(TrainConfig, args), args.grid)
+    return run(
+        args.dataset, configs, args.tracking_uri, config_from(GateConfig, args), state=args.state
+    )
+
+
+def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, parent: str) -> str:
+    command = [
+        sys.executable,
+        "-m",
+        "model.train",
+        f"--dataset={dataset}",
+        f"--tracking_uri={tracking_uri}",
+        f"--state={state}",
+        f"--parent_run={parent}",
+        "--reuse",
+        "--promote=never",
+        *to_arguments(config),
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0:
+        raise UserError(f"the training of this configuration failed, see above: {config}")
+    return done.stdout.splitlines()[-1]
+
+
+def _difference(configs: Sequence[TrainConfig], config: TrainConfig) -> str:
+    """What sets a configuration apart from the others."""
+    every: list[dict[str, Any]] = [one.model_dump() for one in configs]
+    return ", ".join(
+        f"{name}={value}"
+        for name, value in config.model_dump().items()
+        if any(one[name] != value for one in every)
+    )
+
+
+def _say(text: str) -> None:
+    print(f"sweep: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
