@@ -25,8 +25,8 @@ def training_scope(config: TrainConfig) -> Iterator[None]:
     import keras
     import tensorflow as tf
 
-    devices = tf.config.list_logical_devices("GPU")
-    many = tf.distribute.MirroredStrategy().scope() if len(devices) > 1 else None
+    devices = training_devices()
+    many = tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else None
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision(config, _capabilities()))
     try:
@@ -34,6 +34,13 @@ def training_scope(config: TrainConfig) -> Iterator[None]:
             yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+def training_devices() -> list[str]:
+    """The GPUs that share each batch."""
+    import tensorflow as tf
+
+    return [device.name for device in tf.config.list_logical_devices("GPU")]
 
 
 def precision(config: TrainConfig, capabilities: list[tuple[int, int]]) -> str:

@@ -1,5 +1,6 @@
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -255,3 +256,45 @@ def test_a_champion_of_another_taxonomy_is_refused_before_training(trained, data
     config = trained.config.model_copy(update={"target": "Roads"})
     with pytest.raises(UserError, match="they cannot be compared; choose another --model_name"):
         run(str(dataset), config, trained.tracking_uri, GateConfig())
+
+
+MIRRORED = """
+import sys
+from pathlib import Path
+import numpy as np
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from model import hardware
+from model.checkpoint import Checkpoint
+from model.fit import fit
+from model.plan import plan
+from schemas.config import TrainConfig
+
+dataset, folder = sys.argv[1:]
+config = TrainConfig(filters=2, epochs=2, batch_size=4, normalisation="none", dropout=0)
+found = []
+for name, devices in {"one": [], "two": ["CPU:0", "CPU:1"]}.items():
+    hardware.training_devices = lambda devices=devices: devices
+    state = Path(folder, name)
+    state.mkdir()
+    _, progress = fit(plan(dataset, config), Checkpoint(state), lambda _: None, print)
+    found.append([epoch["val_loss"] for epoch in progress.epochs])
+assert tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).num_replicas_in_sync == 2
+print("close:", np.allclose(found[0], found[1], rtol=0.02), found)
+"""
+
+
+def test_several_devices_train_as_one(dataset: Path, tmp_path: Path) -> None:
+    """Two logical CPUs stand for two GPUs."""
+    done = subprocess.run(
+        [sys.executable, "-c", MIRRORED, str(dataset), str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "close: True" in done.stdout

@@ -1,0 +1,128 @@
+"""Our training loop against a bare ``model.fit``: ``make bench BENCH=training``.
+
+The same network on the same images in one process, in turns: bare is ``fit`` on arrays in memory
+with a plain loss and nothing else; ours has its input, augmentation, metrics, checkpoints and
+MLflow. Validation is in both. The first epoch of each round, which compiles, is left out. The input
+alone is measured too.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras
+import numpy as np
+
+from beam.ingest import run as ingest
+from beam.pipeline import pipeline_options
+from flows.scenes import write_scenes
+from model import tracking
+from model.checkpoint import Checkpoint
+from model.dataset import Input
+from model.fit import fit, optimizer
+from model.plan import Plan, plan
+from model.unet import build
+from schemas.classes import VOID
+from schemas.config import IngestConfig, TrainConfig
+
+
+def ours(chosen: Plan, scratch: Path) -> float:
+    """Training images a second of our loop."""
+    ends: list[float] = []
+    with (
+        tempfile.TemporaryDirectory(dir=scratch) as folder,
+        tracking.training_run(chosen, None, None, print) as run,
+    ):
+
+        def log(epochs: list[dict[str, float]]) -> None:
+            run.log_epochs(epochs)
+            ends.append(time.perf_counter())
+
+        fit(chosen, Checkpoint(Path(folder)), log, lambda _: None)
+    return rate(chosen, ends)
+
+
+def bare(chosen: Plan) -> float:
+    """Training images a second of ``fit`` on arrays in memory."""
+    source = Input(chosen)
+
+    def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+        images, masks = zip(*source.pairs(split), strict=True)
+        return np.stack(images), np.stack(masks)[..., None]
+
+    images, masks = arrays("train")
+    model = build(chosen.config, len(chosen.taxonomy))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=VOID)
+    adam = optimizer(chosen, source.steps("train") * chosen.config.epochs)
+    model.compile(adam, loss, jit_compile=False)
+    ends: list[float] = []
+    model.fit(
+        images,
+        masks,
+        batch_size=chosen.config.batch_size,
+        epochs=chosen.config.epochs,
+        validation_data=arrays("validation"),
+        validation_batch_size=chosen.config.batch_size,
+        verbose=0,
+        callbacks=[
+            keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: ends.append(time.perf_counter()))
+        ],
+    )
+    return rate(chosen, ends)
+
+
+def rate(chosen: Plan, ends: list[float]) -> float:
+    images = chosen.manifest.splits["train"].records * (len(ends) - 1)
+    return images / (ends[-1] - ends[0])
+
+
+def input_alone(chosen: Plan) -> float:
+    """Images a second of the stream of training batches, with nobody to train."""
+    stream = iter(Input(chosen).training())
+    next(stream)
+    started = time.perf_counter()
+    count = sum(len(images) for images, _ in stream)
+    return count / (time.perf_counter() - started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", help="street images and masks; synthetic scenes without")
+    parser.add_argument("--filters", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        raw = args.raw or write_scenes(str(scratch / "raw"), 160)
+        data = ingest(raw, str(scratch / "data"), IngestConfig(), pipeline_options([]))
+        tracking.connect(f"sqlite:///{scratch}/mlflow.db")
+        config = TrainConfig(filters=args.filters, epochs=args.epochs)
+        chosen = plan(str(data), config)
+        ratios = []
+        for number in range(1, args.rounds + 1):
+            plainly, wholly = bare(chosen), ours(chosen, scratch)
+            ratios.append(wholly / plainly)
+            print(
+                f"round {number}: bare {plainly:.2f} images/s, ours {wholly:.2f}, "
+                f"ratio {ratios[-1]:.3f}",
+                flush=True,
+            )
+        print(f"median ratio {statistics.median(ratios):.3f}")
+        for cache_mib in (2048, 0):
+            for augment in ("off", "on"):
+                changes = {"cache_mib": cache_mib, "augment": augment, "epochs": 40}
+                alone = plan(str(data), config.model_copy(update=changes))
+                where = "memory" if cache_mib else "shards"
+                speed = input_alone(alone)
+                print(f"input from {where}, augmentation {augment}: {speed:.0f} images/s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

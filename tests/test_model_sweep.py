@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+
+from model.sweep import grid
+from schemas.config import TrainConfig
+from schemas.errors import UserError
+
+
+def test_a_grid_is_the_product_of_its_axes() -> None:
+    base = TrainConfig(epochs=3)
+    configs = grid(base, ["filters=4,8", "learning_rate=0.1,0.01"])
+    assert [(one.filters, one.learning_rate, one.epochs) for one in configs] == [
+        (4, 0.1, 3),
+        (4, 0.01, 3),
+        (8, 0.1, 3),
+        (8, 0.01, 3),
+    ]
+    for axis, message in [
+        ("filters", "expected <parameter>=<value>"),
+        ("unicorns=1", "the parameter one of"),
+        ("filters=0", "filters: Input should be greater"),
+        ("filters=many", "invalid int value"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            grid(base, [axis])
+
+
+def test_a_sweep_has_a_parent_run_and_judges_its_best(dataset, job, tmp_path: Path) -> None:
+    import mlflow
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    arguments = [
+        f"--dataset={dataset}",
+        f"--tracking_uri={store}",
+        f"--state={tmp_path}/state",
+        *("--epochs=1", "--filters=2", "--batch_size=16", "--floor=0"),
+        "--grid=learning_rate=1e-9,1e-2",
+    ]
+    done = job("model.sweep", *arguments)
+    assert done.returncode == 0, done.stderr
+    client = mlflow.MlflowClient(store)
+    best = done.stdout.splitlines()[-1]
+    champion = client.get_model_version_by_alias("lyft-unet", "champion")
+    assert best == f"models:/lyft-unet/{champion.version}"
+    (experiment,) = client.search_experiments(filter_string="name = 'lyft-unet'")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "sweep_key" in run.data.tags]
+    children = [run for run in runs if run is not parent]
+    assert len(children) == 2
+    for child in children:
+        assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    scores = {child.info.run_id: child.data.metrics["val_mean_iou"] for child in children}
+    assert parent.data.metrics["best_score"] == max(scores.values())
+    winner = client.get_model_version("lyft-unet", best[-1:])
+    assert scores[winner.run_id] == max(scores.values())
+    table = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/sweep.md")
+    assert "| learning_rate=0.01 |" in table
+    assert table in done.stderr
+
+    again = job("model.sweep", *arguments)
+    assert again.stdout == done.stdout
+    assert len(client.search_runs([experiment.experiment_id])) == 3
