@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from flows.scenes import write_scenes
-from schemas.config import IngestConfig, TrainConfig
+from schemas.config import InferConfig, IngestConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/lyft"
@@ -97,6 +97,44 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     config = TrainConfig(model_name="small-unet", epochs=2, filters=4, batch_size=8)
     tracking_uri = f"sqlite:///{folder}/mlflow.db"
     return Trained(run(str(dataset), config, tracking_uri), tracking_uri, config)
+
+
+@pytest.fixture(scope="session")
+def tables(scenes: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables as in the cookbook: v1 and v2 over ``lyft``, v1 over ``driveA`` and ``driveB``."""
+    from beam.infer import run as infer
+    from beam.pipeline import pipeline_options
+    from model.train import run as train
+
+    folder = tmp_path_factory.mktemp("tables")
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    first, second = (
+        train(
+            str(dataset),
+            TrainConfig(epochs=epochs, filters=filters, batch_size=8),
+            tracking_uri,
+        )
+        for epochs, filters in ((2, 4), (1, 2))
+    )
+    jobs = [(first, None, str(dataset), "lyft"), (second, None, str(dataset), "lyft")]
+    paths = sorted(path.name for path in (scenes / "CameraRGB").iterdir())
+    for drive, names in (("driveA", paths[:20]), ("driveB", paths[20:])):
+        for camera in ("CameraRGB", "CameraSeg"):
+            (folder / drive / camera).mkdir(parents=True)
+            for name in names:
+                shutil.copy(scenes / camera / name, folder / drive / camera)
+        jobs.append((first, str(folder / drive), None, drive))
+    for model, source, place, name in jobs:
+        infer(
+            model,
+            source,
+            place,
+            str(folder / "outputs/predictions"),
+            InferConfig(source_name=name),
+            tracking_uri,
+            options=pipeline_options(IN_MEMORY),
+        )
+    return folder / "outputs/predictions"
 
 
 IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
