@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from analysis.tables import key_of
 from schemas import picture
 from schemas.classes import (
     VOID,
@@ -94,11 +95,12 @@ def load_scenes(
     Raises:
         UserError: the run has no such image, or ``dataset`` is not the one that was predicted.
     """
-    taxonomy = taxonomy_of(connection, run["run_id"])
+    taxonomy = taxonomy_of(connection, run)
     rows = connection.execute(
         "SELECT image_id, source_uri, mask.bytes, confusion FROM masks"
-        " WHERE run_id = $run AND list_contains($ids, image_id)",
-        {"run": run["run_id"], "ids": list(ids)},
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " AND list_contains($ids, image_id)",
+        key_of(run) | {"ids": list(ids)},
     ).fetchall()
     by_id = {row[0]: row for row in rows}
     missing = [image_id for image_id in ids if image_id not in by_id]
@@ -119,17 +121,18 @@ def load_scenes(
     return scenes
 
 
-def taxonomy_of(connection: DuckDBPyConnection, run_id: str) -> Taxonomy:
+def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy:
     """The classes of a run, from the table ``classes``."""
     rows = connection.execute(
-        "SELECT class_id, class_name, color, taxonomy FROM classes WHERE run_id = ? ORDER BY 1",
-        [run_id],
+        "SELECT class_id, class_name, color FROM classes"
+        " WHERE (model, version, source) = ($model, $version, $source) ORDER BY class_id",
+        key_of(run),
     ).fetchall()
     labels = tuple(
         ClassLabel(id=class_id, name=name, colour=(*bytes.fromhex(color[1:]),))
-        for class_id, name, color, _ in rows
+        for class_id, name, color in rows
     )
-    return Taxonomy(name=rows[0][3], classes=labels)
+    return Taxonomy(name=run["taxonomy"], classes=labels)
 
 
 def _agrees(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import io
 import os
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +22,11 @@ from PIL import Image
 
 from analysis.charts import heatmap, histogram
 from analysis.pictures import UNJUDGED, WRONG, Scene, load_scenes, taxonomy_of
-from analysis.tables import add_run_options, connect, one_run
+from analysis.tables import add_run_options, connect, key_of, one_run
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.cli import run_main
 from schemas.errors import UserError
+from schemas.layout import STAGING_PREFIX
 from schemas.stats import ConfusionMatrix
 
 if TYPE_CHECKING:
@@ -82,18 +83,16 @@ def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | N
     """
     import jinja2
 
-    run_id = run["run_id"]
-    taxonomy = taxonomy_of(connection, run_id)
-    splits = split_figures(connection, run_id, taxonomy)
+    taxonomy = taxonomy_of(connection, run)
+    splits = split_figures(connection, run, taxonomy)
     judged = next((split for split in splits if split.name == "test" and split.accuracy), None)
     scope = "test" if judged else None
-    matrix = _matrix(connection, run_id, len(taxonomy), scope)
-    confidence = connection.execute(
-        "SELECT mean_confidence FROM masks WHERE run_id = ?", [run_id]
-    ).fetchnumpy()["mean_confidence"]
-    mean_iou = connection.execute(
-        "SELECT mean_iou FROM image_quality WHERE run_id = ? AND mean_iou IS NOT NULL", [run_id]
-    ).fetchnumpy()["mean_iou"]
+    matrix = _matrix(connection, run, len(taxonomy), scope)
+    quality = connection.execute(
+        "SELECT mean_confidence, coalesce(mean_iou, 'nan'::DOUBLE) AS mean_iou FROM image_quality"
+        " WHERE (model, version, source) = ($model, $version, $source)",
+        key_of(run),
+    ).fetchnumpy()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -109,15 +108,16 @@ def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | N
         matrix=matrix,
         overall=_overall(matrix, [judged] if judged else splits),
         splits=splits,
-        classes=class_figures(connection, run_id, taxonomy, matrix),
-        confidence=histogram(np.asarray(confidence, np.float64), "mean confidence"),
-        iou=histogram(np.asarray(mean_iou, np.float64), "mean IoU") if len(mean_iou) else None,
+        classes=class_figures(connection, run, taxonomy, matrix),
+        confidence=histogram(quality["mean_confidence"], "mean confidence"),
+        iou=histogram(quality["mean_iou"], "mean IoU") if matrix else None,
         heatmap=heatmap(_row_shares(matrix), taxonomy.names) if matrix else None,
-        gallery=list(_gallery(connection, run, dataset)),
+        gallery=list(_gallery(connection, run, dataset, judged=matrix is not None)),
         rejects=connection.execute(
             "SELECT stage, code, count(*), any_value(message ORDER BY source_uri) FROM rejects"
-            " WHERE run_id = ? GROUP BY ALL ORDER BY 3 DESC, 1, 2",
-            [run_id],
+            " WHERE (model, version, source) = ($model, $version, $source)"
+            " GROUP BY ALL ORDER BY 3 DESC, 1, 2",
+            key_of(run),
         ).fetchall(),
         wrong="#" + bytes(WRONG).hex(),
         unjudged="#" + bytes(UNJUDGED).hex(),
@@ -126,7 +126,7 @@ def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | N
 
 def class_figures(
     connection: DuckDBPyConnection,
-    run_id: str,
+    run: dict[str, Any],
     taxonomy: Taxonomy,
     matrix: ConfusionMatrix | None,
 ) -> list[ClassFigures]:
@@ -135,8 +135,9 @@ def class_figures(
         "SELECT class_id, sum(pixel_count) / sum(sum(pixel_count)) OVER (),"
         " count(*) FILTER (pixel_count > 0),"
         " sum(mean_confidence * pixel_count) / nullif(sum(pixel_count), 0)"
-        " FROM class_stats WHERE run_id = ? GROUP BY class_id ORDER BY 2 DESC, 1",
-        [run_id],
+        " FROM class_stats WHERE (model, version, source) = ($model, $version, $source)"
+        " GROUP BY class_id ORDER BY 2 DESC, 1",
+        key_of(run),
     ).fetchall()
     iou, precision, recall = (
         (matrix.iou(), matrix.precision(), matrix.recall()) if matrix else (None, None, None)
@@ -161,17 +162,18 @@ def class_figures(
 
 
 def split_figures(
-    connection: DuckDBPyConnection, run_id: str, taxonomy: Taxonomy
+    connection: DuckDBPyConnection, run: dict[str, Any], taxonomy: Taxonomy
 ) -> list[SplitFigures]:
     """One row a split; a run over plain images has a single one, ``all``."""
     rows = connection.execute(
-        "SELECT split, count(*), avg(mean_confidence) FROM masks WHERE run_id = ?"
+        "SELECT split, count(*), avg(mean_confidence) FROM masks"
+        " WHERE (model, version, source) = ($model, $version, $source)"
         " GROUP BY split ORDER BY list_position(['train', 'validation', 'test'], split)",
-        [run_id],
+        key_of(run),
     ).fetchall()
     figures = []
     for split, images, confidence in rows:
-        matrix = _matrix(connection, run_id, len(taxonomy), split)
+        matrix = _matrix(connection, run, len(taxonomy), split)
         figures.append(
             SplitFigures(
                 name=split or "all",
@@ -195,14 +197,15 @@ def _overall(matrix: ConfusionMatrix | None, splits: list[SplitFigures]) -> dict
 
 
 def _matrix(
-    connection: DuckDBPyConnection, run_id: str, classes: int, split: str | None
+    connection: DuckDBPyConnection, run: dict[str, Any], classes: int, split: str | None
 ) -> ConfusionMatrix | None:
     """The matrix of a split, or of all images; None without truth."""
     counts = np.zeros((classes, classes), np.int64)
     rows = connection.execute(
         "SELECT true_class_id, predicted_class_id, pixel_count FROM confusion"
-        " WHERE run_id = $run AND ($split IS NULL OR split = $split)",
-        {"run": run_id, "split": split},
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " AND ($split IS NULL OR split = $split)",
+        key_of(run) | {"split": split},
     ).fetchall()
     for true, predicted, pixels in rows:
         counts[true, predicted] += pixels
@@ -214,15 +217,10 @@ def _row_shares(matrix: ConfusionMatrix) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def _gallery(
-    connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None
+    connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None, *, judged: bool
 ) -> Iterator[dict[str, Any]]:
     """Worst, best and random images; by IoU where the truth is known, else by confidence."""
-    key = connection.execute(
-        "SELECT CASE WHEN count(mean_iou) > 0 THEN 'mean_iou' ELSE 'mean_confidence' END"
-        " FROM image_quality WHERE run_id = ?",
-        [run["run_id"]],
-    ).fetchall()[0][0]
-    by = "IoU" if key == "mean_iou" else "confidence"
+    key, by = ("mean_iou", "IoU") if judged else ("mean_confidence", "confidence")
     taken: list[str] = []
     for title, order in (
         (f"Lowest {by}", f"{key}, image_id"),
@@ -232,9 +230,10 @@ def _gallery(
         result = connection.execute(
             f"SELECT image_id, split, source_uri, mean_iou, pixel_accuracy, mean_confidence,"  # noqa: S608
             f" worst_class, worst_iou FROM image_quality"
-            f" WHERE run_id = $run AND {key} IS NOT NULL AND NOT list_contains($taken, image_id)"
+            f" WHERE (model, version, source) = ($model, $version, $source)"
+            f" AND {key} IS NOT NULL AND NOT list_contains($taken, image_id)"
             f" ORDER BY {order} LIMIT {_GALLERY}",
-            {"run": run["run_id"], "taken": taken},
+            key_of(run) | {"taken": taken},
         )
         names = [column[0] for column in result.description or ()]
         rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
@@ -296,15 +295,14 @@ def write(page: str, path: Path) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    staged = path.with_name(f"{STAGING_PREFIX}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=".staging-", encoding="utf-8", delete=False
-        ) as file:
-            file.write(page)
-        os.chmod(file.name, 0o644)
-        os.replace(file.name, path)
+        staged.write_text(page, encoding="utf-8")
+        os.replace(staged, path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            staged.unlink()
         raise UserError(f"output {str(path)!r} is not writable: {error.strerror}") from error
 
 

@@ -17,7 +17,8 @@ VIEWS = Path(__file__).with_name("views.sql")
 PREDICTIONS = "outputs/predictions"
 """Where the tables lie when nothing else is said."""
 
-_KEYS = ("model", "version", "source")
+KEYS = ("model", "version", "source")
+"""Columns of the partitions: a run is a partition."""
 
 
 def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
@@ -62,7 +63,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
     )
     parser.add_argument("--partition", help="model=NAME/version=vN/source=NAME; or some of these:")
-    for name in _KEYS:
+    for name in KEYS:
         parser.add_argument(f"--{name}", help=f"{name} of the run")
 
 
@@ -72,10 +73,10 @@ def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[st
     Raises:
         UserError: they choose none, or several; names those that there are.
     """
-    wanted = {key: getattr(args, key) for key in _KEYS if getattr(args, key) is not None}
+    wanted = {key: getattr(args, key) for key in KEYS if getattr(args, key) is not None}
     for part in (args.partition or "").strip("/").split("/"):
         key, found, value = part.partition("=")
-        if found and key in _KEYS:
+        if found and key in KEYS:
             wanted[key] = value
         elif part:
             raise UserError(f"partition {args.partition!r}: expected model=…/version=…/source=…")
@@ -83,9 +84,14 @@ def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[st
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
     chosen = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
     if len(chosen) != 1:
-        names = "; ".join("/".join(f"{key}={row[key]}" for key in _KEYS) for row in chosen or rows)
+        names = "; ".join("/".join(f"{key}={row[key]}" for key in KEYS) for row in chosen or rows)
         raise UserError(
             f"{len(chosen)} runs are chosen, expected one; choose by --partition, --model, "
             f"--version or --source from: {names}"
         )
     return chosen[0]
+
+
+def key_of(run: dict[str, Any]) -> dict[str, str]:
+    """Parameters of ``(model, version, source) = ($model, $version, $source)`` for a run's rows."""
+    return {key: run[key] for key in KEYS}

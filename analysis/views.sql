@@ -45,8 +45,7 @@ CREATE OR REPLACE VIEW rejects AS FROM published('_rejects');
 CREATE OR REPLACE VIEW image_quality AS
 WITH of_classes AS (
     SELECT
-        run_id,
-        image_id,
+        model, version, source, run_id, image_id,
         avg(iou) AS mean_iou,
         min(iou) AS worst_iou,
         arg_min(class_name, (iou, -"union", class_id)) FILTER (iou IS NOT NULL) AS worst_class,
@@ -59,4 +58,5 @@ SELECT
     model, version, source, run_id, split, image_id, source_uri, width, height,
     pixel_accuracy, mean_iou, worst_class, worst_iou,
     mean_confidence, classes_found, class_entropy
-FROM masks JOIN of_classes USING (run_id, image_id);
+-- With the partition's columns in the join, a filter on them prunes the files of both tables.
+FROM masks JOIN of_classes USING (model, version, source, run_id, image_id);
