@@ -85,7 +85,8 @@ def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | N
 
     taxonomy = taxonomy_of(connection, run)
     splits = split_figures(connection, run, taxonomy)
-    judged = next((split for split in splits if split.name == "test" and split.accuracy), None)
+    test = next((split for split in splits if split.name == "test"), None)
+    judged = test if test and test.accuracy is not None else None
     scope = "test" if judged else None
     matrix = _matrix(connection, run, len(taxonomy), scope)
     quality = connection.execute(

@@ -6,6 +6,9 @@
 -- All have the partition's columns model, version (text, v3) and source, and run_id, the key of runs.
 -- A filter on model, version or source reads only the files of its partitions.
 
+-- Times are those of the files, not of the machine that reads them.
+SET TimeZone = 'UTC';
+
 -- DuckDB 2.0.0 loses the filter on a partition column where it turns a window into a join: sums
 -- OVER (PARTITION BY ...) then run over the files of all partitions.
 SET disabled_optimizers = 'window_self_join';

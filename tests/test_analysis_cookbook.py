@@ -61,7 +61,8 @@ def test_the_cookbook_answers_more_than_a_dozen_questions() -> None:
 def test_each_query_has_an_answer_that_no_optimizer_changes(database, plain, sql) -> None:
     rows = database.sql(sql).fetchall()
     assert rows
-    assert rows == plain.sql(sql).fetchall()
+    # Threads add floats in any order, and a last digit may be rounded the other way.
+    assert rows == [pytest.approx(row, abs=2e-4) for row in plain.sql(sql).fetchall()]
 
 
 @pytest.fixture

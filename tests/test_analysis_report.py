@@ -116,8 +116,11 @@ def test_the_page_stands_by_itself(page: str) -> None:
     assert len(page.encode()) < MEBIBYTE
 
 
-def test_the_same_tables_give_the_same_bytes(job: Job, tables: Path, page, tmp_path: Path) -> None:
+def test_the_same_tables_give_the_same_bytes(
+    job: Job, tables: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "reports/report.html"
+    monkeypatch.setenv("TZ", "America/New_York")
     done = job(
         "analysis.report", f"--predictions={tables}", f"--partition={PARTITION}", f"--output={path}"
     )
