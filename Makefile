@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint unit bench clean lock
+.PHONY: help demo analyse test lint unit bench clean lock
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
+	@echo "make analyse            SQL over the predictions [PREDICTIONS=folder]"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
 	@echo "make bench [RAW=folder] time the ingest job against its peers"
@@ -23,6 +24,9 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+analyse: $(READY)
+	@$(BIN)/python -m analysis.shell $(if $(PREDICTIONS),--predictions "$(PREDICTIONS)")
 
 bench: $(READY)
 	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)")

@@ -22,6 +22,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from beam import runs, storage
+from beam.evaluation import SumMatrices, confusion_rows, matrices
 from beam.listing import UNPAIRED, ListPairs
 from beam.model_uri import ResolvedModel, resolve_model
 from beam.pairing import Pair, Reject
@@ -43,7 +44,14 @@ from schemas.config import InferConfig
 from schemas.errors import RejectError, UserError
 from schemas.layout import SPLITS, TRACKING_URI, dataset_source_name, folder_source_name
 from schemas.manifest import Manifest, load_manifest
-from schemas.prediction import CLASS_STATS, MASKS, PREDICTION_REJECTS, with_footer
+from schemas.prediction import (
+    CLASS_STATS,
+    CONFUSION,
+    MASKS,
+    PREDICTION_REJECTS,
+    SCHEMA_VERSION,
+    with_footer,
+)
 
 Row = dict[str, Any]
 
@@ -60,7 +68,8 @@ class Job:
         source_name: in the tables' partitions.
         loose: whether every PNG is an image, for a source without camera folders.
         images: how many there are to read, which decides the number of files.
-        run_id: hash of model, source and configuration: the same job has the same rows.
+        run_id: hash of model, source, configuration and the tables' schema version: the same job
+            has the same rows.
     """
 
     model: ResolvedModel
@@ -108,6 +117,7 @@ def build(root: beam.Pipeline, job: Job, staging: Path, threads: int) -> None:
         )
 
     parts = -(-job.images // job.config.part_images)
+    taxonomy = job.model.taxonomy
     _ = (
         described
         | "MaskRows" >> beam.MapTuple(lambda image_id, mask, _: (image_id, [mask]))
@@ -117,6 +127,14 @@ def build(root: beam.Pipeline, job: Job, staging: Path, threads: int) -> None:
         described
         | "ClassRows" >> beam.MapTuple(lambda image_id, _, classes: (image_id, classes))
         | "WriteClassStats" >> table("class_stats", CLASS_STATS, parts)
+    )
+    _ = (
+        described
+        | "Matrices" >> beam.FlatMapTuple(lambda _, mask, __: matrices(mask))
+        | "SumMatrices" >> beam.CombinePerKey(SumMatrices(len(taxonomy)))
+        | "ConfusionRows"
+        >> beam.MapTuple(lambda split, sums: confusion_rows(split, sums, taxonomy, job.run_id))
+        | "WriteConfusion" >> table("confusion", CONFUSION, 1)
     )
     _ = (
         read[REJECTS]
@@ -222,6 +240,7 @@ def run(
             "started_at": started,
             "finished_at": datetime.now(UTC),
         }
+        runs.write_classes(staging, job.model.taxonomy, job.run_id, job.footer())
         runs.write_run(staging, facts, job.footer())
         runs.publish(staging, root, partition)
     say(
@@ -267,7 +286,14 @@ def plan(
             f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
             f"holds {manifest.taxonomy.name}; their classes differ"
         )
-    parts = (resolved.sha256, resolved.taxonomy.sha256, place, identity, config.sha256())
+    parts = (
+        str(SCHEMA_VERSION),
+        resolved.sha256,
+        resolved.taxonomy.sha256,
+        place,
+        identity,
+        config.sha256(),
+    )
     return Job(
         model=resolved,
         config=config,

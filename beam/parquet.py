@@ -99,11 +99,13 @@ def _row_groups(rows: Iterable[Row], schema: pa.Schema, limit: int) -> Iterator[
 
 
 def _weight(row: Row) -> int:
-    """Bytes of a row, about: 8 for a number, the length of a text or a picture."""
+    """Bytes of a row, about: 8 for a number, also in a list; the length of a text or a picture."""
     weight = 0
     for value in row.values():
         if isinstance(value, dict):
             weight += _weight(value)
+        elif isinstance(value, list):
+            weight += 8 * len(value)
         else:
             weight += len(value) if isinstance(value, str | bytes) else 8
     return weight

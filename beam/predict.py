@@ -240,6 +240,7 @@ def describe(
         },
         "mean_confidence": float(sums.sum() / mask.size),
         "pixel_accuracy": _or_none(matrix.pixel_accuracy()) if matrix else None,
+        "confusion": matrix.counts.ravel().tolist() if matrix else None,
         "run_id": run_id,
     }
     iou = matrix.iou() if matrix else None

@@ -13,11 +13,12 @@ import pyarrow.parquet as pq
 
 from beam import storage
 from beam.model_uri import ResolvedModel
+from schemas.classes import Taxonomy
 from schemas.errors import UserError
 from schemas.layout import partition_path
-from schemas.prediction import RUNS, with_footer
+from schemas.prediction import CLASSES, RUNS, with_footer
 
-TABLES = ("masks", "class_stats", "_rejects", "runs")
+TABLES = ("classes", "masks", "class_stats", "confusion", "_rejects", "runs")
 """In the order of publishing: a run's row appears when its rows are there."""
 
 TRUTH_STAGE = "truth"
@@ -61,6 +62,25 @@ def check_source(root: Path, partition: str, source: str) -> None:
             f"the tables hold rows of {other!r} under the name of this source; "
             "give this one another with --source_name"
         )
+
+
+def write_classes(
+    staging: Path, taxonomy: Taxonomy, run_id: str, footer: Mapping[str, str | None]
+) -> None:
+    """Stages the rows of ``classes``: every class of the taxonomy, in the order of ids."""
+    rows = [
+        {
+            "class_id": label.id,
+            "class_name": label.name,
+            "color": "#{:02x}{:02x}{:02x}".format(*label.colour),
+            "taxonomy": taxonomy.name,
+            "taxonomy_sha256": taxonomy.sha256,
+            "run_id": run_id,
+        }
+        for label in taxonomy.classes
+    ]
+    table = pa.Table.from_pylist(rows, schema=with_footer(CLASSES, **footer))
+    pq.write_table(table, staging / "classes/classes.parquet")
 
 
 def write_run(staging: Path, facts: Mapping[str, Any], footer: Mapping[str, str | None]) -> None:

@@ -1,4 +1,4 @@
-"""Rows and pyarrow schemas of the published tables: masks, class_stats, runs, rejects.
+"""Rows and pyarrow schemas of the published tables: masks, class_stats, confusion and so on.
 
 Partition columns (model, version, source) stand in the folder names, not in the files.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def _field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -42,6 +42,13 @@ MASKS = pa.schema(
             "Share of right pixels, void left out; null without truth",
             nullable=True,
         ),
+        _field(
+            "confusion",
+            pa.list_(pa.field("item", pa.int32(), nullable=False)),
+            "Pixels by true and predicted class, row after row: true * classes + predicted; "
+            "null without truth",
+            nullable=True,
+        ),
         _RUN_ID,
     ]
 )
@@ -64,6 +71,29 @@ CLASS_STATS = pa.schema(
         _field("intersection", pa.int64(), "Rightly predicted pixels of this class", nullable=True),
         _field("union", pa.int64(), "Pixels of this class in truth or prediction", nullable=True),
         _field("iou", pa.float64(), "intersection / union; null where union is 0", nullable=True),
+        _RUN_ID,
+    ]
+)
+
+CONFUSION = pa.schema(
+    [
+        _SPLIT,
+        _field("true_class_id", pa.int16(), "Class id in the truth"),
+        _field("true_class_name", _CATEGORY, "Class name in the truth"),
+        _field("predicted_class_id", pa.int16(), "Class id in the prediction"),
+        _field("predicted_class_name", _CATEGORY, "Class name in the prediction"),
+        _field("pixel_count", pa.int64(), "Pixels of all images of the split, void left out"),
+        _RUN_ID,
+    ]
+)
+
+CLASSES = pa.schema(
+    [
+        _field("class_id", pa.int16(), "Class id: pixel value of a mask, index of a logit"),
+        _field("class_name", pa.string(), "Class name in the taxonomy"),
+        _field("color", pa.string(), "Colour in the masks, #rrggbb"),
+        _field("taxonomy", pa.string(), "Name of the taxonomy"),
+        _field("taxonomy_sha256", pa.string(), "Hash of the taxonomy"),
         _RUN_ID,
     ]
 )

@@ -14,13 +14,16 @@ import pytest
 from hypothesis import settings
 
 from flows.scenes import write_scenes
-from schemas.config import GateConfig, IngestConfig, TrainConfig
+from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/lyft"
 
 SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
 """Small pictures, dealt out one by one: 40 of them give 32, 4 and 4."""
+
+ANY_MODEL = GateConfig(floor=0)
+"""The first version becomes champion, however poor it is."""
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -100,8 +103,45 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return Trained(model, tracking_uri, config)
 
 
-ANY_MODEL = GateConfig(floor=0)
-"""The first version becomes champion, however poor it is."""
+@pytest.fixture(scope="session")
+def tables(scenes: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables as in the cookbook: v1 and v2 over ``lyft``, v1 over ``driveA`` and ``driveB``."""
+    from beam.infer import run as infer
+    from beam.pipeline import pipeline_options
+    from model.train import run as train
+
+    folder = tmp_path_factory.mktemp("tables")
+    tracking_uri = f"sqlite:///{folder}/mlflow.db"
+    first, second = (
+        train(
+            str(dataset),
+            TrainConfig(epochs=epochs, filters=filters, batch_size=8),
+            tracking_uri,
+            GateConfig(promote="always"),
+            state=str(folder / "training"),
+        )
+        for epochs, filters in ((2, 4), (1, 2))
+    )
+    jobs = [(first, None, str(dataset), "lyft"), (second, None, str(dataset), "lyft")]
+    paths = sorted(path.name for path in (scenes / "CameraRGB").iterdir())
+    for drive, names in (("driveA", paths[:20]), ("driveB", paths[20:])):
+        for camera in ("CameraRGB", "CameraSeg"):
+            (folder / drive / camera).mkdir(parents=True)
+            for name in names:
+                shutil.copy(scenes / camera / name, folder / drive / camera)
+        jobs.append((first, str(folder / drive), None, drive))
+    for model, source, place, name in jobs:
+        infer(
+            model,
+            source,
+            place,
+            str(folder / "outputs/predictions"),
+            InferConfig(source_name=name),
+            tracking_uri,
+            options=pipeline_options(IN_MEMORY),
+        )
+    return folder / "outputs/predictions"
+
 
 IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
 """Beam in the test's own process: no workers to start."""

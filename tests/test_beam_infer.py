@@ -10,6 +10,7 @@ from PIL import Image
 
 from beam import infer
 from beam.pipeline import pipeline_options
+from beam.runs import TABLES
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
 from schemas.errors import UserError
@@ -181,7 +182,7 @@ def test_running_twice_leaves_the_same_rows_once(
     assert _content(output) == before
     monkeypatch.setattr(infer, "run_pipeline", lambda *_: pytest.fail("a pipeline ran"))
     _run(trained, tmp_path, dataset=dataset)
-    assert {path.name for path in output.iterdir()} == {"masks", "class_stats", "runs", "_rejects"}
+    assert {path.name for path in output.iterdir()} == set(TABLES)
 
 
 def test_a_damaged_table_is_written_anew(trained, dataset: Path, tmp_path: Path) -> None:
@@ -208,12 +209,13 @@ def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) ->
         outputs.append(
             {
                 path.relative_to(output): path.read_bytes()
-                for table in ("masks", "class_stats", "_rejects")
+                for table in TABLES
+                if table != "runs"
                 for path in output.glob(f"{table}/**/*.parquet")
             }
         )
     assert outputs[0] == outputs[1]
-    assert len(outputs[0]) == 9
+    assert len(outputs[0]) == 11
 
 
 def test_mistakes_end_in_one_line_and_code_2(

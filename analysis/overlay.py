@@ -1,0 +1,82 @@
+"""Overlays of chosen images as PNGs: ``python -m analysis.overlay --ids … --output FOLDER``."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from analysis.pictures import Scene, load_scenes
+from analysis.tables import add_run_options, connect, one_run
+from schemas.cli import run_main
+from schemas.errors import UserError
+from schemas.layout import safe_name
+
+_GAP = 8
+_HEAD = 22
+_NARROWEST = 96
+"""Pixels; a tile of a strip must have room for its title."""
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the output folder."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="python -m analysis.overlay",
+        description="Writes the mask over the image, as one PNG for each image id.",
+    )
+    add_run_options(parser)
+    parser.add_argument("--ids", nargs="+", required=True, help="image ids of the table masks")
+    parser.add_argument("--output", required=True, help="folder of the PNGs")
+    parser.add_argument("--dataset", help="the dataset that was predicted, where it has moved")
+    parser.add_argument(
+        "--strip", action="store_true", help="side by side: input, truth, prediction, errors"
+    )
+    args = parser.parse_args(arguments)
+    connection = connect(args.predictions)
+    scenes = load_scenes(connection, one_run(connection, args), args.ids, args.dataset)
+    files = {}
+    for scene in scenes:
+        out = io.BytesIO()
+        (strip(scene) if args.strip else Image.fromarray(scene.prediction())).save(out, "PNG")
+        # An id comes from a file's name: cleaned, it cannot lead out of the folder.
+        name = "/".join(safe_name(part) for part in scene.image_id.split("/"))
+        files[Path(args.output, f"{name}.png")] = out.getvalue()
+    try:
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"output {args.output!r} is not writable: {error.strerror}") from error
+    return str(args.output)
+
+
+def strip(scene: Scene) -> Image.Image:
+    """Input, truth, prediction and errors side by side, as far as they are known."""
+    tiles = {
+        "input": scene.image,
+        "truth": scene.coloured_truth(),
+        "prediction": scene.prediction(),
+        "errors": scene.errors(),
+    }
+    shown = {name: pixels for name, pixels in tiles.items() if pixels is not None}
+    height, width = scene.mask.shape
+    # Small masks are enlarged by whole numbers, so that each pixel stays a square.
+    scale = -(-_NARROWEST // width)
+    width, height = width * scale, height * scale
+    sheet = Image.new("RGB", (len(shown) * (width + _GAP) - _GAP, height + _HEAD), "white")
+    draw = ImageDraw.Draw(sheet)
+    for position, (name, pixels) in enumerate(shown.items()):
+        x = position * (width + _GAP)
+        draw.text((x, 3), name, (30, 30, 30), ImageFont.load_default(13))
+        tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        sheet.paste(tile, (x, _HEAD))
+    return sheet
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,225 @@
+"""What a run's images look like: input, truth and mask of chosen images, overlays, error maps."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from analysis.tables import key_of
+from schemas import picture
+from schemas.classes import (
+    VOID,
+    ClassLabel,
+    Taxonomy,
+    UInt8Array,
+    builtin_taxonomies,
+    load_taxonomy,
+)
+from schemas.errors import UserError
+from schemas.example import CorruptRecordError, Example, parse, read_records
+from schemas.layout import MANIFEST, SOURCES
+from schemas.stats import ConfusionMatrix
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+WRONG, UNJUDGED = (214, 40, 57), (92, 112, 160)
+"""Colours of an error map: wrong pixels, and those without truth."""
+
+_MASK_FOLDERS = ("CameraSeg", "CameraMask")
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image of a run; all arrays have the size of its mask.
+
+    Attributes:
+        image: RGB, uint8 (height, width, 3); None where the picture is gone.
+        mask: predicted class ids, uint8 (height, width).
+        truth: true class ids, 255 for void; None where they are not known any more.
+    """
+
+    image_id: str
+    image: UInt8Array | None
+    mask: UInt8Array
+    truth: UInt8Array | None
+    taxonomy: Taxonomy
+
+    def prediction(self) -> UInt8Array:
+        """The mask over the image, or alone, in the class colours: RGB (height, width, 3)."""
+        if self.image is None:
+            return picture.colourise(self.mask, self.taxonomy)
+        return picture.overlay(self.image, self.mask, self.taxonomy)
+
+    def coloured_truth(self) -> UInt8Array | None:
+        """The truth in the class colours, void white: RGB (height, width, 3)."""
+        return None if self.truth is None else picture.colourise(self.truth, self.taxonomy)
+
+    def errors(self) -> UInt8Array | None:
+        """The image in pale grey, wrong pixels in ``WRONG``, void in ``UNJUDGED``: RGB."""
+        if self.truth is None:
+            return None
+        grey = np.full(self.mask.shape, 255, np.uint8)
+        if self.image is not None:
+            grey = np.asarray(Image.fromarray(self.image).convert("L"))
+        pale = (112 + grey.astype(np.uint16) * 136 // 255).astype(np.uint8)
+        shown = np.repeat(pale[..., None], 3, axis=2)
+        shown[self.mask != self.truth] = WRONG
+        shown[self.truth == VOID] = UNJUDGED
+        return shown
+
+
+def load_scenes(
+    connection: DuckDBPyConnection,
+    run: dict[str, Any],
+    ids: Sequence[str],
+    dataset: str | Path | None = None,
+) -> list[Scene]:
+    """The scenes of a run's images, in the order of ``ids``.
+
+    Inputs and truth come from the dataset's records, or else from the source PNGs and the masks
+    beside them. Truth that does not give the row's own confusion matrix is not shown: the files
+    have changed since.
+
+    Args:
+        run: row of ``runs``.
+        dataset: folder of the dataset that was predicted, where it has moved.
+
+    Raises:
+        UserError: the run has no such image, or ``dataset`` is not the one that was predicted.
+    """
+    taxonomy = taxonomy_of(connection, run)
+    rows = connection.execute(
+        "SELECT image_id, source_uri, mask.bytes, confusion FROM masks"
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " AND list_contains($ids, image_id)",
+        key_of(run) | {"ids": list(ids)},
+    ).fetchall()
+    by_id = {row[0]: row for row in rows}
+    missing = [image_id for image_id in ids if image_id not in by_id]
+    if missing:
+        raise UserError(
+            f"run {run['run_id']} has no image {missing[0]!r}; image ids are in the table masks"
+        )
+    records = _records(_dataset_of(run, dataset), ids)
+    raw = _raw_taxonomy(run)
+    scenes = []
+    for image_id in ids:
+        _, source_uri, data, confusion = by_id[image_id]
+        mask = np.asarray(Image.open(io.BytesIO(data)))
+        image, truth = _input(records.get(image_id), source_uri, mask.shape, raw)
+        if truth is not None and not _agrees(truth, mask, confusion, len(taxonomy)):
+            truth = None
+        scenes.append(Scene(image_id, image, mask, truth, taxonomy))
+    return scenes
+
+
+def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy:
+    """The classes of a run, from the table ``classes``."""
+    rows = connection.execute(
+        "SELECT class_id, class_name, color FROM classes"
+        " WHERE (model, version, source) = ($model, $version, $source) ORDER BY class_id",
+        key_of(run),
+    ).fetchall()
+    labels = tuple(
+        ClassLabel(id=class_id, name=name, colour=(*bytes.fromhex(color[1:]),))
+        for class_id, name, color in rows
+    )
+    return Taxonomy(name=run["taxonomy"], classes=labels)
+
+
+def _agrees(
+    truth: UInt8Array, mask: UInt8Array, confusion: Sequence[int] | None, classes: int
+) -> bool:
+    if confusion is None or truth.shape != mask.shape:
+        return False
+    known = truth[truth != VOID]
+    if known.size and known.max() >= classes:
+        return False
+    return ConfusionMatrix.of(truth, mask, classes).counts.ravel().tolist() == list(confusion)
+
+
+def _dataset_of(run: dict[str, Any], dataset: str | Path | None) -> Path | None:
+    """Folder of the dataset that a run predicted, if it is there."""
+    if dataset is None:
+        folder = Path(run["source_uri"])
+        return folder if run["dataset_fingerprint"] and (folder / MANIFEST).is_file() else None
+    from schemas.manifest import load_manifest
+
+    found = load_manifest(dataset).fingerprint
+    if found != run["dataset_fingerprint"]:
+        raise UserError(
+            f"dataset {str(dataset)!r}: expected fingerprint {run['dataset_fingerprint']}, "
+            f"which run {run['run_id']} predicted, found {found}"
+        )
+    return Path(dataset)
+
+
+def _records(dataset: Path | None, ids: Iterable[str]) -> dict[str, Example]:
+    """Those records of a dataset; of a damaged shard, none."""
+    if dataset is None:
+        return {}
+    wanted = set(ids)
+    rows = pq.read_table(
+        dataset / SOURCES, columns=["shard"], filters=[("id", "in", sorted(wanted))]
+    )
+    found = {}
+    for name in sorted(set(rows["shard"].to_pylist()) - {None}):
+        try:
+            with open(dataset / name, "rb") as file:
+                for example in map(parse, read_records(file, name)):
+                    if example.id in wanted:
+                        found[example.id] = example
+        except (OSError, CorruptRecordError):
+            continue
+    return found
+
+
+def _raw_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
+    """The taxonomy that reads raw masks, where it is one that comes with the project."""
+    if run["taxonomy"] in builtin_taxonomies():
+        taxonomy = load_taxonomy(run["taxonomy"])
+        if taxonomy.sha256 == run["taxonomy_sha256"]:
+            return taxonomy
+    return None
+
+
+def _input(
+    record: Example | None, source_uri: str, shape: tuple[int, ...], raw: Taxonomy | None
+) -> tuple[UInt8Array | None, UInt8Array | None]:
+    """Image and truth at a mask's shape."""
+    height, width = shape
+    if record is not None:
+        seen, truth = (Image.open(io.BytesIO(data)) for data in (record.image, record.mask))
+        if seen.size == truth.size == (width, height):
+            return np.asarray(seen.convert("RGB")), np.asarray(truth)
+    try:
+        with Image.open(source_uri) as file:
+            image = file.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return None, None
+    return np.asarray(image), _truth_beside(source_uri, raw)
+
+
+def _truth_beside(source_uri: str, raw: Taxonomy | None) -> UInt8Array | None:
+    """Class ids of the mask that lies beside an image in Lyft's layout."""
+    parts = PurePath(source_uri).parts
+    if "CameraRGB" not in parts:
+        return None
+    depth = len(parts) - 1 - parts[::-1].index("CameraRGB")
+    for folder in _MASK_FOLDERS:
+        try:
+            with Image.open(Path(*parts[:depth], folder, *parts[depth + 1 :])) as file:
+                values = np.asarray(file if file.mode in ("L", "P") else file.convert("RGB"))
+        except (OSError, ValueError, Image.DecompressionBombError):
+            continue
+        ids = values if values.ndim == 2 else np.ascontiguousarray(values[..., 0])
+        return raw.class_ids(ids) if raw and not raw.unknown_values(ids) else ids
+    return None

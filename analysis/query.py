@@ -1,0 +1,76 @@
+"""One SQL query over the published tables: ``python -m analysis.query "SELECT …"``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import io
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from analysis.tables import PREDICTIONS, connect, first_line
+from schemas.cli import run_main
+from schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection, DuckDBPyRelation
+
+FORMATS = ("table", "csv", "json")
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the result's rows as text."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m analysis.query", description=__doc__
+    )
+    parser.add_argument("sql", help="one query over the views of analysis/views.sql; - reads it")
+    parser.add_argument(
+        "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="table", help="(default: table)")
+    args = parser.parse_args(arguments)
+    sql = sys.stdin.read() if args.sql == "-" else args.sql
+    return run(connect(args.predictions), sql, args.format)
+
+
+def run(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
+    """The result of a query as text: a ``table`` for people, ``csv``, or ``json`` line by line.
+
+    Raises:
+        UserError: DuckDB cannot run the query; one line says why.
+    """
+    import duckdb
+
+    try:
+        relation = connection.sql(sql)
+        # A statement without a result, like SET, has no relation.
+        return "" if relation is None else _text(relation, form)
+    except duckdb.Error as error:
+        raise UserError(f"query: {first_line(error)}") from error
+
+
+def _text(relation: DuckDBPyRelation, form: str) -> str:
+    out = io.StringIO()
+    if form == "table":
+        with contextlib.redirect_stdout(out):
+            relation.show(max_rows=100, max_width=200, null_value="")
+    elif form == "csv":
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(relation.columns)
+        writer.writerows(relation.fetchall())
+    else:
+        for row in relation.fetchall():
+            values = dict(zip(relation.columns, row, strict=True))
+            out.write(json.dumps(values, default=_plain, ensure_ascii=False) + "\n")
+    return out.getvalue().rstrip("\n")
+
+
+def _plain(value: Any) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

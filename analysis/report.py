@@ -1,0 +1,327 @@
+"""A run as one HTML file, to look at and to pass on: ``python -m analysis.report``.
+
+The file holds everything it shows, loads nothing and runs no script. The same tables and pictures
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from analysis.charts import heatmap, histogram
+from analysis.pictures import UNJUDGED, WRONG, Scene, load_scenes, taxonomy_of
+from analysis.tables import add_run_options, connect, key_of, one_run
+from schemas.classes import Taxonomy, UInt8Array
+from schemas.cli import run_main
+from schemas.errors import UserError
+from schemas.layout import STAGING_PREFIX
+from schemas.stats import ConfusionMatrix
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+TEMPLATE = "report.html.j2"
+
+NOTHING = "\N{EN DASH}"
+
+_GALLERY = 4
+"""Images of each kind."""
+
+_WIDEST = 400
+"""Pixels of a picture in the file."""
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class of a run; what is None is not known or not defined.
+
+    Attributes:
+        share: of all predicted pixels.
+        images: with at least one pixel of it.
+        iou, precision, recall: over the judged images.
+    """
+
+    name: str
+    colour: str
+    share: float
+    images: int
+    confidence: float | None
+    iou: float | None
+    precision: float | None
+    recall: float | None
+
+
+@dataclass(frozen=True)
+class SplitFigures:
+    """Images of one split and, with truth, how well they are predicted."""
+
+    name: str
+    images: int
+    confidence: float
+    accuracy: float | None
+    mean_iou: float | None
+    weighted_iou: float | None
+
+
+def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None = None) -> str:
+    """The page of one row of ``runs``.
+
+    Raises:
+        UserError: ``dataset`` is not the one that was predicted.
+    """
+    import jinja2
+
+    taxonomy = taxonomy_of(connection, run)
+    splits = split_figures(connection, run, taxonomy)
+    test = next((split for split in splits if split.name == "test"), None)
+    judged = test if test and test.accuracy is not None else None
+    scope = "test" if judged else None
+    matrix = _matrix(connection, run, len(taxonomy), scope)
+    quality = connection.execute(
+        "SELECT mean_confidence, coalesce(mean_iou, 'nan'::DOUBLE) AS mean_iou FROM image_quality"
+        " WHERE (model, version, source) = ($model, $version, $source)",
+        key_of(run),
+    ).fetchnumpy()
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"share": _share, "figure": _figure}
+    return environment.get_template(TEMPLATE).render(
+        run=run,
+        taxonomy=taxonomy,
+        scope=scope,
+        matrix=matrix,
+        overall=_overall(matrix, [judged] if judged else splits),
+        splits=splits,
+        classes=class_figures(connection, run, taxonomy, matrix),
+        confidence=histogram(quality["mean_confidence"], "mean confidence"),
+        iou=histogram(quality["mean_iou"], "mean IoU") if matrix else None,
+        heatmap=heatmap(_row_shares(matrix), taxonomy.names) if matrix else None,
+        gallery=list(_gallery(connection, run, dataset, judged=matrix is not None)),
+        rejects=connection.execute(
+            "SELECT stage, code, count(*), any_value(message ORDER BY source_uri) FROM rejects"
+            " WHERE (model, version, source) = ($model, $version, $source)"
+            " GROUP BY ALL ORDER BY 3 DESC, 1, 2",
+            key_of(run),
+        ).fetchall(),
+        wrong="#" + bytes(WRONG).hex(),
+        unjudged="#" + bytes(UNJUDGED).hex(),
+    )
+
+
+def class_figures(
+    connection: DuckDBPyConnection,
+    run: dict[str, Any],
+    taxonomy: Taxonomy,
+    matrix: ConfusionMatrix | None,
+) -> list[ClassFigures]:
+    """The classes of a run from the most to the least common one."""
+    rows = connection.execute(
+        "SELECT class_id, sum(pixel_count) / sum(sum(pixel_count)) OVER (),"
+        " count(*) FILTER (pixel_count > 0),"
+        " sum(mean_confidence * pixel_count) / nullif(sum(pixel_count), 0)"
+        " FROM class_stats WHERE (model, version, source) = ($model, $version, $source)"
+        " GROUP BY class_id ORDER BY 2 DESC, 1",
+        key_of(run),
+    ).fetchall()
+    iou, precision, recall = (
+        (matrix.iou(), matrix.precision(), matrix.recall()) if matrix else (None, None, None)
+    )
+
+    def of(values: Any, class_id: int) -> float | None:
+        return None if values is None or np.isnan(values[class_id]) else float(values[class_id])
+
+    return [
+        ClassFigures(
+            name=taxonomy.names[class_id],
+            colour="#" + bytes(taxonomy.classes[class_id].colour).hex(),
+            share=share,
+            images=images,
+            confidence=confidence,
+            iou=of(iou, class_id),
+            precision=of(precision, class_id),
+            recall=of(recall, class_id),
+        )
+        for class_id, share, images, confidence in rows
+    ]
+
+
+def split_figures(
+    connection: DuckDBPyConnection, run: dict[str, Any], taxonomy: Taxonomy
+) -> list[SplitFigures]:
+    """One row a split; a run over plain images has a single one, ``all``."""
+    rows = connection.execute(
+        "SELECT split, count(*), avg(mean_confidence) FROM masks"
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " GROUP BY split ORDER BY list_position(['train', 'validation', 'test'], split)",
+        key_of(run),
+    ).fetchall()
+    figures = []
+    for split, images, confidence in rows:
+        matrix = _matrix(connection, run, len(taxonomy), split)
+        figures.append(
+            SplitFigures(
+                name=split or "all",
+                images=images,
+                confidence=confidence,
+                accuracy=matrix.pixel_accuracy() if matrix else None,
+                mean_iou=matrix.mean_iou() if matrix else None,
+                weighted_iou=matrix.frequency_weighted_iou() if matrix else None,
+            )
+        )
+    return figures
+
+
+def _overall(matrix: ConfusionMatrix | None, splits: list[SplitFigures]) -> dict[str, float | None]:
+    images = sum(split.images for split in splits)
+    return {
+        "accuracy": matrix.pixel_accuracy() if matrix else None,
+        "mean_iou": matrix.mean_iou() if matrix else None,
+        "confidence": sum(split.confidence * split.images for split in splits) / images,
+    }
+
+
+def _matrix(
+    connection: DuckDBPyConnection, run: dict[str, Any], classes: int, split: str | None
+) -> ConfusionMatrix | None:
+    """The matrix of a split, or of all images; None without truth."""
+    counts = np.zeros((classes, classes), np.int64)
+    rows = connection.execute(
+        "SELECT true_class_id, predicted_class_id, pixel_count FROM confusion"
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " AND ($split IS NULL OR split = $split)",
+        key_of(run) | {"split": split},
+    ).fetchall()
+    for true, predicted, pixels in rows:
+        counts[true, predicted] += pixels
+    return ConfusionMatrix(counts) if counts.any() else None
+
+
+def _row_shares(matrix: ConfusionMatrix) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return np.asarray(matrix.counts / np.maximum(matrix.true_pixels, 1)[:, None])
+
+
+def _gallery(
+    connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None, *, judged: bool
+) -> Iterator[dict[str, Any]]:
+    """Worst, best and random images; by IoU where the truth is known, else by confidence."""
+    key, by = ("mean_iou", "IoU") if judged else ("mean_confidence", "confidence")
+    taken: list[str] = []
+    for title, order in (
+        (f"Lowest {by}", f"{key}, image_id"),
+        (f"Highest {by}", f"{key} DESC, image_id"),
+        ("Random", "md5(image_id), image_id"),
+    ):
+        result = connection.execute(
+            f"SELECT image_id, split, source_uri, mean_iou, pixel_accuracy, mean_confidence,"  # noqa: S608
+            f" worst_class, worst_iou FROM image_quality"
+            f" WHERE (model, version, source) = ($model, $version, $source)"
+            f" AND {key} IS NOT NULL AND NOT list_contains($taken, image_id)"
+            f" ORDER BY {order} LIMIT {_GALLERY}",
+            key_of(run) | {"taken": taken},
+        )
+        names = [column[0] for column in result.description or ()]
+        rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+        ids = [row["image_id"] for row in rows]
+        taken += ids
+        scenes = load_scenes(connection, run, ids, dataset)
+        if rows:
+            images = [
+                row | {"pictures": list(_pictures(scene))}
+                for row, scene in zip(rows, scenes, strict=True)
+            ]
+            yield {"title": title, "images": images}
+
+
+def _pictures(scene: Scene) -> Iterator[dict[str, Any]]:
+    """The pictures of one image, with their names."""
+    for name, pixels in (
+        ("Input", scene.image),
+        ("Truth", scene.coloured_truth()),
+        ("Prediction", scene.prediction()),
+        ("Errors", scene.errors()),
+    ):
+        if pixels is not None:
+            height, width = pixels.shape[:2]
+            yield {
+                "name": name,
+                "width": min(width, _WIDEST),
+                "height": round(height * min(1, _WIDEST / width)),
+                "data": _data_uri(pixels),
+            }
+
+
+def _data_uri(pixels: UInt8Array) -> str:
+    image = Image.fromarray(pixels)
+    if image.width > _WIDEST:
+        size = (_WIDEST, round(image.height * _WIDEST / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    image.save(out, "WEBP", quality=85, method=6)
+    return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _share(value: float | None) -> str:
+    """Per cent, with as many digits as tell a rare class from an absent one."""
+    if value is None:
+        return NOTHING
+    if value == 0:
+        return "0"
+    return f"{value:.1%}" if value >= 0.001 else "< 0.1%"
+
+
+def _figure(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.3f}"
+
+
+def write(page: str, path: Path) -> None:
+    """The file, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    staged = path.with_name(f"{STAGING_PREFIX}{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.write_text(page, encoding="utf-8")
+        os.replace(staged, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            staged.unlink()
+        raise UserError(f"output {str(path)!r} is not writable: {error.strerror}") from error
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the page's path."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="python -m analysis.report",
+        description="A run as one HTML file: classes, confusion, confidence, pictures, lineage.",
+    )
+    add_run_options(parser)
+    parser.add_argument("--dataset", help="the dataset that was predicted, where it has moved")
+    parser.add_argument("--output", required=True, help="the HTML file")
+    args = parser.parse_args(arguments)
+    connection = connect(args.predictions)
+    write(report(connection, one_run(connection, args), args.dataset), Path(args.output))
+    return str(args.output)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

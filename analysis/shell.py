@@ -1,0 +1,79 @@
+"""SQL over the published tables, line by line: ``make analyse`` or ``python -m analysis.shell``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from analysis.query import run
+from analysis.tables import PREDICTIONS, connect
+from schemas.cli import run_main
+from schemas.errors import UserError
+
+if TYPE_CHECKING:
+    from duckdb import DuckDBPyConnection
+
+PROMPT, CONTINUED = "sql> ", "...> "
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; reads statements until the input ends."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False, prog="python -m analysis.shell", description=__doc__
+    )
+    parser.add_argument(
+        "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
+    )
+    connection = connect(parser.parse_args(arguments).predictions)
+    views = [row[0] for row in connection.sql("SHOW TABLES").fetchall()]
+    print(f"Views: {', '.join(views)}. SQL ends with a semicolon; DESCRIBE masks; shows columns.")
+    print("Questions to start from are in docs/cookbook.md. Ctrl-D leaves.")
+    _complete(views, connection)
+    for statement in _statements():
+        try:
+            print(run(connection, statement))
+        except UserError as error:
+            print(f"error: {error}")
+    return ""
+
+
+def _statements() -> Iterator[str]:
+    """What is typed, up to each semicolon at a line's end; Ctrl-C drops what was begun."""
+    lines: list[str] = []
+    while True:
+        try:
+            lines.append(input(CONTINUED if lines else PROMPT))
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+            lines.clear()
+            continue
+        if lines[-1].rstrip().endswith(";"):
+            yield "\n".join(lines)
+            lines.clear()
+        elif not "".join(lines).strip():
+            lines.clear()
+
+
+def _complete(views: Sequence[str], connection: DuckDBPyConnection) -> None:
+    """Tab completes views and their columns, where Python has readline."""
+    with contextlib.suppress(ImportError):
+        import readline
+
+        columns = connection.sql("SELECT DISTINCT column_name FROM duckdb_columns() ORDER BY 1")
+        words = [*views, *(name for (name,) in columns.fetchall())]
+
+        def word(text: str, state: int) -> str | None:
+            matching = [one for one in words if one.startswith(text)]
+            return matching[state] if state < len(matching) else None
+
+        readline.set_completer(word)
+        readline.parse_and_bind("tab: complete")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
