@@ -30,9 +30,6 @@ from schemas.stats import ConfusionMatrix
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-WRONG, UNJUDGED = (214, 40, 57), (92, 112, 160)
-"""Colours of an error map: wrong pixels, and those without truth."""
-
 _MASK_FOLDERS = ("CameraSeg", "CameraMask")
 
 
@@ -63,17 +60,10 @@ class Scene:
         return None if self.truth is None else picture.colourise(self.truth, self.taxonomy)
 
     def errors(self) -> UInt8Array | None:
-        """The image in pale grey, wrong pixels in ``WRONG``, void in ``UNJUDGED``: RGB."""
+        """What is wrong in red over the image in pale grey: RGB (height, width, 3)."""
         if self.truth is None:
             return None
-        grey = np.full(self.mask.shape, 255, np.uint8)
-        if self.image is not None:
-            grey = np.asarray(Image.fromarray(self.image).convert("L"))
-        pale = (112 + grey.astype(np.uint16) * 136 // 255).astype(np.uint8)
-        shown = np.repeat(pale[..., None], 3, axis=2)
-        shown[self.mask != self.truth] = WRONG
-        shown[self.truth == VOID] = UNJUDGED
-        return shown
+        return picture.error_map(self.truth, self.mask, self.image)
 
 
 def load_scenes(

@@ -21,12 +21,13 @@ import numpy as np
 from PIL import Image
 
 from analysis.charts import heatmap, histogram
-from analysis.pictures import UNJUDGED, WRONG, Scene, load_scenes, taxonomy_of
+from analysis.pictures import Scene, load_scenes, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.cli import run_main
 from schemas.errors import UserError
 from schemas.layout import STAGING_PREFIX
+from schemas.picture import UNJUDGED, WRONG
 from schemas.stats import ConfusionMatrix
 
 if TYPE_CHECKING:

@@ -95,7 +95,9 @@ def draw_examples(model: Any, source: Input, evaluation: Evaluation, split: str)
         image, truth = found[index]
         predicted = predict(model, source, image)
         caption = f"{kind}   mean IoU {scores[index]:.3f}"
-        rows.append(PanelRow(caption, image, [truth, predicted, error_map(truth, predicted)]))
+        rows.append(
+            PanelRow(caption, image, [truth, predicted, error_map(truth, predicted, image)])
+        )
     return panel(rows, ("input", "truth", "prediction", "errors"), evaluation.taxonomy, width=240)
 
 

@@ -11,9 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 from schemas.classes import VOID, Taxonomy, UInt8Array
 
 MARGIN = 10
+
+WRONG, UNJUDGED = (214, 40, 57), (92, 112, 160)
+"""Colours of wrong pixels and of those without truth."""
+
 _INK = (30, 30, 30)
 _PAPER = (255, 255, 255)
-_RIGHT, _WRONG = (225, 228, 230), (200, 30, 30)
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,25 @@ def overlay(image: UInt8Array, mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Arr
     return ((image.astype(np.uint16) + colourise(mask, taxonomy)) // 2).astype(np.uint8)
 
 
-def error_map(truth: UInt8Array, prediction: UInt8Array) -> UInt8Array:
-    """RGB picture (height, width, 3) of two masks: red where they differ, white where void."""
-    picture = np.full((*truth.shape, 3), _RIGHT, np.uint8)
-    picture[truth != prediction] = _WRONG
-    picture[truth == VOID] = _PAPER
+def error_map(
+    truth: UInt8Array, prediction: UInt8Array, image: UInt8Array | None = None
+) -> UInt8Array:
+    """The image in pale grey, what differs from the truth in ``WRONG``, void in ``UNJUDGED``.
+
+    Args:
+        truth, prediction: class ids, uint8 (height, width).
+        image: RGB, uint8 (height, width, 3); white without.
+
+    Returns:
+        RGB, uint8 (height, width, 3).
+    """
+    grey = np.full(truth.shape, 255, np.uint8)
+    if image is not None:
+        grey = np.asarray(Image.fromarray(image).convert("L"))
+    pale = (112 + grey.astype(np.uint16) * 136 // 255).astype(np.uint8)
+    picture = np.repeat(pale[..., None], 3, axis=2)
+    picture[prediction != truth] = WRONG
+    picture[truth == VOID] = UNJUDGED
     return picture
 
 

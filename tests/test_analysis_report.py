@@ -13,12 +13,13 @@ from PIL import Image
 
 from analysis import overlay, report
 from analysis.overlay import strip
-from analysis.pictures import UNJUDGED, WRONG, Scene, load_scenes
+from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
 from beam import infer
 from beam.pipeline import pipeline_options
 from schemas.classes import VOID, load_taxonomy
 from schemas.config import InferConfig
+from schemas.picture import UNJUDGED, WRONG
 
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
 MEBIBYTE = 1 << 20
