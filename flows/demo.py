@@ -27,7 +27,6 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument("--output", default="outputs", help="root of all outputs")
     parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")
     parser.add_argument("--epochs", type=int, default=24)
-    parser.add_argument("--filters", type=int, default=16)
     args = parser.parse_args(arguments)
     if args.raw is not None and not Path(args.raw).is_dir():
         raise UserError(f"RAW={args.raw!r}: there is no such folder")
@@ -49,8 +48,6 @@ def main(arguments: Sequence[str]) -> str:
         train_config=TrainConfig(
             model_name="lyft-unet" if args.raw else "synthetic-unet",
             epochs=args.epochs,
-            filters=args.filters,
-            batch_size=8,
         ),
     )
     picture = output / f"{results.partition.replace('/', '-').replace('=', '-')}.png"

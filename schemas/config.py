@@ -63,7 +63,9 @@ class TrainConfig(JobConfig):
     architecture: Literal["unet", "unet-2015", "unet-dropout"] = Field(
         "unet", description="The notebooks' U-Net, the paper's unpadded one, or the small one."
     )
-    filters: int = Field(32, ge=1, le=512, description="Filters of the first block.")
+    filters: int = Field(
+        16, ge=1, le=512, description="Filters of the first block; the notebooks have 32."
+    )
     dropout: float = Field(0.3, ge=0, lt=1, description="Dropout rate.")
     normalisation: Literal["none", "batch", "group"] = Field(
         "batch", description="Normalisation after each 3x3 convolution."
@@ -81,7 +83,7 @@ class TrainConfig(JobConfig):
         "cosine", description="Learning rate after the warm-up: constant, or falling to 0."
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up.")
-    clip_norm: float = Field(1.0, ge=0, description="Largest norm of all gradients; 0 for any.")
+    clip_norm: float = Field(0.0, ge=0, description="Largest norm of all gradients; 0 for any.")
     loss: Literal["cross-entropy", "dice", "tversky", "focal"] = Field(
         "dice", description="What is added to the cross-entropy, if anything."
     )
