@@ -6,12 +6,10 @@ The last line of standard output is the output folder.
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,89 +21,42 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from beam import runs, storage
 from beam.evaluation import SumMatrices, confusion_rows, matrices
-from beam.listing import UNPAIRED, ListPairs
-from beam.model_uri import ResolvedModel, resolve_model
-from beam.pairing import Pair, Reject
+from beam.handler import UNetHandler
+from beam.model_uri import with_graph
+from beam.pairing import Reject
 from beam.parquet import WriteTable
+from beam.pictures import COUNT, PICTURES, REJECTS, ReadDataset, ReadPngs
 from beam.pipeline import pipeline_options, run_pipeline, say
-from beam.predict import (
-    Picture,
-    Prediction,
-    UNetHandler,
-    describe,
-    read_picture,
-    read_shard,
-    read_truth,
-)
+from beam.plan import Job, plan
+from beam.predict import Prediction, Unpredicted, describe
 from beam.progress import CountingDoFn, watched
-from beam.versions import survey
 from schemas.cli import add_config, config_from, run_main
 from schemas.config import InferConfig
-from schemas.errors import RejectError, UserError
-from schemas.layout import SPLITS, TRACKING_URI, dataset_source_name, folder_source_name
-from schemas.manifest import Manifest, load_manifest
+from schemas.errors import UserError
+from schemas.layout import TRACKING_URI
 from schemas.prediction import (
     CLASS_STATS,
     CONFUSION,
     MASKS,
     PREDICTION_REJECTS,
-    SCHEMA_VERSION,
     with_footer,
 )
 
 Row = dict[str, Any]
 
-REJECTS = "rejects"
 
-
-@dataclass(frozen=True)
-class Job:
-    """One inference job.
-
-    Attributes:
-        source: the dataset's folder, or the root of the raw PNGs.
-        manifest: of the dataset; None for raw PNGs.
-        source_name: in the tables' partitions.
-        loose: whether every PNG is an image, for a source without camera folders.
-        images: how many there are to read, which decides the number of files.
-        run_id: hash of model, source, configuration and the tables' schema version: the same job
-            has the same rows.
-    """
-
-    model: ResolvedModel
-    config: InferConfig
-    source: str
-    manifest: Manifest | None
-    source_name: str
-    loose: bool
-    images: int
-    run_id: str
-
-    def footer(self) -> dict[str, str | None]:
-        """Facts for the footer of every file."""
-        return {
-            "run_id": self.run_id,
-            "model_uri": self.model.uri,
-            "model_sha256": self.model.sha256,
-            "mlflow_run_id": self.model.run_id,
-            "dataset_fingerprint": self.manifest.fingerprint if self.manifest else None,
-            "training_fingerprint": self.model.fingerprint,
-            "taxonomy": self.model.taxonomy.name,
-            "taxonomy_sha256": self.model.taxonomy.sha256,
-        }
-
-
-def build(root: beam.Pipeline, job: Job, staging: Path, threads: int) -> None:
+def build(root: beam.Pipeline, job: Job, staging: Path) -> None:
     """The graph, from the source to the staged tables."""
+    progress = str(staging / "progress")
     read = (
-        root | "ReadDataset" >> ReadDataset(job)
+        root | "ReadDataset" >> ReadDataset(job, progress)
         if job.manifest
-        else (root | "ReadPngs" >> ReadPngs(job, str(staging / "progress")))
+        else (root | "ReadPngs" >> ReadPngs(job, progress))
     )
-    described = (
-        read["pictures"]
-        | "Predict" >> RunInference(UNetHandler(job.model, job.config.batch_size, threads))
-        | "Describe" >> beam.ParDo(_Describe(job, str(staging / "progress")))
+    described, failed = (
+        read[PICTURES]
+        | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
+        | "Describe" >> beam.ParDo(_Describe(job, progress)).with_outputs(REJECTS, main="rows")
     )
 
     def table(name: str, schema: pa.Schema, parts: int) -> WriteTable:
@@ -137,51 +88,12 @@ def build(root: beam.Pipeline, job: Job, staging: Path, threads: int) -> None:
         | "WriteConfusion" >> table("confusion", CONFUSION, 1)
     )
     _ = (
-        read[REJECTS]
+        (read[REJECTS], failed)
+        | "AllRejects" >> beam.Flatten()
         | "RejectRows" >> beam.Map(lambda reject: reject_rows(reject, job))
         | "WriteRejects" >> table("_rejects", PREDICTION_REJECTS, 1)
     )
-
-
-@dataclass
-class ReadDataset(beam.PTransform):
-    """The records of a dataset's shards, with their truth."""
-
-    job: Job
-
-    def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
-        """The graph: list shards, spread them, read their records."""
-        job = self.job
-        assert job.manifest is not None
-        splits = SPLITS if job.config.split == "all" else (job.config.split,)
-        shards = [(s.split, s.name) for s in job.manifest.shards if s.split in splits]
-        pictures = (
-            root
-            | "Shards" >> beam.Create(shards, reshuffle=True)
-            | "ReadShard"
-            >> beam.FlatMapTuple(lambda split, name: read_shard(job.source, split, name, job.model))
-        )
-        return {"pictures": pictures, REJECTS: root | "NoRejects" >> beam.Create([])}
-
-
-@dataclass
-class ReadPngs(beam.PTransform):
-    """The images below a folder, with the truth of those that have a mask beside them."""
-
-    job: Job
-    progress: str
-
-    def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
-        """The graph: list, pair, read."""
-        job = self.job
-        listed = root | "ListPairs" >> ListPairs(
-            job.source, "infer", self.progress, need_mask=False, loose=job.loose
-        )
-        read = listed["pairs"] | "ReadPng" >> beam.ParDo(_ReadPng(job, self.progress)).with_outputs(
-            REJECTS, main="pictures"
-        )
-        rejects = (read[REJECTS], listed[UNPAIRED]) | "AllRejects" >> beam.Flatten()
-        return {"pictures": read.pictures, REJECTS: rejects}
+    _ = read[COUNT] | "NoteImagesRead" >> beam.Map(runs.note_images_read, str(staging))
 
 
 def run(
@@ -211,21 +123,23 @@ def run(
     """
     started = datetime.now(UTC)
     root = storage.make_output(output)
-    job = plan(model, source, dataset, config, tracking_uri)
+    options = options or pipeline_options([])
+    cores = len(os.sched_getaffinity(0))
+    # 0 workers stand for one a core.
+    processes = options.view_as(DirectOptions).direct_num_workers or cores
+    job = plan(model, source, dataset, config, tracking_uri, processes)
     partition = runs.partition_of(job.model, job.source_name)
     if runs.is_published(root, partition, job.run_id):
         say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
         return root
     runs.check_source(root, partition, job.source)
-    options = options or pipeline_options([])
-    cores = len(os.sched_getaffinity(0))
-    # 0 workers stand for one a core.
-    threads = max(1, cores // (options.view_as(DirectOptions).direct_num_workers or cores))
     with storage.staging(root) as staging:
         for name in runs.TABLES:
             (staging / name).mkdir()
+        if job.runtime.engine == "openvino":
+            job = replace(job, model=with_graph(job.model, staging / "openvino"))
         with watched("infer", staging / "progress", job.images, "images"):
-            run_pipeline(lambda pipeline: build(pipeline, job, staging, threads), options)
+            run_pipeline(lambda pipeline: build(pipeline, job, staging), options)
         counts = runs.count(staging)
         if counts["images_predicted"] == 0:
             raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
@@ -250,67 +164,11 @@ def run(
     return root
 
 
-def plan(
-    model: str, source: str | None, dataset: str | None, config: InferConfig, tracking_uri: str
-) -> Job:
-    """Everything about a job that is known before it runs.
-
-    Raises:
-        UserError: the model or the input cannot be used, or they do not fit each other.
-    """
-    if (source is None) == (dataset is None):
-        raise UserError("expected either --source or --dataset")
-    manifest = None
-    loose = False
-    if dataset is not None:
-        place = str(Path(dataset).absolute())
-        manifest = load_manifest(place)
-        splits = SPLITS if config.split == "all" else (config.split,)
-        images = sum(manifest.splits[split].records for split in splits)
-        identity = manifest.fingerprint
-        name = dataset_source_name(manifest.name, identity, config.split)
-        if images == 0:
-            raise UserError(f"dataset {dataset!r} has no record in split {config.split}")
-    else:
-        place = storage.absolute(str(source))
-        storage.require_folder(place, "source")
-        found = survey(place)
-        loose = not found.images
-        images = found.images or found.loose_pngs
-        identity, name = found.digest, folder_source_name(place)
-        if images == 0:
-            raise UserError(f"source {source!r} holds no PNG image")
-    resolved = resolve_model(model, config, tracking_uri)
-    if manifest is not None and manifest.taxonomy_sha256 != resolved.taxonomy.sha256:
-        raise UserError(
-            f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
-            f"holds {manifest.taxonomy.name}; their classes differ"
-        )
-    parts = (
-        str(SCHEMA_VERSION),
-        resolved.sha256,
-        resolved.taxonomy.sha256,
-        place,
-        identity,
-        config.sha256(),
-    )
-    return Job(
-        model=resolved,
-        config=config,
-        source=place,
-        manifest=manifest,
-        source_name=config.source_name or name,
-        loose=loose,
-        images=images,
-        run_id=hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16],
-    )
-
-
 def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
     """A reject as the row of its table, under its path."""
     row = {
         "image_id": reject.id,
-        "source_uri": storage.join(job.source, reject.path),
+        "source_uri": storage.join(job.images_root, reject.path),
         "stage": reject.stage,
         "code": reject.code,
         "message": reject.message,
@@ -351,48 +209,27 @@ def main(arguments: Sequence[str]) -> str:
     )
 
 
-class _ReadPng(CountingDoFn):
-    """Reads the image of a pair and, where there is one, its mask."""
-
-    def __init__(self, job: Job, progress: str) -> None:
-        super().__init__("infer", progress)
-        self._job = job
-
-    def process(self, element: tuple[str, Pair]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
-        job, (_, pair) = self._job, element
-        bound = job.config.max_pixels
-        try:
-            picture = read_picture(pair, job.source, job.model, bound)
-        except RejectError as error:
-            yield self._reject(pair.id, pair.image.path, "read", error)
-            return
-        truth = None
-        try:
-            truth = read_truth(pair, picture, job.source, job.model, bound)
-        except RejectError as error:
-            assert pair.mask is not None
-            yield self._reject(pair.id, pair.mask.path, runs.TRUTH_STAGE, error)
-        yield dataclasses.replace(picture, truth=truth)
-
-    def _reject(
-        self, image_id: str, path: str, stage: str, error: RejectError
-    ) -> beam.pvalue.TaggedOutput:
-        self.counters.add(f"rejected.{error.code}")
-        reject = Reject(image_id, path, stage, error.code, error.message)
-        return beam.pvalue.TaggedOutput(REJECTS, reject)
-
-
 class _Describe(CountingDoFn):
-    """Turns predictions into rows, keyed by image id."""
+    """Turns predictions into rows, keyed by image id, and what was not predicted into rejects."""
 
     def __init__(self, job: Job, progress: str) -> None:
         super().__init__("infer", progress)
         self._job = job
 
-    def process(self, element: Prediction) -> Iterator[tuple[str, Row, list[Row]]]:
+    def process(
+        self, element: Prediction | Unpredicted
+    ) -> Iterator[tuple[str, Row, list[Row]] | beam.pvalue.TaggedOutput]:
+        picture = element.picture
+        if isinstance(element, Unpredicted):
+            self.counters.add(f"rejected.{element.code}")
+            reject = Reject(
+                picture.image_id, picture.path, "predict", element.code, element.message
+            )
+            yield beam.pvalue.TaggedOutput(REJECTS, reject)
+            return
         mask_row, class_rows = describe(element, self._job.model, self._job.run_id)
         self.counters.add("predicted")
-        yield element.picture.image_id, mask_row, class_rows
+        yield picture.image_id, mask_row, class_rows
 
 
 if __name__ == "__main__":

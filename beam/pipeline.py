@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 
 import apache_beam as beam
@@ -76,7 +77,9 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
             build(root)
     except Exception as error:
         # A worker's exception arrives as text inside a RuntimeError of the runner's.
-        found = _USER_ERROR.search(str(error)) or _OS_ERROR.search(str(error))
+        # Beam's own process raises the exception itself, with the step's name at its end.
+        text = "".join(traceback.format_exception_only(error))
+        found = _USER_ERROR.search(text) or _OS_ERROR.search(text)
         if found is None:
             raise
         raise UserError(_STEP.sub("", found[1]).strip().removesuffix("\\n")) from error

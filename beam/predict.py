@@ -1,9 +1,8 @@
-"""Pictures to predictions: reading, the model handler, and what is said of each image."""
+"""Pictures in, rows out: reading of images, and what is said of each prediction."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,18 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from apache_beam.ml.inference.base import ModelHandler
 
 from beam import png
 from beam.model_uri import ResolvedModel
-from beam.pairing import Pair
+from beam.pairing import Pair, Reject
 from beam.storage import join, read_bytes
 from schemas.classes import UInt8Array
 from schemas.errors import RejectError, UserError
 from schemas.example import CorruptRecordError, parse, read_records
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
-from schemas.quiet import import_tensorflow
 from schemas.stats import ConfusionMatrix
 
 Float32Array = npt.NDArray[np.float32]
@@ -33,12 +30,14 @@ class Picture:
     """An image on its way through the model.
 
     Attributes:
+        path: of the source PNG, below the source root.
         pixels: RGB at the model's size, uint8 (height, width, 3).
         width, height: size of the image that was read.
         truth: class ids at the size that was read, uint8 (height, width), where known.
     """
 
     image_id: str
+    path: str
     source_uri: str
     split: str | None
     width: int
@@ -55,7 +54,17 @@ class Prediction(NamedTuple):
     confidence: Float32Array
 
 
-def read_shard(dataset: str, split: str, name: str, model: ResolvedModel) -> Iterator[Picture]:
+class Unpredicted(NamedTuple):
+    """A picture that the model failed on, with the code and the message of its reject."""
+
+    picture: Picture
+    code: str
+    message: str
+
+
+def read_shard(
+    dataset: str, split: str, name: str, model: ResolvedModel
+) -> Iterator[Picture | Reject]:
     """The records of one shard; their size is the dataset's."""
     rows = pq.read_table(
         Path(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
@@ -70,15 +79,22 @@ def read_shard(dataset: str, split: str, name: str, model: ResolvedModel) -> Ite
             f"dataset {dataset!r}: shard {name} cannot be read ({error}); ingest again to mend it"
         ) from error
     for example in examples:
-        image = png.decode_image(example.image, max_pixels=1 << 31)
+        path = paths[example.id]
+        try:
+            image = png.decode_image(example.image, max_pixels=1 << 31)
+            truth = png.decode_mask(example.mask, max_pixels=1 << 31)
+        except RejectError as error:
+            yield Reject(example.id, path, "read", error.code, error.message)
+            continue
         yield Picture(
             image_id=example.id,
-            source_uri=join(root, paths[example.id]),
+            path=path,
+            source_uri=join(root, path),
             split=split,
             width=image.shape[1],
             height=image.shape[0],
             pixels=png.resize_image(image, model.height, model.width, model.resize),
-            truth=png.decode_mask(example.mask, max_pixels=1 << 31),
+            truth=truth,
         )
 
 
@@ -95,6 +111,7 @@ def read_picture(pair: Pair, source: str, model: ResolvedModel, max_pixels: int)
         raise RejectError("unreadable", str(error)) from error
     return Picture(
         image_id=pair.id,
+        path=pair.image.path,
         source_uri=uri,
         split=None,
         width=image.shape[1],
@@ -125,90 +142,6 @@ def read_truth(
             f"found {raw.shape[1]}x{raw.shape[0]}",
         )
     return png.check_mask(raw, model.taxonomy)
-
-
-class UNetHandler(ModelHandler[Picture, Prediction, Any]):
-    """Runs the Keras model in batches of one fixed shape, so that it is compiled once.
-
-    Args:
-        threads: of each process; as many processes as cores leave one for each.
-    """
-
-    def __init__(self, model: ResolvedModel, batch_size: int, threads: int) -> None:
-        super().__init__()
-        self._model = model
-        self._batch_size = batch_size
-        self._threads = threads
-
-    def load_model(self) -> Any:
-        """The compiled function from uint8 (batch, h, w, 3) to class ids and confidences."""
-        tf = import_tensorflow()
-        import keras
-
-        if tf.config.list_physical_devices("GPU") == []:
-            # A process that has used TensorFlow before keeps the threads it has.
-            with contextlib.suppress(RuntimeError):
-                tf.config.threading.set_intra_op_parallelism_threads(self._threads)
-                tf.config.threading.set_inter_op_parallelism_threads(1)
-        network = self._network(keras)
-
-        def predict(images: Any) -> Any:
-            logits = network(images, training=False)
-            # The highest softmax probability, without the others.
-            highest = tf.reduce_max(logits, axis=-1)
-            confidence = tf.exp(highest - tf.reduce_logsumexp(logits, axis=-1))
-            return tf.cast(tf.argmax(logits, axis=-1), tf.uint8), confidence
-
-        shape = (self._batch_size, self._model.height, self._model.width, 3)
-        return tf.function(predict, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-
-    def _network(self, keras: Any) -> Any:
-        """The network, if it is one that can do the job.
-
-        Raises:
-            UserError: it cannot be read, takes another size, or has another number of classes.
-        """
-        model = self._model
-        try:
-            network = keras.saving.load_model(model.keras_file, compile=False, safe_mode=True)
-        except Exception as error:
-            # Keras raises many types on files that are none of its own.
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"model file {model.keras_file!r} cannot be loaded: {reason}"
-            ) from error
-        size = (1, model.height, model.width, 3)
-        try:
-            shape = tuple(network.compute_output_shape(size))
-        except Exception as error:
-            raise UserError(
-                f"model {model.uri!r} does not take images of {model.width}x{model.height}"
-            ) from error
-        expected = (1, model.height, model.width, len(model.taxonomy))
-        if shape != expected:
-            raise UserError(
-                f"model {model.uri!r}: expected logits {expected[1:]} for taxonomy "
-                f"{model.taxonomy.name}, found {shape[1:]}; "
-                "name the --taxonomy, --height and --width it was trained with"
-            )
-        return network
-
-    def run_inference(
-        self,
-        batch: Sequence[Picture],
-        model: Any,
-        inference_args: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> Iterable[Prediction]:
-        """Predictions in the order of the pictures."""
-        images = np.zeros((self._batch_size, self._model.height, self._model.width, 3), np.uint8)
-        images[: len(batch)] = [picture.pixels for picture in batch]
-        class_ids, confidences = (result.numpy() for result in model(images))
-        for position, picture in enumerate(batch):
-            yield Prediction(picture, class_ids[position], confidences[position])
-
-    def batch_elements_kwargs(self) -> dict[str, int]:
-        """Full batches, but for a bundle's last."""
-        return {"min_batch_size": self._batch_size, "max_batch_size": self._batch_size}
 
 
 def describe(

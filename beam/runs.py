@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from beam import storage
 from beam.model_uri import ResolvedModel
+from beam.pairing import Reject
 from schemas.classes import Taxonomy
 from schemas.errors import UserError
 from schemas.layout import partition_path
@@ -24,6 +25,7 @@ TABLES = ("classes", "masks", "class_stats", "confusion", "_rejects", "runs")
 TRUTH_STAGE = "truth"
 """Stage of rejected masks: their images are predicted all the same."""
 
+_IMAGES_READ = "images_read"
 _FILES_KEY = b"lyft.files"
 
 
@@ -32,16 +34,36 @@ def partition_of(model: ResolvedModel, source_name: str) -> str:
     return partition_path(model.name, model.version, source_name)
 
 
+def is_lost_image(reject: Reject) -> bool:
+    """True for a reject whose image has no prediction for it."""
+    return reject.stage != TRUTH_STAGE and reject.code != "no_image"
+
+
+def note_images_read(count: int, staging: str) -> None:
+    """Stages how many images the source has, counted before the first is read."""
+    Path(staging, _IMAGES_READ).write_text(str(count), encoding="utf-8")
+
+
 def count(staging: Path) -> dict[str, int]:
-    """Images read, predicted and rejected, counted in the staged files themselves."""
+    """Images read, predicted and rejected, counted in the staged files themselves.
+
+    Raises:
+        RuntimeError: they do not add up to the images of the source.
+    """
     predicted = sum(pq.read_metadata(path).num_rows for path in staging.glob("masks/*.parquet"))
     rejects = pq.read_table(staging / "_rejects", columns=["stage", "code"])
     lost = pc.and_(
         pc.not_equal(rejects["stage"], TRUTH_STAGE), pc.not_equal(rejects["code"], "no_image")
     )
     rejected = int(pc.sum(lost).as_py() or 0)
+    read = int(Path(staging, _IMAGES_READ).read_text(encoding="utf-8"))
+    if read != predicted + rejected:
+        raise RuntimeError(
+            f"{read} images were read, but {predicted} predicted and {rejected} rejected; "
+            "nothing is published"
+        )
     return {
-        "images_read": predicted + rejected,
+        "images_read": read,
         "images_predicted": predicted,
         "images_rejected": rejected,
     }

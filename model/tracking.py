@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from model.export import export_openvino
 from schemas.config import TrainConfig
 from schemas.errors import UserError
 from schemas.manifest import Manifest
@@ -96,7 +97,7 @@ def log_file(path: Path, folder: str | None = None) -> None:
 def register(
     keras_file: Path, config: TrainConfig, manifest: Manifest, metrics: dict[str, float], key: str
 ) -> str:
-    """Logs the model with signature and metadata, registers it, gives it its alias.
+    """Logs the model with signature, metadata and OpenVINO graph, registers it, sets its alias.
 
     Returns:
         ``models:/<name>/<version>``.
@@ -109,7 +110,10 @@ def register(
         info = mlflow.pyfunc.log_model(
             name="unet",
             python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"keras_file": str(keras_file)},
+            artifacts={
+                "keras_file": str(keras_file),
+                "openvino": str(export_openvino(keras_file, keras_file.parent / "openvino").parent),
+            },
             signature=signature,
             pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
             metadata=model_metadata(manifest),

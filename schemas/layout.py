@@ -14,6 +14,12 @@ SOURCES = "sources.parquet"
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 """Where MLflow keeps runs and models when nothing else is said."""
 
+OPENVINO_GRAPH = "unet.xml"
+"""The network as OpenVINO reads it, its weights beside it as ``unet.bin``."""
+
+GRAPH_SOURCE = "keras_sha256"
+"""Where a graph notes the hash of the ``.keras`` file that it was made of."""
+
 STAGING_PREFIX = ".staging-"
 """Folders whose name begins so are work in progress; readers skip them."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -114,6 +114,8 @@ RUNS = pa.schema(
         ),
         _field("taxonomy", pa.string(), "Name of the taxonomy"),
         _field("taxonomy_sha256", pa.string(), "Hash of the taxonomy"),
+        _field("engine", pa.string(), "What predicted: openvino or tensorflow"),
+        _field("precision", pa.string(), "Of the network's inner sums"),
         _field("images_read", pa.int64(), "predicted + rejected"),
         _field("images_predicted", pa.int64(), "Images with rows in masks and class_stats"),
         _field("images_rejected", pa.int64(), "Images with a row in _rejects"),
@@ -127,7 +129,7 @@ REJECTS = pa.schema(
     [
         _IMAGE_ID,
         _field("source_uri", pa.string(), "The file"),
-        _field("stage", pa.string(), "Where it was rejected: pair, check, read or predict"),
+        _field("stage", pa.string(), "Where it was rejected: pair, check, read, truth or predict"),
         _field("code", pa.string(), "Reason, stable"),
         _field("message", pa.string(), "What was expected and what was found"),
     ]

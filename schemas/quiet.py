@@ -1,10 +1,10 @@
-"""TensorFlow without its greetings."""
+"""TensorFlow without its greetings, OpenVINO without its reports."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, cast
 
 
 def import_tensorflow() -> Any:
@@ -26,3 +26,11 @@ def import_tensorflow() -> Any:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def import_openvino() -> Any:
+    """Imports OpenVINO without its telemetry, which tells its maker of each import."""
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino
