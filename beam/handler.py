@@ -39,6 +39,10 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         size = self._runtime.batch_size
         return {"min_batch_size": size, "max_batch_size": size}
 
+    def get_num_bytes(self, batch: Sequence[Picture]) -> int:
+        """Bytes of the pixels, for Beam's metrics, which would pickle each batch to know."""
+        return sum(picture.pixels.nbytes for picture in batch)
+
     def share_model_across_processes(self) -> bool:
         """True where one model serves the whole machine."""
         return self._runtime.shared

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.abc import MetaPathFinder
-from typing import Any
+from typing import Any, cast
 
 from beam.memory import tune_malloc
+from schemas.quiet import WithoutTracebacks
 
 
 class _Hidden(MetaPathFinder):
@@ -31,6 +32,7 @@ def main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     tune_malloc()
     sys.meta_path.insert(0, _Hidden("pandas"))
+    sys.stderr = cast(Any, WithoutTracebacks(sys.stderr))
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv)

@@ -1,10 +1,10 @@
-"""TensorFlow without its greetings, OpenVINO without its reports."""
+"""TensorFlow without its greetings, OpenVINO without its reports, Beam without its tracebacks."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 
 def import_tensorflow() -> Any:
@@ -34,3 +34,25 @@ def import_openvino() -> Any:
     import openvino
 
     return openvino
+
+
+class WithoutTracebacks:
+    """Standard error without the tracebacks that are printed in one piece.
+
+    Beam's worker prints each exception before it hands it over; who gets it says what is to say.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        """Writes all but a traceback and the end of its line."""
+        drop = text.startswith("Traceback (most recent call last)")
+        if not drop and not (self._dropped and text == "\n"):
+            self._stream.write(text)
+        self._dropped = drop
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
