@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
@@ -25,11 +24,15 @@ from beam.handler import UNetHandler
 from beam.model_uri import with_graph
 from beam.pairing import Reject
 from beam.parquet import WriteTable
-from beam.pictures import COUNT, PICTURES, REJECTS, ReadDataset, ReadPngs
+from beam.pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.plan import Job, plan
-from beam.predict import Prediction, Unpredicted, describe
+from beam.predict import Prediction, Unpredicted
+from beam.previous import Previous, find_previous
 from beam.progress import CountingDoFn, watched
+from beam.publish import partition_lock, publish
+from beam.rows import describe
+from beam.spool import Columns, Row, SpoolRows, WriteSpooled
 from schemas.cli import add_config, config_from, run_main
 from schemas.config import InferConfig
 from schemas.errors import UserError
@@ -42,58 +45,51 @@ from schemas.prediction import (
     with_footer,
 )
 
-Row = dict[str, Any]
+PROGRESS, SPOOL, TABLES = "progress", "spool", "tables"
+"""Folders of the staging folder."""
 
 
-def build(root: beam.Pipeline, job: Job, staging: Path) -> None:
+def build(root: beam.Pipeline, job: Job, staging: Path, previous: Previous) -> None:
     """The graph, from the source to the staged tables."""
-    progress = str(staging / "progress")
-    read = (
-        root | "ReadDataset" >> ReadDataset(job, progress)
-        if job.manifest
-        else (root | "ReadPngs" >> ReadPngs(job, progress))
-    )
+    progress, tables = str(staging / PROGRESS), staging / TABLES
+    read = root | "Read" >> (ReadDataset if job.manifest else ReadPngs)(job, previous, progress)
     described, failed = (
         read[PICTURES]
         | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
         | "Describe" >> beam.ParDo(_Describe(job, progress)).with_outputs(REJECTS, main="rows")
     )
+    spooled = described | "Spool" >> beam.ParDo(SpoolRows(str(staging / SPOOL)))
+    refs = (spooled, read[KEPT]) | "AllImages" >> beam.Flatten()
 
-    def table(name: str, schema: pa.Schema, parts: int) -> WriteTable:
-        return WriteTable(
-            str(staging / name),
-            with_footer(schema, **job.footer()),
-            parts,
-            job.config.row_group_mib << 20,
-        )
+    def big(table: str, schema: pa.Schema) -> WriteSpooled:
+        limits = (round(job.config.part_mib * 2**20), job.config.row_group_mib << 20)
+        footed = with_footer(schema, **job.footer())
+        return WriteSpooled(table, str(tables / table), footed, *limits, job.run_id)
 
-    parts = -(-job.images // job.config.part_images)
+    def small(table: str, schema: pa.Schema) -> WriteTable:
+        limit = job.config.row_group_mib << 20
+        return WriteTable(str(tables / table), with_footer(schema, **job.footer()), 1, limit)
+
+    _ = refs | "WriteClassStats" >> big("class_stats", CLASS_STATS)
     taxonomy = job.model.taxonomy
     _ = (
-        described
-        | "MaskRows" >> beam.MapTuple(lambda image_id, mask, _: (image_id, [mask]))
-        | "WriteMasks" >> table("masks", MASKS, parts)
-    )
-    _ = (
-        described
-        | "ClassRows" >> beam.MapTuple(lambda image_id, _, classes: (image_id, classes))
-        | "WriteClassStats" >> table("class_stats", CLASS_STATS, parts)
-    )
-    _ = (
-        described
-        | "Matrices" >> beam.FlatMapTuple(lambda _, mask, __: matrices(mask))
+        refs
+        | "WriteMasks" >> big("masks", MASKS)
+        | "Matrices" >> beam.FlatMap(matrices)
         | "SumMatrices" >> beam.CombinePerKey(SumMatrices(len(taxonomy)))
         | "ConfusionRows"
         >> beam.MapTuple(lambda split, sums: confusion_rows(split, sums, taxonomy, job.run_id))
-        | "WriteConfusion" >> table("confusion", CONFUSION, 1)
+        | "WriteConfusion" >> small("confusion", CONFUSION)
     )
     _ = (
         (read[REJECTS], failed)
         | "AllRejects" >> beam.Flatten()
         | "RejectRows" >> beam.Map(lambda reject: reject_rows(reject, job))
-        | "WriteRejects" >> table("_rejects", PREDICTION_REJECTS, 1)
+        | "WriteRejects" >> small("_rejects", PREDICTION_REJECTS)
     )
-    _ = read[COUNT] | "NoteImagesRead" >> beam.Map(runs.note_images_read, str(staging))
+    reused = read[KEPT] | "CountReused" >> beam.combiners.Count.Globally()
+    for name, count in ((runs.IMAGES_READ, read[COUNT]), (runs.IMAGES_REUSED, reused)):
+        _ = count | f"Note {name}" >> beam.Map(runs.note_count, str(staging / name))
 
 
 def run(
@@ -105,6 +101,9 @@ def run(
     tracking_uri: str = TRACKING_URI,
     flow_run_id: str | None = None,
     options: PipelineOptions | None = None,
+    *,
+    resume: bool = True,
+    retry_rejects: bool = False,
 ) -> Path:
     """Predicts a dataset or a folder of PNGs and publishes the tables.
 
@@ -114,6 +113,8 @@ def run(
         dataset: folder of a published dataset.
         output: root of the tables.
         flow_run_id: noted in the table of runs.
+        resume: takes over what the published run of this model version has of unchanged images.
+        retry_rejects: looks again at rejects whose bytes have not changed.
 
     Returns:
         The output folder.
@@ -121,7 +122,6 @@ def run(
     Raises:
         UserError: the model or the input cannot be used, or no way to write.
     """
-    started = datetime.now(UTC)
     root = storage.make_output(output)
     options = options or pipeline_options([])
     cores = len(os.sched_getaffinity(0))
@@ -129,39 +129,65 @@ def run(
     processes = options.view_as(DirectOptions).direct_num_workers or cores
     job = plan(model, source, dataset, config, tracking_uri, processes)
     partition = runs.partition_of(job.model, job.source_name)
-    if runs.is_published(root, partition, job.run_id):
-        say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
-        return root
-    runs.check_source(root, partition, job.source)
-    with storage.staging(root) as staging:
-        for name in runs.TABLES:
-            (staging / name).mkdir()
-        if job.runtime.engine == "openvino":
-            job = replace(job, model=with_graph(job.model, staging / "openvino"))
-        with watched("infer", staging / "progress", job.images, "images"):
-            run_pipeline(lambda pipeline: build(pipeline, job, staging), options)
-        counts = runs.count(staging)
-        if counts["images_predicted"] == 0:
-            raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
-        facts = {
-            **job.footer(),
-            "model": job.model.name,
-            "version": job.model.version,
-            "source": job.source_name,
-            "source_uri": job.source,
-            **counts,
-            "flow_run_id": flow_run_id,
-            "started_at": started,
-            "finished_at": datetime.now(UTC),
-        }
-        runs.write_classes(staging, job.model.taxonomy, job.run_id, job.footer())
-        runs.write_run(staging, facts, job.footer())
-        runs.publish(staging, root, partition)
+    with partition_lock(root, partition):
+        if resume and not retry_rejects and runs.is_published(root, partition, job.run_id):
+            say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
+            return root
+        runs.check_source(root, partition, job.source)
+        with storage.staging(root) as staging:
+            previous = Previous()
+            if resume:
+                previous = find_previous(
+                    root,
+                    partition,
+                    job.recipe,
+                    staging / "previous.arrow",
+                    images_root=job.images_root,
+                    classes=len(job.model.taxonomy),
+                    retry_rejects=retry_rejects,
+                )
+            counts = _stage(job, staging, previous, options, flow_run_id)
+            publish(staging / TABLES, root, partition)
     say(
-        f"{counts['images_read']:,} images read, {counts['images_predicted']:,} predicted, "
-        f"{counts['images_rejected']:,} rejected"
+        f"{counts['images_read']:,} images read, {counts['images_predicted']:,} predicted "
+        f"({counts['images_reused']:,} of them before), {counts['images_rejected']:,} rejected"
     )
     return root
+
+
+def _stage(
+    job: Job, staging: Path, previous: Previous, options: PipelineOptions, flow_run_id: str | None
+) -> dict[str, int]:
+    """Runs the pipeline, writes the tables that need no pipeline, counts.
+
+    Raises:
+        UserError: no image could be predicted.
+    """
+    started = datetime.now(UTC)
+    for name in runs.TABLES:
+        (staging / TABLES / name).mkdir(parents=True)
+    (staging / SPOOL).mkdir()
+    if job.runtime.engine == "openvino":
+        job = replace(job, model=with_graph(job.model, staging / "openvino"))
+    with watched("infer", staging / PROGRESS, job.images, "images"):
+        run_pipeline(lambda pipeline: build(pipeline, job, staging, previous), options)
+    counts = runs.count(staging, staging / TABLES)
+    if counts["images_predicted"] == 0:
+        raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
+    facts = {
+        **job.footer(),
+        "model": job.model.name,
+        "version": job.model.version,
+        "source": job.source_name,
+        "source_uri": job.source,
+        **counts,
+        "flow_run_id": flow_run_id,
+        "started_at": started,
+        "finished_at": datetime.now(UTC),
+    }
+    runs.write_classes(staging / TABLES, job.model.taxonomy, job.run_id, job.footer())
+    runs.write_run(staging / TABLES, facts, job.footer())
+    return counts
 
 
 def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
@@ -172,6 +198,7 @@ def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
         "stage": reject.stage,
         "code": reject.code,
         "message": reject.message,
+        "source_sha256": reject.sha256,
         "run_id": job.run_id,
     }
     return reject.path, [row]
@@ -193,6 +220,17 @@ def main(arguments: Sequence[str]) -> str:
         "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
     )
     parser.add_argument("--flow_run_id", help="noted in the table of runs")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="predict only images that this model version has not predicted yet",
+    )
+    parser.add_argument(
+        "--retry_rejects",
+        action="store_true",
+        help="look again at rejects whose files have not changed",
+    )
     add_config(parser, InferConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
     return str(
@@ -205,12 +243,14 @@ def main(arguments: Sequence[str]) -> str:
             args.tracking_uri,
             args.flow_run_id,
             pipeline_options(beam_arguments),
+            resume=args.resume,
+            retry_rejects=args.retry_rejects,
         )
     )
 
 
 class _Describe(CountingDoFn):
-    """Turns predictions into rows, keyed by image id, and what was not predicted into rejects."""
+    """Turns predictions into rows, and what was not predicted into rejects."""
 
     def __init__(self, job: Job, progress: str) -> None:
         super().__init__("infer", progress)
@@ -218,18 +258,22 @@ class _Describe(CountingDoFn):
 
     def process(
         self, element: Prediction | Unpredicted
-    ) -> Iterator[tuple[str, Row, list[Row]] | beam.pvalue.TaggedOutput]:
+    ) -> Iterator[tuple[Row, Columns] | beam.pvalue.TaggedOutput]:
         picture = element.picture
         if isinstance(element, Unpredicted):
             self.counters.add(f"rejected.{element.code}")
             reject = Reject(
-                picture.image_id, picture.path, "predict", element.code, element.message
+                picture.image_id,
+                picture.path,
+                "predict",
+                element.code,
+                element.message,
+                picture.image_sha256,
             )
             yield beam.pvalue.TaggedOutput(REJECTS, reject)
             return
-        mask_row, class_rows = describe(element, self._job.model, self._job.run_id)
         self.counters.add("predicted")
-        yield picture.image_id, mask_row, class_rows
+        yield describe(element, self._job.model, self._job.run_id)
 
 
 if __name__ == "__main__":

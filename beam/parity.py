@@ -17,7 +17,6 @@ import numpy as np
 
 from beam.engines import Engine, Runtime, choose, load_engine
 from beam.model_uri import ResolvedModel, resolve_model, with_graph
-from beam.pairing import Reject
 from beam.png import resize_nearest
 from beam.predict import Picture, read_shard
 from schemas.classes import UInt8Array
@@ -110,7 +109,7 @@ def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Ru
             one
             for name in manifest.shard_names(split)
             for one in read_shard(dataset, split, name, model)
-            if not isinstance(one, Reject)
+            if isinstance(one, Picture)
         )
         found = measure(pictures, reference, load_engine(model, runtime), model.taxonomy.names)
         change, name = found.iou_change

@@ -77,7 +77,8 @@ def write_part(
     """Writes one file, image by image in the order of their ids; returns its path."""
     ordered = sorted((group for group in groups if group is not None), key=lambda group: group[0])
     rows = (row for _, image_rows in ordered for row in image_rows)
-    path = Path(folder, part_name(part, parts))
+    run_id = schema.metadata[b"lyft.run_id"].decode()
+    path = Path(folder, part_name(run_id, part, parts))
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in _row_groups(rows, schema, row_group_bytes):
             writer.write_table(table, row_group_size=max(1, table.num_rows))

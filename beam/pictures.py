@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,22 +12,22 @@ from beam import runs
 from beam.listing import UNPAIRED, ListPairs
 from beam.pairing import Pair, Reject
 from beam.plan import Job
-from beam.predict import Picture, read_picture, read_shard, read_truth
+from beam.predict import Picture, read_pair, read_shard
+from beam.previous import Previous
 from beam.progress import CountingDoFn
-from schemas.errors import RejectError
+from beam.spool import Ref
 from schemas.layout import SPLITS
 
-PICTURES, REJECTS, COUNT = "pictures", "rejects", "count"
+PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
+"""Images to predict; images whose rows are there; inputs left out; how many images there are."""
 
 
 @dataclass
 class ReadDataset(beam.PTransform):
-    """The records of a dataset's shards, with their truth.
-
-    Returns a dict, as ``ReadPngs`` does: pictures; rejects; how many of both there are to be.
-    """
+    """The records of a dataset's shards, with their truth, as a dict of the four above."""
 
     job: Job
+    previous: Previous
     progress: str
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
@@ -40,11 +39,10 @@ class ReadDataset(beam.PTransform):
         read = (
             root
             | "Shards" >> beam.Create(shards, reshuffle=True)
-            | "ReadShard"
-            >> beam.ParDo(_ReadShard(job, self.progress)).with_outputs(REJECTS, main=PICTURES)
+            | "ReadShard" >> beam.ParDo(_ReadShard(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
         count = root | "Records" >> beam.Create([job.images])
-        return {PICTURES: read[PICTURES], REJECTS: read[REJECTS], COUNT: count}
+        return {name: read[name] for name in (PICTURES, KEPT, REJECTS)} | {COUNT: count}
 
 
 @dataclass
@@ -52,6 +50,7 @@ class ReadPngs(beam.PTransform):
     """The images below a folder, with the truth of those that have a mask beside them."""
 
     job: Job
+    previous: Previous
     progress: str
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
@@ -60,8 +59,8 @@ class ReadPngs(beam.PTransform):
         listed = root | "ListPairs" >> ListPairs(
             job.source, "infer", self.progress, need_mask=False, loose=job.loose
         )
-        read = listed["pairs"] | "ReadPng" >> beam.ParDo(_ReadPng(job, self.progress)).with_outputs(
-            REJECTS, main=PICTURES
+        read = listed["pairs"] | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(
+            KEPT, REJECTS, main=PICTURES
         )
         rejects = (read[REJECTS], listed[UNPAIRED]) | "ReadRejects" >> beam.Flatten()
         # Counted before anything is read, so that what comes out can be held against it.
@@ -71,51 +70,46 @@ class ReadPngs(beam.PTransform):
             | "Images" >> beam.Flatten()
             | "CountImages" >> beam.combiners.Count.Globally()
         )
-        return {PICTURES: read[PICTURES], REJECTS: rejects, COUNT: count}
+        return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
 
 
-class _ReadShard(CountingDoFn):
-    """Reads the records of a shard."""
+class _Reader(CountingDoFn):
+    """Deals out what was read."""
 
-    def __init__(self, job: Job, progress: str) -> None:
-        super().__init__("infer", progress)
-        self._job = job
+    def __init__(self, into: ReadDataset | ReadPngs) -> None:
+        super().__init__("infer", into.progress)
+        self._job = into.job
+        self._previous = into.previous
 
-    def process(self, element: tuple[str, str]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
-        for one in read_shard(self._job.source, *element, self._job.model):
-            if isinstance(one, Reject):
+    def setup(self) -> None:
+        """Beam's: once for each worker, before its first bundle."""
+        super().setup()
+        self._known = self._previous.open()
+
+    def _deal(
+        self, found: Iterable[Picture | Ref | Reject]
+    ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+        for one in found:
+            if isinstance(one, Picture):
+                yield one
+            elif isinstance(one, Ref):
+                self.counters.add("kept")
+                yield beam.pvalue.TaggedOutput(KEPT, one)
+            else:
                 self.counters.add(f"rejected.{one.code}")
                 yield beam.pvalue.TaggedOutput(REJECTS, one)
-            else:
-                yield one
 
 
-class _ReadPng(CountingDoFn):
-    """Reads the image of a pair and, where there is one, its mask."""
+class _ReadShard(_Reader):
+    def process(self, element: tuple[str, str]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+        """Reads the records of a shard."""
+        job = self._job
+        yield from self._deal(read_shard(job.source, *element, job.model, self._known))
 
-    def __init__(self, job: Job, progress: str) -> None:
-        super().__init__("infer", progress)
-        self._job = job
 
+class _ReadPng(_Reader):
     def process(self, element: tuple[str, Pair]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
-        job, (_, pair) = self._job, element
+        """Reads the image of a pair and, where there is one, its mask."""
+        job = self._job
         bound = job.config.max_pixels
-        try:
-            picture = read_picture(pair, job.source, job.model, bound)
-        except RejectError as error:
-            yield self._reject(pair.id, pair.image.path, "read", error)
-            return
-        truth = None
-        try:
-            truth = read_truth(pair, picture, job.source, job.model, bound)
-        except RejectError as error:
-            assert pair.mask is not None
-            yield self._reject(pair.id, pair.mask.path, runs.TRUTH_STAGE, error)
-        yield dataclasses.replace(picture, truth=truth)
-
-    def _reject(
-        self, image_id: str, path: str, stage: str, error: RejectError
-    ) -> beam.pvalue.TaggedOutput:
-        self.counters.add(f"rejected.{error.code}")
-        reject = Reject(image_id, path, stage, error.code, error.message)
-        return beam.pvalue.TaggedOutput(REJECTS, reject)
+        yield from self._deal(read_pair(element[1], job.source, job.model, bound, self._known))

@@ -28,6 +28,7 @@ class Job:
         loose: whether every PNG is an image, for a source without camera folders.
         images: how many there are to read, which decides the number of files.
         runtime: engine, precision and batch that ``auto`` stood for.
+        recipe: hash of all that decides an image's rows beside its own bytes and its mask's.
         run_id: hash of model, source, configuration, engine and the tables' schema version: the
             same job has the same rows.
     """
@@ -40,6 +41,7 @@ class Job:
     loose: bool
     images: int
     runtime: Runtime
+    recipe: str
     run_id: str
 
     @property
@@ -60,6 +62,7 @@ class Job:
             "taxonomy_sha256": self.model.taxonomy.sha256,
             "engine": self.runtime.engine,
             "precision": self.runtime.precision,
+            "recipe": self.recipe,
         }
 
 
@@ -108,18 +111,16 @@ def plan(
             f"holds {manifest.taxonomy.name}; their classes differ"
         )
     runtime = choose(config, processes)
-    parts = (
+    recipe = _hash(
         SCHEMA_VERSION,
         resolved.sha256,
         resolved.taxonomy.sha256,
         resolved.height,
         resolved.width,
+        resolved.resize,
         runtime.engine,
         runtime.precision,
         runtime.batch_size,
-        place,
-        identity,
-        config.sha256(),
     )
     return Job(
         model=resolved,
@@ -130,5 +131,10 @@ def plan(
         loose=loose,
         images=images,
         runtime=runtime,
-        run_id=hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:16],
+        recipe=recipe,
+        run_id=_hash(recipe, place, identity, config.sha256())[:16],
     )
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

@@ -180,6 +180,16 @@ def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) ->
     return np.asarray(Image.fromarray(pixels).resize((width, height), resample))
 
 
+@lru_cache(maxsize=16)
+def nearest_counts(shape: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[np.int64]:
+    """How many pixels of ``size`` take each pixel of ``shape`` for their nearest; (h, w)."""
+    rows, columns = (
+        np.bincount(_centres(old, new), minlength=old) for old, new in zip(shape, size, strict=True)
+    )
+    counts: npt.NDArray[np.int64] = np.outer(rows, columns)
+    return counts
+
+
 @lru_cache(maxsize=256)
 def _centres(old: int, new: int) -> npt.NDArray[np.intp]:
     # Pillow adds up steps, so its rounding decides where a centre lies between two pixels.

@@ -127,6 +127,11 @@ def _walk_remote(root: str) -> Iterator[SourceFile]:
                 yield SourceFile(path, found.size_in_bytes, found.last_updated_in_seconds)
 
 
+def sha256(data: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_sha256(path: str | Path) -> str:
     """Hex digest of a local file."""
     with open(path, "rb") as file:
@@ -198,6 +203,35 @@ def _try_lock(file: IO[bytes] | IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds a lock that dies with its process; its file is gone when the block ends.
+
+    Args:
+        wait: until whoever holds it lets go; else the block runs at once.
+
+    Yields:
+        Whether the lock is held.
+    """
+    while True:
+        file = open(path, "a")  # noqa: SIM115 - the lock lives as long as it is open
+        if not _try_lock(file):
+            if not wait:
+                file.close()
+                yield False
+                return
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Who held it before has removed the file, and another may have made a new one.
+        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+            break
+        file.close()
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
 
 
 def publish(staged: Path, final: Path) -> None:

@@ -106,7 +106,9 @@ class InferConfig(JobConfig):
     batch_size: int = Field(
         0, ge=0, le=1024, description="Images in one call of the model; 0 chooses by engine."
     )
-    part_images: int = Field(2000, ge=1, le=1_000_000, description="Images in one Parquet file.")
+    part_mib: float = Field(
+        128, gt=0, le=4096, description="Most MiB that a Parquet file should hold."
+    )
     row_group_mib: int = Field(32, ge=1, le=1024, description="Most MiB in a row group.")
     max_pixels: int = Field(
         64_000_000, ge=1, description="Images with more pixels are rejected before decoding."

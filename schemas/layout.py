@@ -53,9 +53,12 @@ def folder_source_name(folder: str) -> str:
     return safe_name(os.path.abspath(folder).rpartition("/")[2])
 
 
-def part_name(index: int, parts: int) -> str:
-    """File name of one part of a table inside a partition."""
-    return f"part-{index:05d}-of-{parts:05d}.parquet"
+def part_name(run_id: str, index: int, parts: int) -> str:
+    """File name of one part of a table inside a partition.
+
+    It bears the run's id, so that a reader who listed the files of one run never opens another's.
+    """
+    return f"{run_id}-{index:05d}-of-{parts:05d}.parquet"
 
 
 def safe_name(text: str) -> str:

@@ -49,6 +49,13 @@ MASKS = pa.schema(
             "null without truth",
             nullable=True,
         ),
+        _field("image_sha256", pa.string(), "Hash of the source PNG's bytes"),
+        _field(
+            "truth_sha256",
+            pa.string(),
+            "Hash of the mask PNG's bytes; null without one and in a dataset",
+            nullable=True,
+        ),
         _RUN_ID,
     ]
 )
@@ -118,6 +125,7 @@ RUNS = pa.schema(
         _field("precision", pa.string(), "Of the network's inner sums"),
         _field("images_read", pa.int64(), "predicted + rejected"),
         _field("images_predicted", pa.int64(), "Images with rows in masks and class_stats"),
+        _field("images_reused", pa.int64(), "Of the predicted: taken over from the run before"),
         _field("images_rejected", pa.int64(), "Images with a row in _rejects"),
         _field("flow_run_id", pa.string(), "Prefect flow run; null outside a flow", nullable=True),
         _field("started_at", pa.timestamp("us", tz="UTC"), "Start of the job"),
@@ -135,7 +143,26 @@ REJECTS = pa.schema(
     ]
 )
 
-PREDICTION_REJECTS = pa.schema([*REJECTS, _RUN_ID])
+PREDICTION_REJECTS = pa.schema(
+    [
+        *REJECTS,
+        _field(
+            "source_sha256",
+            pa.string(),
+            "Hash of the file's bytes; null where they were not read",
+            nullable=True,
+        ),
+        _RUN_ID,
+    ]
+)
+
+
+def plain(schema: pa.Schema) -> pa.Schema:
+    """``schema`` without dictionaries and metadata: what rows have before they are published."""
+    return pa.schema(
+        pa.field(one.name, one.type.value_type if pa.types.is_dictionary(one.type) else one.type)
+        for one in schema
+    )
 
 
 def with_footer(schema: pa.Schema, **facts: str | None) -> pa.Schema:

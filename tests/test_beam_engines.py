@@ -214,7 +214,7 @@ def _pictures(images: np.ndarray) -> Iterator[Picture]:
     random = np.random.default_rng(1)
     for position, pixels in enumerate(images):
         truth = random.integers(0, 13, (64, 96), np.uint8)
-        yield Picture(str(position), "", "", "test", 96, 64, pixels, truth)
+        yield Picture(str(position), "", "", "test", 96, 64, pixels, truth, "")
 
 
 def test_parity_is_what_numpy_says(model: ResolvedModel, images: np.ndarray) -> None:

@@ -38,7 +38,7 @@ class FakeEngine:
 
 def _pictures(values: list[int]) -> list[Picture]:
     return [
-        Picture(str(index), "", "", None, 2, 2, np.full((2, 2, 3), value, np.uint8), None)
+        Picture(str(index), "", "", None, 2, 2, np.full((2, 2, 3), value, np.uint8), None, "")
         for index, value in enumerate(values)
     ]
 
