@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from beam import storage
 from beam.pipeline import say
 from beam.runs import TABLES
 
+_GRACE_S = 0.1
 _PENDING = ".publish-"
 _PARTITION = "partition"
 _NEW = ".new"
@@ -72,8 +74,10 @@ def _complete(pending: Path, root: Path, partition: str) -> None:
     for table in TABLES:
         final = root / table / partition
         if (pending / table / _NEW).exists():
-            storage.publish(pending / table, final)
+            storage.swap(pending / table, final)
         (final / _NEW).unlink(missing_ok=True)
+    # Who has just opened an old folder to list it shall not find it empty.
+    time.sleep(_GRACE_S)
     shutil.rmtree(pending)
 
 

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -224,8 +224,9 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
                 return
             fcntl.flock(file, fcntl.LOCK_EX)
         # Who held it before has removed the file, and another may have made a new one.
-        if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(file.fileno())):
-            break
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                break
         file.close()
     try:
         yield True
@@ -239,6 +240,12 @@ def publish(staged: Path, final: Path) -> None:
 
     Readers see the whole old folder or the whole new one. Both must be on one file system.
     """
+    swap(staged, final)
+    shutil.rmtree(staged, ignore_errors=True)
+
+
+def swap(staged: Path, final: Path) -> None:
+    """As ``publish``, but what was in the final place is in the staged one afterwards."""
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(staged, final)
@@ -246,7 +253,6 @@ def publish(staged: Path, final: Path) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         _exchange(staged, final)
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> None:
