@@ -9,7 +9,7 @@ help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
-	@echo "make bench [RAW=folder] time the ingest job against its peers"
+	@echo "make bench [RAW=folder] time the ingest job against its peers; BENCH=infer the other"
 	@echo "make lock               resolve requirements.lock anew"
 	@echo "make clean              remove .venv and outputs"
 
@@ -25,7 +25,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 bench: $(READY)
-	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)")
+	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)") $(if $(MODEL),--model "$(MODEL)")
 
 unit: $(READY)
 	$(BIN)/pytest
