@@ -217,7 +217,7 @@ def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) ->
             }
         )
     assert outputs[0] == outputs[1]
-    assert len(outputs[0]) == 16
+    assert len(outputs[0]) > len(TABLES)
 
 
 def test_mistakes_end_in_one_line_and_code_2(
