@@ -16,11 +16,15 @@ from schemas.stats import ConfusionMatrix
 Row = dict[str, Any]
 
 
-def matrices(path: str) -> Iterator[tuple[str, ConfusionMatrix]]:
+def matrices(table: str, path: str) -> Iterator[tuple[str, ConfusionMatrix]]:
     """The sum of the matrices in a file of ``masks``, for each split (``""`` outside a dataset).
+
+    Files of other tables have none.
 
     ``confusion`` holds classes * classes counts, row after row, or nothing without truth.
     """
+    if table != "masks":
+        return
     rows = pq.ParquetFile(path).read(["split", "confusion"])
     rows = rows.filter(pc.is_valid(rows["confusion"]))
     if not rows.num_rows:

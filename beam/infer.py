@@ -23,7 +23,7 @@ from beam.evaluation import SumMatrices, confusion_rows, matrices
 from beam.handler import UNetHandler
 from beam.model_uri import with_graph
 from beam.pairing import Reject
-from beam.parquet import WriteTable
+from beam.parquet import WriteSmallTables
 from beam.pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.plan import Job, plan
@@ -51,7 +51,7 @@ PROGRESS, SPOOL, TABLES = "progress", "spool", "tables"
 
 def build(root: beam.Pipeline, job: Job, staging: Path, previous: Previous) -> None:
     """The graph, from the source to the staged tables."""
-    progress, tables = str(staging / PROGRESS), staging / TABLES
+    progress, tables = str(staging / PROGRESS), str(staging / TABLES)
     read = root | "Read" >> (ReadDataset if job.manifest else ReadPngs)(job, previous, progress)
     described, failed = (
         read[PICTURES]
@@ -61,35 +61,46 @@ def build(root: beam.Pipeline, job: Job, staging: Path, previous: Previous) -> N
     spooled = described | "Spool" >> beam.ParDo(SpoolRows(str(staging / SPOOL)))
     refs = (spooled, read[KEPT]) | "AllImages" >> beam.Flatten()
 
-    def big(table: str, schema: pa.Schema) -> WriteSpooled:
-        limits = (round(job.config.part_mib * 2**20), job.config.row_group_mib << 20)
-        footed = with_footer(schema, **job.footer())
-        return WriteSpooled(table, str(tables / table), footed, *limits, job.run_id)
+    def footed(**schemas: pa.Schema) -> dict[str, pa.Schema]:
+        return {name: with_footer(schema, **job.footer()) for name, schema in schemas.items()}
 
-    def small(table: str, schema: pa.Schema) -> WriteTable:
-        limit = job.config.row_group_mib << 20
-        return WriteTable(str(tables / table), with_footer(schema, **job.footer()), 1, limit)
-
-    _ = refs | "WriteClassStats" >> big("class_stats", CLASS_STATS)
-    taxonomy = job.model.taxonomy
-    _ = (
+    taxonomy, limits = job.model.taxonomy, job.config
+    confusion = (
         refs
-        | "WriteMasks" >> big("masks", MASKS)
-        | "Matrices" >> beam.FlatMap(matrices)
+        | "WriteImages"
+        >> WriteSpooled(
+            tables,
+            footed(masks=MASKS, class_stats=CLASS_STATS),
+            round(limits.part_mib * 2**20),
+            limits.row_group_mib << 20,
+            job.run_id,
+        )
+        | "Matrices" >> beam.FlatMapTuple(matrices)
         | "SumMatrices" >> beam.CombinePerKey(SumMatrices(len(taxonomy)))
         | "ConfusionRows"
         >> beam.MapTuple(lambda split, sums: confusion_rows(split, sums, taxonomy, job.run_id))
-        | "WriteConfusion" >> small("confusion", CONFUSION)
+        | "OfConfusion" >> beam.Map(lambda rows: ("confusion", rows))
     )
-    _ = (
+    rejects = (
         (read[REJECTS], failed)
         | "AllRejects" >> beam.Flatten()
-        | "RejectRows" >> beam.Map(lambda reject: reject_rows(reject, job))
-        | "WriteRejects" >> small("_rejects", PREDICTION_REJECTS)
+        | "RejectRows" >> beam.Map(lambda reject: ("_rejects", reject_rows(reject, job)))
     )
-    reused = read[KEPT] | "CountReused" >> beam.combiners.Count.Globally()
-    for name, count in ((runs.IMAGES_READ, read[COUNT]), (runs.IMAGES_REUSED, reused)):
-        _ = count | f"Note {name}" >> beam.Map(runs.note_count, str(staging / name))
+    _ = (
+        (confusion, rejects)
+        | "OtherRows" >> beam.Flatten()
+        | "WriteOthers"
+        >> WriteSmallTables(
+            tables, footed(confusion=CONFUSION, _rejects=PREDICTION_REJECTS), job.run_id
+        )
+    )
+    reused = read[KEPT] | "Reused" >> beam.Map(lambda _: (runs.IMAGES_REUSED, 1))
+    _ = (
+        (read[COUNT], reused)
+        | "Counted" >> beam.Flatten()
+        | "SumCounts" >> beam.CombinePerKey(sum)
+        | "NoteCounts" >> beam.MapTuple(runs.note_count, folder=str(staging))
+    )
 
 
 def run(

@@ -41,7 +41,7 @@ class ReadDataset(beam.PTransform):
             | "Shards" >> beam.Create(shards, reshuffle=True)
             | "ReadShard" >> beam.ParDo(_ReadShard(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
-        count = root | "Records" >> beam.Create([job.images])
+        count = root | "Records" >> beam.Create([(runs.IMAGES_READ, job.images)])
         return {name: read[name] for name in (PICTURES, KEPT, REJECTS)} | {COUNT: count}
 
 
@@ -68,7 +68,7 @@ class ReadPngs(beam.PTransform):
         count = (
             (listed["pairs"], unpaired)
             | "Images" >> beam.Flatten()
-            | "CountImages" >> beam.combiners.Count.Globally()
+            | "CountImage" >> beam.Map(lambda _: (runs.IMAGES_READ, 1))
         )
         return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
 

@@ -15,8 +15,7 @@ import pyarrow.parquet as pq
 
 from beam import runs
 from beam.pairing import Reject
-from beam.parquet import part_of
-from beam.spool import Ref
+from beam.spool import Ref, part_of
 
 _INDEX = pa.schema(
     [

@@ -41,9 +41,9 @@ def is_lost_image(reject: Reject) -> bool:
     return reject.stage != TRUTH_STAGE and reject.code != "no_image"
 
 
-def note_count(count: int, path: str) -> None:
+def note_count(name: str, count: int, folder: str = "") -> None:
     """Writes a number that was counted in the graph, for ``count``."""
-    Path(path).write_text(str(count), encoding="utf-8")
+    Path(folder, name).write_text(str(count), encoding="utf-8")
 
 
 def count(staging: Path, tables: Path) -> dict[str, int]:
@@ -58,9 +58,7 @@ def count(staging: Path, tables: Path) -> dict[str, int]:
         pc.not_equal(rejects["stage"], TRUTH_STAGE), pc.not_equal(rejects["code"], "no_image")
     )
     rejected = int(pc.sum(lost).as_py() or 0)
-    read, reused = (
-        int((staging / name).read_text(encoding="utf-8")) for name in (IMAGES_READ, IMAGES_REUSED)
-    )
+    read, reused = (_noted(staging / name) for name in (IMAGES_READ, IMAGES_REUSED))
     if read != predicted + rejected:
         raise RuntimeError(
             f"{read} images were read, but {predicted} predicted and {rejected} rejected; "
@@ -156,6 +154,11 @@ def is_whole(root: Path, partition: str) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def _noted(path: Path) -> int:
+    """What ``note_count`` wrote; nothing was counted where there is no such file."""
+    return int(path.read_text(encoding="utf-8")) if path.exists() else 0
 
 
 def _run_file(root: Path, partition: str) -> Path:

@@ -7,6 +7,7 @@ have not changed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections import defaultdict
@@ -22,12 +23,13 @@ import pyarrow.parquet as pq
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam.parquet import part_of
 from schemas.layout import part_name
 from schemas.prediction import CLASS_STATS, MASKS, plain
 
 Row = dict[str, Any]
 Columns = dict[str, list[Any]]
+PartKey = tuple[str, int, int]
+"""Table, index of the part, number of parts."""
 
 _FLUSH_BYTES = 32 << 20
 _ROW_BYTES = {"masks": 160, "class_stats": 24}
@@ -107,62 +109,78 @@ class SpoolRows(beam.DoFn):
 
 @dataclass
 class WriteSpooled(beam.PTransform):
-    """Refs to the Parquet files of one table, as many as keep each below a target size.
+    """Refs to the Parquet files of both tables, as many as keep each below a target size.
 
     Files and rows are ordered by a hash of the image id and by the id: the bytes depend on neither
     workers, nor retries, nor on which run predicted an image.
 
     Attributes:
-        table: ``masks`` or ``class_stats``.
-        folder: an existing folder.
-        schema: of the files, footer metadata included.
+        folder: holds a folder of each table's name.
+        schemas: of the files, by table, footer metadata included.
         part_bytes: most bytes in a file, about.
         row_group_bytes: most uncompressed bytes in a row group, but for a single larger row.
         run_id: of all rows, also of those that another run made.
 
-    Returns the paths of the files.
+    Returns table and path of each file.
     """
 
-    table: str
     folder: str
-    schema: pa.Schema
+    schemas: dict[str, pa.Schema]
     part_bytes: int
     row_group_bytes: int
     run_id: str
 
-    def expand(self, refs: beam.PCollection[Ref]) -> beam.PCollection[str]:
-        """The graph: sum sizes, key by part, group, write."""
+    def expand(self, refs: beam.PCollection[Ref]) -> beam.PCollection[tuple[str, str]]:
+        """The graph: sum sizes, key by table and part, group, write."""
         total = beam.pvalue.AsSingleton(
             refs
-            | "Sizes" >> beam.Map(lambda ref, table: ref.bytes_in(table), self.table)
-            | "TotalSize" >> beam.CombineGlobally(sum)
+            | "Sizes" >> beam.Map(lambda ref: [ref.bytes_in(table) for table in self.schemas])
+            | "TotalSizes" >> beam.CombineGlobally(_sums).without_defaults(),
+            default_value=[0] * len(self.schemas),
         )
-        keyed = refs | "KeyByPart" >> beam.Map(
-            lambda ref, total: (part_of(ref.image_id, self._parts(total)), ref), total
-        )
+        keyed = refs | "KeyByPart" >> beam.FlatMap(self._keys, total)
+        # A part without a row still is a file, or the set would not be complete.
         every = (
             refs.pipeline
-            | "Table" >> beam.Create([None])
-            | "EveryPart"
-            >> beam.FlatMap(
-                lambda _, total: [(part, None) for part in range(self._parts(total))], total
-            )
+            | "Tables" >> beam.Create([None])
+            | "EveryPart" >> beam.FlatMap(self._every, total)
         )
         return (
             (keyed, every)
             | "AllParts" >> beam.Flatten()
             | "GroupByPart" >> beam.GroupByKey()
-            | "WritePart" >> beam.Map(self._write, total)
+            | "WritePart" >> beam.MapTuple(self._write)
         )
 
-    def _parts(self, total: int) -> int:
-        return max(1, -(-total // self.part_bytes))
+    def _parts(self, totals: list[int]) -> dict[str, int]:
+        sizes = zip(self.schemas, totals, strict=True)
+        return {table: max(1, -(-size // self.part_bytes)) for table, size in sizes}
 
-    def _write(self, group: tuple[int, Iterable[Ref | None]], total: int) -> str:
-        part, refs = group
-        path = Path(self.folder, part_name(self.run_id, part, self._parts(total)))
-        write_part(path, self.table, filter(None, refs), self.schema, self.row_group_bytes)
-        return str(path)
+    def _keys(self, ref: Ref, totals: list[int]) -> Iterator[tuple[PartKey, Ref]]:
+        for table, parts in self._parts(totals).items():
+            yield (table, part_of(ref.image_id, parts), parts), ref
+
+    def _every(self, _: None, totals: list[int]) -> Iterator[tuple[PartKey, None]]:
+        for table, parts in self._parts(totals).items():
+            for part in range(parts):
+                yield (table, part, parts), None
+
+    def _write(self, key: PartKey, refs: Iterable[Ref | None]) -> tuple[str, str]:
+        table, part, parts = key
+        path = Path(self.folder, table, part_name(self.run_id, part, parts))
+        rows = filter(None, refs)
+        write_part(path, table, rows, self.schemas[table], self.row_group_bytes)
+        return table, str(path)
+
+
+def part_of(image_id: str, parts: int) -> int:
+    """Index of the file that holds an image's rows."""
+    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) * parts >> 64
+
+
+def _sums(sizes: Iterable[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(*sizes, strict=True)]
 
 
 def write_part(
