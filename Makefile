@@ -10,7 +10,7 @@ help:
 	@echo "make analyse            SQL over the predictions [PREDICTIONS=folder]"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
-	@echo "make bench [RAW=folder] time the ingest job against its peers"
+	@echo "make bench [RAW=folder] time the ingest job against its peers; BENCH=infer the other"
 	@echo "make lock               resolve requirements.lock anew"
 	@echo "make clean              remove .venv and outputs"
 
@@ -29,7 +29,7 @@ analyse: $(READY)
 	@$(BIN)/python -m analysis.shell $(if $(PREDICTIONS),--predictions "$(PREDICTIONS)")
 
 bench: $(READY)
-	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)")
+	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)") $(if $(MODEL),--model "$(MODEL)")
 
 unit: $(READY)
 	$(BIN)/pytest

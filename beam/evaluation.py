@@ -7,6 +7,8 @@ from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from schemas.classes import Taxonomy
 from schemas.stats import ConfusionMatrix
@@ -14,18 +16,25 @@ from schemas.stats import ConfusionMatrix
 Row = dict[str, Any]
 
 
-def matrices(mask_row: Row) -> Iterator[tuple[str, ConfusionMatrix]]:
-    """The matrix of one row of ``masks`` under its split (``""`` outside a dataset), if it has one.
+def matrices(table: str, path: str) -> Iterator[tuple[str, ConfusionMatrix]]:
+    """The sum of the matrices in a file of ``masks``, for each split (``""`` outside a dataset).
 
-    ``confusion`` holds classes * classes counts, row after row.
+    Files of other tables have none.
+
+    ``confusion`` holds classes * classes counts, row after row, or nothing without truth.
     """
-    flat = mask_row["confusion"]
-    if flat is not None:
-        counts = np.array(flat, np.int64)
-        yield (
-            mask_row["split"] or "",
-            ConfusionMatrix(counts.reshape(2 * [round(len(flat) ** 0.5)])),
-        )
+    if table != "masks":
+        return
+    rows = pq.ParquetFile(path).read(["split", "confusion"])
+    rows = rows.filter(pc.is_valid(rows["confusion"]))
+    if not rows.num_rows:
+        return
+    splits = np.array([split or "" for split in rows["split"].to_pylist()])
+    flat = pc.list_flatten(rows["confusion"]).to_numpy().reshape(rows.num_rows, -1)
+    classes = round(flat.shape[1] ** 0.5)
+    for split in np.unique(splits):
+        counts = flat[splits == split].sum(axis=0, dtype=np.int64)
+        yield str(split), ConfusionMatrix(counts.reshape(classes, classes))
 
 
 class SumMatrices(beam.CombineFn):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import subprocess
+import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +15,7 @@ from beam.storage import file_sha256
 from schemas.classes import Taxonomy, load_taxonomy
 from schemas.config import InferConfig, Resize
 from schemas.errors import UserError
-from schemas.layout import safe_name
+from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, safe_name
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class ResolvedModel:
         keras_file: path of the ``.keras`` file.
         height, width: size in pixels that images are resized to.
         resize: how.
+        graph: path of the OpenVINO graph that was exported from the file, where there is one.
         run_id, fingerprint: training run and training dataset, where known.
     """
 
@@ -38,6 +42,7 @@ class ResolvedModel:
     resize: Resize
     run_id: str | None = None
     fingerprint: str | None = None
+    graph: str | None = None
 
 
 def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedModel:
@@ -47,7 +52,7 @@ def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedM
         UserError: there is no such model, or it is none of ours.
     """
     if uri.startswith(("models:/", "runs:/")):
-        return _from_mlflow(uri, tracking_uri)
+        return _from_mlflow(uri, config, tracking_uri)
     path = Path(uri).absolute()
     if not path.is_file():
         raise UserError(
@@ -63,13 +68,14 @@ def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedM
         keras_file=str(path),
         sha256=sha256,
         taxonomy=load_taxonomy(config.taxonomy),
-        height=config.height,
-        width=config.width,
+        height=config.height or 96,
+        width=config.width or 128,
         resize="nearest",
+        graph=_graph_of(sha256, path.parent / "openvino"),
     )
 
 
-def _from_mlflow(uri: str, tracking_uri: str) -> ResolvedModel:
+def _from_mlflow(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedModel:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     _require_store(tracking_uri)
     import mlflow
@@ -89,19 +95,65 @@ def _from_mlflow(uri: str, tracking_uri: str) -> ResolvedModel:
     if not files or "taxonomy" not in metadata:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
     _check_keras_file(files[0])
+    sha256 = file_sha256(files[0])
+    height, width = (config.height, config.width) if config.height else _size(metadata)
     return ResolvedModel(
         uri=f"models:/{name}/{version.removeprefix('v')}" if version else uri,
         name=safe_name(name),
         version=version or f"run-{info.run_id[:8]}",
         keras_file=str(files[0]),
-        sha256=file_sha256(files[0]),
+        sha256=sha256,
         taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
-        height=metadata["height"],
-        width=metadata["width"],
+        height=height,
+        width=width,
         resize=metadata["resize"],
         run_id=info.run_id,
         fingerprint=metadata["dataset_fingerprint"],
+        graph=_graph_of(sha256, folder / "artifacts/openvino"),
     )
+
+
+def _size(metadata: dict[str, Any]) -> tuple[int, int]:
+    """Height and width that the model was trained at."""
+    if not metadata["height"]:
+        raise UserError(
+            "the model was trained on images of many sizes; name the --height and --width "
+            "that it shall predict at"
+        )
+    return metadata["height"], metadata["width"]
+
+
+def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
+    """The model with an OpenVINO graph: the one it has, or one that is exported into ``folder``.
+
+    A process of its own exports, for it needs TensorFlow, which then is needed nowhere else.
+
+    Raises:
+        UserError: the model cannot be exported.
+    """
+    if model.graph:
+        return model
+    arguments = [f"--model={model.keras_file}", f"--output={folder}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "model.export", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
+
+
+def _graph_of(sha256: str, folder: Path) -> str | None:
+    """The graph in ``folder``, if it was made of the file with this hash."""
+    path = folder / OPENVINO_GRAPH
+    try:
+        fits = f'<{GRAPH_SOURCE} value="{sha256}"' in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return str(path) if fits else None
 
 
 def _registered(client: Any, uri: str) -> tuple[str, str]:

@@ -17,13 +17,17 @@ _OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One input that is left out: its id, its path below the source root, where, why."""
+    """One input that is left out: its id, its path below the source root, where, why.
+
+    ``sha256`` is the hash of its bytes, where the job has one and tells rejects apart by it.
+    """
 
     id: str
     path: str
     stage: str
     code: str
     message: str
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""WriteTable: rows to Parquet files of one partition, named and ordered by nothing but the rows."""
+"""WriteSmallTables: few rows of several tables, one Parquet file each."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,94 +17,37 @@ Row = dict[str, Any]
 
 
 @dataclass
-class WriteTable(beam.PTransform):
-    """Groups of rows, keyed by image id, to ``parts`` Parquet files.
+class WriteSmallTables(beam.PTransform):
+    """Groups of rows, as (table, (name, rows)), to one file of each table, be it empty.
 
-    An image's rows stay together; files and rows are ordered by a hash of the image id and by the
-    id, so a bundle that is tried again, or another number of workers, writes the same bytes.
+    Groups are ordered by their names, so the bytes depend on neither workers nor retries.
 
     Attributes:
-        folder: an existing folder.
-        schema: of the files, footer metadata included.
-        parts: number of files; each is written, be it empty.
-        row_group_bytes: most uncompressed bytes in a row group, but for a single larger row.
+        folder: holds a folder of each table's name.
+        schemas: of the files, by table, footer metadata included.
+        run_id: in the names of the files.
     """
 
     folder: str
-    schema: pa.Schema
-    parts: int
-    row_group_bytes: int
+    schemas: dict[str, pa.Schema]
+    run_id: str
 
-    def expand(self, rows: beam.PCollection[tuple[str, list[Row]]]) -> beam.PCollection[str]:
-        """The graph: key by part, group, write; returns the paths of the files."""
-        keyed = rows | "KeyByPart" >> beam.Map(lambda one: (part_of(one[0], self.parts), one))
-        every = (
-            rows.pipeline
-            | "Parts" >> beam.Create(range(self.parts))
-            | "EveryPart" >> beam.Map(lambda part: (part, None))
-        )
+    def expand(
+        self, groups: beam.PCollection[tuple[str, tuple[str, list[Row]] | None]]
+    ) -> beam.PCollection[str]:
+        """The graph: group by table, write; returns the paths of the files."""
+        every = groups.pipeline | "Tables" >> beam.Create([(name, None) for name in self.schemas])
         return (
-            (keyed, every)
-            | "AllParts" >> beam.Flatten()
-            | "GroupByPart" >> beam.GroupByKey()
-            | "WritePart"
-            >> beam.Map(
-                lambda group, **options: write_part(*group, **options),
-                folder=self.folder,
-                schema=self.schema,
-                parts=self.parts,
-                row_group_bytes=self.row_group_bytes,
-            )
+            (groups, every)
+            | "AllTables" >> beam.Flatten()
+            | "GroupByTable" >> beam.GroupByKey()
+            | "WriteTable" >> beam.MapTuple(self._write)
         )
 
-
-def part_of(image_id: str, parts: int) -> int:
-    """Index of the file that holds an image's rows."""
-    digest = hashlib.blake2b(image_id.encode(), digest_size=8).digest()
-    return int.from_bytes(digest) * parts >> 64
-
-
-def write_part(
-    part: int,
-    groups: Iterable[tuple[str, list[Row]] | None],
-    *,
-    folder: str,
-    schema: pa.Schema,
-    parts: int,
-    row_group_bytes: int,
-) -> str:
-    """Writes one file, image by image in the order of their ids; returns its path."""
-    ordered = sorted((group for group in groups if group is not None), key=lambda group: group[0])
-    rows = (row for _, image_rows in ordered for row in image_rows)
-    path = Path(folder, part_name(part, parts))
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for table in _row_groups(rows, schema, row_group_bytes):
-            writer.write_table(table, row_group_size=max(1, table.num_rows))
-    return str(path)
-
-
-def _row_groups(rows: Iterable[Row], schema: pa.Schema, limit: int) -> Iterator[pa.Table]:
-    pending: list[Row] = []
-    size = 0
-    for row in rows:
-        weight = _weight(row)
-        if pending and size + weight > limit:
-            yield pa.Table.from_pylist(pending, schema=schema)
-            pending, size = [], 0
-        pending.append(row)
-        size += weight
-    if pending:
-        yield pa.Table.from_pylist(pending, schema=schema)
-
-
-def _weight(row: Row) -> int:
-    """Bytes of a row, about: 8 for a number, also in a list; the length of a text or a picture."""
-    weight = 0
-    for value in row.values():
-        if isinstance(value, dict):
-            weight += _weight(value)
-        elif isinstance(value, list):
-            weight += 8 * len(value)
-        else:
-            weight += len(value) if isinstance(value, str | bytes) else 8
-    return weight
+    def _write(self, table: str, groups: Iterable[tuple[str, list[Row]] | None]) -> str:
+        path = Path(self.folder, table, part_name(self.run_id, 0, 1))
+        ordered = sorted((group for group in groups if group is not None), key=lambda one: one[0])
+        rows = [row for _, rows in ordered for row in rows]
+        table_of_rows = pa.Table.from_pylist(rows, schema=self.schemas[table])
+        pq.write_table(table_of_rows, path, compression="zstd")
+        return str(path)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions
@@ -19,6 +22,7 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf.struct_pb2 import Struct
 
 from schemas.errors import UserError
+from schemas.quiet import WithoutTracebacks
 
 LOCAL_RUNNER = "FnApiRunner"
 _STEP = re.compile(r" \[while running '[^']*'\].*")
@@ -71,15 +75,26 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     """
     # The runner repeats a worker's exception in its log before it raises it here.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_is_worth_saying)
     try:
-        with beam.Pipeline(_runner(options), options) as root:
+        with (
+            contextlib.redirect_stderr(cast(Any, WithoutTracebacks(sys.stderr))),
+            beam.Pipeline(_runner(options), options) as root,
+        ):
             build(root)
     except Exception as error:
         # A worker's exception arrives as text inside a RuntimeError of the runner's.
-        found = _USER_ERROR.search(str(error)) or _OS_ERROR.search(str(error))
+        # Beam's own process raises the exception itself, with the step's name at its end.
+        text = "".join(traceback.format_exception_only(error))
+        found = _USER_ERROR.search(text) or _OS_ERROR.search(text)
         if found is None:
             raise
         raise UserError(_STEP.sub("", found[1]).strip().removesuffix("\\n")) from error
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """False for what RunInference says wherever PyTorch is not installed."""
+    return not record.getMessage().startswith("Resource module is not available")
 
 
 def _runner(options: PipelineOptions) -> FnApiRunner | str:

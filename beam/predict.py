@@ -1,29 +1,28 @@
-"""Pictures to predictions: reading, the model handler, and what is said of each image."""
+"""Pictures on their way through the model: how they are read, and what comes back."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-from apache_beam.ml.inference.base import ModelHandler
 
 from beam import png
 from beam.model_uri import ResolvedModel
-from beam.pairing import Pair
-from beam.storage import join, read_bytes
-from schemas.classes import UInt8Array
+from beam.pairing import Pair, Reject
+from beam.previous import Known
+from beam.runs import TRUTH_STAGE
+from beam.spool import Ref
+from beam.storage import join, read_bytes, sha256
+from schemas.classes import Taxonomy, UInt8Array
 from schemas.errors import RejectError, UserError
 from schemas.example import CorruptRecordError, parse, read_records
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
-from schemas.quiet import import_tensorflow
-from schemas.stats import ConfusionMatrix
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -33,18 +32,23 @@ class Picture:
     """An image on its way through the model.
 
     Attributes:
+        path: of the source PNG, below the source root.
         pixels: RGB at the model's size, uint8 (height, width, 3).
         width, height: size of the image that was read.
         truth: class ids at the size that was read, uint8 (height, width), where known.
+        image_sha256, truth_sha256: hashes of the bytes of the source PNG and of its mask, if any.
     """
 
     image_id: str
+    path: str
     source_uri: str
     split: str | None
     width: int
     height: int
     pixels: UInt8Array
     truth: UInt8Array | None
+    image_sha256: str
+    truth_sha256: str | None = None
 
 
 class Prediction(NamedTuple):
@@ -55,8 +59,22 @@ class Prediction(NamedTuple):
     confidence: Float32Array
 
 
-def read_shard(dataset: str, split: str, name: str, model: ResolvedModel) -> Iterator[Picture]:
-    """The records of one shard; their size is the dataset's."""
+class Unpredicted(NamedTuple):
+    """A picture that the model failed on, with the code and the message of its reject."""
+
+    picture: Picture
+    code: str
+    message: str
+
+
+def read_shard(
+    dataset: str, split: str, name: str, model: ResolvedModel, known: Known | None = None
+) -> Iterator[Picture | Ref | Reject]:
+    """The records of one shard; their size is the dataset's.
+
+    Args:
+        known: what an earlier run has seen, and what needs no second look.
+    """
     rows = pq.read_table(
         Path(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
     )
@@ -70,201 +88,101 @@ def read_shard(dataset: str, split: str, name: str, model: ResolvedModel) -> Ite
             f"dataset {dataset!r}: shard {name} cannot be read ({error}); ingest again to mend it"
         ) from error
     for example in examples:
-        image = png.decode_image(example.image, max_pixels=1 << 31)
+        path, sha256 = paths[example.id], example.source_sha256
+        seen = known and (known.image(example.id, sha256, None) or known.reject(path, sha256))
+        if seen:
+            yield seen
+            continue
+        try:
+            image = png.decode_image(example.image, max_pixels=1 << 31)
+            truth = png.decode_mask(example.mask, max_pixels=1 << 31)
+        except RejectError as error:
+            yield Reject(example.id, path, "read", error.code, error.message, sha256)
+            continue
         yield Picture(
             image_id=example.id,
-            source_uri=join(root, paths[example.id]),
+            path=path,
+            source_uri=join(root, path),
             split=split,
             width=image.shape[1],
             height=image.shape[0],
             pixels=png.resize_image(image, model.height, model.width, model.resize),
-            truth=png.decode_mask(example.mask, max_pixels=1 << 31),
+            truth=truth,
+            image_sha256=sha256,
         )
 
 
-def read_picture(pair: Pair, source: str, model: ResolvedModel, max_pixels: int) -> Picture:
-    """The image of a pair without its mask.
+def read_pair(
+    pair: Pair, source: str, model: ResolvedModel, max_pixels: int, known: Known
+) -> Iterator[Picture | Ref | Reject]:
+    """The image of a pair with its truth, where it has one and where that is fit.
 
-    Raises:
-        RejectError: the image cannot be read or is not fit.
+    Yields:
+        At most a reject of the mask; then the picture, or the image's reject, or where its rows
+        lie if neither image nor mask has changed.
     """
     uri = join(source, pair.image.path)
     try:
-        image = png.decode_image(read_bytes(uri), max_pixels)
+        data = read_bytes(uri)
     except OSError as error:
-        raise RejectError("unreadable", str(error)) from error
-    return Picture(
+        yield Reject(pair.id, pair.image.path, "read", "unreadable", str(error))
+        return
+    image_sha256 = sha256(data)
+    if reject := known.reject(pair.image.path, image_sha256):
+        yield reject
+        return
+    mask, truth_sha256 = None, None
+    if pair.mask is not None:
+        try:
+            mask = read_bytes(join(source, pair.mask.path))
+            truth_sha256 = sha256(mask)
+        except OSError as error:
+            yield Reject(pair.id, pair.mask.path, TRUTH_STAGE, "unreadable", str(error))
+        if reject := known.reject(pair.mask.path, truth_sha256):
+            yield reject
+            mask = None
+    if ref := known.image(pair.id, image_sha256, truth_sha256):
+        yield ref
+        return
+    try:
+        image = png.decode_image(data, max_pixels)
+    except RejectError as error:
+        path = pair.image.path
+        yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)
+        return
+    truth = None
+    if pair.mask is not None and mask is not None:
+        try:
+            truth = decode_truth(mask, image.shape, model.taxonomy, max_pixels)
+        except RejectError as error:
+            path = pair.mask.path
+            yield Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, truth_sha256)
+    yield Picture(
         image_id=pair.id,
+        path=pair.image.path,
         source_uri=uri,
         split=None,
         width=image.shape[1],
         height=image.shape[0],
         pixels=png.resize_image(image, model.height, model.width, model.resize),
-        truth=None,
+        truth=truth,
+        image_sha256=image_sha256,
+        truth_sha256=truth_sha256,
     )
 
 
-def read_truth(
-    pair: Pair, picture: Picture, source: str, model: ResolvedModel, max_pixels: int
-) -> UInt8Array | None:
-    """The mask of a pair as class ids, or None where there is none.
+def decode_truth(
+    data: bytes, shape: tuple[int, ...], taxonomy: Taxonomy, max_pixels: int
+) -> UInt8Array:
+    """The mask of an image of ``shape`` (height, width, 3) as class ids.
 
     Raises:
         RejectError: the mask cannot be read, is not fit, or has another size than the image.
     """
-    if pair.mask is None:
-        return None
-    try:
-        raw = png.decode_mask(read_bytes(join(source, pair.mask.path)), max_pixels)
-    except OSError as error:
-        raise RejectError("unreadable", str(error)) from error
-    if raw.shape != (picture.height, picture.width):
+    raw = png.decode_mask(data, max_pixels)
+    if raw.shape != shape[:2]:
         raise RejectError(
             "size_mismatch",
-            f"expected {picture.width}x{picture.height} as the image, "
-            f"found {raw.shape[1]}x{raw.shape[0]}",
+            f"expected {shape[1]}x{shape[0]} as the image, found {raw.shape[1]}x{raw.shape[0]}",
         )
-    return png.check_mask(raw, model.taxonomy)
-
-
-class UNetHandler(ModelHandler[Picture, Prediction, Any]):
-    """Runs the Keras model in batches of one fixed shape, so that it is compiled once.
-
-    Args:
-        threads: of each process; as many processes as cores leave one for each.
-    """
-
-    def __init__(self, model: ResolvedModel, batch_size: int, threads: int) -> None:
-        super().__init__()
-        self._model = model
-        self._batch_size = batch_size
-        self._threads = threads
-
-    def load_model(self) -> Any:
-        """The compiled function from uint8 (batch, h, w, 3) to class ids and confidences."""
-        tf = import_tensorflow()
-        import keras
-
-        if tf.config.list_physical_devices("GPU") == []:
-            # A process that has used TensorFlow before keeps the threads it has.
-            with contextlib.suppress(RuntimeError):
-                tf.config.threading.set_intra_op_parallelism_threads(self._threads)
-                tf.config.threading.set_inter_op_parallelism_threads(1)
-        network = self._network(keras)
-
-        def predict(images: Any) -> Any:
-            logits = network(images, training=False)
-            # The highest softmax probability, without the others.
-            highest = tf.reduce_max(logits, axis=-1)
-            confidence = tf.exp(highest - tf.reduce_logsumexp(logits, axis=-1))
-            return tf.cast(tf.argmax(logits, axis=-1), tf.uint8), confidence
-
-        shape = (self._batch_size, self._model.height, self._model.width, 3)
-        return tf.function(predict, input_signature=[tf.TensorSpec(shape, tf.uint8)])
-
-    def _network(self, keras: Any) -> Any:
-        """The network, if it is one that can do the job.
-
-        Raises:
-            UserError: it cannot be read, takes another size, or has another number of classes.
-        """
-        model = self._model
-        try:
-            network = keras.saving.load_model(model.keras_file, compile=False, safe_mode=True)
-        except Exception as error:
-            # Keras raises many types on files that are none of its own.
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"model file {model.keras_file!r} cannot be loaded: {reason}"
-            ) from error
-        size = (1, model.height, model.width, 3)
-        try:
-            shape = tuple(network.compute_output_shape(size))
-        except Exception as error:
-            raise UserError(
-                f"model {model.uri!r} does not take images of {model.width}x{model.height}"
-            ) from error
-        expected = (1, model.height, model.width, len(model.taxonomy))
-        if shape != expected:
-            raise UserError(
-                f"model {model.uri!r}: expected logits {expected[1:]} for taxonomy "
-                f"{model.taxonomy.name}, found {shape[1:]}; "
-                "name the --taxonomy, --height and --width it was trained with"
-            )
-        return network
-
-    def run_inference(
-        self,
-        batch: Sequence[Picture],
-        model: Any,
-        inference_args: dict[str, Any] | None = None,  # noqa: ARG002
-    ) -> Iterable[Prediction]:
-        """Predictions in the order of the pictures."""
-        images = np.zeros((self._batch_size, self._model.height, self._model.width, 3), np.uint8)
-        images[: len(batch)] = [picture.pixels for picture in batch]
-        class_ids, confidences = (result.numpy() for result in model(images))
-        for position, picture in enumerate(batch):
-            yield Prediction(picture, class_ids[position], confidences[position])
-
-    def batch_elements_kwargs(self) -> dict[str, int]:
-        """Full batches, but for a bundle's last."""
-        return {"min_batch_size": self._batch_size, "max_batch_size": self._batch_size}
-
-
-def describe(
-    prediction: Prediction, model: ResolvedModel, run_id: str
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The row of ``masks`` and the rows of ``class_stats`` of one image.
-
-    The mask has the size of the image that was read; each of its pixels takes class and confidence
-    of the nearest pixel that the model saw.
-    """
-    picture, classes = prediction.picture, len(model.taxonomy)
-    size = (picture.height, picture.width)
-    mask = png.resize_nearest(prediction.class_id, *size)
-    confidence = png.resize_nearest(prediction.confidence, *size)
-    counts = np.bincount(mask.ravel(), minlength=classes)
-    sums = np.bincount(mask.ravel(), confidence.ravel(), minlength=classes)
-    matrix = None
-    if picture.truth is not None:
-        matrix = ConfusionMatrix.of(picture.truth, mask, classes)
-    mask_row = {
-        "image_id": picture.image_id,
-        "source_uri": picture.source_uri,
-        "split": picture.split,
-        "width": picture.width,
-        "height": picture.height,
-        "mask": {
-            "bytes": png.encode_palette(mask, model.taxonomy.palette),
-            "path": f"{picture.image_id}.png",
-        },
-        "mean_confidence": float(sums.sum() / mask.size),
-        "pixel_accuracy": _or_none(matrix.pixel_accuracy()) if matrix else None,
-        "confusion": matrix.counts.ravel().tolist() if matrix else None,
-        "run_id": run_id,
-    }
-    iou = matrix.iou() if matrix else None
-    class_rows = [
-        {
-            "image_id": picture.image_id,
-            "split": picture.split,
-            "class_id": label.id,
-            "class_name": label.name,
-            "pixel_count": int(counts[label.id]),
-            "pixel_fraction": float(counts[label.id] / mask.size),
-            "mean_confidence": _or_none(sums[label.id] / counts[label.id])
-            if counts[label.id]
-            else None,
-            "true_pixel_count": int(matrix.true_pixels[label.id]) if matrix else None,
-            "intersection": int(matrix.intersection[label.id]) if matrix else None,
-            "union": int(matrix.union[label.id]) if matrix else None,
-            "iou": _or_none(iou[label.id]) if iou is not None else None,
-            "run_id": run_id,
-        }
-        for label in model.taxonomy.classes
-    ]
-    return mask_row, class_rows
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return png.check_mask(raw, taxonomy)

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -127,6 +127,11 @@ def _walk_remote(root: str) -> Iterator[SourceFile]:
                 yield SourceFile(path, found.size_in_bytes, found.last_updated_in_seconds)
 
 
+def sha256(data: bytes) -> str:
+    """Hex digest of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def file_sha256(path: str | Path) -> str:
     """Hex digest of a local file."""
     with open(path, "rb") as file:
@@ -200,11 +205,47 @@ def _try_lock(file: IO[bytes] | IO[str]) -> bool:
     return True
 
 
+@contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds a lock that dies with its process; its file is gone when the block ends.
+
+    Args:
+        wait: until whoever holds it lets go; else the block runs at once.
+
+    Yields:
+        Whether the lock is held.
+    """
+    while True:
+        file = open(path, "a")  # noqa: SIM115 - the lock lives as long as it is open
+        if not _try_lock(file):
+            if not wait:
+                file.close()
+                yield False
+                return
+            fcntl.flock(file, fcntl.LOCK_EX)
+        # Who held it before has removed the file, and another may have made a new one.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                break
+        file.close()
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
 def publish(staged: Path, final: Path) -> None:
     """Puts a staged folder in its final place in one step, in place of what was there.
 
     Readers see the whole old folder or the whole new one. Both must be on one file system.
     """
+    swap(staged, final)
+    shutil.rmtree(staged, ignore_errors=True)
+
+
+def swap(staged: Path, final: Path) -> None:
+    """As ``publish``, but what was in the final place is in the staged one afterwards."""
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(staged, final)
@@ -212,7 +253,6 @@ def publish(staged: Path, final: Path) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         _exchange(staged, final)
-        shutil.rmtree(staged, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> None:

@@ -1,7 +1,8 @@
 """Entry point of a local worker process: Beam's own, started a third faster and without noise.
 
 Beam and pyarrow import pandas wherever it is installed (MLflow brings it), which costs each worker
-a second; no step of ours passes data frames, so in a worker it is not to be found.
+a second, and Beam a database's client; no step of ours passes data frames, so in a worker they are
+not to be found.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import logging
 import sys
 from importlib.abc import MetaPathFinder
-from typing import Any
+from typing import Any, cast
 
 from beam.memory import tune_malloc
+from schemas.quiet import WithoutTracebacks
 
 
 class _Hidden(MetaPathFinder):
@@ -30,7 +32,8 @@ def main() -> None:
     # What a worker logs goes to the runner; on this handler, Beam's greetings end.
     logging.getLogger().addHandler(logging.NullHandler())
     tune_malloc()
-    sys.meta_path.insert(0, _Hidden("pandas"))
+    sys.meta_path.insert(0, _Hidden("pandas", "pymongo"))
+    sys.stderr = cast(Any, WithoutTracebacks(sys.stderr))
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv)

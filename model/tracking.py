@@ -213,8 +213,11 @@ def log_file(path: Path, folder: str | None = None) -> None:
     mlflow.log_artifact(str(path), folder)
 
 
-def register(keras_file: Path, plan: Plan, metrics: dict[str, float], card: str) -> str:
+def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card: str) -> str:
     """Logs the model with signature, example and metadata, and registers it.
+
+    Args:
+        files: ``keras_file``, and ``openvino``, the folder of its graph.
 
     Returns:
         ``models:/<name>/<version>``.
@@ -228,7 +231,7 @@ def register(keras_file: Path, plan: Plan, metrics: dict[str, float], card: str)
         info = mlflow.pyfunc.log_model(
             name="unet",
             python_model=str(Path(__file__).with_name("serving.py")),
-            artifacts={"keras_file": str(keras_file)},
+            artifacts={name: str(path) for name, path in files.items()},
             model_config=plan.geometry.model_dump(),
             signature=signature,
             input_example={"image": np.zeros(size, np.uint8)},

@@ -139,6 +139,7 @@ def _deliver(
     from model import pictures, tracking
     from model.dataset import Input
     from model.evaluate import draw_examples, evaluate
+    from model.export import export_openvino
 
     config, source = chosen.config, Input(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
@@ -154,6 +155,8 @@ def _deliver(
         keras_file = folder / "model" / "unet.keras"
         keras_file.parent.mkdir()
         model.save(keras_file)
+        graph = export_openvino(keras_file, keras_file.parent / "openvino")
+        files = {"keras_file": keras_file, "openvino": graph.parent}
 
         def deliver() -> str:
             run.send(progress.epochs)
@@ -162,7 +165,7 @@ def _deliver(
                 tracking.log_file(path)
             # A delivery that was cut short after it had registered is not made twice.
             known = tracking.find_trained(config.model_name, chosen.key, run.id)
-            return known or tracking.register(keras_file, chosen, metrics, card)
+            return known or tracking.register(files, chosen, metrics, card)
 
         uri = tracking.patiently(deliver, PATIENCE_S, say)
     say(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

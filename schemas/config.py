@@ -154,11 +154,31 @@ class InferConfig(JobConfig):
         description="Name of the source in the tables; the dataset's or the folder's by default.",
     )
     taxonomy: str = Field("carla-0.8", description="Taxonomy of a plain .keras file.")
-    height: int = Field(96, ge=16, le=8192, description="Input height of a plain .keras file.")
-    width: int = Field(128, ge=16, le=8192, description="Input width of a plain .keras file.")
-    batch_size: int = Field(16, ge=1, le=1024, description="Images in one call of the model.")
-    part_images: int = Field(2000, ge=1, le=1_000_000, description="Images in one Parquet file.")
+    height: int = Field(
+        0, ge=0, le=8192, description="Input height; 0: as trained, 96 for a plain .keras file."
+    )
+    width: int = Field(
+        0, ge=0, le=8192, description="Input width; 0: as trained, 128 for a plain .keras file."
+    )
+    engine: Literal["auto", "openvino", "tensorflow"] = Field(
+        "auto", description="What predicts; auto: TensorFlow on a GPU, OpenVINO on a CPU."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Of the network's inner sums; auto: the fastest that the processor has."
+    )
+    batch_size: int = Field(
+        0, ge=0, le=1024, description="Images in one call of the model; 0 chooses by engine."
+    )
+    part_mib: float = Field(
+        128, gt=0, le=4096, description="Most MiB that a Parquet file should hold."
+    )
     row_group_mib: int = Field(32, ge=1, le=1024, description="Most MiB in a row group.")
     max_pixels: int = Field(
         64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> InferConfig:
+        if (self.height == 0) != (self.width == 0):
+            raise ValueError("height and width are both 0 (as trained) or both positive")
+        return self

@@ -17,6 +17,12 @@ TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 TRAINING_STATE = "outputs/training"
 """Where unfinished trainings keep their checkpoints when nothing else is said."""
 
+OPENVINO_GRAPH = "unet.xml"
+"""The network as OpenVINO reads it, its weights beside it as ``unet.bin``."""
+
+GRAPH_SOURCE = "keras_sha256"
+"""Where a graph notes the hash of the ``.keras`` file that it was made of."""
+
 STAGING_PREFIX = ".staging-"
 """Folders whose name begins so are work in progress; readers skip them."""
 
@@ -50,9 +56,12 @@ def folder_source_name(folder: str) -> str:
     return safe_name(os.path.abspath(folder).rpartition("/")[2])
 
 
-def part_name(index: int, parts: int) -> str:
-    """File name of one part of a table inside a partition."""
-    return f"part-{index:05d}-of-{parts:05d}.parquet"
+def part_name(run_id: str, index: int, parts: int) -> str:
+    """File name of one part of a table inside a partition.
+
+    It bears the run's id, so that a reader who listed the files of one run never opens another's.
+    """
+    return f"{run_id}-{index:05d}-of-{parts:05d}.parquet"
 
 
 def safe_name(text: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 def _field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -47,6 +47,13 @@ MASKS = pa.schema(
             pa.list_(pa.field("item", pa.int32(), nullable=False)),
             "Pixels by true and predicted class, row after row: true * classes + predicted; "
             "null without truth",
+            nullable=True,
+        ),
+        _field("image_sha256", pa.string(), "Hash of the source PNG's bytes"),
+        _field(
+            "truth_sha256",
+            pa.string(),
+            "Hash of the mask PNG's bytes; null without one and in a dataset",
             nullable=True,
         ),
         _RUN_ID,
@@ -114,8 +121,11 @@ RUNS = pa.schema(
         ),
         _field("taxonomy", pa.string(), "Name of the taxonomy"),
         _field("taxonomy_sha256", pa.string(), "Hash of the taxonomy"),
+        _field("engine", pa.string(), "What predicted: openvino or tensorflow"),
+        _field("precision", pa.string(), "Of the network's inner sums"),
         _field("images_read", pa.int64(), "predicted + rejected"),
         _field("images_predicted", pa.int64(), "Images with rows in masks and class_stats"),
+        _field("images_reused", pa.int64(), "Of the predicted: taken over from the run before"),
         _field("images_rejected", pa.int64(), "Images with a row in _rejects"),
         _field("flow_run_id", pa.string(), "Prefect flow run; null outside a flow", nullable=True),
         _field("started_at", pa.timestamp("us", tz="UTC"), "Start of the job"),
@@ -127,13 +137,32 @@ REJECTS = pa.schema(
     [
         _IMAGE_ID,
         _field("source_uri", pa.string(), "The file"),
-        _field("stage", pa.string(), "Where it was rejected: pair, check, read or predict"),
+        _field("stage", pa.string(), "Where it was rejected: pair, check, read, truth or predict"),
         _field("code", pa.string(), "Reason, stable"),
         _field("message", pa.string(), "What was expected and what was found"),
     ]
 )
 
-PREDICTION_REJECTS = pa.schema([*REJECTS, _RUN_ID])
+PREDICTION_REJECTS = pa.schema(
+    [
+        *REJECTS,
+        _field(
+            "source_sha256",
+            pa.string(),
+            "Hash of the file's bytes; null where they were not read",
+            nullable=True,
+        ),
+        _RUN_ID,
+    ]
+)
+
+
+def plain(schema: pa.Schema) -> pa.Schema:
+    """``schema`` without dictionaries and metadata: what rows have before they are published."""
+    return pa.schema(
+        pa.field(one.name, one.type.value_type if pa.types.is_dictionary(one.type) else one.type)
+        for one in schema
+    )
 
 
 def with_footer(schema: pa.Schema, **facts: str | None) -> pa.Schema:

@@ -1,10 +1,10 @@
-"""TensorFlow without its greetings."""
+"""TensorFlow without its greetings, OpenVINO without its reports, Beam without its tracebacks."""
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, TextIO, cast
 
 
 def import_tensorflow() -> Any:
@@ -26,3 +26,33 @@ def import_tensorflow() -> Any:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def import_openvino() -> Any:
+    """Imports OpenVINO without its telemetry, which tells its maker of each import."""
+    sys.modules.setdefault("openvino_telemetry", cast(Any, None))
+    import openvino
+
+    return openvino
+
+
+class WithoutTracebacks:
+    """Standard error without the tracebacks that are printed in one piece.
+
+    Beam's worker prints each exception before it hands it over; who gets it says what is to say.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._dropped = False
+
+    def write(self, text: str) -> int:
+        """Writes all but a traceback and the end of its line."""
+        drop = text.startswith("Traceback (most recent call last)")
+        if not drop and not (self._dropped and text == "\n"):
+            self._stream.write(text)
+        self._dropped = drop
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)

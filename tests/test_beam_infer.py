@@ -21,7 +21,8 @@ from schemas.manifest import load_manifest
 CLASSES = 13
 
 
-def _run(trained, output: Path, config: InferConfig | None = None, **place: Path) -> Path:
+def _run(trained, output: Path, config: InferConfig | None = None, **place) -> Path:
+    flags = {name: place.pop(name) for name in ("resume", "retry_rejects") if name in place}
     return infer.run(
         trained.model,
         source=str(place["source"]) if "source" in place else None,
@@ -30,6 +31,7 @@ def _run(trained, output: Path, config: InferConfig | None = None, **place: Path
         config=config or InferConfig(),
         tracking_uri=trained.tracking_uri,
         options=pipeline_options(IN_MEMORY),
+        **flags,
     )
 
 
@@ -175,8 +177,8 @@ def test_running_twice_leaves_the_same_rows_once(
     output = _run(trained, tmp_path, dataset=dataset)
     before = _content(output)
     # Another configuration of the same model and source takes the place of the first.
-    _run(trained, tmp_path, InferConfig(part_images=7), dataset=dataset)
-    assert len(list(output.glob("masks/**/*.parquet"))) == 6
+    _run(trained, tmp_path, InferConfig(part_mib=0.005), dataset=dataset)
+    assert len(list(output.glob("masks/**/*.parquet"))) > 3
     assert _content(output) == before
     _run(trained, tmp_path, dataset=dataset)
     assert _content(output) == before
@@ -202,7 +204,7 @@ def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) ->
             None,
             str(dataset),
             str(tmp_path / str(workers)),
-            InferConfig(part_images=10),
+            InferConfig(part_mib=0.005),
             trained.tracking_uri,
             options=pipeline_options(options),
         )
@@ -215,7 +217,7 @@ def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) ->
             }
         )
     assert outputs[0] == outputs[1]
-    assert len(outputs[0]) == 11
+    assert len(outputs[0]) > len(TABLES)
 
 
 def test_mistakes_end_in_one_line_and_code_2(
@@ -269,7 +271,7 @@ def test_splits_of_a_dataset_stand_beside_each_other(trained, dataset, tmp_path)
     ]
 
 
-def test_a_keras_file_must_fit_its_taxonomy_and_size(dataset: Path, tmp_path: Path) -> None:
+def test_a_keras_file_must_fit_its_taxonomy(dataset: Path, tmp_path: Path) -> None:
     from model.unet import unet
 
     path = tmp_path / "other.keras"
@@ -285,12 +287,11 @@ def test_a_keras_file_must_fit_its_taxonomy_and_size(dataset: Path, tmp_path: Pa
             options=pipeline_options(IN_MEMORY),
         )
 
-    with pytest.raises(UserError, match=r"expected logits \(96, 128, 13\).*found \(96, 128, 23\)"):
-        run()
-    with pytest.raises(
-        UserError, match=r"found \(96, 96, 23\); name the --taxonomy, --height and --width it was"
-    ):
-        run(width=100)
+    for engine in ("openvino", "tensorflow"):
+        with pytest.raises(
+            UserError, match=r"expected logits of 13 classes for .*, found 23; name the --taxonomy"
+        ):
+            run(engine=engine)
     assert list((tmp_path / "out").iterdir()) == []
     path.write_bytes((dataset / "card.png").read_bytes())
     with pytest.raises(UserError, match=r"expected a \.keras archive"):

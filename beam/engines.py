@@ -1,0 +1,218 @@
+"""What predicts: the engine's interface, and which engine, precision and batch a job takes."""
+
+from __future__ import annotations
+
+import glob
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from beam.model_uri import ResolvedModel
+from schemas.classes import UInt8Array
+from schemas.config import InferConfig
+from schemas.errors import UserError
+
+Float32Array = npt.NDArray[np.float32]
+Predicted = tuple[UInt8Array, Float32Array]
+Compiled = Callable[[UInt8Array], Predicted]
+
+_MULTIPLES = (1, 16, 32, 64)
+"""A network that halves its input n times takes sizes that are multiples of 2**n."""
+
+_BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
+"""OpenVINO is as fast on few images: less is computed in vain where a bundle ends."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """How a job predicts: decided once, the same in every process.
+
+    Attributes:
+        batch_size: images in one call.
+        threads: of each process.
+        shared: one model for all processes of a machine, in place of one each.
+    """
+
+    engine: Literal["openvino", "tensorflow"]
+    precision: Literal["float32", "bfloat16", "float16"]
+    batch_size: int
+    threads: int
+    shared: bool
+
+
+class Engine(ABC):
+    """A compiled network of one fixed batch shape.
+
+    Images that the network does not take are padded at their lower and right edge to the next size
+    that it takes, and the answer is cropped. A last batch is filled up: what is found in an image
+    does not depend on the images beside it.
+
+    Attributes:
+        batch_size: images in one call of the network.
+    """
+
+    def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
+        self._model = model
+        self.batch_size = runtime.batch_size
+        self._padded = self._find_size()
+        self._call = self._compile((self.batch_size, *self._padded, 3))
+
+    @abstractmethod
+    def _logits_shape(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
+        """Shape of the logits for an input of ``shape``; raises anything where there is none."""
+
+    @abstractmethod
+    def _compile(self, shape: tuple[int, int, int, int]) -> Compiled:
+        """The function from uint8 images of ``shape`` to class ids and confidences."""
+
+    def predict(self, images: UInt8Array) -> Predicted:
+        """Predicts any number of images.
+
+        Args:
+            images: RGB, uint8 (n, height, width, 3).
+
+        Returns:
+            Class id, uint8, and highest probability, float32, each (n, height, width).
+        """
+        count, height, width = images.shape[:3]
+        ids = np.empty((count, height, width), np.uint8)
+        confidence = np.empty((count, height, width), np.float32)
+        for start in range(0, count, self.batch_size):
+            part = images[start : start + self.batch_size]
+            end = start + len(part)
+            missing = (self.batch_size - len(part), *np.subtract(self._padded, (height, width)), 0)
+            if any(missing):
+                part = np.pad(part, [(0, int(after)) for after in missing], mode="edge")
+            found_ids, found_confidence = self._call(part)
+            ids[start:end] = found_ids[: end - start, :height, :width]
+            confidence[start:end] = found_confidence[: end - start, :height, :width]
+        return ids, confidence
+
+    def halve(self) -> bool:
+        """Compiles anew for half as many images, where memory runs out; False if it has but one."""
+        if self.batch_size == 1:
+            return False
+        self.batch_size //= 2
+        self._call = self._compile((self.batch_size, *self._padded, 3))
+        return True
+
+    def _find_size(self) -> tuple[int, int]:
+        """The smallest input that holds the images and that the network takes.
+
+        Raises:
+            UserError: there is none, or the network has another number of classes.
+        """
+        model = self._model
+        for multiple in _MULTIPLES:
+            size = (_rounded(model.height, multiple), _rounded(model.width, multiple))
+            try:
+                shape = self._logits_shape((1, *size, 3))
+            except Exception:  # noqa: BLE001, S112 - engines raise many types on a size
+                continue
+            if shape[1:3] != size:
+                continue
+            classes = len(model.taxonomy)
+            if shape[3:] == (classes,) or (shape[3:] == (1,) and classes == 2):
+                return size
+            raise UserError(
+                f"model {model.uri!r}: expected logits of {classes} classes for taxonomy "
+                f"{model.taxonomy.name}, found {shape[3] if len(shape) > 3 else shape}; "
+                "name the --taxonomy it was trained with"
+            )
+        raise UserError(
+            f"model {model.uri!r} takes no images of {model.width}x{model.height}; "
+            "name the --height and --width it was trained with"
+        )
+
+
+def load_engine(model: ResolvedModel, runtime: Runtime) -> Engine:
+    """The engine that the runtime names; no other is imported.
+
+    Raises:
+        UserError: the model cannot be read or does not do what the job wants of it.
+    """
+    if runtime.engine == "openvino":
+        from beam.engine_openvino import OpenVINOEngine
+
+        return OpenVINOEngine(model, runtime)
+    from beam.engine_tensorflow import TensorFlowEngine
+
+    return TensorFlowEngine(model, runtime)
+
+
+def choose(config: InferConfig, processes: int) -> Runtime:
+    """What ``auto`` stands for on this machine.
+
+    A GPU holds one model for all processes: each would take all of its memory.
+
+    Args:
+        processes: workers on this machine, which share its cores.
+    """
+    gpu = has_gpu() and config.engine != "openvino"
+    engine = config.engine
+    if engine == "auto":
+        engine = "tensorflow" if gpu else "openvino"
+    precision = config.precision
+    if precision == "auto":
+        precision = "float16" if gpu else "bfloat16" if has_fast_bfloat16() else "float32"
+    return Runtime(
+        engine=engine,
+        precision=precision,
+        batch_size=config.batch_size or _BATCH[engine, "gpu" if gpu else "cpu"],
+        threads=max(1, len(os.sched_getaffinity(0)) // max(1, processes)),
+        shared=gpu,
+    )
+
+
+def has_gpu() -> bool:
+    """True where TensorFlow will find an NVIDIA GPU: a device, not hidden, and CUDA's wheels."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return not hidden and bool(glob.glob("/dev/nvidia[0-9]*")) and find_spec("nvidia") is not None
+
+
+def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
+    """True for processors on which bfloat16 is the faster one: those with AMX, and AMD's.
+
+    Intel's without AMX, or with AMX hidden from a virtual machine, may have ``avx512_bf16`` too: at
+    half the speed of float32 in OpenVINO and in TensorFlow alike on an Emerald Rapids.
+    """
+    text = _read_cpuinfo() if cpuinfo is None else cpuinfo
+    facts = dict(_facts(line) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    flags = facts.get("flags", "").split()
+    amd = facts.get("vendor_id") == "AuthenticAMD"
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """True for what Python, TensorFlow and OpenVINO raise where memory runs out."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return True
+    text = str(error).lower()
+    return any(sign in text for sign in ("bad_alloc", "bad allocation", "out of memory", "oom"))
+
+
+def _rounded(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _facts(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def _read_cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def first_line(error: Any) -> str:
+    """The first line of what an error says, or its type where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

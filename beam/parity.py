@@ -1,0 +1,174 @@
+"""How far an engine's masks are from TensorFlow's in float32: ``python -m beam.parity``.
+
+Predicts one split of a dataset with both and prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from beam.engines import Engine, Runtime, choose, load_engine
+from beam.model_uri import ResolvedModel, resolve_model, with_graph
+from beam.png import resize_nearest
+from beam.predict import Picture, read_shard
+from schemas.classes import UInt8Array
+from schemas.cli import add_config, config_from, run_main
+from schemas.config import InferConfig
+from schemas.errors import UserError
+from schemas.layout import TRACKING_URI
+from schemas.manifest import load_manifest
+from schemas.stats import ConfusionMatrix
+
+_BATCH = 64
+_HEAD = (
+    "| engine | precision | images | equal pixels | largest change of a confidence "
+    "| change of pixel accuracy | largest change of an IoU |"
+)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """An engine held against the reference, over the pixels of all images.
+
+    Attributes:
+        images: how many were predicted by both.
+        equal_share: share of pixels with the same class.
+        confidence_change: largest difference of a pixel's confidence.
+        accuracy_change: pixel accuracy of the engine minus that of the reference.
+        iou_change: the largest change of a class's IoU, with its sign, and the class's name.
+    """
+
+    images: int
+    equal_share: float
+    confidence_change: float
+    accuracy_change: float
+    iou_change: tuple[float, str]
+
+
+def measure(
+    pictures: Iterator[Picture], reference: Engine, engine: Engine, names: Sequence[str]
+) -> Parity:
+    """Predicts all pictures with both engines; the truth is compared at the model's size.
+
+    Args:
+        pictures: with their truth.
+        names: of the classes.
+    """
+    classes = len(names)
+    images = pixels = equal = 0
+    confidence_change = 0.0
+    expected, found = ConfusionMatrix.zero(classes), ConfusionMatrix.zero(classes)
+    for batch in _batches(pictures):
+        stacked = np.stack([picture.pixels for picture in batch])
+        (ids, confidence), (other_ids, other) = (e.predict(stacked) for e in (reference, engine))
+        images += len(batch)
+        pixels += ids.size
+        equal += int((ids == other_ids).sum())
+        confidence_change = max(confidence_change, float(np.abs(confidence - other).max()))
+        truth = np.stack([_truth(picture) for picture in batch])
+        expected += ConfusionMatrix.of(truth, ids, classes)
+        found += ConfusionMatrix.of(truth, other_ids, classes)
+    change = found.iou() - expected.iou()
+    # A class that is nowhere has no IoU, and none that could change.
+    largest = int(np.nanargmax(np.abs(change)))
+    return Parity(
+        images=images,
+        equal_share=equal / pixels,
+        confidence_change=confidence_change,
+        accuracy_change=found.pixel_accuracy() - expected.pixel_accuracy(),
+        iou_change=(float(change[largest]), names[largest]),
+    )
+
+
+def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Runtime]) -> str:
+    """A table of runtimes, each against TensorFlow in float32.
+
+    Raises:
+        UserError: the dataset has no such record, or an engine cannot be used.
+    """
+    manifest = load_manifest(dataset)
+    if not manifest.splits[split].records:
+        raise UserError(f"dataset {dataset!r} has no record in split {split}")
+    reference = load_engine(
+        model, dataclasses.replace(runtimes[0], engine="tensorflow", precision="float32")
+    )
+    lines = [
+        _HEAD,
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for runtime in runtimes:
+        pictures = (
+            one
+            for name in manifest.shard_names(split)
+            for one in read_shard(dataset, split, name, model)
+            if isinstance(one, Picture)
+        )
+        found = measure(pictures, reference, load_engine(model, runtime), model.taxonomy.names)
+        change, name = found.iou_change
+        lines.append(
+            f"| {runtime.engine} | {runtime.precision} | {found.images} | {found.equal_share:.4%} "
+            f"| {found.confidence_change:.4f} | {found.accuracy_change:+.5f} "
+            f"| {change:+.5f} ({name}) |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the table."""
+    parser = argparse.ArgumentParser(
+        allow_abbrev=False,
+        prog="python -m beam.parity",
+        description="Holds an engine's masks against those of TensorFlow in float32.",
+    )
+    parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
+    parser.add_argument("--dataset", required=True, help="folder that beam.ingest published")
+    parser.add_argument(
+        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
+    )
+    parser.add_argument(
+        "--precisions", nargs="+", help="several at once, e.g. float32 bfloat16 (default: one)"
+    )
+    add_config(parser, InferConfig)
+    parser.set_defaults(split="test")
+    args = parser.parse_args(arguments)
+    configs = []
+    for precision in args.precisions or [args.precision]:
+        args.precision = precision
+        configs.append(config_from(InferConfig, args))
+    config = configs[0]
+    if config.split == "all":
+        raise UserError("expected one split: --split=train, validation or test")
+    model = resolve_model(args.model, config, args.tracking_uri)
+    with tempfile.TemporaryDirectory(prefix="lyft-parity-") as scratch:
+        runtimes = [choose(one, processes=1) for one in configs]
+        if any(runtime.engine == "openvino" for runtime in runtimes):
+            model = with_graph(model, Path(scratch))
+        return report(model, args.dataset, config.split, runtimes)
+
+
+def _batches(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
+    batch = []
+    for picture in pictures:
+        batch.append(picture)
+        if len(batch) == _BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _truth(picture: Picture) -> UInt8Array:
+    assert picture.truth is not None
+    return resize_nearest(picture.truth, *picture.pixels.shape[:2])
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,140 @@
+"""Everything about an inference job that is known before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from beam import storage
+from beam.engines import Runtime, choose
+from beam.model_uri import ResolvedModel, resolve_model
+from beam.versions import survey
+from schemas.config import InferConfig
+from schemas.errors import UserError
+from schemas.layout import SPLITS, dataset_source_name, folder_source_name
+from schemas.manifest import Manifest, load_manifest
+from schemas.prediction import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Job:
+    """One inference job.
+
+    Attributes:
+        source: the dataset's folder, or the root of the raw PNGs.
+        manifest: of the dataset; None for raw PNGs.
+        source_name: in the tables' partitions.
+        loose: whether every PNG is an image, for a source without camera folders.
+        images: how many there are to read, which decides the number of files.
+        runtime: engine, precision and batch that ``auto`` stood for.
+        recipe: hash of all that decides an image's rows beside its own bytes and its mask's.
+        run_id: hash of model, source, configuration, engine and the tables' schema version: the
+            same job has the same rows.
+    """
+
+    model: ResolvedModel
+    config: InferConfig
+    source: str
+    manifest: Manifest | None
+    source_name: str
+    loose: bool
+    images: int
+    runtime: Runtime
+    recipe: str
+    run_id: str
+
+    @property
+    def images_root(self) -> str:
+        """Folder of the source PNGs, below which paths of images are named."""
+        return self.manifest.source if self.manifest else self.source
+
+    def footer(self) -> dict[str, str | None]:
+        """Facts for the footer of every file."""
+        return {
+            "run_id": self.run_id,
+            "model_uri": self.model.uri,
+            "model_sha256": self.model.sha256,
+            "mlflow_run_id": self.model.run_id,
+            "dataset_fingerprint": self.manifest.fingerprint if self.manifest else None,
+            "training_fingerprint": self.model.fingerprint,
+            "taxonomy": self.model.taxonomy.name,
+            "taxonomy_sha256": self.model.taxonomy.sha256,
+            "engine": self.runtime.engine,
+            "precision": self.runtime.precision,
+            "recipe": self.recipe,
+        }
+
+
+def plan(
+    model: str,
+    source: str | None,
+    dataset: str | None,
+    config: InferConfig,
+    tracking_uri: str,
+    processes: int,
+) -> Job:
+    """Finds the model and the images, chooses the engine.
+
+    Args:
+        processes: workers on this machine.
+
+    Raises:
+        UserError: the model or the input cannot be used, or they do not fit each other.
+    """
+    if (source is None) == (dataset is None):
+        raise UserError("expected either --source or --dataset")
+    manifest = None
+    loose = False
+    if dataset is not None:
+        place = str(Path(dataset).absolute())
+        manifest = load_manifest(place)
+        splits = SPLITS if config.split == "all" else (config.split,)
+        images = sum(manifest.splits[split].records for split in splits)
+        identity = manifest.fingerprint
+        name = dataset_source_name(manifest.name, identity, config.split)
+        if images == 0:
+            raise UserError(f"dataset {dataset!r} has no record in split {config.split}")
+    else:
+        place = storage.absolute(str(source))
+        storage.require_folder(place, "source")
+        found = survey(place)
+        loose = not found.images
+        images = found.images or found.loose_pngs
+        identity, name = found.digest, folder_source_name(place)
+        if images == 0:
+            raise UserError(f"source {source!r} holds no PNG image")
+    resolved = resolve_model(model, config, tracking_uri)
+    if manifest is not None and manifest.taxonomy_sha256 != resolved.taxonomy.sha256:
+        raise UserError(
+            f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
+            f"holds {manifest.taxonomy.name}; their classes differ"
+        )
+    runtime = choose(config, processes)
+    recipe = _hash(
+        SCHEMA_VERSION,
+        resolved.sha256,
+        resolved.taxonomy.sha256,
+        resolved.height,
+        resolved.width,
+        resolved.resize,
+        runtime.engine,
+        runtime.precision,
+        runtime.batch_size,
+    )
+    return Job(
+        model=resolved,
+        config=config,
+        source=place,
+        manifest=manifest,
+        source_name=config.source_name or name,
+        loose=loose,
+        images=images,
+        runtime=runtime,
+        recipe=recipe,
+        run_id=_hash(recipe, place, identity, config.sha256())[:16],
+    )
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

@@ -1,0 +1,183 @@
+"""Times the inference job against its peers: ``make bench BENCH=infer``.
+
+Whole processes on the same files with the same number of workers, taken in turns; the ratio is
+formed within each round, and medians are shown. ``RAW=folder`` names the pairs to repeat,
+``MODEL=file.keras`` the network; without one, it is the U-Net of 32 filters with random weights.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from inputs import repeated_pairs
+
+HERE = Path(__file__).parent
+WORKERS = 2
+PNGS = ("infer", "infer-tensorflow", "stock", "tfdata", "bare")
+RECORDS = ("infer", "infer-tensorflow", "bare")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One whole process: seconds to its end and to its first prediction, peak MiB of a process."""
+
+    seconds: float
+    first: float | None
+    peak_mib: float
+
+
+def command(contender: str, source: Path, output: Path, model: Path) -> list[str]:
+    """What is run; each writes below an output folder that does not exist yet."""
+    job, _, engine = contender.partition("-")
+    if job == "infer":
+        place = "--dataset" if (source / "manifest.json").exists() else "--source"
+        # Without truth, as the peers: the folder of images alone.
+        folder = source if place == "--dataset" else source / "CameraRGB"
+        options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
+        arguments = [f"--model={model}", f"{place}={folder}", f"--output={output}", *options]
+        if engine:
+            arguments.append(f"--engine={engine}")
+        return [sys.executable, "-m", "beam.infer", *arguments]
+    script = HERE / f"peer_infer_{contender}.py"
+    return [sys.executable, str(script), str(source), str(output), str(model), str(WORKERS)]
+
+
+def measure(contender: str, source: Path, model: Path, scratch: Path) -> Run:
+    """Runs one contender once, to its end."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder, (scratch / "log").open("w") as log:
+        output = Path(folder, "out")
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command(contender, source, output, model),
+            cwd=HERE.parent,
+            stdout=log,
+            stderr=log,
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
+                "TF_CPP_MIN_LOG_LEVEL": "3",
+            },
+        )
+        seen: list[float] = []
+        ended = threading.Event()
+        watcher = threading.Thread(target=_watch, args=(output, started, seen, ended))
+        watcher.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        ended.set()
+        watcher.join()
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{contender} failed:\n{(scratch / 'log').read_text()[-3000:]}")
+    return Run(seconds, seen[0] if seen else None, usage.ru_maxrss / 1024)
+
+
+def _watch(output: Path, started: float, seen: list[float], ended: threading.Event) -> None:
+    """Notes when the job's counters first tell of a prediction."""
+    while not seen and not ended.wait(0.02):
+        for path in output.glob(".staging-*/progress/*.json"):
+            try:
+                found = "predicted" in path.read_text()
+            except OSError:
+                continue
+            if found:
+                seen.append(time.perf_counter() - started)
+                return
+
+
+def make_model(folder: Path, given: str | None) -> Path:
+    """A ``.keras`` file with its OpenVINO graph beside it."""
+    folder.mkdir()
+    model = folder / "unet.keras"
+    code = (
+        "import shutil, sys; from pathlib import Path; from model.export import export_openvino;"
+        "from model.unet import unet; path = Path(sys.argv[1]);"
+        "shutil.copy(sys.argv[2], path) if sys.argv[2] else unet(13).save(path);"
+        "export_openvino(path, path.parent / 'openvino')"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code, str(model), given or ""],
+        cwd=HERE.parent,
+        check=True,
+        stderr=subprocess.DEVNULL,
+    )
+    return model
+
+
+def make_dataset(pairs: Path, folder: Path) -> Path:
+    """The pairs as a dataset."""
+    done = subprocess.run(
+        [sys.executable, "-m", "beam.ingest", f"--source={pairs}", f"--output={folder}"],
+        cwd=HERE.parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return Path(done.stdout.strip())
+
+
+def compare(sources: dict[int, Path], contenders: list[str], args, model: Path, scratch: Path):
+    """Prints a row for each count and contender, then rates and start-up between the counts."""
+    medians: dict[tuple[str, int], float] = {}
+    print("| images | job | median s | times infer's | first prediction s | peak MiB |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
+    for count, source in sources.items():
+        rounds = [
+            {one: measure(one, source, model, scratch) for one in contenders}
+            for _ in range(args.rounds)
+        ]
+        for one in contenders:
+            medians[one, count] = statistics.median(r[one].seconds for r in rounds)
+            ratio = statistics.median(r[one].seconds / r["infer"].seconds for r in rounds)
+            firsts = [first for r in rounds if (first := r[one].first) is not None]
+            first = f"{statistics.median(firsts):.1f}" if firsts else ""
+            peak = max(r[one].peak_mib for r in rounds)
+            row = f"{medians[one, count]:.1f} | {ratio:.2f} | {first} | {peak:.0f}"
+            print(f"| {count} | {one} | {row} |", flush=True)
+    if len(sources) > 1:
+        low, high = min(sources), max(sources)
+        print("\nOnce started, between the smallest and the largest count:")
+        for one in contenders:
+            rate = (high - low) / (medians[one, high] - medians[one, low])
+            start = medians[one, low] - low / rate
+            print(f"  {one}: {rate:.1f} images/s, {start:.1f} s beside them")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--contenders", nargs="+", default=PNGS, choices=PNGS)
+    parser.add_argument("--inputs", nargs="+", default=["pngs", "records"])
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        model = make_model(scratch / "model", args.model)
+        pairs = {}
+        for count in args.counts:
+            (scratch / str(count)).mkdir()
+            pairs[count] = repeated_pairs(args.raw, scratch / str(count), count)
+        if "pngs" in args.inputs:
+            print("PNGs of the size they have:")
+            compare(pairs, list(args.contenders), args, model, scratch)
+        if "records" in args.inputs:
+            print("\nTFRecords of 96x128, with truth:")
+            datasets = {
+                count: make_dataset(source, scratch / f"datasets-{count}")
+                for count, source in pairs.items()
+            }
+            some = [one for one in args.contenders if one in RECORDS]
+            compare(datasets, some, args, model, scratch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Bare loop: decode, batch, call the compiled model, on all cores in plain processes.
+
+The job's decoder, resize and engine, called directly; nothing is described, encoded or written.
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+from beam import png
+from beam.engines import choose, load_engine
+from beam.memory import tune_malloc
+from beam.model_uri import resolve_model
+from schemas.config import InferConfig
+from schemas.example import parse, read_records
+
+LIMIT = 1 << 31
+
+
+def images(path: Path):
+    """The PNG bytes of an image file, or of all records of a shard."""
+    if path.suffix == ".png":
+        yield path.read_bytes()
+    else:
+        with path.open("rb") as file:
+            for record in read_records(file, path.name):
+                yield parse(record).image
+
+
+def predict(paths: list[Path], model_file: str, workers: int) -> int:
+    """Predicts the images of some files; returns how many they were."""
+    tune_malloc()
+    config = InferConfig()
+    model = resolve_model(model_file, config, "")
+    runtime = choose(config, workers)
+    engine = load_engine(model, runtime)
+    batch, count = [], 0
+    for path in paths:
+        for data in images(path):
+            pixels = png.decode_image(data, LIMIT)
+            batch.append(png.resize_image(pixels, model.height, model.width, model.resize))
+            if len(batch) == runtime.batch_size:
+                engine.predict(np.stack(batch))
+                count += len(batch)
+                batch = []
+    if batch:
+        engine.predict(np.stack(batch))
+    return count + len(batch)
+
+
+def main(source: str, _output: str, model: str, workers: str) -> None:
+    found = sorted(Path(source).glob("CameraRGB/*.png")) or sorted(
+        Path(source).glob("*.tfrecord-*")
+    )
+    count = int(workers)
+    with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
+        done = [pool.submit(predict, found[one::count], model, count) for one in range(count)]
+        print(sum(one.result() for one in done))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,60 @@
+"""Beam's own way: RunInference with TFModelHandlerNumpy, WriteToParquet, on FnApiRunner."""
+
+import io
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+from apache_beam.io.parquetio import WriteToParquet
+from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
+from apache_beam.ml.inference.tensorflow_inference import TFModelHandlerNumpy
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from PIL import Image
+
+from schemas.classes import load_taxonomy
+
+SCHEMA = pa.schema([("image_id", pa.string()), ("mask", pa.binary())])
+PALETTE = load_taxonomy("carla-0.8").palette
+
+
+def read(path):
+    """Id and pixels at the model's size."""
+    image = Image.open(path).convert("RGB").resize((128, 96), Image.Resampling.NEAREST)
+    return Path(path).stem, np.asarray(image)
+
+
+def row(keyed):
+    """Id and palette PNG at the picture's size."""
+    image_id, result = keyed
+    mask = Image.fromarray(np.argmax(result.inference, axis=-1).astype(np.uint8))
+    mask.putpalette(PALETTE)
+    buffer = io.BytesIO()
+    mask.resize((800, 600), Image.Resampling.NEAREST).save(buffer, "PNG", compress_level=1)
+    return {"image_id": image_id, "mask": buffer.getvalue()}
+
+
+def main(source: str, output: str, model: str, workers: str) -> None:
+    paths = sorted(str(path) for path in Path(source).glob("CameraRGB/*.png"))
+    options = PipelineOptions(
+        ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    )
+    handler = TFModelHandlerNumpy(model, load_model_args={"compile": False}, max_batch_size=16)
+    with beam.Pipeline(FnApiRunner(), options) as root:
+        _ = (
+            root
+            | beam.Create(paths)
+            | beam.Map(read)
+            | RunInference(KeyedModelHandler(handler))
+            | beam.Map(row)
+            | WriteToParquet(f"{output}/masks", SCHEMA, file_name_suffix=".parquet")
+        )
+
+
+if __name__ == "__main__":
+    # Workers unpickle functions by module name, and theirs is never __main__.
+    import peer_infer_stock
+
+    peer_infer_stock.main(*sys.argv[1:])

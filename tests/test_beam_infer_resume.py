@@ -1,0 +1,218 @@
+"""A run goes on from the published one: only what is new is predicted, and nobody can tell."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from test_beam_infer import _query, _run
+
+from beam import handler
+from beam.runs import TABLES
+from schemas.config import InferConfig
+
+Predicted = Callable[[], list[str]]
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Predicted:
+    """Image ids that went through the model since the last call."""
+    seen: list[str] = []
+    predict = handler.predict
+
+    def spy(batch, engine):
+        seen.extend(picture.image_id for picture in batch)
+        return predict(batch, engine)
+
+    monkeypatch.setattr(handler, "predict", spy)
+
+    def taken() -> list[str]:
+        found = sorted(seen)
+        seen.clear()
+        return found
+
+    return taken
+
+
+@pytest.fixture
+def raw(scenes: Path, tmp_path: Path) -> Path:
+    """Twelve pairs that a test may change."""
+    for folder in ("CameraRGB", "CameraSeg"):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+        for path in sorted((scenes / folder).iterdir())[:12]:
+            shutil.copy(path, tmp_path / "raw" / folder)
+    return tmp_path / "raw"
+
+
+def _tables(output: Path) -> dict[str, bytes]:
+    """All files but those of ``runs``, which holds times."""
+    return {
+        str(path.relative_to(output)): path.read_bytes()
+        for table in TABLES
+        if table != "runs"
+        for path in output.glob(f"{table}/**/*.parquet")
+    }
+
+
+def _counts(output: Path) -> tuple[int, ...]:
+    columns = "images_read, images_predicted, images_reused, images_rejected"
+    (row,) = _query(output, f"FROM runs SELECT {columns}")
+    return row
+
+
+def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, predicted) -> None:
+    images, masks = raw / "CameraRGB", raw / "CameraSeg"
+    (masks / "000_0003.png").write_bytes(b"")
+    (images / "000_0009.png").write_bytes(b"damaged")
+    output = _run(trained, tmp_path / "out", source=raw)
+    assert len(predicted()) == 11
+
+    shutil.copy(images / "000_0000.png", images / "new.png")
+    pixels = np.asarray(Image.open(images / "000_0001.png"))
+    Image.fromarray(pixels[::-1]).save(images / "000_0001.png")
+    Image.fromarray(np.zeros_like(pixels)).save(masks / "000_0002.png")
+    (masks / "000_0004.png").unlink()
+    (images / "000_0005.png").unlink()
+    (images / "000_0006.png").touch()
+    _run(trained, output, source=raw)
+    # 5 is gone; 6 has the same bytes; 3 and 9 are rejected as before.
+    assert predicted() == ["000_0001", "000_0002", "000_0004", "new"]
+    assert _counts(output) == (12, 11, 7, 1)
+    assert _query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY 1") == [
+        ("000_0003", "truth", "empty"),
+        ("000_0005", "pair", "no_image"),
+        ("000_0009", "read", "not_png"),
+    ]
+    whole = _run(trained, tmp_path / "whole", source=raw)
+    assert _counts(whole) == (12, 11, 0, 1)
+    assert _tables(output) == _tables(whole)
+
+
+def test_rejects_are_tried_again_where_told_or_changed(
+    trained, raw: Path, tmp_path: Path, predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged, mask = raw / "CameraRGB/000_0009.png", raw / "CameraSeg/000_0003.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"damaged")
+    mask.write_bytes(b"")
+    output = _run(trained, tmp_path / "out", source=raw)
+    predicted()
+
+    from beam import png
+
+    decoded: list[bytes] = []
+    decode = png.decode_image
+    monkeypatch.setattr(
+        png, "decode_image", lambda data, n: decoded.append(data) or decode(data, n)
+    )
+    damaged.touch()
+    _run(trained, output, source=raw)
+    assert (decoded, predicted()) == ([], [])
+    _run(trained, output, source=raw, retry_rejects=True)
+    # The image whose mask was rejected is predicted anew, to look at both.
+    assert sorted(map(len, decoded)) == sorted(
+        [len(b"damaged"), len((raw / "CameraRGB/000_0003.png").read_bytes())]
+    )
+    assert predicted() == ["000_0003"]
+    assert _counts(output) == (12, 11, 10, 1)
+    damaged.write_bytes(whole)
+    _run(trained, output, source=raw)
+    assert predicted() == ["000_0009"]
+    assert _counts(output) == (12, 12, 11, 0)
+
+
+def test_an_unreadable_file_is_tried_again(trained, raw, tmp_path, monkeypatch) -> None:
+    from beam import predict
+
+    read = predict.read_bytes
+
+    def refuse(uri: str) -> bytes:
+        if uri.endswith("CameraRGB/000_0002.png"):
+            raise PermissionError(13, "Permission denied")
+        return read(uri)
+
+    monkeypatch.setattr(predict, "read_bytes", refuse)
+    output = _run(trained, tmp_path / "out", source=raw)
+    assert _query(output, "FROM _rejects SELECT code, source_sha256") == [("unreadable", None)]
+    monkeypatch.setattr(predict, "read_bytes", read)
+    _run(trained, output, source=raw)
+    assert _counts(output) == (12, 12, 11, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "reused"),
+    [
+        (InferConfig(part_mib=0.001), {}, 12),
+        (InferConfig(part_mib=0.001), {"resume": False}, 0),
+        (InferConfig(), {"resume": False}, 0),
+        (InferConfig(height=48, width=64), {}, 0),
+        (InferConfig(engine="tensorflow"), {}, 0),
+    ],
+)
+def test_what_is_taken_over(trained, raw, tmp_path, config, options, reused) -> None:
+    output = _run(trained, tmp_path / "out", source=raw)
+    first = _tables(output)
+    _run(trained, output, config, source=raw, **options)
+    assert _counts(output) == (12, 12, reused, 0)
+    fresh = _tables(_run(trained, tmp_path / "fresh", config, source=raw))
+    assert _tables(output) == fresh
+    if options and config == InferConfig():
+        assert fresh == first
+
+
+def test_a_dataset_is_gone_on_with_too(trained, dataset: Path, tmp_path: Path, predicted) -> None:
+    output = _run(trained, tmp_path / "out", dataset=dataset)
+    assert len(predicted()) == 40
+    _run(trained, output, InferConfig(part_mib=0.01), dataset=dataset)
+    assert predicted() == []
+    assert _counts(output) == (40, 40, 40, 0)
+    assert _tables(output) == _tables(
+        _run(trained, tmp_path / "fresh", InferConfig(part_mib=0.01), dataset=dataset)
+    )
+
+
+def test_files_have_the_size_that_was_asked_for(trained, scenes: Path, tmp_path: Path) -> None:
+    whole = _run(trained, tmp_path / "whole", source=scenes)
+    (only,) = whole.glob("masks/**/*.parquet")
+    target = only.stat().st_size // 4
+    output = _run(trained, tmp_path / "out", InferConfig(part_mib=target / 2**20), source=scenes)
+    files = list(output.glob("masks/**/*.parquet"))
+    assert 3 <= len(files) <= 6
+    assert max(path.stat().st_size for path in files) < 2.5 * target
+    run_id = pq.read_table(next(output.glob("runs/**/*.parquet")), columns=["run_id"])
+    assert all(path.name.startswith(run_id["run_id"][0].as_py()) for path in files)
+
+
+def test_row_groups_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    from beam.spool import Ref, write_part
+    from schemas.prediction import MASKS, plain, with_footer
+
+    picture = bytes(range(256)) * 1024
+    row = dict.fromkeys(MASKS.names) | {
+        "source_uri": "",
+        "width": 1,
+        "height": 1,
+        "mean_confidence": 0.5,
+        "image_sha256": "",
+        "run_id": "old",
+        "mask": {"bytes": picture, "path": ""},
+    }
+    ids = [f"{index:02d}" for index in reversed(range(10))]
+    rows = pa.Table.from_pylist([row | {"image_id": one} for one in ids], schema=plain(MASKS))
+    with pa.ipc.new_file(str(tmp_path / "spool.arrow"), rows.schema) as writer:
+        writer.write_table(rows)
+    refs = [Ref(one, {"masks": str(tmp_path / "spool.arrow")}, 0, 0) for one in ids]
+    schema = with_footer(MASKS, run_id="new")
+    write_part(tmp_path / "part.parquet", "masks", refs, schema, 3 * len(picture))
+    file = pq.ParquetFile(tmp_path / "part.parquet")
+    groups = [file.metadata.row_group(at) for at in range(file.num_row_groups)]
+    assert [group.num_rows for group in groups] == [2, 2, 2, 2, 2]
+    table = file.read()
+    assert table["image_id"].to_pylist() == sorted(ids)
+    assert set(table["run_id"].to_pylist()) == {"new"}
+    assert table.schema.field("mask").metadata[b"description"]

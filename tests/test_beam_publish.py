@@ -1,0 +1,195 @@
+"""Publishing: one writer at a time, each table whole, and completed after a kill at any step."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from beam import publish, storage
+from beam.publish import partition_lock
+from beam.runs import TABLES
+
+PARTITION = "model=m/version=v1/source=s"
+FILES = 3
+
+
+class Killed(BaseException):
+    """Nobody catches it, as nobody catches SIGKILL; but `finally` blocks do run."""
+
+
+def _stage(root: Path, name: str) -> Path:
+    """Tables whose files hold ``name``."""
+    staged = root / f".staging-{name}/tables"
+    for table in TABLES:
+        (staged / table).mkdir(parents=True)
+        for index in range(FILES):
+            (staged / table / f"{name}-{index}.parquet").write_text(name)
+    return staged
+
+
+def _publish(root: Path, name: str) -> None:
+    with partition_lock(root, PARTITION):
+        publish.publish(_stage(root, name), root, PARTITION)
+        shutil.rmtree(root / f".staging-{name}")
+
+
+def _seen(root: Path, table: str) -> list[str]:
+    """Contents of the files that a reader finds, as globs find them."""
+    return [path.read_text() for path in sorted(root.glob(f"{table}/**/*.parquet"))]
+
+
+def test_a_table_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        _publish(tmp_path, name)
+        assert [_seen(tmp_path, table) for table in TABLES] == [[name] * FILES] * len(TABLES)
+    # Nothing hidden is left, neither here nor in a partition.
+    assert {path.name for path in tmp_path.iterdir()} == set(TABLES)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+class Dying:
+    """A function that is killed before or after its n-th call."""
+
+    def __init__(self, function, call: int, *, after: bool) -> None:
+        self._function = function
+        self._left = call
+        self._after = after
+
+    def __call__(self, *args, **options):
+        self._left -= 1
+        if self._left == 0 and not self._after:
+            raise Killed
+        result = self._function(*args, **options)
+        if self._left == 0:
+            raise Killed
+        return result
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("call", range(1, len(TABLES) + 1))
+def test_a_kill_at_any_step_is_completed_by_the_next_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, after: bool, first: bool
+) -> None:
+    if not first:
+        _publish(tmp_path, "old")
+    before = [] if first else ["old"] * FILES
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "swap", Dying(storage.swap, call, after=after))
+        with pytest.raises(Killed):
+            _publish(tmp_path, "new")
+    swapped = call if after else call - 1
+    for index, table in enumerate(TABLES):
+        assert _seen(tmp_path, table) == (["new"] * FILES if index < swapped else before)
+    with partition_lock(tmp_path, PARTITION):
+        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+    assert list(tmp_path.rglob(".new")) == []
+
+
+@pytest.mark.parametrize("after", [True, False])
+def test_a_kill_while_the_old_files_are_removed(tmp_path, monkeypatch, after: bool) -> None:
+    _publish(tmp_path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(publish.shutil, "rmtree", Dying(shutil.rmtree, 1, after=after))
+        with pytest.raises(Killed):
+            _publish(tmp_path, "new")
+    with partition_lock(tmp_path, PARTITION):
+        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+        assert list(tmp_path.glob(".publish-*")) == []
+
+
+def test_a_kill_in_one_partition_is_completed_by_a_job_in_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "swap", Dying(storage.swap, 1, after=False))
+        with pytest.raises(Killed):
+            _publish(tmp_path, "new")
+    assert [_seen(tmp_path, one) for one in TABLES] == [[]] * len(TABLES)
+    with partition_lock(tmp_path, PARTITION.replace("v1", "v2")):
+        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+
+
+def test_a_kill_before_the_first_step_shows_nothing(tmp_path: Path) -> None:
+    _publish(tmp_path, "old")
+    with partition_lock(tmp_path, PARTITION):
+        _stage(tmp_path, "new")
+    with partition_lock(tmp_path, PARTITION):
+        assert [_seen(tmp_path, one) for one in TABLES] == [["old"] * FILES] * len(TABLES)
+
+
+def test_readers_see_a_whole_state_while_others_are_published(tmp_path: Path) -> None:
+    """A reader may find a file gone that it has just listed; it never finds a mixture."""
+    _publish(tmp_path, "state-0")
+    done = threading.Event()
+    seen: set[str] = set()
+    wrong: list[list[str]] = []
+
+    def read() -> None:
+        while not done.is_set():
+            for table in TABLES:
+                try:
+                    found = _seen(tmp_path, table)
+                except FileNotFoundError:
+                    continue
+                seen.update(found)
+                if len(set(found)) != 1 or len(found) != FILES:
+                    wrong.append(found)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(1, 30):
+        _publish(tmp_path, f"state-{number}")
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
+    assert len(seen) > 1
+
+
+def test_one_job_at_a_time_writes_a_partition(tmp_path: Path, capsys) -> None:
+    order: list[str] = []
+    inside = threading.Event()
+
+    def second() -> None:
+        inside.wait()
+        with partition_lock(tmp_path, PARTITION):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    with partition_lock(tmp_path, PARTITION):
+        inside.set()
+        # Another partition is free meanwhile.
+        with partition_lock(tmp_path, PARTITION.replace("v1", "v2")):
+            order.append("other")
+        thread.join(0.3)
+        order.append("first")
+    thread.join()
+    assert order == ["other", "first", "second"]
+    assert f"another job writes {PARTITION}: waiting for its end" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_has_one_holder_among_many(tmp_path: Path) -> None:
+    """The file is made and removed again and again; still nobody meets another inside."""
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(50):
+            with storage.lock(tmp_path / "lock", wait=True) as held:
+                assert held
+                inside.append(number)
+                most.append(len(inside))
+                inside.remove(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) == 200
+    assert max(most) == 1
