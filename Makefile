@@ -1,12 +1,14 @@
-# Two commands: `make demo` runs the whole pipeline here, `make test` checks everything.
+# `make demo` runs the whole pipeline once, `make up` keeps it at hand, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo test lint unit bench clean lock
+.PHONY: help demo up down doctor test lint unit bench clean lock
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
+	@echo "make up | make down     start or stop servers and workers on this machine"
+	@echo "make doctor             check this machine and what it reaches"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
 	@echo "make bench [RAW=folder] time the ingest job against its peers"
@@ -15,6 +17,12 @@ help:
 
 demo: $(READY)
 	@$(BIN)/python -m flows.demo $(if $(RAW),--raw "$(RAW)")
+
+up down: $(READY)
+	@$(BIN)/python -m flows.local $@
+
+doctor: $(READY)
+	@$(BIN)/python -m flows.doctor
 
 test: lint unit
 
