@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
 
+from flows.durations import ingest_key, timed_job
 from flows.names import named
 from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
-from flows.steps import run_job
 from schemas.cli import to_arguments
 from schemas.config import IngestConfig
+from schemas.manifest import load_manifest
 
 
 @task(
@@ -22,8 +23,13 @@ from schemas.config import IngestConfig
 )
 def ingest_dataset(source: str, output: str, config: IngestConfig) -> str:
     """Runs the Beam job; returns the published folder."""
-    arguments = [f"--source={source}", f"--output={output}", *to_arguments(config)]
-    return run_job("beam.ingest", arguments, get_run_logger().info)
+    return timed_job(
+        "beam.ingest",
+        [f"--source={source}", f"--output={output}/datasets", *to_arguments(config)],
+        get_run_logger().info,
+        output,
+        lambda folder: (ingest_key(config), load_manifest(folder).records),
+    )
 
 
 @flow(name="ingest", flow_run_name=named("ingest", "source"))
@@ -38,4 +44,4 @@ def ingest(source: str, output: str = "outputs", config: IngestConfig = IngestCo
     Returns:
         The published folder.
     """
-    return ingest_dataset(source, f"{output}/datasets", config)
+    return ingest_dataset(source, output, config)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from prefect import flow, get_run_logger, task
 
 from flows.artifacts import publish_model
+from flows.durations import timed_job, train_key
 from flows.names import named
 from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
-from flows.steps import run_job
 from schemas.cli import to_arguments
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRACKING_URI
+from schemas.manifest import load_manifest
 
 
 @task(
@@ -34,7 +35,13 @@ def train_model(
         *to_arguments(config),
         *to_arguments(gate),
     ]
-    return run_job("model.train", arguments, get_run_logger().info)
+
+    def measure(_: str) -> tuple[str, int]:
+        manifest = load_manifest(dataset)
+        size = manifest.config.height, manifest.config.width
+        return train_key(config, *size), manifest.splits["train"].records * config.epochs
+
+    return timed_job("model.train", arguments, get_run_logger().info, output, measure)
 
 
 @flow(name="train", flow_run_name=named("train-on", "dataset"))
