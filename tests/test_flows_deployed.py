@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from typing import Any
 import duckdb
 import pytest
 from conftest import ROOT, SMALL
-from prefect.client.orchestration import SyncPrefectClient
 from servers import free_port
 
 from flows.state import State, start_time
@@ -47,24 +48,29 @@ class Local:
         assert done.returncode == 0, done.stdout + done.stderr
         return re.findall(r"UUID: (\S+)", done.stdout)[0]
 
-    def read(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        with SyncPrefectClient(self.api) as client:
-            return client.request("POST", path, json=body).json()
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+        """Prefect's API."""
+        request = urllib.request.Request(
+            self.api + path,
+            None if method == "GET" else json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read() or b"null")
 
     def children(self, run: str) -> list[dict[str, Any]]:
         filters = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
-        return self.read("/flow_runs/filter", filters)
+        return self.ask("/flow_runs/filter", filters)
 
     def logs(self, run: str) -> list[str]:
         """What the subflows of a run logged."""
         ids = [child["id"] for child in self.children(run)]
         filters = {"logs": {"flow_run_id": {"any_": ids}}}
-        return [line["message"] for line in self.read("/logs/filter", filters)]
+        return [line["message"] for line in self.ask("/logs/filter", filters)]
 
     def state(self, run: str) -> str:
-        return self.read("/flow_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})[0][
-            "state_name"
-        ]
+        return self.ask(f"/flow_runs/{run}", method="GET")["state"]["name"]
 
 
 def _local(command: str, root: Path) -> str:
@@ -143,7 +149,7 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
 
     artifacts = {
         one["key"]: one["data"]
-        for one in local.read("/artifacts/filter", {})
+        for one in local.ask("/artifacts/filter", {})
         if one["flow_run_id"] == first or one["key"] == "model"
     }
     classes = json.loads(artifacts["class-statistics"])
@@ -156,7 +162,7 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     flow_run = "FROM '{}/predictions/runs/**/*.parquet' SELECT flow_run_id"
     assert duckdb.sql(flow_run.format(tmp_path)).fetchall() == [(first,)]
 
-    names = {one["name"] for one in local.read("/flow_runs/filter", {})}
+    names = {one["name"] for one in local.ask("/flow_runs/filter", {})}
     (dataset,) = (tmp_path / "datasets/small").glob("[!.]*")
     assert {
         f"ingest-train-infer-{scenes.name}",
@@ -182,7 +188,7 @@ def test_a_parameter_out_of_bounds_is_refused_before_the_run(local) -> None:
     def made(runs: list[dict[str, Any]]) -> set[str]:
         return {one["id"] for one in runs if not one["auto_scheduled"]}
 
-    before = local.read("/flow_runs/filter", {})
+    before = local.ask("/flow_runs/filter", {})
     for given, field in (
         ({"train_config": {"epochs": 0}}, "train_config.epochs"),
         ({"ingest_config": {"height": -1}}, "ingest_config.height"),
@@ -192,22 +198,26 @@ def test_a_parameter_out_of_bounds_is_refused_before_the_run(local) -> None:
         done = local.prefect(*RUN, "--params", json.dumps(given))
         assert done.returncode == 1
         assert f"'{field}'" in done.stdout + done.stderr
-    assert made(local.read("/flow_runs/filter", {})) == made(before)
+    assert made(local.ask("/flow_runs/filter", {})) == made(before)
 
 
 def test_the_nightly_schedule_and_the_queue_behind_it(local) -> None:
     listed = local.prefect("deployment", "schedule", "ls", "ingest-train-infer/ingest-train-infer")
     assert "cron: 30 2 * * *" in listed.stdout
-    with SyncPrefectClient(local.api) as client:
-        found = client.read_deployment_by_name("ingest-train-infer/ingest-train-infer")
-        pools = {one.name: one.work_pool_name for one in client.read_deployments()}
-        assert all(one.description and one.tags for one in client.read_deployments())
-    (schedule,) = found.schedules
-    assert schedule.active
-    assert schedule.schedule.timezone == "Europe/Berlin"
-    assert found.global_concurrency_limit.limit == 1
-    assert found.concurrency_options.collision_strategy.value == "ENQUEUE"
-    assert pools == {"ingest-train-infer": "cpu", "ingest": "cpu", "train": "gpu", "infer": "cpu"}
+    found = {one["name"]: one for one in local.ask("/deployments/filter")}
+    assert all(one["description"] and one["tags"] for one in found.values())
+    whole = found["ingest-train-infer"]
+    (schedule,) = whole["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+    assert whole["global_concurrency_limit"]["limit"] == 1
+    assert whole["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert {name: one["work_pool_name"] for name, one in found.items()} == {
+        "ingest-train-infer": "cpu",
+        "ingest": "cpu",
+        "train": "gpu",
+        "infer": "cpu",
+    }
 
 
 def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -> None:
@@ -217,19 +227,30 @@ def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -
         "error: deployment 'nightly' does not exist; found infer/infer, "
         "ingest-train-infer/ingest-train-infer, ingest/ingest, train/train"
     )
-    with SyncPrefectClient(local.api) as client:
-        flow = client.create_flow_from_name("backfill")
-        other = client.create_deployment(flow_id=flow, name="infer")
+    flow = local.ask("/flows/", {"name": "backfill"})["id"]
+    other = local.ask("/deployments/", {"name": "infer", "flow_id": flow})["id"]
     try:
         two = local.prefect("deployment", "run", "--watch", "infer")
     finally:
-        with SyncPrefectClient(local.api) as client:
-            client.request("DELETE", "/deployments/{id}", path_params={"id": other})
-            client.request("DELETE", "/flows/{id}", path_params={"id": flow})
+        local.ask(f"/deployments/{other}", method="DELETE")
+        local.ask(f"/flows/{flow}", method="DELETE")
     assert two.returncode == 2
     assert two.stderr.strip() == (
         "error: deployment 'infer' is ambiguous: expected one of backfill/infer, infer/infer"
     )
+
+    # Where no server is named, the one that `make up` started in this folder is asked.
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/local").symlink_to(local.root)
+    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment.pop("PREFECT_API_URL", None)
+    shutil.copy(ROOT / "prefect.toml", tmp_path)
+    command = [sys.executable, "-m", "prefect", "deployment", "run", "nightly"]
+    unnamed = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (unnamed.returncode, unnamed.stderr) == (2, none.stderr)
+    (tmp_path / "prefect.toml").unlink()
     outside = local.prefect("deployment", "run", "infer", cwd=tmp_path)
     assert outside.returncode == 1
     assert "Invalid deployment name" in outside.stdout + outside.stderr
@@ -252,6 +273,41 @@ def test_cancelling_a_run_stops_the_training_on_the_other_pool(local, scenes, tm
     _until(lambda: start_time(job) is None, 30)
     assert _processes("model.train", state) == []
     _until(lambda: local.state(queued) == "Cancelled")
+
+
+IMPATIENT = """
+import sys
+from prefect import flow
+from flows.train import train_model
+from schemas.config import GateConfig, TrainConfig
+
+dataset, output = sys.argv[1:]
+
+@flow
+def impatient() -> str:
+    task = train_model.with_options(timeout_seconds=1)
+    given = (dataset, output, TrainConfig(), GateConfig(), f"sqlite:///{output}/mlflow.db")
+    return task(*given, return_state=True).name
+
+print(impatient())
+"""
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_not_tried_again(
+    local, dataset, tmp_path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPATIENT, str(dataset), str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_API_URL": local.api},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "TimedOut"
+    assert "retr" not in done.stderr.lower()
+    assert _processes("model.train", f"--state={tmp_path}/training") == []
 
 
 def test_up_twice_starts_only_what_is_missing(local) -> None:

@@ -1,4 +1,8 @@
-"""The small rules of the flows: names of runs, when a retry helps, whose process is stopped."""
+"""The small rules of the flows: names of runs, when a retry helps, whose process is stopped.
+
+Prefect makes its folder when it is imported, so what imports it is imported in the tests, whose home
+is a temporary folder.
+"""
 
 import subprocess
 import sys
@@ -7,9 +11,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from flows.deployment_names import bare_name, full_name
-from flows.names import short
-from flows.retries import may_help
 from flows.state import Service, State, running_server, start_time
 from flows.steps import JobError, run_job
 from schemas.errors import UnavailableError, UserError
@@ -29,6 +30,8 @@ from schemas.errors import UnavailableError, UserError
     ],
 )
 def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
+    from flows.names import short
+
     assert short(place) == name
 
 
@@ -43,6 +46,8 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
     ],
 )
 def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
+    from flows.retries import may_help
+
     state = SimpleNamespace(result=lambda **_: error)
     assert may_help(None, None, state) is helps
 
@@ -57,6 +62,8 @@ def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> No
 
 
 def test_the_name_is_found_among_the_options() -> None:
+    from flows.deployment_names import bare_name, full_name
+
     run = ["prefect", "deployment", "run"]
     assert bare_name([*run, "infer"]) == 3
     assert bare_name([*run, "--watch", "-p", "a=1", "--params={}", "infer", "--tag", "x"]) == 7
