@@ -41,6 +41,7 @@ Level = Literal["ok", "note", "mend"]
 _GIB = 1 << 30
 _SCARCE, _TOO_LITTLE = 10 * _GIB, 1 * _GIB
 _ANSWER_S = 10
+_REBUILD = "remove .venv, then make test"
 _GPUS = (
     "import json, keras, tensorflow as tf; "
     "print(json.dumps([keras.backend.backend(), len(tf.config.list_physical_devices('GPU'))]))"
@@ -67,9 +68,7 @@ def check_python(bound: str, found: tuple[int, int, int]) -> Finding:
     text = ".".join(map(str, found))
     if text in SpecifierSet(bound):
         return Finding("ok", "python", text)
-    return Finding(
-        "mend", "python", f"{text}, expected {bound}", "make clean test PYTHON=python3.12"
-    )
+    return Finding("mend", "python", f"{text}, expected {bound}", f"{_REBUILD} PYTHON=python3.12")
 
 
 def check_packages(
@@ -86,20 +85,20 @@ def check_packages(
             found = "nothing"
         if found == "nothing" or not one.specifier.contains(found, prereleases=True):
             misfits += 1
-            advice = f"pip install '{one.name}{one.specifier}', or make clean test"
+            advice = f"pip install '{one.name}{one.specifier}', or {_REBUILD}"
             yield Finding("mend", one.name, f"{found}, expected {one.specifier}", advice)
     if not misfits:
         yield Finding("ok", "packages", f"{len(required)} as pyproject.toml bounds them")
 
 
-def check_beam(module: str = "beam.ingest") -> Finding:
+def check_beam() -> Finding:
     """Ingests four drawn scenes with Beam's workers, one a core, in a folder that goes away."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lyft-doctor-") as scratch:
         try:
             run_job("flows.scenes", [f"--output={scratch}/raw", "--count=4"], lambda _: None)
             arguments = [f"--source={scratch}/raw", f"--output={scratch}/out", "--name=doctor"]
-            run_job(module, [*arguments, "--block_length=1"], lambda _: None)
+            run_job("beam.ingest", [*arguments, "--block_length=1"], lambda _: None)
         except (JobError, UserError) as error:
             last = str(error).splitlines()[-1]
             return Finding(
@@ -124,7 +123,7 @@ def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
     )
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        return Finding("mend", "keras", f"cannot be imported: {last}", "make clean test")
+        return Finding("mend", "keras", f"cannot be imported: {last}", _REBUILD)
     backend, seen = json.loads(done.stdout.splitlines()[-1])
     if backend != "tensorflow":
         found = f"backend {backend}, expected tensorflow"

@@ -1,7 +1,7 @@
 """The small rules of the flows: names of runs, when a retry helps, whose process is stopped.
 
-Prefect makes its folder when it is imported, so what imports it is imported in the tests, whose home
-is a temporary folder.
+Prefect makes its folder when it is imported, so what imports it is imported in the tests, whose
+home is a temporary folder.
 """
 
 import subprocess
