@@ -143,7 +143,8 @@ def _processes(module: str, argument: str) -> list[int]:
 
 def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     parameters = json.dumps(_parameters(scenes, tmp_path))
-    done = local.prefect(*RUN, "--watch", "--params", parameters)
+    # Trained by the worker of the other pool, then found again by the parent itself.
+    done = local.prefect(*RUN, "--watch", "-p", "train_on=gpu", "--params", parameters)
     assert done.returncode == 0, done.stdout + done.stderr
     (first,) = re.findall(r"UUID: (\S+)", done.stdout)
 
@@ -162,6 +163,8 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     flow_run = "FROM '{}/predictions/runs/**/*.parquet' SELECT flow_run_id"
     assert duckdb.sql(flow_run.format(tmp_path)).fetchall() == [(first,)]
 
+    pools = {one["name"].split("-")[0]: one["work_pool_name"] for one in local.children(first)}
+    assert pools == {"ingest": None, "train": "gpu", "infer": None}
     names = {one["name"] for one in local.ask("/flow_runs/filter", {})}
     (dataset,) = (tmp_path / "datasets/small").glob("[!.]*")
     assert {
