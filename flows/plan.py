@@ -25,7 +25,7 @@ from schemas.layout import TRACKING_URI
 from schemas.manifest import Manifest
 
 RATES = "docs/operate.md"
-"""Where the rates below stand with the commands that measured them: 2 cores, no GPU."""
+"""Where the rates below stand, and which of them were measured: 2 cores, no GPU."""
 
 _START_S = {"ingest": 4, "train": 30, "infer": 15}
 _PAIRS_PER_S, _TRAINED_PER_S, _PREDICTED_PER_S = 208, 12.5, 66
