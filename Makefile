@@ -1,21 +1,29 @@
-# Two commands: `make demo` runs the whole pipeline here, `make test` checks everything.
+# `make demo` runs the whole pipeline once, `make up` keeps it at hand, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo analyse test lint unit bench clean lock
+.PHONY: help demo analyse up down doctor test lint unit bench clean lock
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
 	@echo "make analyse            SQL over the predictions [PREDICTIONS=folder]"
+	@echo "make up | make down     start or stop servers and workers on this machine"
+	@echo "make doctor             check this machine and what it reaches"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
-	@echo "make bench [RAW=folder] time the ingest job against its peers; BENCH=infer the other"
+	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, gpu"
 	@echo "make lock               resolve requirements.lock anew"
 	@echo "make clean              remove .venv and outputs"
 
 demo: $(READY)
 	@$(BIN)/python -m flows.demo $(if $(RAW),--raw "$(RAW)")
+
+up down: $(READY)
+	@$(BIN)/python -m flows.local $@
+
+doctor: $(READY)
+	@$(BIN)/python -m flows.doctor
 
 test: lint unit
 

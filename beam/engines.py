@@ -18,13 +18,17 @@ from beam.model_uri import ResolvedModel
 from schemas.classes import UInt8Array
 from schemas.config import InferConfig
 from schemas.errors import UserError
+from schemas.geometry import UNPADDED, Geometry
 
 Float32Array = npt.NDArray[np.float32]
 Predicted = tuple[UInt8Array, Float32Array]
 Compiled = Callable[[UInt8Array], Predicted]
 
-_MULTIPLES = (1, 16, 32, 64)
-"""A network that halves its input n times takes sizes that are multiples of 2**n."""
+_GEOMETRIES = (
+    *(Geometry(multiple=multiple, remainder=0, margin=0) for multiple in (1, 16, 32, 64)),
+    UNPADDED,
+)
+"""Tried in turn on a plain file: n halvings of the input take multiples of 2**n."""
 
 _BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
 """OpenVINO is as fast on few images: less is computed in vain where a bundle ends."""
@@ -50,9 +54,9 @@ class Runtime:
 class Engine(ABC):
     """A compiled network of one fixed batch shape.
 
-    Images that the network does not take are padded at their lower and right edge to the next size
-    that it takes, and the answer is cropped. A last batch is filled up: what is found in an image
-    does not depend on the images beside it.
+    Images that the network does not take are mirrored to the next size that it takes, and the
+    answer is cropped. A last batch is filled up: what is found in an image does not depend on the
+    images beside it.
 
     Attributes:
         batch_size: images in one call of the network.
@@ -61,8 +65,9 @@ class Engine(ABC):
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._model = model
         self.batch_size = runtime.batch_size
-        self._padded = self._find_size()
-        self._call = self._compile((self.batch_size, *self._padded, 3))
+        self._geometry = self._find_geometry()
+        self._input = self._input_of(self._geometry)
+        self._call = self._compile((self.batch_size, *self._input, 3))
 
     @abstractmethod
     def _logits_shape(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
@@ -84,12 +89,14 @@ class Engine(ABC):
         count, height, width = images.shape[:3]
         ids = np.empty((count, height, width), np.uint8)
         confidence = np.empty((count, height, width), np.float32)
+        if (height, width) != self._input:
+            rows, columns = self._geometry.mirror(height), self._geometry.mirror(width)
+            images = images[:, rows][:, :, columns]
         for start in range(0, count, self.batch_size):
             part = images[start : start + self.batch_size]
             end = start + len(part)
-            missing = (self.batch_size - len(part), *np.subtract(self._padded, (height, width)), 0)
-            if any(missing):
-                part = np.pad(part, [(0, int(after)) for after in missing], mode="edge")
+            if missing := self.batch_size - len(part):
+                part = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
             found_ids, found_confidence = self._call(part)
             ids[start:end] = found_ids[: end - start, :height, :width]
             confidence[start:end] = found_confidence[: end - start, :height, :width]
@@ -100,27 +107,30 @@ class Engine(ABC):
         if self.batch_size == 1:
             return False
         self.batch_size //= 2
-        self._call = self._compile((self.batch_size, *self._padded, 3))
+        self._call = self._compile((self.batch_size, *self._input, 3))
         return True
 
-    def _find_size(self) -> tuple[int, int]:
-        """The smallest input that holds the images and that the network takes.
+    def _input_of(self, geometry: Geometry) -> tuple[int, int]:
+        return geometry.input_size(self._model.height), geometry.input_size(self._model.width)
+
+    def _find_geometry(self) -> Geometry:
+        """The sizes that the network takes: as it was logged, or the first that fit.
 
         Raises:
             UserError: there is none, or the network has another number of classes.
         """
         model = self._model
-        for multiple in _MULTIPLES:
-            size = (_rounded(model.height, multiple), _rounded(model.width, multiple))
+        for geometry in [model.geometry] if model.geometry else _GEOMETRIES:
+            expected = geometry.output_size(model.height), geometry.output_size(model.width)
             try:
-                shape = self._logits_shape((1, *size, 3))
+                shape = self._logits_shape((1, *self._input_of(geometry), 3))
             except Exception:  # noqa: BLE001, S112 - engines raise many types on a size
                 continue
-            if shape[1:3] != size:
+            if shape[1:3] != expected:
                 continue
             classes = len(model.taxonomy)
             if shape[3:] == (classes,) or (shape[3:] == (1,) and classes == 2):
-                return size
+                return geometry
             raise UserError(
                 f"model {model.uri!r}: expected logits of {classes} classes for taxonomy "
                 f"{model.taxonomy.name}, found {shape[3] if len(shape) > 3 else shape}; "
@@ -196,10 +206,6 @@ def is_out_of_memory(error: Exception) -> bool:
         return True
     text = str(error).lower()
     return any(sign in text for sign in ("bad_alloc", "bad allocation", "out of memory", "oom"))
-
-
-def _rounded(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
 
 
 def _facts(line: str) -> tuple[str, str]:

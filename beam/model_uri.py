@@ -15,6 +15,7 @@ from beam.storage import file_sha256
 from schemas.classes import Taxonomy, load_taxonomy
 from schemas.config import InferConfig, Resize
 from schemas.errors import UserError
+from schemas.geometry import Geometry
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, safe_name
 
 
@@ -27,6 +28,9 @@ class ResolvedModel:
         keras_file: path of the ``.keras`` file.
         height, width: size in pixels that images are resized to.
         resize: how.
+        geometry: sizes that the network takes; None for a plain file, where it is found by trying.
+        class_table: class id for each value of the masks of a dataset like that of the training,
+            where the model tells a target from the rest.
         graph: path of the OpenVINO graph that was exported from the file, where there is one.
         run_id, fingerprint: training run and training dataset, where known.
     """
@@ -40,6 +44,9 @@ class ResolvedModel:
     height: int
     width: int
     resize: Resize
+    geometry: Geometry | None = None
+    class_table: tuple[int, ...] | None = None
+    dataset_taxonomy_sha256: str | None = None
     run_id: str | None = None
     fingerprint: str | None = None
     graph: str | None = None
@@ -92,7 +99,7 @@ def _from_mlflow(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedMo
         ) from error
     metadata: dict[str, Any] = info.metadata or {}
     files = sorted(folder.glob("artifacts/*.keras"))
-    if not files or "taxonomy" not in metadata:
+    if not files or "geometry" not in metadata:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
     _check_keras_file(files[0])
     sha256 = file_sha256(files[0])
@@ -107,6 +114,9 @@ def _from_mlflow(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedMo
         height=height,
         width=width,
         resize=metadata["resize"],
+        geometry=Geometry.model_validate(metadata["geometry"]),
+        class_table=tuple(metadata["class_table"]),
+        dataset_taxonomy_sha256=metadata["dataset_taxonomy_sha256"],
         run_id=info.run_id,
         fingerprint=metadata["dataset_fingerprint"],
         graph=_graph_of(sha256, folder / "artifacts/openvino"),

@@ -105,7 +105,8 @@ def plan(
         if images == 0:
             raise UserError(f"source {source!r} holds no PNG image")
     resolved = resolve_model(model, config, tracking_uri)
-    if manifest is not None and manifest.taxonomy_sha256 != resolved.taxonomy.sha256:
+    known = (resolved.taxonomy.sha256, resolved.dataset_taxonomy_sha256)
+    if manifest is not None and manifest.taxonomy_sha256 not in known:
         raise UserError(
             f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
             f"holds {manifest.taxonomy.name}; their classes differ"

@@ -79,7 +79,10 @@ def read_shard(
         Path(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
     )
     paths = dict(zip(rows["id"].to_pylist(), rows["image_path"].to_pylist(), strict=True))
-    root = load_manifest(dataset).source
+    manifest = load_manifest(dataset)
+    table = None
+    if manifest.taxonomy_sha256 != model.taxonomy.sha256 and model.class_table:
+        table = np.array(model.class_table, np.uint8)
     try:
         with open(join(dataset, name), "rb") as file:
             examples = [parse(record) for record in read_records(file, name)]
@@ -102,12 +105,12 @@ def read_shard(
         yield Picture(
             image_id=example.id,
             path=path,
-            source_uri=join(root, path),
+            source_uri=join(manifest.source, path),
             split=split,
             width=image.shape[1],
             height=image.shape[0],
             pixels=png.resize_image(image, model.height, model.width, model.resize),
-            truth=truth,
+            truth=truth if table is None else table[truth],
             image_sha256=sha256,
         )
 

@@ -5,14 +5,23 @@ from __future__ import annotations
 from prefect import flow, get_run_logger, task
 from prefect.runtime import flow_run
 
-from flows.ingest import may_help
+from flows.names import named
+from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
 from flows.steps import run_job
 from schemas.cli import to_arguments
 from schemas.config import InferConfig
 from schemas.layout import TRACKING_URI
 
 
-@task(name="beam.infer", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=may_help)
+@task(
+    name="beam.infer",
+    tags={"beam"},
+    retries=3,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=JITTER,
+    retry_condition_fn=may_help,
+    timeout_seconds=6 * HOUR_S,
+)
 def infer_tables(
     model: str, places: list[str], output: str, config: InferConfig, tracking_uri: str
 ) -> str:
@@ -27,7 +36,7 @@ def infer_tables(
     return run_job("beam.infer", [*arguments, *to_arguments(config)], get_run_logger().info)
 
 
-@flow(name="infer", flow_run_name="infer-with-{model}")
+@flow(name="infer", flow_run_name=named("infer-with", "model"))
 def infer(
     model: str = "models:/lyft-unet@champion",
     dataset: str | None = None,

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow, get_run_logger, task
 
-from flows.steps import run_job
+from flows.durations import ingest_key, timed_job
+from flows.names import named
+from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
 from schemas.cli import to_arguments
 from schemas.config import IngestConfig
-from schemas.errors import UserError
+from schemas.manifest import load_manifest
 
 
-def may_help(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Prefect's signature
-    """Whether a retry can help: not where the input is at fault."""
-    return not isinstance(state.result(raise_on_failure=False), UserError)
-
-
-@task(name="beam.ingest", retries=2, retry_delay_seconds=[10, 60], retry_condition_fn=may_help)
+@task(
+    name="beam.ingest",
+    tags={"beam"},
+    retries=3,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=JITTER,
+    retry_condition_fn=may_help,
+    timeout_seconds=6 * HOUR_S,
+)
 def ingest_dataset(source: str, output: str, config: IngestConfig) -> str:
     """Runs the Beam job; returns the published folder."""
-    arguments = [f"--source={source}", f"--output={output}", *to_arguments(config)]
-    return run_job("beam.ingest", arguments, get_run_logger().info)
+    return timed_job(
+        "beam.ingest",
+        [f"--source={source}", f"--output={output}/datasets", *to_arguments(config)],
+        get_run_logger().info,
+        output,
+        lambda folder: (ingest_key(config), load_manifest(folder).records),
+    )
 
 
-@flow(name="ingest", flow_run_name="ingest-{source}")
+@flow(name="ingest", flow_run_name=named("ingest", "source"))
 def ingest(source: str, output: str = "outputs", config: IngestConfig = IngestConfig()) -> str:
     """Publishes the dataset of a folder of raw pairs, or finds that nothing has changed.
 
@@ -36,4 +44,4 @@ def ingest(source: str, output: str = "outputs", config: IngestConfig = IngestCo
     Returns:
         The published folder.
     """
-    return ingest_dataset(source, f"{output}/datasets", config)
+    return ingest_dataset(source, output, config)

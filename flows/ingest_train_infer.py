@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import FlowRun
+from prefect.deployments import run_deployment
 
-from flows.artifacts import publish_class_table, publish_links
+from flows.artifacts import model_of, publish_class_table, publish_links
 from flows.infer import infer
 from flows.ingest import ingest
+from flows.names import named
 from flows.summary import class_summary, partition_of
 from flows.train import train
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
+from schemas.errors import UserError
 from schemas.layout import TRACKING_URI, dataset_source_name, folder_source_name
 from schemas.manifest import load_manifest
 
@@ -32,12 +36,36 @@ class Results(NamedTuple):
     partition: str
 
 
-@flow(name="ingest-train-infer", flow_run_name="ingest-train-infer-{source}")
+def train_elsewhere(
+    dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
+) -> str:
+    """Runs the deployment ``train/train`` as a subflow and waits; cancelling us cancels it.
+
+    Raises:
+        UserError: the run did not end well; its own page says why.
+    """
+    parameters: dict[str, Any] = {
+        "dataset": dataset,
+        "output": output,
+        "config": config.model_dump(),
+        "gate": gate.model_dump(),
+        "tracking_uri": tracking_uri,
+    }
+    get_run_logger().info("train/train runs on pool gpu; waiting for it")
+    run = run_deployment("train/train", parameters=parameters, poll_interval=2)
+    assert isinstance(run, FlowRun)
+    if run.state is None or not run.state.is_completed():
+        raise UserError(f"training on pool gpu, flow run {run.name!r}, ended as {run.state}")
+    return model_of(run.id)
+
+
+@flow(name="ingest-train-infer", flow_run_name=named("ingest-train-infer", "source"))
 def ingest_train_infer(
     source: str,
     output: str = "outputs",
     infer_source: str | None = None,
     tracking_uri: str = TRACKING_URI,
+    train_on: Literal["here", "gpu"] = "here",
     ingest_config: IngestConfig = IngestConfig(),
     train_config: TrainConfig = TrainConfig(),
     gate_config: GateConfig = GateConfig(),
@@ -52,13 +80,16 @@ def ingest_train_infer(
         output: Root of all outputs.
         infer_source: Folder or URI of PNGs to predict; the dataset itself when left out.
         tracking_uri: MLflow's server or store.
+        train_on: Where to train: `here`, or by a worker of pool `gpu` (deployment `train/train`),
+            which must see the same folders.
         ingest_config: How pairs become records.
         train_config: How the network is trained.
         gate_config: When the new version becomes champion; the champion predicts.
         infer_config: How images are predicted and rows are written.
     """
     dataset = ingest(source, output, ingest_config)
-    model = train(dataset, output, train_config, gate_config, tracking_uri)
+    how = (dataset, output, train_config, gate_config, tracking_uri)
+    model = train(*how) if train_on == "here" else train_elsewhere(*how)
     predictions = infer(
         model=model,
         dataset=None if infer_source else dataset,

@@ -14,7 +14,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from schemas.errors import UserError
+from schemas.cli import TRY_AGAIN
+from schemas.errors import UnavailableError, UserError
 
 _LAST_LINES = 20
 _GRACE_S = 10
@@ -35,6 +36,7 @@ def run_job(module: str, arguments: Sequence[str], log: Callable[[str], None]) -
 
     Raises:
         UserError: the job ended with code 2; carries its line.
+        UnavailableError: it ended with code 75; likewise.
         JobError: it ended with another code but 0.
     """
     process = subprocess.Popen(
@@ -62,8 +64,9 @@ def run_job(module: str, arguments: Sequence[str], log: Callable[[str], None]) -
             _stop(process)
             raise
         reader.join()
-    if code == 2:
-        raise UserError((last or ["the job refused its arguments"])[-1].removeprefix("error: "))
+    if code in (2, TRY_AGAIN):
+        said = (last or ["the job refused its arguments"])[-1].removeprefix("error: ")
+        raise UserError(said) if code == 2 else UnavailableError(said)
     if code != 0:
         raise JobError(f"{module} ended with code {code}; its last lines:\n" + "\n".join(last))
     return output[-1].strip()

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from prefect import flow, get_run_logger, task
 
-from flows.ingest import may_help
-from flows.steps import run_job
+from flows.artifacts import publish_model
+from flows.durations import timed_job, train_key
+from flows.names import named
+from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
 from schemas.cli import to_arguments
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRACKING_URI
+from schemas.manifest import load_manifest
 
 
-@task(name="model.train", retries=1, retry_delay_seconds=30, retry_condition_fn=may_help)
+@task(
+    name="model.train",
+    tags={"keras"},
+    retries=3,
+    retry_delay_seconds=BACKOFF,
+    retry_jitter_factor=JITTER,
+    retry_condition_fn=may_help,
+    timeout_seconds=48 * HOUR_S,
+)
 def train_model(
     dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
 ) -> str:
@@ -24,10 +35,16 @@ def train_model(
         *to_arguments(config),
         *to_arguments(gate),
     ]
-    return run_job("model.train", arguments, get_run_logger().info)
+
+    def measure(_: str) -> tuple[str, int]:
+        manifest = load_manifest(dataset)
+        size = manifest.config.height, manifest.config.width
+        return train_key(config, *size), manifest.splits["train"].records * config.epochs
+
+    return timed_job("model.train", arguments, get_run_logger().info, output, measure)
 
 
-@flow(name="train", flow_run_name="train-on-{dataset}")
+@flow(name="train", flow_run_name=named("train-on", "dataset"))
 def train(
     dataset: str,
     output: str = "outputs",
@@ -47,4 +64,6 @@ def train(
     Returns:
         `models:/<name>/<version>` to predict with: the new one, or the champion it did not beat.
     """
-    return train_model(dataset, output, config, gate, tracking_uri)
+    model = train_model(dataset, output, config, gate, tracking_uri)
+    publish_model(model, tracking_uri)
+    return model

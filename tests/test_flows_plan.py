@@ -1,0 +1,147 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import ANY_MODEL, IN_MEMORY, SMALL
+
+from flows.durations import ingest_key, record, recorded, train_key
+from flows.plan import duration, human, parameters_of, plan
+from schemas.config import InferConfig, TrainConfig
+from schemas.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def done(scenes, dataset, trained, tmp_path_factory) -> dict:
+    """Outputs of a whole run, put together from what the other tests made."""
+    from beam.infer import run
+    from beam.pipeline import pipeline_options
+
+    output = tmp_path_factory.mktemp("planned")
+    folder = Path(shutil.copytree(dataset, output / "datasets" / SMALL.name / dataset.name))
+    run(
+        trained.model,
+        None,
+        str(folder),
+        str(output / "predictions"),
+        InferConfig(),
+        trained.tracking_uri,
+        options=pipeline_options(IN_MEMORY),
+    )
+    return {
+        "source": str(scenes),
+        "output": str(output),
+        "tracking_uri": trained.tracking_uri,
+        "ingest_config": SMALL,
+        "train_config": trained.config,
+        "gate_config": ANY_MODEL,
+    }
+
+
+def _files(folder: str) -> dict[str, int]:
+    return {str(p): p.stat().st_mtime_ns for p in Path(folder).rglob("*") if p.is_file()}
+
+
+def test_a_first_run_reads_and_writes_all_three(done, tmp_path) -> None:
+    new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
+    steps = plan(**new)
+    assert [(step.name, step.action) for step in steps] == [
+        ("ingest", "runs"),
+        ("train", "runs"),
+        ("infer", "runs"),
+    ]
+    size = sum(path.stat().st_size for path in Path(done["source"]).rglob("*.png"))
+    assert steps[0].reads == f"40 pairs, {human(size)}"
+    assert steps[1].reads == "32 images, 2 times"
+    assert all(step.seconds > 0 and step.written > 0 for step in steps)
+    assert {step.basis for step in steps} == {"docs/operate.md"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_published_and_whole_is_cached(done) -> None:
+    before = _files(done["output"])
+    steps = plan(**done)
+    assert [step.action for step in steps] == ["cached"] * 3
+    assert sum(step.seconds for step in steps) == 0
+    assert "models:/small-unet/1" in steps[1].writes
+    assert _files(done["output"]) == before
+
+
+def test_what_is_damaged_changed_or_replaced_is_said(done, tmp_path) -> None:
+    output = Path(shutil.copytree(done["output"], tmp_path / "outputs"))
+    here = {**done, "output": str(output)}
+
+    other = plan(**here, infer_config=InferConfig(batch_size=3))
+    assert [step.action for step in other] == ["cached", "cached", "replaces"]
+    assert "version=v1" in other[2].writes
+    assert other[2].basis == "last run, 40 items"
+
+    longer = done["train_config"].model_copy(update={"epochs": 9})
+    assert [step.action for step in plan(**{**here, "train_config": longer})] == [
+        "cached",
+        "runs",
+        "runs",
+    ]
+
+    shard = next(output.glob("datasets/small/*/*train*"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    damaged = plan(**here)
+    assert [step.action for step in damaged] == ["runs", "runs", "runs"]
+    assert "beside 1" in damaged[0].writes
+
+
+def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
+    new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
+    record(str(tmp_path), ingest_key(SMALL), 400, 44)
+    record(str(tmp_path), train_key(TrainConfig(filters=512), 32, 48), 1, 9999)
+    ingest, train, _ = plan(**new)
+    # 4 s of start-up, and a tenth of a second for each of the 40 pairs.
+    assert ingest.seconds == pytest.approx(8)
+    assert ingest.basis == "last run, 400 items"
+    assert train.basis == "docs/operate.md"
+    elsewhere = plan(**new, train_on="gpu")[1]
+    assert (elsewhere.seconds, elsewhere.basis) == (0, "not known for pool gpu")
+    (tmp_path / "durations.json").write_text("{")
+    assert recorded(str(tmp_path)) == {}
+
+
+def test_mistakes_are_said_before_anything_is_read(tmp_path, job) -> None:
+    for given, message in (
+        ({"train_config": {"epochs": 0}}, r"^train_config\.epochs: .*greater than or equal to 1$"),
+        ({"nonsense": 1}, r"^parameters \['nonsense'\] are unknown; expected .*'train_config'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            parameters_of({"source": "x", **given})
+    done = job("flows.plan", f"--source={tmp_path}/none")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: source")
+    done = job("flows.plan", f"--source={tmp_path}", "--params={")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_the_command_prints_one_line_for_each_step(done, job) -> None:
+    params = {
+        key: done[key].model_dump() for key in ("ingest_config", "train_config", "gate_config")
+    }
+    found = job(
+        "flows.plan",
+        *(f"--{key}={done[key]}" for key in ("source", "output", "tracking_uri")),
+        f"--params={json.dumps(params)}",
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+    assert [line.split()[:2] for line in found.stdout.splitlines()[1:4]] == [
+        ["ingest", "cached"],
+        ["train", "cached"],
+        ["infer", "cached"],
+    ]
+
+
+def test_sizes_and_times_read_well() -> None:
+    assert [human(size) for size in (12, 1_200, 34_500_000, 2.5e9)] == [
+        "12 B",
+        "1 kB",
+        "34 MB",
+        "2.5 GB",
+    ]
+    assert [duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
