@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ANY_MODEL, ROOT, SMALL
+from conftest import ANY_MODEL, IN_MEMORY, ROOT, SMALL
 
-from schemas.config import GateConfig, TrainConfig
+from schemas.config import GateConfig, InferConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
@@ -173,11 +173,14 @@ def test_the_logged_model_answers_with_class_ids(trained) -> None:
 @pytest.mark.parametrize(
     ("architecture", "target"), [("unet-2015", ""), ("unet-dropout", "Roads,RoadLines")]
 )
-def test_every_network_can_be_trained_served_and_judged(
+def test_every_network_can_be_trained_served_and_used(
     architecture, target, dataset, tmp_path
 ) -> None:
+    import duckdb
     import mlflow
 
+    from beam import infer
+    from beam.pipeline import pipeline_options
     from model.train import run
 
     config = TrainConfig(
@@ -200,6 +203,27 @@ def test_every_network_can_be_trained_served_and_judged(
     taxonomy = mlflow.models.get_model_info(uri).metadata["taxonomy"]
     assert len(taxonomy["classes"]) == (2 if target else 13)
     assert not list((tmp_path / "state").iterdir())
+
+    client = mlflow.MlflowClient(store)
+    run_id = client.get_model_version("lyft-unet", "1").run_id
+    expected = client.get_run(run_id).data.metrics["test_pixel_accuracy"]
+    for engine in ("tensorflow", "openvino"):
+        tables = infer.run(
+            uri,
+            source=None,
+            dataset=str(dataset),
+            output=str(tmp_path / engine),
+            config=InferConfig(engine=engine, precision="float32"),
+            tracking_uri=store,
+            options=pipeline_options(IN_MEMORY),
+        )
+        ((accuracy, pixels),) = duckdb.sql(
+            f"FROM '{tables}/confusion/**/*.parquet' SELECT"
+            " sum(pixel_count) FILTER (true_class_id = predicted_class_id) / sum(pixel_count),"
+            " sum(pixel_count) WHERE split = 'test'"
+        ).fetchall()
+        assert pixels == 4 * 32 * 48
+        assert accuracy == pytest.approx(expected, abs=2e-3)
 
 
 def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
