@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ _GEOMETRIES = (
     UNPADDED,
 )
 """Tried in turn on a plain file: n halvings of the input take multiples of 2**n."""
+
+_COPIES = 3
+"""Of a model's weights in memory: as they were read, as the engine lays them out, and some room."""
 
 _BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
 """OpenVINO is as fast on few images: less is computed in vain where a bundle ends."""
@@ -65,6 +69,8 @@ class Engine(ABC):
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._model = model
         self.batch_size = runtime.batch_size
+        # One engine may serve several processes.
+        self._lock = threading.Lock()
         self._geometry = self._find_geometry()
         self._input = self._input_of(self._geometry)
         self._call = self._compile((self.batch_size, *self._input, 3))
@@ -86,6 +92,19 @@ class Engine(ABC):
         Returns:
             Class id, uint8, and highest probability, float32, each (n, height, width).
         """
+        with self._lock:
+            return self._predict(images)
+
+    def halve(self) -> bool:
+        """Compiles anew for half as many images, where memory runs out; False if it has but one."""
+        with self._lock:
+            if self.batch_size == 1:
+                return False
+            self.batch_size //= 2
+            self._call = self._compile((self.batch_size, *self._input, 3))
+            return True
+
+    def _predict(self, images: UInt8Array) -> Predicted:
         count, height, width = images.shape[:3]
         ids = np.empty((count, height, width), np.uint8)
         confidence = np.empty((count, height, width), np.float32)
@@ -101,14 +120,6 @@ class Engine(ABC):
             ids[start:end] = found_ids[: end - start, :height, :width]
             confidence[start:end] = found_confidence[: end - start, :height, :width]
         return ids, confidence
-
-    def halve(self) -> bool:
-        """Compiles anew for half as many images, where memory runs out; False if it has but one."""
-        if self.batch_size == 1:
-            return False
-        self.batch_size //= 2
-        self._call = self._compile((self.batch_size, *self._input, 3))
-        return True
 
     def _input_of(self, geometry: Geometry) -> tuple[int, int]:
         return geometry.input_size(self._model.height), geometry.input_size(self._model.width)
@@ -157,13 +168,15 @@ def load_engine(model: ResolvedModel, runtime: Runtime) -> Engine:
     return TensorFlowEngine(model, runtime)
 
 
-def choose(config: InferConfig, processes: int) -> Runtime:
+def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime:
     """What ``auto`` stands for on this machine.
 
-    A GPU holds one model for all processes: each would take all of its memory.
+    Each process has a model of its own, unless it lies on a GPU, which one process fills, or all
+    of them would take more than half of the memory that is free.
 
     Args:
         processes: workers on this machine, which share its cores.
+        model_bytes: size of the model's file.
     """
     gpu = has_gpu() and config.engine != "openvino"
     engine = config.engine
@@ -172,12 +185,14 @@ def choose(config: InferConfig, processes: int) -> Runtime:
     precision = config.precision
     if precision == "auto":
         precision = "float16" if gpu else "bfloat16" if has_fast_bfloat16() else "float32"
+    shared = gpu or processes * _COPIES * model_bytes > free_memory() / 2
+    cores = len(os.sched_getaffinity(0))
     return Runtime(
         engine=engine,
         precision=precision,
         batch_size=config.batch_size or _BATCH[engine, "gpu" if gpu else "cpu"],
-        threads=max(1, len(os.sched_getaffinity(0)) // max(1, processes)),
-        shared=gpu,
+        threads=cores if shared else max(1, cores // max(1, processes)),
+        shared=shared,
     )
 
 
@@ -198,6 +213,16 @@ def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
     flags = facts.get("flags", "").split()
     amd = facts.get("vendor_id") == "AuthenticAMD"
     return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
+
+
+def free_memory() -> float:
+    """Bytes that the kernel can give to new processes; without end where it does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return float("inf")
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else float("inf")
 
 
 def is_out_of_memory(error: Exception) -> bool:

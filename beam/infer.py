@@ -25,7 +25,7 @@ from beam.model_uri import with_graph
 from beam.pairing import Reject
 from beam.parquet import WriteSmallTables
 from beam.pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
-from beam.pipeline import pipeline_options, run_pipeline, say
+from beam.pipeline import disk_errors_are_mistakes, pipeline_options, run_pipeline, say
 from beam.plan import Job, plan
 from beam.predict import Prediction, Unpredicted
 from beam.previous import Previous, find_previous
@@ -140,7 +140,7 @@ def run(
     processes = options.view_as(DirectOptions).direct_num_workers or cores
     job = plan(model, source, dataset, config, tracking_uri, processes)
     partition = runs.partition_of(job.model, job.source_name)
-    with partition_lock(root, partition):
+    with disk_errors_are_mistakes(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_published(root, partition, job.run_id):
             say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
             return root

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import apache_beam as beam
@@ -90,6 +90,21 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         if found is None:
             raise
         raise UserError(_STEP.sub("", found[1]).strip().removesuffix("\\n")) from error
+
+
+@contextlib.contextmanager
+def disk_errors_are_mistakes() -> Iterator[None]:
+    """Turns a full disk and missing rights into a mistake that the user can mend.
+
+    Raises:
+        UserError: in place of such an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        raise UserError(f"{error.strerror or error}; nothing was published") from error
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:

@@ -111,7 +111,7 @@ def plan(
             f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
             f"holds {manifest.taxonomy.name}; their classes differ"
         )
-    runtime = choose(config, processes)
+    runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
     recipe = _hash(
         SCHEMA_VERSION,
         resolved.sha256,

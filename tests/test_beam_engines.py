@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -206,8 +207,20 @@ def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
     named = InferConfig(engine="tensorflow", precision="float32", batch_size=5)
     assert choose(named, 1000) == Runtime("tensorflow", "float32", 5, 1, shared=False)
     monkeypatch.setattr(engines, "has_gpu", lambda: True)
-    assert choose(InferConfig(), 1000) == Runtime("tensorflow", "float16", 64, 1, shared=True)
+    cores = len(os.sched_getaffinity(0))
+    assert choose(InferConfig(), 1000) == Runtime("tensorflow", "float16", 64, cores, shared=True)
     assert choose(InferConfig(engine="openvino"), 1000).shared is False
+
+
+def test_a_large_model_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    monkeypatch.setattr(engines, "free_memory", lambda: 1e9)
+    assert not choose(InferConfig(), 4, 35_000_000).shared
+    large = choose(InferConfig(), 4, 50_000_000)
+    assert large.shared
+    assert large.threads == len(os.sched_getaffinity(0))
+    monkeypatch.undo()
+    assert engines.free_memory() > 1e6
 
 
 def _pictures(images: np.ndarray) -> Iterator[Picture]:

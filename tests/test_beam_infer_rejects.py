@@ -1,6 +1,7 @@
 """Bad images end in rejects, bad models and full disks in one line; nothing else is published."""
 
 import dataclasses
+import errno
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from conftest import IN_MEMORY, ROOT, Job
 from test_beam_infer import _query, _run
 from test_beam_png_fuzz import mutants
 
-from beam import handler, png, runs
+from beam import engines, handler, infer, png, runs
+from beam.pipeline import pipeline_options
 from flows.scenes import draw_scene
 from schemas.config import InferConfig
 from schemas.errors import RejectError, UserError
@@ -181,6 +183,31 @@ def test_a_full_disk_is_one_line(trained, scenes: Path, tmp_path: Path, options)
     assert errors[0].startswith("error: ")
     assert "No space left on device" in errors[0]
     assert done.stdout == ""
+
+
+def test_a_disk_that_fills_up_at_the_end_is_a_mistake_too(
+    trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runs, "write_run", full)
+    with pytest.raises(UserError, match=r"^No space left on device; nothing was published$"):
+        _run(trained, tmp_path / "out", source=scenes)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_model_may_serve_all_processes(
+    trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = _run(trained, tmp_path / "alone", source=scenes)
+    monkeypatch.setattr(engines, "free_memory", lambda: 1.0)
+    options = pipeline_options(["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
+    arguments = (str(scenes), None, str(tmp_path / "out"), InferConfig(), trained.tracking_uri)
+    shared = infer.run(trained.model, *arguments, options=options)
+    sql = "FROM class_stats SELECT image_id, class_id, pixel_count ORDER BY 1, 2"
+    assert _query(shared, sql) == _query(alone, sql)
+    _has_counts(shared, 40, 40)
 
 
 def test_models_that_are_none_are_one_line(job: Job, scenes: Path, tmp_path: Path) -> None:

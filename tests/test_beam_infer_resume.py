@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from conftest import IN_MEMORY
 from PIL import Image
 from test_beam_infer import _query, _run
 
-from beam import handler
+from beam import handler, infer
 from beam.runs import TABLES
 from schemas.config import InferConfig
 
@@ -122,6 +123,19 @@ def test_rejects_are_tried_again_where_told_or_changed(
     _run(trained, output, source=raw)
     assert predicted() == ["000_0009"]
     assert _counts(output) == (12, 12, 11, 0)
+
+
+def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predicted) -> None:
+    arguments = [
+        *(f"--model={trained.model}", f"--source={raw}", f"--output={tmp_path}/out"),
+        *(f"--tracking_uri={trained.tracking_uri}", *IN_MEMORY),
+    ]
+    (raw / "CameraRGB/000_0009.png").write_bytes(b"damaged")
+    reused = []
+    for flags in ([], ["--resume"], ["--retry_rejects"], ["--no-resume"]):
+        output = infer.main([*arguments, *flags])
+        reused.append((_counts(Path(output))[2], len(predicted())))
+    assert reused == [(0, 11), (0, 0), (11, 0), (0, 11)]
 
 
 def test_an_unreadable_file_is_tried_again(trained, raw, tmp_path, monkeypatch) -> None:
