@@ -31,7 +31,7 @@ Columns = dict[str, list[Any]]
 PartKey = tuple[str, int, int]
 """Table, index of the part, number of parts."""
 
-_FLUSH_BYTES = 32 << 20
+_FLUSH_IMAGES, _FLUSH_BYTES = 512, 16 << 20
 _ROW_BYTES = {"masks": 160, "class_stats": 24}
 """Of a row of each table beside its mask, about, as it lies in a published file."""
 
@@ -79,7 +79,7 @@ class SpoolRows(beam.DoFn):
         self._masks.append(mask)
         self._classes.append(classes)
         self._size += len(mask["mask"]["bytes"])
-        if self._size > _FLUSH_BYTES:
+        if len(self._masks) >= _FLUSH_IMAGES or self._size > _FLUSH_BYTES:
             yield from self._flush()
 
     def finish_bundle(self) -> Iterator[WindowedValue]:

@@ -11,7 +11,7 @@ from conftest import IN_MEMORY
 from PIL import Image
 from test_beam_infer import _query, _run
 
-from beam import handler, infer
+from beam import handler, infer, spool
 from beam.runs import TABLES
 from schemas.config import InferConfig
 
@@ -198,6 +198,23 @@ def test_files_have_the_size_that_was_asked_for(trained, scenes: Path, tmp_path:
     assert max(path.stat().st_size for path in files) < 2.5 * target
     run_id = pq.read_table(next(output.glob("runs/**/*.parquet")), columns=["run_id"])
     assert all(path.name.startswith(run_id["run_id"][0].as_py()) for path in files)
+
+
+def test_rows_that_wait_in_several_files_are_one_table(
+    trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _tables(_run(trained, tmp_path / "one", source=scenes))
+    monkeypatch.setattr(spool, "_FLUSH_IMAGES", 7)
+    written: list[str] = []
+    open_file = spool.pa.ipc.new_file
+
+    def spy(path, schema):
+        written.append(str(path))
+        return open_file(path, schema)
+
+    monkeypatch.setattr(spool.pa.ipc, "new_file", spy)
+    assert _tables(_run(trained, tmp_path / "many", source=scenes)) == expected
+    assert len([path for path in written if path.endswith(".masks.arrow")]) >= 40 // 7
 
 
 def test_row_groups_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
