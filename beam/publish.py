@@ -30,8 +30,10 @@ _NEW = ".new"
 def partition_lock(root: Path, partition: str) -> Iterator[None]:
     """Holds a partition for one job; a second one waits, and finds what the first has published.
 
-    What a killed job left half published is completed first, in this partition and in others.
+    What a killed job left half published is completed first, in this partition and in others, and
+    what it left in staging is removed.
     """
+    storage.remove_dead_staging(root)
     for pending in sorted(root.glob(f"{_PENDING}*")):
         left = _partition_of(pending)
         if left is None:

@@ -115,8 +115,11 @@ def test_a_kill_before_the_first_step_shows_nothing(tmp_path: Path) -> None:
     _publish(tmp_path, "old")
     with partition_lock(tmp_path, PARTITION):
         _stage(tmp_path, "new")
+    # The lock of a staging folder whose process is dead.
+    (tmp_path / ".staging-new.lock").touch()
     with partition_lock(tmp_path, PARTITION):
         assert [_seen(tmp_path, one) for one in TABLES] == [["old"] * FILES] * len(TABLES)
+    assert {path.name for path in tmp_path.iterdir()} == set(TABLES)
 
 
 def test_readers_see_a_whole_state_while_others_are_published(tmp_path: Path) -> None:
