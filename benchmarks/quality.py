@@ -20,6 +20,7 @@ NOTEBOOK = {
     "filters": 32,
     "batch_size": 32,
     "augment": "off",
+    "learning_rate": 1e-3,
     "schedule": "constant",
     "warmup": 0,
     "loss": "cross-entropy",
@@ -35,7 +36,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "default without normalisation": {"normalisation": "none"},
     "default without augmentation": {"augment": "off"},
     "default without Dice": {"loss": "cross-entropy"},
-    "default, constant rate": {"schedule": "constant", "warmup": 0},
+    "default, rate 1e-3": {"learning_rate": 1e-3},
+    "default, class weights": {"class_weights": "manifest"},
 }
 
 

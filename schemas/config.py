@@ -78,7 +78,7 @@ class TrainConfig(JobConfig):
     start_from: str = Field("", description="Model whose weights training begins with.")
     epochs: int = Field(18, ge=1, le=1000, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, le=4096, description="Images in a step.")
-    learning_rate: float = Field(1e-3, gt=0, le=1, description="Adam's highest learning rate.")
+    learning_rate: float = Field(3e-3, gt=0, le=1, description="Adam's highest learning rate.")
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="Learning rate after the warm-up: constant, or falling to 0."
     )
