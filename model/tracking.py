@@ -37,7 +37,7 @@ _KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolle
 _GATE_TAG, _CONFIG_TAG, _SWEEP_TAG = "gate", "train_config", "sweep_key"
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
 _LAST_OF_AN_EPOCH = "epoch_seconds"
-_SYSTEM_METRICS_SECONDS = 10
+SYSTEM_METRICS_SECONDS = 10
 
 Result = TypeVar("Result")
 Epochs = list[dict[str, float]]
@@ -141,7 +141,7 @@ def training_run(
         parent: run of the sweep that this training is part of.
     """
     config, manifest = plan.config, plan.manifest
-    mlflow.set_system_metrics_sampling_interval(_SYSTEM_METRICS_SECONDS)
+    mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
     mlflow.set_system_metrics_samples_before_logging(1)
     if run_id is not None and _run_exists(run_id):
         mlflow.start_run(run_id=run_id, log_system_metrics=True)
