@@ -68,11 +68,11 @@ def run(
     tracking.connect(tracking_uri)
     if gate.promote == "gate":
         check_champion(config.model_name, chosen.taxonomy)
-    start = starting_weights(chosen)
     if reuse and (known := tracking.find_trained(config.model_name, chosen.key)):
         say(f"nothing has changed: {known} was trained on this dataset with this configuration")
         return judge(known, chosen, gate, say)
 
+    start = starting_weights(chosen)
     import_tensorflow()
     with checkpoint(state, chosen.key) as kept:
         try:
