@@ -1,1 +1,1 @@
-"""The ground of the pipeline: plain data, its rules and its bytes. Imports nothing of ours."""
+"""The base layer: plain data, its rules and its bytes. Imports no other package of the project."""

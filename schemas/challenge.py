@@ -18,12 +18,12 @@ _VEHICLES, _ROAD = ("Vehicles",), ("Roads", "RoadLines")
 
 
 def has_challenge_classes(taxonomy: Taxonomy) -> bool:
-    """True where a taxonomy has the classes that the challenge scores."""
+    """Whether a taxonomy has the classes that the challenge scores."""
     return {"Vehicles", "Roads"} <= set(taxonomy.names)
 
 
 def without_hood(truth: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
-    """A mask (height, width) whose vehicles on the hood's rows are void."""
+    """A copy of a mask (height, width) in which vehicles on the hood's rows are void."""
     top = round(HOOD_TOP * truth.shape[0])
     scored = truth.copy()
     hood = scored[top:]
@@ -35,7 +35,7 @@ def challenge_score(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> dict[str, fl
     """``challenge_vehicles_f2``, ``challenge_road_f05`` and their mean, ``challenge_score``.
 
     Args:
-        matrix: of truths that went through ``without_hood``.
+        matrix: computed from truths that went through ``without_hood``.
     """
     vehicles = f_score(matrix, _ids(taxonomy, _VEHICLES), beta=2)
     road = f_score(matrix, _ids(taxonomy, _ROAD), beta=0.5)
@@ -47,7 +47,7 @@ def challenge_score(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> dict[str, fl
 
 
 def f_score(matrix: ConfusionMatrix, class_ids: list[int], beta: float) -> float:
-    """F_beta of a group of classes as one: (1 + b2) P R / (b2 P + R); 0 without a hit."""
+    """F_beta of a group of classes as one: (1 + b2) P R / (b2 P + R); 0 without true positives."""
     hits = int(matrix.counts[np.ix_(class_ids, class_ids)].sum())
     true = int(matrix.counts[class_ids].sum())
     predicted = int(matrix.counts[:, class_ids].sum())

@@ -1,7 +1,7 @@
 """Classes of a segmentation mask: id, name, colour, and the taxonomy that holds them.
 
-A taxonomy is data: a YAML file beside this module, or one of the user's. It says which values a
-raw mask may hold, what each becomes in the dataset, and what is left out of the loss (void).
+A taxonomy is data: a YAML file beside this module, or the user's own. It says which values a raw
+mask may hold, what each becomes in the dataset, and what is left out of the loss (void).
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Taxonomy(BaseModel):
             raise ValueError("class names must differ from each other")
         for raw, target in self.remap.items():
             if not 0 <= raw <= VOID or not (target == VOID or 0 <= target < len(ids)):
-                raise ValueError(f"remap {raw}: {target} leads to no class")
+                raise ValueError(f"remap {raw}: {target} is not the id of a class")
         for region in self.void_regions:
             if region.class_id >= len(ids):
                 raise ValueError(f"void region of class {region.class_id}, which does not exist")
@@ -102,13 +102,21 @@ class Taxonomy(BaseModel):
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of everything that decides which class a pixel gets."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        """Hash of the whole taxonomy."""
+        return _sha256(self.model_dump(mode="json"))
+
+    @cached_property
+    def mapping_sha256(self) -> str:
+        """Hash of what decides a pixel's class; colours and the description do not count.
+
+        Models and datasets with the same mapping are compatible.
+        """
+        mapping = self.model_dump(mode="json", include={"remap", "void_regions"})
+        return _sha256({**mapping, "names": self.names})
 
     @cached_property
     def palette(self) -> bytes:
-        """768 bytes for a palette PNG: the class colours, black beyond, white for void."""
+        """768 bytes for a palette PNG: the class colours, black for unused ids, white for void."""
         flat = [channel for label in self.classes for channel in label.colour]
         flat += [0] * (3 * VOID - len(flat)) + [255, 255, 255]
         return bytes(flat)
@@ -123,11 +131,11 @@ class Taxonomy(BaseModel):
 
     @cached_property
     def is_identity(self) -> bool:
-        """True where raw mask values are the class ids themselves and nothing becomes void."""
+        """Whether raw mask values are already class ids and nothing becomes void."""
         return not self.remap and not self.void_regions
 
     def unknown_values(self, raw: UInt8Array) -> list[int]:
-        """Values in a raw mask that this taxonomy does not know, in ascending order."""
+        """Values in a raw mask that this taxonomy does not define, in ascending order."""
         if self.is_identity and raw.max(initial=0) < len(self):
             return []
         present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
@@ -148,15 +156,15 @@ class Taxonomy(BaseModel):
         return ids
 
     def told_from_rest(self, names: Sequence[str]) -> tuple[Taxonomy, UInt8Array]:
-        """The two classes of a binary mask: the named ones as one, and the rest.
+        """Makes a binary taxonomy: the named classes merged into one, and the rest.
 
         Returns:
-            The taxonomy of raw masks, and the table from this taxonomy's class ids to the new
-            ones, uint8 (256,), void staying void. A void region stays if its class is the only
-            one that is named.
+            The taxonomy, which maps raw masks, and the table from this taxonomy's class ids to
+            the new ones, uint8 (256,); void stays void. A void region is kept if its class is
+            the only one named.
 
         Raises:
-            UserError: a name is none of this taxonomy's, or no class is left for the rest.
+            UserError: a name is not in this taxonomy, or the names are none or all of its classes.
         """
         unknown = [name for name in names if name not in self.names]
         if unknown or not 0 < len(set(names)) < len(self):
@@ -187,16 +195,20 @@ class Taxonomy(BaseModel):
         return binary, table
 
 
+def _sha256(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def builtin_taxonomies() -> list[str]:
     """Names of the taxonomies that come with the project."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
 def load_taxonomy(name_or_path: str) -> Taxonomy:
-    """Reads a taxonomy that comes with the project, by name, or a YAML file of the user's.
+    """Reads a built-in taxonomy by name, or a YAML file.
 
     Raises:
-        UserError: there is no such taxonomy, or the file breaks a rule.
+        UserError: there is no such taxonomy, or the file is invalid.
     """
     path = _folder() / f"{name_or_path}.yaml"
     if not path.is_file():
@@ -209,12 +221,12 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
         )
     try:
         return Taxonomy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"taxonomy file {path}: {explain(error)}") from error
 
 
 def explain(error: Exception) -> str:
-    """One line for a pydantic or YAML error: field, what was expected, what was found."""
+    """A pydantic or YAML error in one line: field, what was expected, what was found."""
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     problems = []

@@ -1,22 +1,51 @@
-"""Command lines made from the configs, and the one place that turns mistakes into exit code 2."""
+"""Command lines built from the configs, and the one place that turns errors into exit codes."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
 from schemas.classes import explain
 from schemas.config import JobConfig
-from schemas.errors import UnavailableError, UserError
+from schemas.errors import UnavailableError, UserError, disk_errors_are_mistakes
+from schemas.layout import TRACKING_URI
+from schemas.lifeline import end_with_parent
 
 TRY_AGAIN = 75
-"""Exit code for what may work later: EX_TEMPFAIL of sysexits.h."""
+"""Exit code of a failure that may succeed later: EX_TEMPFAIL of sysexits.h."""
 
 Config = TypeVar("Config", bound=JobConfig)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a one-line UserError; options cannot be abbreviated."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Overrides argparse, which would print all options first."""
+        raise UserError(f"{message}; see --help")
+
+
+class JobParser(Parser):
+    """A job's command line; ``@file`` stands for the arguments in a file, one per line.
+
+    Empty lines and lines that begin with ``#`` are ignored.
+    """
+
+    def __init__(self, prog: str, description: str) -> None:
+        super().__init__(prog=prog, description=description, fromfile_prefix_chars="@")
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """Overrides argparse: the arguments in one line of such a file."""
+        line = arg_line.strip()
+        return [] if line.startswith("#") or not line else [line]
 
 
 def add_config(parser: argparse.ArgumentParser, config: type[JobConfig]) -> None:
@@ -34,14 +63,32 @@ def add_config(parser: argparse.ArgumentParser, config: type[JobConfig]) -> None
         )
 
 
+def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--tracking_uri``; defaults to MLFLOW_TRACKING_URI, then to ``TRACKING_URI``."""
+    parser.add_argument(
+        "--tracking_uri",
+        default=os.environ.get("MLFLOW_TRACKING_URI") or TRACKING_URI,
+        help=f"MLflow store or server (default: MLFLOW_TRACKING_URI, or {TRACKING_URI})",
+    )
+
+
 def config_from(config: type[Config], args: argparse.Namespace) -> Config:
     """The config that the parsed arguments describe.
 
     Raises:
-        UserError: a value is out of bounds; names the option.
+        UserError: a value is out of bounds; the message names the option.
+    """
+    return checked(config, **{name: getattr(args, name) for name in config.model_fields})
+
+
+def checked(config: type[Config], **values: Any) -> Config:
+    """The config with these values.
+
+    Raises:
+        UserError: a value is out of bounds; the message names it.
     """
     try:
-        return config(**{name: getattr(args, name) for name in config.model_fields})
+        return config(**values)
     except ValidationError as error:
         raise UserError(explain(error)) from error
 
@@ -52,19 +99,27 @@ def to_arguments(config: JobConfig) -> list[str]:
 
 
 def run_main(main: Callable[[Sequence[str]], str]) -> int:
-    """Runs a job's ``main`` on the process's arguments and prints what it returns last.
+    """Runs a job's ``main`` on the process's arguments and prints its result as the last line.
+
+    A job that was started by a flow or by another job ends when its parent does.
 
     Returns:
-        0; after one line on standard error 2 for a mistake of the user's, 75 for a service that
-        does not answer now.
+        0; or, after one line on standard error, 2 for a user error, 75 for a service that does
+        not answer, 130 for an interrupt.
     """
+    end_with_parent()
     try:
-        result = main(sys.argv[1:])
+        with disk_errors_are_mistakes():
+            result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return TRY_AGAIN if isinstance(error, UnavailableError) else 2
     except KeyboardInterrupt:
-        print("error: interrupted; nothing was published", file=sys.stderr)
+        print("error: interrupted; what was published before is intact", file=sys.stderr)
         return 130
-    print(result, flush=True)
+    try:
+        print(result, flush=True)
+    except BrokenPipeError:
+        # The reader, e.g. `head`, closed the pipe; Python would try to write again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -1,4 +1,4 @@
-"""Parameters of the three jobs: bounded, described, the same on command lines and in flows."""
+"""Parameters of the three jobs, with bounds and descriptions, for command lines and flows."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class IngestConfig(JobConfig):
     """How raw pairs become a dataset."""
 
     name: str = Field("lyft", description="Name of the dataset.", pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    height: int = Field(96, ge=0, le=8192, description="Height in pixels; 0 keeps the source's.")
-    width: int = Field(128, ge=0, le=8192, description="Width in pixels; 0 keeps the source's.")
+    height: int = Field(96, ge=0, le=8192, description="Height in pixels; 0: the source's.")
+    width: int = Field(128, ge=0, le=8192, description="Width in pixels; 0: the source's.")
     resize: Resize = Field(
         "nearest", description="How images are resized; masks always by nearest neighbour."
     )
@@ -33,11 +33,12 @@ class IngestConfig(JobConfig):
     validation: float = Field(0.1, ge=0, lt=1, description="Share of the validation split.")
     test: float = Field(0.1, ge=0, lt=1, description="Share of the test split.")
     split_by: Literal["block", "folder", "image"] = Field(
-        "block", description="What stays together in one split: a run of frames, a folder, nothing."
+        "block",
+        description="What one split keeps together: consecutive frames, folders or images.",
     )
     block_length: int = Field(10, ge=1, le=100_000, description="Consecutive frames in a block.")
     seed: int = Field(0, ge=0, description="Seed of the split and of the record order.")
-    shard_mib: int = Field(64, ge=1, le=4096, description="Most MiB a shard should hold.")
+    shard_mib: int = Field(64, ge=1, le=4096, description="Target size of a shard in MiB.")
     max_pixels: int = Field(
         64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
     )
@@ -70,12 +71,12 @@ class TrainConfig(JobConfig):
     normalisation: Literal["none", "batch", "group"] = Field(
         "batch", description="Normalisation after each 3x3 convolution."
     )
-    channels: Literal[1, 3] = Field(3, description="1 turns images grey; unet-dropout alone.")
+    channels: Literal[1, 3] = Field(3, description="1: greyscale, for unet-dropout only.")
     target: str = Field(
         "",
-        description="Classes to be told from all others, e.g. Roads,RoadLines; empty for each.",
+        description="Classes to separate from all others, e.g. Roads,RoadLines; empty: none.",
     )
-    start_from: str = Field("", description="Model whose weights training begins with.")
+    start_from: str = Field("", description="Model whose weights training starts from.")
     epochs: int = Field(18, ge=1, le=1000, description="Passes over the train split.")
     batch_size: int = Field(8, ge=1, le=4096, description="Images in a step.")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="Adam's highest learning rate.")
@@ -83,15 +84,17 @@ class TrainConfig(JobConfig):
         "cosine", description="Learning rate after the warm-up: constant, or falling to 0."
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps that warm up.")
-    clip_norm: float = Field(0.0, ge=0, description="Largest norm of all gradients; 0 for any.")
-    loss: Literal["cross-entropy", "dice", "tversky", "focal"] = Field(
-        "dice", description="What is added to the cross-entropy, if anything."
+    clip_norm: float = Field(
+        0.0, ge=0, description="Maximum global norm of the gradients; 0: no limit."
     )
-    loss_weight: float = Field(1.0, ge=0, le=100, description="Factor of what is added.")
+    loss: Literal["cross-entropy", "dice", "tversky", "focal"] = Field(
+        "dice", description="Loss added to the cross-entropy, if any."
+    )
+    loss_weight: float = Field(1.0, ge=0, le=100, description="Weight of the added loss.")
     class_weights: Literal["none", "manifest"] = Field(
         "none", description="Weights of the classes in the cross-entropy."
     )
-    max_class_weight: float = Field(10.0, gt=0, description="Bound of a class's weight.")
+    max_class_weight: float = Field(10.0, gt=0, description="Upper bound of a class weight.")
     augment: Literal["on", "off"] = Field("on", description="Flip, crop, scale and recolour.")
     crop: float = Field(0.6, gt=0, le=1, description="Smallest side of a crop, as a share.")
     colour: float = Field(
@@ -100,7 +103,9 @@ class TrainConfig(JobConfig):
     keep: Literal["mean_iou", "loss", "last"] = Field(
         "mean_iou", description="Epoch whose weights are kept: best on validation, or the last."
     )
-    patience: int = Field(0, ge=0, description="Epochs without a better one to stop after; 0: none")
+    patience: int = Field(
+        0, ge=0, description="Epochs without improvement before stopping; 0: never."
+    )
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "auto", description="auto: float32 on CPUs, 16 bits on GPUs that are fast at it."
     )
@@ -109,7 +114,7 @@ class TrainConfig(JobConfig):
         "off", description="Equal weights from equal input, at some cost on GPUs."
     )
     cache_mib: int = Field(
-        2048, ge=0, description="Decoded pixels are kept in memory up to this size."
+        2048, ge=0, description="Decoded images are kept in memory up to this size in MiB."
     )
     seed: int = Field(0, ge=0, lt=1 << 31, description="Seed of weights, order, augmentation.")
 
@@ -130,13 +135,16 @@ class GateConfig(JobConfig):
         0.005, ge=0, le=1, description="Mean IoU by which it must be better on the test split."
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="Of the bootstrap interval, which must lie above 0."
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Confidence level of the bootstrap interval, which must lie above 0.",
     )
     critical: str = Field(
         "Vehicles,Pedestrians,Pedestrian,Roads,Road",
-        description="Classes that must not fall; names that the taxonomy lacks are passed over.",
+        description="Classes that must not fall; names not in the taxonomy are ignored.",
     )
-    tolerance: float = Field(0.02, ge=0, le=1, description="IoU that a critical class may lose.")
+    tolerance: float = Field(0.02, ge=0, le=1, description="IoU a critical class may lose.")
     floor: float = Field(
         0.2, ge=0, le=1, description="Mean IoU that a first version needs to become champion."
     )
@@ -150,7 +158,7 @@ class InferConfig(JobConfig):
     )
     source_name: str = Field(
         "",
-        pattern=r"^[A-Za-z0-9_-]{0,63}$",
+        pattern=r"^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)?$",
         description="Name of the source in the tables; the dataset's or the folder's by default.",
     )
     taxonomy: str = Field("carla-0.8", description="Taxonomy of a plain .keras file.")
@@ -161,18 +169,17 @@ class InferConfig(JobConfig):
         0, ge=0, le=8192, description="Input width; 0: as trained, 128 for a plain .keras file."
     )
     engine: Literal["auto", "openvino", "tensorflow"] = Field(
-        "auto", description="What predicts; auto: TensorFlow on a GPU, OpenVINO on a CPU."
+        "auto", description="Inference engine; auto: TensorFlow on a GPU, OpenVINO on a CPU."
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Of the network's inner sums; auto: the fastest that the processor has."
+        "auto",
+        description="Precision inside the network; auto: the fastest the processor supports.",
     )
     batch_size: int = Field(
         0, ge=0, le=1024, description="Images in one call of the model; 0 chooses by engine."
     )
-    part_mib: float = Field(
-        128, gt=0, le=4096, description="Most MiB that a Parquet file should hold."
-    )
-    row_group_mib: int = Field(32, ge=1, le=1024, description="Most MiB in a row group.")
+    part_mib: float = Field(128, gt=0, le=4096, description="Target size of a Parquet file in MiB.")
+    row_group_mib: int = Field(32, ge=1, le=1024, description="Target size of a row group in MiB.")
     max_pixels: int = Field(
         64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
     )

@@ -1,29 +1,39 @@
-"""Errors that a user can mend, told apart from defects of ours."""
+"""Errors that a user can fix, as opposed to bugs."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
+MENDABLE_ERRNOS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
+)
+"""File-system errors that a user can fix: full disk, missing permission, a file in the way."""
+
 
 class UserError(Exception):
-    """A mistake in the input or the set-up: one line that says what, what was expected, what to do.
+    """A mistake in the input or setup; one line says what is wrong, what was expected, what to do.
 
     Command lines print the message and exit with code 2; flows fail without a retry.
     """
 
 
 class UnavailableError(UserError):
-    """A service that does not answer now: nothing is lost, and the same command may work later.
+    """A service does not answer: nothing is lost, and the same command may work later.
 
-    Command lines print the message and exit with code 75; flows try again.
+    Command lines print the message and exit with code 75; flows retry.
     """
 
 
 class RejectError(Exception):
-    """One input that cannot be used, while the rest of the job goes on.
+    """An input that cannot be used; the rest of the job goes on.
 
     Args:
         code: a short, stable reason such as ``truncated``; analysts group by it.
         message: what was expected and what was found.
-        path: the file at fault, where an input has several.
+        path: the file at fault, if an input has several.
     """
 
     def __init__(self, code: str, message: str, path: str | None = None) -> None:
@@ -34,3 +44,30 @@ class RejectError(Exception):
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
+
+
+@contextlib.contextmanager
+def disk_errors_are_mistakes() -> Iterator[None]:
+    """Turns an OSError that a user can fix into a UserError.
+
+    Raises:
+        UserError: the block raised an OSError with one of ``MENDABLE_ERRNOS``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in MENDABLE_ERRNOS:
+            raise
+        place = f"{error.filename!r}: " if error.filename else ""
+        raise UserError(f"{place}{error.strerror or error}; nothing was published") from error
+
+
+def first_line(error: object, most: int = 160) -> str:
+    """The first line of an error's message, or the error's type if the message is empty.
+
+    Args:
+        most: maximum length in characters; the default fits a terminal.
+    """
+    lines = str(error).strip().splitlines()
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= most else f"{line[: most - 3]}..."

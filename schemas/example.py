@@ -1,6 +1,6 @@
-"""The tf.train.Example of one sample: one spec that writes it and reads it, without TensorFlow.
+"""The tf.train.Example of one sample, written and read from one spec without TensorFlow.
 
-The message is declared here in a descriptor pool of our own, so that it never meets TensorFlow's
+The message is declared in its own descriptor pool, so that it cannot clash with TensorFlow's
 registration of the same message; the bytes are the same. TFRecord framing is included.
 Sources: tensorflow/core/example/example.proto, tensorflow/core/lib/io/record_writer.h.
 """
@@ -18,12 +18,12 @@ from google.protobuf.message import DecodeError
 
 
 class CorruptRecordError(ValueError):
-    """A TFRecord stream or an Example that is damaged: says where and what was expected."""
+    """A damaged TFRecord stream or Example; the message says where and what was expected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What one record holds.
+    """The contents of one record.
 
     Attributes:
         image: PNG of the RGB image, uint8 (height, width, 3).
@@ -48,7 +48,7 @@ FEATURES: dict[str, Literal["bytes", "str", "int"]] = {
 
 
 def encode(example: Example) -> bytes:
-    """Serialised tf.train.Example; the same bytes for the same example, keys sorted."""
+    """Serialises to a tf.train.Example with sorted keys; equal examples give equal bytes."""
     message = _Example()
     for name, kind in FEATURES.items():
         value = getattr(example, name)
@@ -62,10 +62,11 @@ def encode(example: Example) -> bytes:
 
 
 def parse(record: bytes) -> Example:
-    """The example in a serialised tf.train.Example.
+    """Reads the example from a serialised tf.train.Example.
 
     Raises:
-        CorruptRecordError: not an Example, or a feature is missing or of another type.
+        CorruptRecordError: the record is not an Example, or a feature is missing or has another
+            type.
     """
     try:
         message = _Example.FromString(record)
@@ -105,7 +106,7 @@ def write_record(stream: IO[bytes], record: bytes) -> int:
 
 
 def read_records(stream: IO[bytes], name: str) -> Iterator[bytes]:
-    """Records of a TFRecord stream; ``name`` stands in errors.
+    """Yields the records of a TFRecord stream; error messages call the stream ``name``.
 
     Raises:
         CorruptRecordError: a checksum does not match, or the stream ends inside a record.

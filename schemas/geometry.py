@@ -1,4 +1,4 @@
-"""Sizes that a network takes, and how any other image is mirrored and cropped to fit."""
+"""Sizes that a network takes, and how images of other sizes are mirrored and cropped to fit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 class Geometry(BaseModel):
     """A network takes sizes that leave ``remainder`` when divided by ``multiple``.
 
-    Its logits lack ``margin`` pixels on each side of the input.
+    Its logits are smaller than the input by ``margin`` pixels on each side.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,10 +29,10 @@ class Geometry(BaseModel):
         return self.input_size(size) - 2 * self.margin
 
     def mirror(self, size: int) -> npt.NDArray[np.int64]:
-        """Which of ``size`` rows (or columns) stands at each place of the input.
+        """Index of the image row (or column) to read at each position of the input.
 
-        The picture begins at the margin; what lies beyond its borders is mirrored, as in the
-        overlap-tile strategy of the 2015 paper. The first ``size`` logits are the picture's.
+        The image begins at the margin and is mirrored beyond its borders, as in the overlap-tile
+        strategy of the 2015 paper. The first ``size`` logits belong to the image.
         """
         after = self.input_size(size) - size - self.margin
         return np.pad(np.arange(size), (self.margin, after), mode="symmetric")

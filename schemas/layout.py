@@ -1,4 +1,4 @@
-"""Names of everything that is published: datasets, shards, partitions, runs."""
+"""Names of published files and folders: datasets, shards, partitions, runs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 SOURCES = "sources.parquet"
 
+OUTPUTS = "outputs"
+"""Default root of all outputs."""
+
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
-"""Where MLflow keeps runs and models when nothing else is said."""
+"""Default MLflow store of runs and models, also for the server of `make up`."""
 
 TRAINING_STATE = "outputs/training"
-"""Where unfinished trainings keep their checkpoints when nothing else is said."""
+"""Default folder for the checkpoints of unfinished trainings."""
 
 OPENVINO_GRAPH = "unet.xml"
-"""The network as OpenVINO reads it, its weights beside it as ``unet.bin``."""
+"""The network in OpenVINO's format; its weights are beside it in ``unet.bin``."""
 
 GRAPH_SOURCE = "keras_sha256"
-"""Where a graph notes the hash of the ``.keras`` file that it was made of."""
+"""Key in a graph's runtime info: hash of the ``.keras`` file it was exported from."""
 
 STAGING_PREFIX = ".staging-"
-"""Folders whose name begins so are work in progress; readers skip them."""
+"""Prefix of folders that are work in progress; readers skip them."""
 
 
 def shard_name(dataset: str, split: str, index: int, shards: int) -> str:
@@ -59,11 +62,11 @@ def folder_source_name(folder: str) -> str:
 def part_name(run_id: str, index: int, parts: int) -> str:
     """File name of one part of a table inside a partition.
 
-    It bears the run's id, so that a reader who listed the files of one run never opens another's.
+    It contains the run's id, so that a reader that listed one run's files never opens another's.
     """
     return f"{run_id}-{index:05d}-of-{parts:05d}.parquet"
 
 
 def safe_name(text: str) -> str:
-    """``text`` as one folder name: letters, digits, dot, dash, underscore; never a parent."""
+    """``text`` as one folder name of letters, digits, dot, dash, underscore; never ``..``."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "unnamed"

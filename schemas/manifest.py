@@ -1,4 +1,4 @@
-"""What a published dataset says of itself: ``manifest.json``."""
+"""The manifest of a published dataset: ``manifest.json``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from schemas.classes import Taxonomy, explain
 from schemas.config import IngestConfig
 from schemas.errors import UserError
 from schemas.layout import MANIFEST
+from schemas.storage import is_folder, join, read_bytes
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +25,7 @@ class ShardInfo(_Record):
 
     Attributes:
         sha256: of the file.
-        source_sha256: of the sources whose records it holds, in order, and of the config.
+        source_sha256: hash over its source pairs, in order, the config and the taxonomy.
         stats: PixelStats of its records, as integers.
     """
 
@@ -38,7 +39,7 @@ class ShardInfo(_Record):
 
 
 class SplitInfo(_Record):
-    """One split: its records and how many pixels each class has in it, by class name."""
+    """One split: its number of records, its size, and its pixels by class name."""
 
     records: int
     bytes: int
@@ -64,12 +65,12 @@ class Manifest(_Record):
     Attributes:
         fingerprint: hash over the hashes of all sources and the config; the dataset's identity
             in MLflow and in every Parquet footer.
-        source: where the raw pairs lie.
+        source: folder or URI of the raw pairs.
         channel_mean, channel_std: of R, G, B in the train split, on the scale 0 to 1.
         class_weights: median-frequency weights of the train split, by class name.
         rejects: number of rejected inputs by reason code.
-        files: sha256 of the files beside shards and manifest, by name.
-        warnings: what a person should look at before training on it.
+        files: sha256 of the files other than shards and manifest, by name.
+        warnings: what to look at before training on the dataset.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -91,7 +92,7 @@ class Manifest(_Record):
 
     @property
     def records(self) -> int:
-        """Records in all splits."""
+        """Number of records in all splits."""
         return sum(split.records for split in self.splits.values())
 
     def shard_names(self, split: str) -> list[str]:
@@ -100,20 +101,20 @@ class Manifest(_Record):
 
 
 def load_manifest(folder: str | Path) -> Manifest:
-    """The manifest of a published dataset.
+    """Reads the manifest of a published dataset.
 
     Raises:
-        UserError: the folder is not there, has no manifest, or the manifest is damaged.
+        UserError: the folder does not exist or has no manifest, or the manifest is damaged.
     """
-    path = Path(folder) / MANIFEST
-    if not path.parent.is_dir():
-        raise UserError(f"dataset {str(folder)!r}: there is no such folder")
-    if not path.is_file():
+    path = join(folder, MANIFEST)
+    try:
+        return Manifest.model_validate_json(read_bytes(path))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if not is_folder(folder):
+            raise UserError(f"dataset {str(folder)!r}: there is no such folder") from error
         raise UserError(
             f"dataset {str(folder)!r} has no {MANIFEST}; "
             "pass the folder that `python -m beam.ingest` printed"
-        )
-    try:
-        return Manifest.model_validate_json(path.read_bytes())
+        ) from error
     except ValidationError as error:
         raise UserError(f"{path}: not a manifest this version reads: {explain(error)}") from error

@@ -13,7 +13,7 @@ from schemas.classes import VOID, Taxonomy, UInt8Array
 MARGIN = 10
 
 WRONG, UNJUDGED = (214, 40, 57), (92, 112, 160)
-"""Colours of wrong pixels and of those without truth."""
+"""Colours of wrong pixels and of pixels without truth."""
 
 _INK = (30, 30, 30)
 _PAPER = (255, 255, 255)
@@ -21,13 +21,13 @@ _PAPER = (255, 255, 255)
 
 @dataclass(frozen=True)
 class PanelRow:
-    """One image of a panel; all arrays have one height and width.
+    """One row of a panel; all arrays have the same height and width.
 
     Attributes:
-        caption: stands above the row.
+        caption: text above the row.
         image: RGB, uint8 (height, width, 3).
-        masks: one for each further column: class ids, uint8 (height, width), or an RGB picture,
-            uint8 (height, width, 3).
+        masks: one for each further column, either class ids, uint8 (height, width), or an RGB
+            picture, uint8 (height, width, 3).
     """
 
     caption: str
@@ -41,18 +41,18 @@ def colourise(mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
 
 
 def overlay(image: UInt8Array, mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
-    """RGB image (height, width, 3) half covered by the class colours of its mask."""
+    """RGB image (height, width, 3) blended half and half with the class colours of its mask."""
     return ((image.astype(np.uint16) + colourise(mask, taxonomy)) // 2).astype(np.uint8)
 
 
 def error_map(
     truth: UInt8Array, prediction: UInt8Array, image: UInt8Array | None = None
 ) -> UInt8Array:
-    """The image in pale grey, what differs from the truth in ``WRONG``, void in ``UNJUDGED``.
+    """The image in pale grey, wrong pixels in ``WRONG``, void pixels in ``UNJUDGED``.
 
     Args:
         truth, prediction: class ids, uint8 (height, width).
-        image: RGB, uint8 (height, width, 3); white without.
+        image: RGB, uint8 (height, width, 3); white if None.
 
     Returns:
         RGB, uint8 (height, width, 3).
@@ -70,7 +70,7 @@ def error_map(
 def panel(
     rows: Sequence[PanelRow], columns: Sequence[str], taxonomy: Taxonomy, width: int = 320
 ) -> Image.Image:
-    """A sheet: one row for each image, input first, then its masks; a legend of the classes."""
+    """A sheet with one row per image, input first, then its masks, and a legend of the classes."""
     font = ImageFont.load_default(15)
     cells: list[tuple[str, list[Image.Image]]] = []
     present: set[int] = set()

@@ -1,6 +1,6 @@
 """Rows and pyarrow schemas of the published tables: masks, class_stats, confusion and so on.
 
-Partition columns (model, version, source) stand in the folder names, not in the files.
+Partition columns (model, version, source) are in the folder names, not in the files.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ RUNS = pa.schema(
         ),
         _field("taxonomy", pa.string(), "Name of the taxonomy"),
         _field("taxonomy_sha256", pa.string(), "Hash of the taxonomy"),
-        _field("engine", pa.string(), "What predicted: openvino or tensorflow"),
-        _field("precision", pa.string(), "Of the network's inner sums"),
+        _field("engine", pa.string(), "Inference engine: openvino or tensorflow"),
+        _field("precision", pa.string(), "Precision inside the network"),
         _field("images_read", pa.int64(), "predicted + rejected"),
         _field("images_predicted", pa.int64(), "Images with rows in masks and class_stats"),
-        _field("images_reused", pa.int64(), "Of the predicted: taken over from the run before"),
+        _field("images_reused", pa.int64(), "Predicted images reused from the run before"),
         _field("images_rejected", pa.int64(), "Images with a row in _rejects"),
         _field("flow_run_id", pa.string(), "Prefect flow run; null outside a flow", nullable=True),
         _field("started_at", pa.timestamp("us", tz="UTC"), "Start of the job"),
@@ -157,8 +157,19 @@ PREDICTION_REJECTS = pa.schema(
 )
 
 
+SCHEMAS = {
+    "classes": CLASSES,
+    "masks": MASKS,
+    "class_stats": CLASS_STATS,
+    "confusion": CONFUSION,
+    "_rejects": PREDICTION_REJECTS,
+    "runs": RUNS,
+}
+"""Schema of each table, in publishing order: a run's row in ``runs`` comes last."""
+
+
 def plain(schema: pa.Schema) -> pa.Schema:
-    """``schema`` without dictionaries and metadata: what rows have before they are published."""
+    """``schema`` without dictionaries and metadata: the schema of rows before publishing."""
     return pa.schema(
         pa.field(one.name, one.type.value_type if pa.types.is_dictionary(one.type) else one.type)
         for one in schema
@@ -166,6 +177,6 @@ def plain(schema: pa.Schema) -> pa.Schema:
 
 
 def with_footer(schema: pa.Schema, **facts: str | None) -> pa.Schema:
-    """``schema`` with facts (fingerprint, model, run …) as key-value metadata of the footer."""
+    """``schema`` with facts (fingerprint, model, run …) as key-value metadata for the footer."""
     known = {f"lyft.{key}": value for key, value in facts.items() if value is not None}
     return schema.with_metadata({"lyft.schema_version": str(SCHEMA_VERSION), **known})

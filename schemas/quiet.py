@@ -1,4 +1,4 @@
-"""TensorFlow without its greetings, OpenVINO without its reports, Beam without its tracebacks."""
+"""Silences TensorFlow's start-up messages, OpenVINO's telemetry and Beam's tracebacks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any, TextIO, cast
 
 
 def import_tensorflow() -> Any:
-    """Imports TensorFlow with standard error closed to the lines that no setting silences.
+    """Imports TensorFlow and discards standard error meanwhile: no setting silences all its lines.
 
-    Python exceptions are raised as ever; what TensorFlow logs after its import is kept to errors.
+    Python exceptions are raised as usual. Afterwards TensorFlow's native code logs only fatal
+    errors, unless TF_CPP_MIN_LOG_LEVEL is set.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
@@ -19,7 +20,7 @@ def import_tensorflow() -> Any:
         os.dup2(nowhere, 2)
         import tensorflow as tf
 
-        # The first look for devices is what complains of a missing GPU.
+        # The first query for devices complains about a missing GPU.
         tf.config.list_physical_devices()
         return tf
     finally:
@@ -29,7 +30,7 @@ def import_tensorflow() -> Any:
 
 
 def import_openvino() -> Any:
-    """Imports OpenVINO without its telemetry, which tells its maker of each import."""
+    """Imports OpenVINO without its telemetry, which reports each import to its vendor."""
     sys.modules.setdefault("openvino_telemetry", cast(Any, None))
     import openvino
 
@@ -37,9 +38,9 @@ def import_openvino() -> Any:
 
 
 class WithoutTracebacks:
-    """Standard error without the tracebacks that are printed in one piece.
+    """A wrapper of standard error that drops tracebacks written in a single call.
 
-    Beam's worker prints each exception before it hands it over; who gets it says what is to say.
+    Beam's worker prints each exception before passing it on; the code that receives it reports it.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -47,7 +48,7 @@ class WithoutTracebacks:
         self._dropped = False
 
     def write(self, text: str) -> int:
-        """Writes all but a traceback and the end of its line."""
+        """Writes ``text``, unless it is a traceback or the line break after one."""
         drop = text.startswith("Traceback (most recent call last)")
         if not drop and not (self._dropped and text == "\n"):
             self._stream.write(text)

@@ -15,11 +15,12 @@ _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A pair from its listing to its place in a shard, or to the reason why it has none.
+    """A pair: its files, and its place in a shard or the reason why it has none.
 
     Attributes:
-        image_path, mask_path: below the source root.
-        image_size, mask_size: bytes; image_modified, mask_modified: seconds since the epoch.
+        image_path, mask_path: relative to the source root.
+        image_size, mask_size: in bytes.
+        image_modified, mask_modified: in seconds since the epoch.
         split, shard: where the record is; shard is null for a reject.
         source_height, source_width: pixels, before resizing.
         dhash: 64-bit difference hash of the resized image, 16 hex digits.
@@ -45,7 +46,7 @@ class SourceRow:
     reject_message: str | None = None
 
     def __reduce__(self) -> tuple[type[SourceRow], tuple[Any, ...]]:
-        # Rows cross shuffles: by position they are half as long as with the names of their fields.
+        # Rows are shuffled: pickled by position, they are half as long as with field names.
         return SourceRow, _values(self)
 
 
@@ -64,7 +65,7 @@ _CHUNK = 1_000
 
 
 def source_table(rows: Iterable[SourceRow]) -> pa.Table:
-    """Rows as a table, in the order of their ids; takes them one at a time."""
+    """A table of the rows, sorted by id; consumes ``rows`` in chunks."""
     stream = map(_values, rows)
     chunks = []
     while chunk := list(islice(stream, _CHUNK)):
@@ -75,7 +76,7 @@ def source_table(rows: Iterable[SourceRow]) -> pa.Table:
 
 
 def rows_of(table: pa.Table) -> Iterator[SourceRow]:
-    """The rows that ``source_table`` was given, in the order of their ids."""
+    """Yields the rows of a ``source_table``, sorted by id."""
     for batch in table.to_batches(_CHUNK):
         for row in batch.to_pylist():
             yield SourceRow(**row)

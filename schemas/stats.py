@@ -1,4 +1,4 @@
-"""Class statistics as monoids: each has a zero and a ``+``, so any split of the work adds up."""
+"""Class statistics as monoids with a zero and a ``+``: partial results add up in any grouping."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ Float64Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class PixelStats:
-    """What a set of images and masks looks like, from exact integer sums.
+    """Statistics of a set of images and masks, kept as exact integer sums.
 
     Attributes:
         class_pixels: pixels of each class, int64 (classes,).
         void_pixels: pixels that belong to no class.
-        images: images of each class, i.e. those with at least one pixel of it, int64 (classes,).
+        images: number of images with at least one pixel of each class, int64 (classes,).
         class_image_pixels: all non-void pixels of the images that contain the class (classes,).
         upper_pixels: pixels of each class in the upper half of their image (classes,).
-        channel_sum, channel_square_sum: over R, G, B values 0 to 255, int64 (3,).
+        channel_sum, channel_square_sum: sums over R, G, B values from 0 to 255, int64 (3,).
     """
 
     class_pixels: Int64Array
@@ -37,7 +37,7 @@ class PixelStats:
 
     @classmethod
     def zero(cls, classes: int) -> PixelStats:
-        """The statistics of no image."""
+        """The statistics of zero images."""
 
         def zeros(length: int) -> Int64Array:
             return np.zeros(length, np.int64)
@@ -53,7 +53,7 @@ class PixelStats:
         upper = np.bincount(mask[: len(mask) // 2].ravel(), minlength=VOID + 1)
         class_pixels = counts[:classes].astype(np.int64)
         present = class_pixels > 0
-        # Planes of 32 bits: sums along memory, four times as fast as along the channel axis.
+        # 32-bit planes: contiguous sums are four times as fast as sums along the channel axis.
         planes = np.ascontiguousarray(image.reshape(-1, 3).T, np.uint32)
         return cls(
             class_pixels,
@@ -82,7 +82,7 @@ class PixelStats:
         return int(self.class_pixels.sum()) + self.void_pixels
 
     def channel_mean(self) -> list[float]:
-        """Mean of R, G, B on the scale 0 to 1; zeros without pixels."""
+        """Mean of R, G, B on the scale 0 to 1; zeros if there are no pixels."""
         return [float(v) for v in self.channel_sum / max(self.pixels, 1) / 255]
 
     def channel_std(self) -> list[float]:
@@ -93,10 +93,10 @@ class PixelStats:
         return [float(v) for v in np.sqrt(variance) / 255]
 
     def class_weights(self) -> list[float]:
-        """Median-frequency weights; 0 for a class without a pixel.
+        """Median-frequency weights by class; 0 for a class without pixels.
 
         The frequency of a class is its share of the pixels of the images that contain it; its
-        weight is the median frequency over its own. Source: Eigen and Fergus, "Predicting
+        weight is the median frequency divided by its own. Source: Eigen and Fergus, "Predicting
         Depth, Surface Normals and Semantic Labels", ICCV 2015, section 6.3.2.
         """
         present = self.class_pixels > 0
@@ -131,12 +131,12 @@ class ConfusionMatrix:
 
     @classmethod
     def zero(cls, classes: int) -> ConfusionMatrix:
-        """The matrix of no pixel."""
+        """The matrix of zero pixels."""
         return cls(np.zeros((classes, classes), np.int64))
 
     @classmethod
     def of(cls, truth: UInt8Array, prediction: UInt8Array, classes: int) -> ConfusionMatrix:
-        """The matrix of two masks of one shape; predictions are class ids below ``classes``."""
+        """The matrix of two masks of equal shape; predictions are class ids below ``classes``."""
         known = truth != VOID
         pairs = truth[known].astype(np.int64) * classes + prediction[known]
         return cls(np.bincount(pairs, minlength=classes * classes).reshape(classes, classes))
@@ -151,7 +151,7 @@ class ConfusionMatrix:
 
     @property
     def intersection(self) -> Int64Array:
-        """Rightly predicted pixels of each class (classes,)."""
+        """Correctly predicted pixels of each class (classes,)."""
         return np.diagonal(self.counts)
 
     @property
@@ -165,17 +165,17 @@ class ConfusionMatrix:
             return np.asarray(self.intersection / self.union, np.float64)
 
     def precision(self) -> Float64Array:
-        """Share of each class's predictions that are right (classes,), NaN without any."""
+        """Share of each class's predictions that are correct (classes,), NaN if it has none."""
         with np.errstate(invalid="ignore"):
             return np.asarray(self.intersection / self.counts.sum(axis=0), np.float64)
 
     def recall(self) -> Float64Array:
-        """Share of each class's true pixels that are found (classes,), NaN without any."""
+        """Share of each class's true pixels that are found (classes,), NaN if it has none."""
         with np.errstate(invalid="ignore"):
             return np.asarray(self.intersection / self.true_pixels, np.float64)
 
     def frequency_weighted_iou(self) -> float:
-        """Mean IoU weighted by the share of each class in the truth; NaN without pixels."""
+        """Mean IoU weighted by the share of each class in the truth; NaN if there are no pixels."""
         true = self.true_pixels
         if not true.sum():
             return float("nan")
@@ -183,12 +183,12 @@ class ConfusionMatrix:
         return float((self.iou()[present] * true[present]).sum() / true.sum())
 
     def mean_iou(self) -> float:
-        """Mean IoU over the classes that occur; NaN where none does."""
+        """Mean IoU over the classes that occur; NaN if none does."""
         iou = self.iou()
         present = ~np.isnan(iou)
         return float(iou[present].mean()) if present.any() else float("nan")
 
     def pixel_accuracy(self) -> float:
-        """Share of rightly predicted pixels; NaN without pixels."""
+        """Share of correctly predicted pixels; NaN if there are no pixels."""
         total = int(self.counts.sum())
         return float(self.intersection.sum() / total) if total else float("nan")

@@ -1,0 +1,38 @@
+"""Child processes that end when their parent does, however it ends.
+
+A parent that is killed cannot stop its children, so the kernel does (Linux, prctl(2)).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+PARENT = "LYFT_PARENT_PROCESS"
+"""Environment variable: process id of the parent that a child must not outlive."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def tied_to_me() -> dict[str, str]:
+    """Environment for a child that calls ``end_with_parent``.
+
+    The kernel watches the thread that starts the child, so that thread must wait for the child.
+    """
+    return {**os.environ, PARENT: str(os.getpid())}
+
+
+def end_with_parent() -> None:
+    """Has the kernel kill this process when its parent ends; does nothing if ``PARENT`` is unset.
+
+    The signal is SIGKILL: the process must not finish what it is doing, and everything it
+    publishes survives being cut off.
+    """
+    parent = os.environ.pop(PARENT, None)
+    if parent is None:
+        return
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    # The parent may have ended before the call to prctl.
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGKILL)

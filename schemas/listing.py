@@ -1,0 +1,118 @@
+"""Lists files and folders, on this machine or on a store."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from schemas.errors import UserError
+from schemas.storage import is_remote, join
+from schemas.store import Place, object_of, request
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file below a root: relative path, size in bytes, last change in seconds since the epoch."""
+
+    path: str
+    size: int
+    modified: float
+
+
+def files(folder: Place) -> list[SourceFile]:
+    """The files in a folder, sorted by name, without hidden ones; none if it does not exist."""
+    found = [one for one in _entries(folder) if isinstance(one, SourceFile)]
+    return sorted(found, key=lambda one: one.path)
+
+
+def folders(folder: Place) -> list[str]:
+    """Sorted names of the folders in a folder, hidden ones too; none if it does not exist."""
+    return sorted(one for one in _entries(folder, hidden=True) if isinstance(one, str))
+
+
+def _entries(folder: Place, *, hidden: bool = False) -> Iterator[SourceFile | str]:
+    try:
+        yield from _children(str(folder), hidden=hidden)
+    except FileNotFoundError:
+        return
+
+
+def walk(root: Place) -> Iterator[SourceFile]:
+    """Yields all files below a folder, without hidden ones.
+
+    Links to folders are followed last, and only to folders not seen yet, so that a file's path does
+    not depend on the order in which the file system lists entries.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    waiting, links = [""], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while waiting or links:
+        if not waiting:
+            links.sort(reverse=True)
+        folder = (waiting or links).pop()
+        place = join(root, folder) if folder else str(root)
+        try:
+            if not is_remote(place):
+                status = os.stat(place)
+                if (status.st_dev, status.st_ino) in seen:
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+            for one in _children(place):
+                prefix = f"{folder}/" if folder else ""
+                if isinstance(one, str):
+                    is_link = not is_remote(place) and os.path.islink(join(place, one))
+                    (links if is_link else waiting).append(prefix + one)
+                else:
+                    yield SourceFile(prefix + one.path, one.size, one.modified)
+        except OSError as error:
+            raise UserError(
+                f"folder {place!r} cannot be listed: {error.strerror or error}"
+            ) from error
+
+
+def _children(folder: str, *, hidden: bool = False) -> Iterator[SourceFile | str]:
+    """Yields the files of one folder and the names of its subfolders.
+
+    Args:
+        hidden: whether to include names that begin with a dot.
+    """
+    if is_remote(folder):
+        yield from _remote_children(folder, hidden=hidden)
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") and not hidden:
+                continue
+            try:
+                status = entry.stat()
+            except OSError:
+                # A broken link, or one that leads to itself.
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                yield entry.name
+            elif stat.S_ISREG(status.st_mode):
+                yield SourceFile(entry.name, status.st_size, status.st_mtime)
+
+
+def _remote_children(folder: str, *, hidden: bool) -> Iterator[SourceFile | str]:
+    from pyarrow.fs import FileSelector
+
+    # On Google's store, pyarrow omits folders without an object of their own: list all below.
+    everything = folder.startswith("gs://")
+    inside = len(object_of(folder)) + 1
+    named: set[str] = set()
+    for info in request(
+        folder, lambda store, key: store.get_file_info(FileSelector(key, recursive=everything))
+    ):
+        name, _, below = info.path[inside:].partition("/")
+        if name.startswith(".") and not hidden:
+            continue
+        if info.is_file and not below:
+            yield SourceFile(name, info.size, info.mtime_ns / 1e9)
+        elif name not in named:
+            named.add(name)
+            yield name

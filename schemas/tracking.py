@@ -1,0 +1,103 @@
+"""MLflow's store and its errors, handled without importing MLflow.
+
+The import takes seconds; only the code that logs and resolves models does it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from schemas.errors import UnavailableError, UserError, first_line
+
+_AWAY = re.compile(r"API request to .* failed with (?:timeout )?exception|failed with error code 5")
+_OTHER_VERSION = re.compile(
+    r"Can't locate revision[^\n]*|[^.\n]*out-of-date database schema[^.\n]*"
+)
+_MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+
+
+def database(tracking_uri: str) -> Path | None:
+    """The file of a SQLite store; None if the store is a server or another database."""
+    scheme, _, path = tracking_uri.partition(":///")
+    return Path(path).absolute() if scheme == "sqlite" else None
+
+
+def prepare(tracking_uri: str) -> None:
+    """Checks the store before MLflow would retry for minutes, and makes MLflow wait and log less.
+
+    Call it after importing MLflow, which sets the levels of its loggers.
+
+    Raises:
+        UserError: the store's file exists but is not a SQLite database.
+    """
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    # By default, MLflow retries each call for four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    file = database(tracking_uri)
+    if file is None or not file.exists():
+        return
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as found:
+            found.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise UserError(
+            f"MLflow store {tracking_uri!r} cannot be used: {file} does not open as a "
+            f"SQLite database ({error}); name another, or restore the file"
+        ) from error
+
+
+def is_outage(error: Exception) -> bool:
+    """Whether the error means that a server did not answer, as opposed to refusing."""
+    if isinstance(error, UnavailableError | ConnectionError):
+        return True
+    # Of MLflow's errors, only those from a server's response have these attributes.
+    if hasattr(error, "json") and hasattr(error, "get_http_status_code"):
+        return bool(error.get_http_status_code() >= 500)
+    return bool(_AWAY.search(str(error)))
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether MLflow has no such model, or does not accept its name."""
+    if is_outage(error):
+        return False
+    code = getattr(error, "error_code", None)
+    return isinstance(error, OSError) or code in _MISSING or "Not a proper" in str(error)
+
+
+def unusable(tracking_uri: str, error: Exception) -> UserError:
+    """The error to raise instead of MLflow's: the store does not answer, or cannot be used."""
+    complaint = f"MLflow store {tracking_uri!r} cannot be used"
+    if is_outage(error):
+        return UnavailableError(f"{complaint}: {first_line(error)}")
+    if found := _OTHER_VERSION.search(str(error)):
+        return UserError(
+            f"{complaint}: its tables are of another MLflow version ({found[0].strip()}); bring "
+            "older ones up to date with `mlflow db upgrade`, or use the MLflow that made them"
+        )
+    return UserError(f"{complaint}: {first_line(error)}")
+
+
+@contextmanager
+def outages_are_said() -> Iterator[None]:
+    """Decorator or context manager for code that calls MLflow repeatedly.
+
+    Raises:
+        UnavailableError: MLflow has stopped answering; replaces MLflow's own error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (hasattr(error, "error_code") and is_outage(error)):
+            raise
+        raise UnavailableError(
+            f"MLflow does not answer: {first_line(error)}; run the same command again when it does"
+        ) from error
