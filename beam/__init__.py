@@ -1,7 +1,7 @@
 """The two Apache Beam jobs: ``beam.ingest`` and ``beam.infer``.
 
-The graphs are in ``ingest``, ``infer``, ``listing``, ``tfrecords`` and ``parquet``; the work is in
-plain functions beside them, which do not import Beam.
+The graphs are in ``ingest`` and ``infer``, their transforms in ``listing``, ``tfrecords``,
+``pictures``, ``spool``, ``evaluation`` and ``parquet``; the work is in plain functions beside them.
 """
 
 import logging
@@ -9,5 +9,5 @@ import logging
 from beam.memory import tune_malloc
 
 tune_malloc()
-# Beam says on every import, through the root logger, that Google's client is not installed.
+# On every import, Beam logs through the root logger that Google's client is not installed.
 logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("apitools not found"))

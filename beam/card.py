@@ -1,4 +1,4 @@
-"""The data card of a dataset: ``card.md`` and ``card.png``, for a person's first look."""
+"""The data card of a dataset, for a first look at it: ``card.md`` and ``card.png``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from schemas.example import Example, parse, read_records
 from schemas.layout import SPLITS
 from schemas.manifest import Manifest
 from schemas.picture import MARGIN, overlay
+from schemas.storage import join, local
 
 _WIDTH = 1000
 _SAMPLES = {"train": 8, "validation": 4, "test": 4}
@@ -22,10 +23,10 @@ _INK, _FAINT, _PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 _SPLIT_SHADES = {"train": 1.0, "validation": 0.65, "test": 0.35}
 
 
-def write_card(folder: Path, manifest: Manifest) -> None:
-    """Writes both files into a dataset's folder, whose shards are there."""
+def write_card(folder: Path, manifest: Manifest, shards: str) -> None:
+    """Writes both files into ``folder``; ``shards`` is the folder of the dataset's shards."""
     (folder / "card.md").write_text(card_text(manifest), encoding="utf-8")
-    card_picture(folder, manifest).save(folder / "card.png", compress_level=3)
+    card_picture(shards, manifest).save(folder / "card.png", compress_level=3)
 
 
 def card_text(manifest: Manifest) -> str:
@@ -74,7 +75,7 @@ def card_text(manifest: Manifest) -> str:
     return "\n".join(lines) + "\n"
 
 
-def card_picture(folder: Path, manifest: Manifest) -> Image.Image:
+def card_picture(folder: str, manifest: Manifest) -> Image.Image:
     """Class shares as bars, split sizes, rejects, and a contact sheet with overlays."""
     samples = [(split, one) for split in SPLITS for one in _first(folder, manifest, split)]
     tiles = [(f"{split}  {one.id}", _tile(one, manifest.taxonomy)) for split, one in samples]
@@ -130,11 +131,11 @@ def _draw_sizes(draw: ImageDraw.ImageDraw, manifest: Manifest, top: int) -> None
         draw.text((left + 160, y), f"{count:,}", _INK, _font(14))
 
 
-def _first(folder: Path, manifest: Manifest, split: str) -> Iterator[Example]:
-    """The first records of a split: its order is a hash, so they are a fair sample."""
+def _first(folder: str, manifest: Manifest, split: str) -> Iterator[Example]:
+    """The first records of a split; they are a fair sample, as a hash orders the records."""
     left = _SAMPLES[split]
     for name in manifest.shard_names(split):
-        with open(folder / name, "rb") as file:
+        with local(join(folder, name)) as path, open(path, "rb") as file:
             for record in read_records(file, name):
                 if left == 0:
                     return
@@ -145,10 +146,13 @@ def _first(folder: Path, manifest: Manifest, split: str) -> Iterator[Example]:
 def _tile(example: Example, taxonomy: Taxonomy) -> Image.Image:
     image = np.asarray(Image.open(io.BytesIO(example.image)))
     mask = np.asarray(Image.open(io.BytesIO(example.mask)))
-    width = (_WIDTH - MARGIN) // _COLUMNS - MARGIN
-    height = round(width * image.shape[0] / image.shape[1])
+    most = (_WIDTH - MARGIN) // _COLUMNS - MARGIN
+    height, width = mask.shape
+    # At most twice as high as a tile is wide, at least one pixel each way: any shape may occur.
+    scale = min(most / width, 2 * most / height)
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
     blended = Image.fromarray(overlay(image, mask, taxonomy))
-    return blended.resize((width, height), Image.Resampling.BILINEAR)
+    return blended.resize(size, Image.Resampling.BILINEAR)
 
 
 def _shares(manifest: Manifest) -> dict[str, list[float]]:

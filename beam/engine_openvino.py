@@ -1,4 +1,4 @@
-"""OpenVINO: predicts on a CPU with the graph that was exported at training time."""
+"""OpenVINO: predicts on a CPU with the graph that was exported from the ``.keras`` file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from beam.engines import Compiled, Engine, Predicted, Runtime, first_line
+from beam.engines import Compiled, Engine, Predicted, Runtime
 from beam.model_uri import ResolvedModel
 from schemas.classes import UInt8Array
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.quiet import import_openvino
 
 _HINT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
@@ -17,7 +17,7 @@ _CAPABILITY = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
 class OpenVINOEngine(Engine):
-    """The graph beside the ``.keras`` file, with class ids and confidences found inside it."""
+    """The exported graph, extended to compute class ids and confidences itself."""
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._openvino = import_openvino()
@@ -48,7 +48,7 @@ class OpenVINOEngine(Engine):
             "INFERENCE_PRECISION_HINT": _HINT[self._runtime.precision],
             "INFERENCE_NUM_THREADS": self._runtime.threads,
             "NUM_STREAMS": 1,
-            # Each process would pin its threads to the first cores.
+            # With pinning, every process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
         compiled = self._core.compile_model(_with_head(self._openvino, graph), "CPU", settings)
@@ -63,10 +63,11 @@ class OpenVINOEngine(Engine):
 
 
 def _with_head(openvino: Any, graph: Any) -> Any:
-    """The graph from uint8 images to class ids, uint8, and highest probabilities, float32.
+    """Extends a graph: uint8 images to class ids, uint8, and highest probabilities, float32.
 
-    One logit stands for two classes: the second where it is positive. Of several, the highest wins,
-    and its probability is 1 / sum(exp(logits - highest)): softmax without the others.
+    A single logit separates two classes: the second where it is positive. Of several logits, the
+    highest wins, and its probability is 1 / sum(exp(logits - highest)): its softmax, without
+    computing those of the others.
     """
     import openvino.opset15 as ops  # noqa: PLC0415, RUF100
     from openvino.preprocess import PrePostProcessor

@@ -1,14 +1,14 @@
-"""TensorFlow: predicts with the ``.keras`` file itself, on a GPU where there is one."""
+"""TensorFlow: predicts with the ``.keras`` file itself, on a GPU if there is one."""
 
 from __future__ import annotations
 
 import contextlib
 from typing import Any
 
-from beam.engines import Compiled, Engine, Predicted, Runtime, first_line
+from beam.engines import Compiled, Engine, Predicted, Runtime
 from beam.model_uri import ResolvedModel
 from schemas.classes import UInt8Array
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.quiet import import_tensorflow
 
 
@@ -17,7 +17,7 @@ class TensorFlowEngine(Engine):
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._tf = import_tensorflow()
-        # A process that has used TensorFlow before keeps the settings it has.
+        # A process that has already used TensorFlow can no longer change these settings.
         with contextlib.suppress(RuntimeError):
             for gpu in self._tf.config.list_physical_devices("GPU"):
                 self._tf.config.experimental.set_memory_growth(gpu, True)
@@ -29,7 +29,7 @@ class TensorFlowEngine(Engine):
         try:
             self._network = keras.saving.load_model(model.keras_file, compile=False, safe_mode=True)
         except Exception as error:
-            # Keras raises many types on files that are none of its own.
+            # Keras raises many types on files that it did not write.
             raise UserError(
                 f"model file {model.keras_file!r} cannot be loaded: {first_line(error)}"
             ) from error
@@ -57,20 +57,20 @@ class TensorFlowEngine(Engine):
 def _classes(tf: Any, logits: Any) -> Any:
     """Class ids, uint8, and highest probabilities, float32, of logits (…, classes).
 
-    One logit stands for two classes: the second where it is positive.
+    A single logit separates two classes: the second where it is positive.
     """
     logits = tf.cast(logits, tf.float32)
     if logits.shape[-1] == 1:
         logits = logits[..., 0]
         return tf.cast(logits > 0, tf.uint8), tf.sigmoid(tf.abs(logits))
-    # The highest softmax probability, without the others.
+    # The highest softmax probability, without computing the others.
     highest = tf.reduce_max(logits, axis=-1)
     confidence = tf.exp(highest - tf.reduce_logsumexp(logits, axis=-1))
     return tf.cast(tf.argmax(logits, axis=-1), tf.uint8), confidence
 
 
 def _compute_in(network: Any, precision: str) -> None:
-    """Sets what the layers compute in; weights and the last layer stay float32."""
+    """Sets the dtype in which the layers compute; weights and the last layer stay float32."""
     policy = precision if precision == "float32" else f"mixed_{precision}"
     for layer in getattr(network, "layers", ()):
         layer.dtype_policy = policy

@@ -1,16 +1,17 @@
-"""What predicts: the engine's interface, and which engine, precision and batch a job takes."""
+"""The interface of the engines, and the choice of engine, precision and batch size for a job."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,23 +30,24 @@ _GEOMETRIES = (
     *(Geometry(multiple=multiple, remainder=0, margin=0) for multiple in (1, 16, 32, 64)),
     UNPADDED,
 )
-"""Tried in turn on a plain file: n halvings of the input take multiples of 2**n."""
+"""Tried in turn for a plain file: with n halvings, a network takes sizes in multiples of 2**n."""
 
 _COPIES = 3
-"""Of a model's weights in memory: as they were read, as the engine lays them out, and some room."""
+"""Copies of a model's weights in memory: as read, as laid out by the engine, and some headroom."""
 
+_OUT_OF_MEMORY = re.compile(r"bad_alloc|bad allocation|out of memory|\boom\b", re.IGNORECASE)
 _BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
-"""OpenVINO is as fast on few images: less is computed in vain where a bundle ends."""
+"""OpenVINO is as fast with few images, and a small last batch of a bundle needs less padding."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a job predicts: decided once, the same in every process.
+    """How a job predicts; chosen once, and the same in every process.
 
     Attributes:
         batch_size: images in one call.
         threads: of each process.
-        shared: one model for all processes of a machine, in place of one each.
+        shared: whether all processes of a machine share one model instead of loading one each.
     """
 
     engine: Literal["openvino", "tensorflow"]
@@ -56,11 +58,11 @@ class Runtime:
 
 
 class Engine(ABC):
-    """A compiled network of one fixed batch shape.
+    """A network compiled for one fixed batch shape.
 
-    Images that the network does not take are mirrored to the next size that it takes, and the
-    answer is cropped. A last batch is filled up: what is found in an image does not depend on the
-    images beside it.
+    Images of a size that the network does not take are extended by mirroring to the next size that
+    it takes, and the result is cropped. A partial last batch is padded, so the prediction for an
+    image does not depend on the images beside it.
 
     Attributes:
         batch_size: images in one call of the network.
@@ -77,7 +79,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _logits_shape(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
-        """Shape of the logits for an input of ``shape``; raises anything where there is none."""
+        """Shape of the logits for an input of ``shape``; any exception means it is not accepted."""
 
     @abstractmethod
     def _compile(self, shape: tuple[int, int, int, int]) -> Compiled:
@@ -96,7 +98,7 @@ class Engine(ABC):
             return self._predict(images)
 
     def halve(self) -> bool:
-        """Compiles anew for half as many images, where memory runs out; False if it has but one."""
+        """Recompiles for half the batch size, to use less memory; False if it is already 1."""
         with self._lock:
             if self.batch_size == 1:
                 return False
@@ -125,10 +127,10 @@ class Engine(ABC):
         return geometry.input_size(self._model.height), geometry.input_size(self._model.width)
 
     def _find_geometry(self) -> Geometry:
-        """The sizes that the network takes: as it was logged, or the first that fit.
+        """The sizes that the network takes: as logged with it, or the first candidate that fits.
 
         Raises:
-            UserError: there is none, or the network has another number of classes.
+            UserError: none fits, or the network's number of classes is not the taxonomy's.
         """
         model = self._model
         for geometry in [model.geometry] if model.geometry else _GEOMETRIES:
@@ -154,10 +156,10 @@ class Engine(ABC):
 
 
 def load_engine(model: ResolvedModel, runtime: Runtime) -> Engine:
-    """The engine that the runtime names; no other is imported.
+    """Loads the engine that the runtime names, and imports no other.
 
     Raises:
-        UserError: the model cannot be read or does not do what the job wants of it.
+        UserError: the model cannot be read, or does not fit the job or the processor.
     """
     if runtime.engine == "openvino":
         from beam.engine_openvino import OpenVINOEngine
@@ -169,10 +171,10 @@ def load_engine(model: ResolvedModel, runtime: Runtime) -> Engine:
 
 
 def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime:
-    """What ``auto`` stands for on this machine.
+    """Chooses for this machine whatever the config leaves open.
 
-    Each process has a model of its own, unless it lies on a GPU, which one process fills, or all
-    of them would take more than half of the memory that is free.
+    Each process loads its own model. All processes share one instead if the model runs on a GPU,
+    which one process fills, or if separate copies would take more than half of the free memory.
 
     Args:
         processes: workers on this machine, which share its cores.
@@ -197,16 +199,17 @@ def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime
 
 
 def has_gpu() -> bool:
-    """True where TensorFlow will find an NVIDIA GPU: a device, not hidden, and CUDA's wheels."""
+    """True if TensorFlow will find an NVIDIA GPU: a visible device, and CUDA's wheels."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
     return not hidden and bool(glob.glob("/dev/nvidia[0-9]*")) and find_spec("nvidia") is not None
 
 
 def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
-    """True for processors on which bfloat16 is the faster one: those with AMX, and AMD's.
+    """True if bfloat16 is faster than float32: with AMX, or with ``avx512_bf16`` on AMD.
 
-    Intel's without AMX, or with AMX hidden from a virtual machine, may have ``avx512_bf16`` too: at
-    half the speed of float32 in OpenVINO and in TensorFlow alike on an Emerald Rapids.
+    Intel processors without AMX, or with AMX hidden from a virtual machine, may have
+    ``avx512_bf16`` too, but on an Emerald Rapids it runs at half the speed of float32 in both
+    OpenVINO and TensorFlow.
     """
     text = _read_cpuinfo() if cpuinfo is None else cpuinfo
     facts = dict(_facts(line) for line in text.split("\n\n")[0].splitlines() if ":" in line)
@@ -216,7 +219,7 @@ def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
 
 
 def free_memory() -> float:
-    """Bytes that the kernel can give to new processes; without end where it does not say."""
+    """Bytes that the kernel can give to new processes; infinity if it does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -226,11 +229,10 @@ def free_memory() -> float:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """True for what Python, TensorFlow and OpenVINO raise where memory runs out."""
+    """True for the errors that Python, TensorFlow and OpenVINO raise when memory runs out."""
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return True
-    text = str(error).lower()
-    return any(sign in text for sign in ("bad_alloc", "bad allocation", "out of memory", "oom"))
+    return bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def _facts(line: str) -> tuple[str, str]:
@@ -241,9 +243,3 @@ def _facts(line: str) -> tuple[str, str]:
 def _read_cpuinfo() -> str:
     path = Path("/proc/cpuinfo")
     return path.read_text(encoding="utf-8") if path.exists() else ""
-
-
-def first_line(error: Any) -> str:
-    """The first line of what an error says, or its type where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -8,24 +8,23 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from schemas.classes import Taxonomy
+from schemas.parquet import read_table
 from schemas.stats import ConfusionMatrix
 
 Row = dict[str, Any]
 
 
-def matrices(table: str, path: str) -> Iterator[tuple[str, ConfusionMatrix]]:
-    """The sum of the matrices in a file of ``masks``, for each split (``""`` outside a dataset).
+def matrices(table: str, place: str) -> Iterator[tuple[str, ConfusionMatrix]]:
+    """Sums the matrices in a file of ``masks`` for each split (``""`` outside a dataset).
 
-    Files of other tables have none.
-
-    ``confusion`` holds classes * classes counts, row after row, or nothing without truth.
+    Files of other tables yield nothing. The column ``confusion`` holds classes * classes counts,
+    row by row, or null if there is no truth.
     """
     if table != "masks":
         return
-    rows = pq.ParquetFile(path).read(["split", "confusion"])
+    rows = read_table(place, columns=["split", "confusion"])
     rows = rows.filter(pc.is_valid(rows["confusion"]))
     if not rows.num_rows:
         return
@@ -38,14 +37,14 @@ def matrices(table: str, path: str) -> Iterator[tuple[str, ConfusionMatrix]]:
 
 
 class SumMatrices(beam.CombineFn):
-    """Wraps the monoid: its zero and its ``+``."""
+    """Sums confusion matrices by their zero and ``+``."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
         self._classes = classes
 
     def create_accumulator(self) -> ConfusionMatrix:
-        """The matrix of no pixel."""
+        """The matrix of no pixels."""
         return ConfusionMatrix.zero(self._classes)
 
     def add_input(self, accumulator: ConfusionMatrix, matrix: ConfusionMatrix) -> ConfusionMatrix:
@@ -64,7 +63,7 @@ class SumMatrices(beam.CombineFn):
 def confusion_rows(
     split: str, matrix: ConfusionMatrix, taxonomy: Taxonomy, run_id: str
 ) -> tuple[str, list[Row]]:
-    """One row for each cell of a split's matrix, zeros included, true class by true class."""
+    """One row for each cell of a split's matrix, including zeros, ordered by true class."""
     names = taxonomy.names
     rows = [
         {

@@ -1,4 +1,4 @@
-"""Predictions of batches, none of whose images is lost: Beam's model handler over an engine."""
+"""Beam's model handler for an engine; a bad image does not lose the other images of its batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler
 
-from beam.engines import Engine, Runtime, first_line, is_out_of_memory, load_engine
-from beam.model_uri import ResolvedModel
+from beam.engines import Engine, Runtime, is_out_of_memory, load_engine
+from beam.model_uri import ResolvedModel, fetched
 from beam.predict import Picture, Prediction, Unpredicted
+from schemas.errors import first_line
 
 
 class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
-    """Runs the model in batches; pixels that cannot be predicted come back with the reason."""
+    """Runs the model in batches; returns pictures that cannot be predicted with the reason."""
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         super().__init__()
@@ -22,8 +23,9 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         self._runtime = runtime
 
     def load_model(self) -> Engine:
-        """Once for each process, or for all of them where the runtime shares one."""
-        return load_engine(self._model, self._runtime)
+        """Loads the engine, once for each process, or once for all if the runtime shares it."""
+        with fetched(self._model) as model:
+            return load_engine(model, self._runtime)
 
     def run_inference(
         self,
@@ -35,24 +37,24 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         return predict(batch, model)
 
     def batch_elements_kwargs(self) -> dict[str, int]:
-        """Full batches, but for a bundle's last."""
+        """Full batches, except for the last batch of a bundle."""
         size = self._runtime.batch_size
         return {"min_batch_size": size, "max_batch_size": size}
 
     def get_num_bytes(self, batch: Sequence[Picture]) -> int:
-        """Bytes of the pixels, for Beam's metrics, which would pickle each batch to know."""
+        """Bytes of the pixels, for Beam's metrics; by default, Beam pickles each batch to know."""
         return sum(picture.pixels.nbytes for picture in batch)
 
     def share_model_across_processes(self) -> bool:
-        """True where one model serves the whole machine."""
+        """True if one model serves the whole machine."""
         return self._runtime.shared
 
 
 def predict(pictures: Sequence[Picture], engine: Engine) -> Iterator[Prediction | Unpredicted]:
-    """Predicts pictures; of a batch that fails, those that do not fail by themselves.
+    """Predicts pictures; if a batch fails, only the pictures that fail on their own are lost.
 
-    Where memory runs out, the engine's batch is halved, for this call and all later ones. Any other
-    failure halves the pictures until the one at fault stands alone.
+    If memory runs out, the engine's batch size is halved for this call and all later ones. After
+    any other failure, the batch is split in halves until the picture at fault is alone.
     """
     waiting = [list(pictures)]
     while waiting:
@@ -67,11 +69,13 @@ def predict(pictures: Sequence[Picture], engine: Engine) -> Iterator[Prediction 
                 waiting += [some[middle:], some[:middle]]
             else:
                 code = "out_of_memory" if is_out_of_memory(error) else "failed"
-                yield Unpredicted(some[0], code, f"{type(error).__name__}: {first_line(error)}")
+                yield Unpredicted(
+                    some[0], code, f"{type(error).__name__}: {first_line(error, 2000)}"
+                )
             continue
         for picture, class_id, confidence in zip(some, *found, strict=True):
             if np.isfinite(confidence).all():
                 yield Prediction(picture, class_id, confidence)
             else:
-                message = "expected finite logits, found infinite ones or none at all"
+                message = "expected finite confidences, found NaN or infinity"
                 yield Unpredicted(picture, "not_finite", message)

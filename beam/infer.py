@@ -1,4 +1,4 @@
-"""Images to Parquet tables of masks and class statistics: ``python -m beam.infer``.
+"""Turns images into Parquet tables of masks and class statistics: ``python -m beam.infer``.
 
 The last line of standard output is the output folder.
 """
@@ -6,36 +6,42 @@ The last line of standard output is the output folder.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.ml.inference.base import RunInference
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam import runs, storage
+from beam import runs
+from beam import staging as stages
 from beam.evaluation import SumMatrices, confusion_rows, matrices
 from beam.handler import UNetHandler
-from beam.model_uri import with_graph
+from beam.model_uri import copied, with_graph
 from beam.pairing import Reject
 from beam.parquet import WriteSmallTables
+from beam.parts import Columns, Row
 from beam.pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
-from beam.pipeline import disk_errors_are_mistakes, pipeline_options, run_pipeline, say
+from beam.pipeline import (
+    pipeline_options,
+    processes_of,
+    run_pipeline,
+    say,
+)
 from beam.plan import Job, plan
 from beam.predict import Prediction, Unpredicted
-from beam.previous import Previous, find_previous
+from beam.previous import PreviousRun, find_previous
 from beam.progress import CountingDoFn, watched
-from beam.publish import partition_lock, publish
+from beam.publish import mark_for, partition_lock, publish
 from beam.rows import describe
-from beam.spool import Columns, Row, SpoolRows, WriteSpooled
-from schemas.cli import add_config, config_from, run_main
+from beam.spool import SpoolRows, WriteSpooled
+from schemas.cli import JobParser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import InferConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import TRACKING_URI
 from schemas.prediction import (
     CLASS_STATS,
@@ -44,21 +50,24 @@ from schemas.prediction import (
     PREDICTION_REJECTS,
     with_footer,
 )
+from schemas.storage import is_remote, join
 
-PROGRESS, SPOOL, TABLES = "progress", "spool", "tables"
-"""Folders of the staging folder."""
+SPOOL, TABLES, MODEL = "spool", "tables", "model"
+"""Subfolders of the staging folder."""
 
 
-def build(root: beam.Pipeline, job: Job, staging: Path, previous: Previous) -> None:
-    """The graph, from the source to the staged tables."""
-    progress, tables = str(staging / PROGRESS), str(staging / TABLES)
+def build(
+    root: beam.Pipeline, job: Job, staging: str, progress: str, previous: PreviousRun
+) -> None:
+    """Builds the graph from the source to the staged tables."""
+    tables = join(staging, TABLES)
     read = root | "Read" >> (ReadDataset if job.manifest else ReadPngs)(job, previous, progress)
     described, failed = (
         read[PICTURES]
         | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
         | "Describe" >> beam.ParDo(_Describe(job, progress)).with_outputs(REJECTS, main="rows")
     )
-    spooled = described | "Spool" >> beam.ParDo(SpoolRows(str(staging / SPOOL)))
+    spooled = described | "Spool" >> beam.ParDo(SpoolRows(join(staging, SPOOL)))
     refs = (spooled, read[KEPT]) | "AllImages" >> beam.Flatten()
 
     def footed(**schemas: pa.Schema) -> dict[str, pa.Schema]:
@@ -99,7 +108,7 @@ def build(root: beam.Pipeline, job: Job, staging: Path, previous: Previous) -> N
         (read[COUNT], reused)
         | "Counted" >> beam.Flatten()
         | "SumCounts" >> beam.CombinePerKey(sum)
-        | "NoteCounts" >> beam.MapTuple(runs.note_count, folder=str(staging))
+        | "NoteCounts" >> beam.MapTuple(runs.note_count, folder=staging)
     )
 
 
@@ -115,74 +124,97 @@ def run(
     *,
     resume: bool = True,
     retry_rejects: bool = False,
-) -> Path:
+) -> str:
     """Predicts a dataset or a folder of PNGs and publishes the tables.
 
     Args:
         model: MLflow URI or path of a ``.keras`` file.
-        source: folder or URI of PNGs; exactly one of it and ``dataset``.
-        dataset: folder of a published dataset.
-        output: root of the tables.
-        flow_run_id: noted in the table of runs.
-        resume: takes over what the published run of this model version has of unchanged images.
-        retry_rejects: looks again at rejects whose bytes have not changed.
+        source: folder or URI of PNGs. Exactly one of ``source`` and ``dataset`` must be given.
+        dataset: folder or URI of a published dataset.
+        output: root of the tables, a folder or URI.
+        flow_run_id: recorded in the ``runs`` table.
+        resume: reuses the rows of unchanged images from the published run of this model version.
+        retry_rejects: reads rejected inputs again even if their bytes have not changed.
 
     Returns:
         The output folder.
 
     Raises:
-        UserError: the model or the input cannot be used, or no way to write.
+        UserError: the model or the input cannot be used, or the output cannot be written.
     """
-    root = storage.make_output(output)
+    root = stages.make_output(output)
     options = options or pipeline_options([])
-    cores = len(os.sched_getaffinity(0))
-    # 0 workers stand for one a core.
-    processes = options.view_as(DirectOptions).direct_num_workers or cores
-    job = plan(model, source, dataset, config, tracking_uri, processes)
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
+        job = plan(model, source, dataset, config, tracking_uri, processes_of(options), scratch)
+        _predict(job, root, options, flow_run_id, resume=resume, retry_rejects=retry_rejects)
+    return root
+
+
+def _predict(
+    job: Job,
+    root: str,
+    options: PipelineOptions,
+    flow_run_id: str | None,
+    *,
+    resume: bool,
+    retry_rejects: bool,
+) -> None:
+    """Publishes the job's tables, unless they are already published."""
     partition = runs.partition_of(job.model, job.source_name)
     with disk_errors_are_mistakes(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_published(root, partition, job.run_id):
             say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
-            return root
+            return
         runs.check_source(root, partition, job.source)
-        with storage.staging(root) as staging:
-            previous = Previous()
+        with stages.staging(root) as staging:
+            previous = PreviousRun()
             if resume:
                 previous = find_previous(
                     root,
                     partition,
                     job.recipe,
-                    staging / "previous.arrow",
+                    join(staging, "previous.arrow"),
                     images_root=job.images_root,
                     classes=len(job.model.taxonomy),
                     retry_rejects=retry_rejects,
                 )
-            counts = _stage(job, staging, previous, options, flow_run_id)
-            publish(staging / TABLES, root, partition)
+            mark = mark_for(root)
+            counts = _stage(job, staging, previous, options, flow_run_id, mark)
+            publish(join(staging, TABLES), root, partition, mark)
     say(
         f"{counts['images_read']:,} images read, {counts['images_predicted']:,} predicted "
         f"({counts['images_reused']:,} of them before), {counts['images_rejected']:,} rejected"
     )
-    return root
 
 
 def _stage(
-    job: Job, staging: Path, previous: Previous, options: PipelineOptions, flow_run_id: str | None
+    job: Job,
+    staging: str,
+    previous: PreviousRun,
+    options: PipelineOptions,
+    flow_run_id: str | None,
+    mark: str,
 ) -> dict[str, int]:
-    """Runs the pipeline, writes the tables that need no pipeline, counts.
+    """Runs the pipeline, writes the remaining tables and returns the counts of images.
 
     Raises:
         UserError: no image could be predicted.
     """
     started = datetime.now(UTC)
-    for name in runs.TABLES:
-        (staging / TABLES / name).mkdir(parents=True)
-    (staging / SPOOL).mkdir()
-    if job.runtime.engine == "openvino":
-        job = replace(job, model=with_graph(job.model, staging / "openvino"))
-    with watched("infer", staging / PROGRESS, job.images, "images"):
-        run_pipeline(lambda pipeline: build(pipeline, job, staging, previous), options)
-    counts = runs.count(staging, staging / TABLES)
+    tables = join(staging, TABLES)
+    stages.make_folders(*(join(tables, name) for name in runs.TABLES), join(staging, SPOOL))
+    with stages.own_folder(staging) as own:
+        model, progress = job.model, own / "progress"
+        if job.runtime.engine == "openvino":
+            model = with_graph(model, own / "openvino")
+        if is_remote(staging):
+            model = copied(model, join(staging, MODEL))
+        job = replace(job, model=model)
+        with watched("infer", progress, job.images, "images"):
+            run_pipeline(
+                lambda pipeline: build(pipeline, job, staging, str(progress), previous), options
+            )
+    counts = runs.count(staging, tables)
     if counts["images_predicted"] == 0:
         raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
     facts = {
@@ -196,16 +228,16 @@ def _stage(
         "started_at": started,
         "finished_at": datetime.now(UTC),
     }
-    runs.write_classes(staging / TABLES, job.model.taxonomy, job.run_id, job.footer())
-    runs.write_run(staging / TABLES, facts, job.footer())
+    runs.write_classes(tables, job.model.taxonomy, job.run_id, job.footer())
+    runs.write_run(tables, facts, job.footer(), mark)
     return counts
 
 
 def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
-    """A reject as the row of its table, under its path."""
+    """Turns a reject into the row of its table, keyed by its path."""
     row = {
         "image_id": reject.id,
-        "source_uri": storage.join(job.images_root, reject.path),
+        "source_uri": join(job.images_root, reject.path),
         "stage": reject.stage,
         "code": reject.code,
         "message": reject.message,
@@ -216,20 +248,17 @@ def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the output folder."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    """Runs the command line and returns the output folder."""
+    parser = JobParser(
         prog="python -m beam.infer",
         description="Images to Parquet tables of masks and class statistics. "
-        "Beam's own options are taken too.",
+        "Also accepts Beam's own options, and @file to read arguments from a file.",
     )
     parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
     parser.add_argument("--source", help="folder or URI of PNGs")
-    parser.add_argument("--dataset", help="folder that beam.ingest published")
-    parser.add_argument("--output", required=True, help="root folder of the tables")
-    parser.add_argument(
-        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
-    )
+    parser.add_argument("--dataset", help="folder or URI of a dataset that beam.ingest published")
+    parser.add_argument("--output", required=True, help="root folder or URI of the tables")
+    add_tracking_uri(parser)
     parser.add_argument("--flow_run_id", help="noted in the table of runs")
     parser.add_argument(
         "--resume",
@@ -244,24 +273,22 @@ def main(arguments: Sequence[str]) -> str:
     )
     add_config(parser, InferConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
-    return str(
-        run(
-            args.model,
-            args.source,
-            args.dataset,
-            args.output,
-            config_from(InferConfig, args),
-            args.tracking_uri,
-            args.flow_run_id,
-            pipeline_options(beam_arguments),
-            resume=args.resume,
-            retry_rejects=args.retry_rejects,
-        )
+    return run(
+        args.model,
+        args.source,
+        args.dataset,
+        args.output,
+        config_from(InferConfig, args),
+        args.tracking_uri,
+        args.flow_run_id,
+        pipeline_options(beam_arguments),
+        resume=args.resume,
+        retry_rejects=args.retry_rejects,
     )
 
 
 class _Describe(CountingDoFn):
-    """Turns predictions into rows, and what was not predicted into rejects."""
+    """Turns predictions into rows, and pictures that could not be predicted into rejects."""
 
     def __init__(self, job: Job, progress: str) -> None:
         super().__init__("infer", progress)
@@ -288,7 +315,7 @@ class _Describe(CountingDoFn):
 
 
 if __name__ == "__main__":
-    # Workers unpickle functions by module name, and theirs is never __main__.
+    # Workers unpickle functions by module name, and this module is not __main__ there.
     from beam import infer  # noqa: PLW0406
 
     sys.exit(run_main(infer.main))

@@ -1,40 +1,42 @@
-"""Raw PNG pairs to a published TFRecord dataset: ``python -m beam.ingest``.
+"""Turns raw PNG pairs into a published TFRecord dataset: ``python -m beam.ingest``.
 
 The last line of standard output is the published folder.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam import storage
+from beam import staging as stages
+from beam.ahead import AtOnce
 from beam.listing import UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify
-from beam.tfrecords import Previous, WriteShards
-from beam.versions import is_unchanged, known_rows, published_versions, survey_pairs
+from beam.survey import survey_pairs
+from beam.tfrecords import PublishedShards, WriteShards
+from beam.versions import is_unchanged, known_rows, published_versions
+from schemas import storage
 from schemas.classes import load_taxonomy
-from schemas.cli import add_config, config_from, run_main
+from schemas.cli import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
-from schemas.errors import UserError
-from schemas.layout import REJECTS, version_name
+from schemas.errors import UserError, disk_errors_are_mistakes
+from schemas.layout import MANIFEST, REJECTS, version_name
 from schemas.manifest import Manifest, load_manifest
+from schemas.parquet import read_table
 from schemas.sources import SourceRow
+from schemas.storage import join
 
 _EXAMPLES = 3
-"""Rejects of each reason that a failed job shows."""
+"""Number of rejects that a failed job prints for each reason."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,23 @@ class Staging:
         rows: folder of each shard's rows.
         progress: folder of the running counters.
         listing: digest of the source's listing.
-        previous: a published version whose unchanged shards are taken over.
+        previous: a published version whose unchanged shards are reused.
     """
 
     dataset: str
     rows: str
     progress: str
     listing: str
-    previous: Previous | None = None
+    previous: PublishedShards | None = None
 
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
-    """The graph, from the source folder to shards and metadata in the staging folder."""
+    """Builds the graph from the source folder to shards and metadata in the staging folder."""
     listed = root | "ListPairs" >> ListPairs(recipe.source, "ingest", staging.progress)
     rows = (
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
+        | "SeveralPairs" >> AtOnce(recipe.source)
         | "Identify" >> beam.ParDo(_Identify(recipe, staging.progress))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
@@ -75,7 +78,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     left_out = rows | "LeftOut" >> beam.Filter(lambda row: not is_usable(row))
     _ = (
         root
-        | "Dataset" >> beam.Create([Path(staging.dataset)])
+        | "Dataset" >> beam.Create([staging.dataset])
         | "WriteMetadata"
         >> beam.Map(
             write_metadata,
@@ -89,43 +92,47 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     )
 
 
+@disk_errors_are_mistakes()
 def run(
     source: str, output: str, config: IngestConfig, options: PipelineOptions | None = None
-) -> Path:
+) -> str:
     """Builds and publishes a dataset, or returns the published one if nothing has changed.
 
     Args:
         source: folder or URI that holds camera folders at any depth.
-        output: root below which ``<name>/<version>/`` is published.
+        output: folder or URI below which ``<name>/<version>/`` is published.
         options: Beam's; all cores of this machine by default.
 
     Returns:
         The published folder.
 
     Raises:
-        UserError: there is nothing to read, too much of it is bad, or no way to write.
+        UserError: there is nothing to read, too many inputs are bad, or the output cannot be
+            written.
     """
     recipe = Recipe(storage.absolute(source), config, load_taxonomy(config.taxonomy))
     storage.require_folder(recipe.source, "source")
-    datasets = storage.make_output(output) / config.name
+    datasets = join(stages.make_output(output), config.name)
     found = survey_pairs(recipe.source)
     published = published_versions(datasets, recipe)
     for folder, manifest in published:
         if is_unchanged(folder, manifest, found.digest):
+            # A job that was killed just after publishing may have left its staging folder.
+            stages.remove_dead_staging(datasets)
             say(f"nothing has changed: {manifest.records} records, all checksums verified")
             return folder
-    with storage.staging(datasets) as work:
-        staged, rows = work / "dataset", work / "rows"
-        staged.mkdir()
-        rows.mkdir()
-        previous = Previous.of(*published[0]) if published else None
-        staging = Staging(str(staged), str(rows), str(work / "progress"), found.digest, previous)
-        with watched("ingest", Path(staging.progress), found.images, "pairs"):
+    with stages.staging(datasets) as work, stages.own_folder(work) as own:
+        staged, rows = join(work, "dataset"), join(work, "rows")
+        stages.make_folders(staged, rows)
+        previous = PublishedShards.of(*published[0]) if published else None
+        progress = own / "progress"
+        staging = Staging(staged, rows, str(progress), found.digest, previous)
+        with watched("ingest", progress, found.images, "pairs"):
             run_pipeline(lambda root: build(root, recipe, staging), options or pipeline_options([]))
         manifest = load_manifest(staged)
         check_rejects(manifest, staged)
-        final = datasets / version_name(manifest.fingerprint)
-        storage.publish(staged, final)
+        final = join(datasets, version_name(manifest.fingerprint))
+        stages.publish(staged, final, MANIFEST)
     for warning in manifest.warnings:
         say(f"warning: {warning}")
     say(summary(manifest))
@@ -133,12 +140,12 @@ def run(
 
 
 def is_usable(row: SourceRow) -> bool:
-    """True for a row whose files could be read and that is no copy of another."""
+    """True for a row whose files could be read and that does not duplicate another row."""
     return row.image_sha256 is not None and row.reject_code != DUPLICATE
 
 
-def check_rejects(manifest: Manifest, staged: Path) -> None:
-    """Refuses a dataset that lost too many of its inputs, and shows which and why.
+def check_rejects(manifest: Manifest, staged: str) -> None:
+    """Refuses a dataset that has no records or lost too many inputs, and shows which and why.
 
     Raises:
         UserError: names the share, the bound and the count of each reason.
@@ -146,14 +153,14 @@ def check_rejects(manifest: Manifest, staged: Path) -> None:
     share, bound = reject_fraction(manifest), manifest.config.max_reject_fraction
     if manifest.records and share <= bound:
         return
-    rejects = pq.read_table(staged / REJECTS).to_pylist()
+    rejects = read_table(join(staged, REJECTS)).to_pylist()
     for code, count in manifest.rejects.items():
         say(f"{count:>8,}  {code}")
         for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
             say(f"{'':10}{one['source_uri']}: {one['message']}")
     reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
     if not manifest.records:
-        raise UserError(f"no pair of {manifest.source!r} is fit for a dataset: {reasons}")
+        raise UserError(f"no usable pair in {manifest.source!r}: {reasons}")
     raise UserError(
         f"{share:.1%} of the inputs are rejects ({reasons}), more than "
         f"--max_reject_fraction={bound}; nothing was published"
@@ -161,7 +168,7 @@ def check_rejects(manifest: Manifest, staged: Path) -> None:
 
 
 def summary(manifest: Manifest) -> str:
-    """A few lines for a person: splits, rejects, near-duplicates."""
+    """Summarises a dataset in a few lines: splits, rejects, near-duplicates."""
     splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
     rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
     lines = [f"{manifest.records:,} records: {splits}", f"rejects: {rejects or 'none'}"]
@@ -175,30 +182,29 @@ def summary(manifest: Manifest) -> str:
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the published folder."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    """Runs the command line and returns the published folder."""
+    parser = JobParser(
         prog="python -m beam.ingest",
         description="Raw PNG pairs to a published TFRecord dataset. "
-        "Beam's own options are taken too.",
+        "Also accepts Beam's own options, and @file to read arguments from a file.",
     )
     parser.add_argument("--source", required=True, help="folder or URI of the raw pairs")
-    parser.add_argument("--output", required=True, help="root folder of the datasets")
+    parser.add_argument("--output", required=True, help="root folder or URI of the datasets")
     add_config(parser, IngestConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(IngestConfig, args)
-    return str(run(args.source, args.output, config, pipeline_options(beam_arguments)))
+    return run(args.source, args.output, config, pipeline_options(beam_arguments))
 
 
 @dataclass
 class JoinKnown(beam.PTransform):
-    """Pairs by id to (pair, its row in an earlier version or None).
+    """Joins pairs, keyed by id, with their rows in an earlier version: (pair, row or None).
 
     Attributes:
-        previous: the earlier version; None where there is none, which saves a shuffle.
+        previous: the earlier version; None if there is none, which saves a shuffle.
     """
 
-    previous: Previous | None
+    previous: PublishedShards | None
 
     def expand(
         self, pairs: beam.PCollection[tuple[str, Pair]]
@@ -227,21 +233,23 @@ def _match(
 
 
 class _Identify(CountingDoFn):
-    """Hashes the files of a pair, unless an earlier run's row still holds for them."""
+    """Hashes the files of pairs, unless a row of an earlier run is still valid for them."""
 
     def __init__(self, recipe: Recipe, progress: str) -> None:
         super().__init__("ingest", progress)
         self._recipe = recipe
 
-    def process(self, element: tuple[Pair, SourceRow | None]) -> Iterator[tuple[str, SourceRow]]:
-        pair, known = element
-        row = identify(pair, self._recipe, known)
-        self.counters.add("identified" if row.image_sha256 else f"rejected.{row.reject_code}")
-        yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
+    def process(
+        self, element: list[tuple[Pair, SourceRow | None]]
+    ) -> Iterator[tuple[str, SourceRow]]:
+        rows = storage.each(lambda one: identify(one[0], self._recipe, one[1]), element)
+        for row in rows:
+            self.counters.add("identified" if row.image_sha256 else f"rejected.{row.reject_code}")
+            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
 
 
 class _Deduplicate(CountingDoFn):
-    """Keeps one of the pairs that have the same bytes."""
+    """Keeps one of the pairs that have the same bytes and rejects the others."""
 
     def __init__(self, progress: str) -> None:
         super().__init__("ingest", progress)
@@ -254,7 +262,7 @@ class _Deduplicate(CountingDoFn):
 
 
 if __name__ == "__main__":
-    # Workers unpickle functions by module name, and theirs is never __main__.
+    # Workers unpickle functions by module name, and this module is not __main__ there.
     from beam import ingest  # noqa: PLW0406
 
     sys.exit(run_main(ingest.main))

@@ -1,4 +1,4 @@
-"""ListPairs: the files below a source, classified and paired by id. Only paths are held."""
+"""ListPairs: classifies the files below a source and pairs them by id; it opens no file."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
-from beam import pairing, storage
+from beam import pairing
 from beam.pairing import Candidate, Pair, Reject
 from beam.progress import CountingDoFn
-from beam.storage import SourceFile
+from schemas import listing
+from schemas.listing import SourceFile
 
 UNPAIRED = "unpaired"
 
 
 @dataclass
 class ListPairs(beam.PTransform):
-    """A source folder to its pairs.
+    """Lists the pairs below a source folder.
 
     Attributes:
         source: path or URI.
@@ -25,7 +26,7 @@ class ListPairs(beam.PTransform):
         need_mask: whether an image without a mask is a reject.
         loose: whether PNGs outside of camera folders are images.
 
-    Returns a dict: ``pairs``, (id, Pair); ``unpaired``, files that make no pair.
+    Returns a dict: ``pairs``, as (id, Pair); ``unpaired``, rejects of files that form no pair.
     """
 
     source: str
@@ -41,7 +42,7 @@ class ListPairs(beam.PTransform):
         files = (
             root
             | "Source" >> beam.Create([self.source])
-            | "ListFiles" >> beam.FlatMap(storage.walk)
+            | "ListFiles" >> beam.FlatMap(listing.walk)
             | "Classify" >> beam.ParDo(_Classify(self)).with_outputs(UNPAIRED, main="candidates")
         )
         paired = (

@@ -1,4 +1,4 @@
-"""How the processes of a job hold memory: little of it unused, pixels where memory is warm."""
+"""Memory settings of a job's processes: keep little unused, reuse memory for pixels."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 
 def tune_malloc() -> None:
-    """Sets up glibc and pyarrow, before either has threads.
+    """Configures glibc and pyarrow; must be called before either starts threads.
 
-    One arena for all threads: the runner's threads otherwise keep one each, 40 MB more at 5,000
-    pairs than at 500. Blocks up to 32 MiB from the heap: a decoded image otherwise is fresh pages
-    from the kernel each time, a tenth of the time of a pair.
+    All threads share one arena. Otherwise each of the runner's threads keeps its own: 40 MB more at
+    5,000 pairs than at 500. Blocks of up to 32 MiB come from the heap. Otherwise each decoded image
+    takes fresh pages from the kernel: a tenth of the time per pair.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    # Other C libraries than glibc have no such knobs, and do without.
+    # C libraries other than glibc do not have these settings; they keep their defaults.
     with contextlib.suppress(AttributeError, OSError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_ARENA_MAX, 1)

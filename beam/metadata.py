@@ -1,4 +1,4 @@
-"""What stands beside the shards: manifest, rejects, sources, and the two files TFDS wants."""
+"""The files beside the shards: manifest, rejects, sources, data card, and two files for TFDS."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ import pyarrow.parquet as pq
 from beam.card import write_card
 from beam.pairing import Reject
 from beam.records import DUPLICATE, Recipe, settle_duplicates
-from beam.storage import file_sha256, join
 from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
 from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
+from schemas.parquet import read_table
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
 from schemas.sources import SOURCES as SOURCES_SCHEMA
 from schemas.sources import SourceRow, rows_of, source_table
 from schemas.stats import PixelStats
+from schemas.storage import file_sha256, join, writing_folder
 
 NEAR_DUPLICATE_BITS = 3
-"""Most differing bits, of 64, between the difference hashes of two images that look alike."""
+"""Most bits, of 64, in which the difference hashes of two similar images may differ."""
 
 LISTING_KEY = b"lyft.listing"
 
 _BLOCK = 256
-"""Images compared at once with the rest of their group, which bounds the memory."""
+"""Number of images compared at once with the rest of their group; it bounds the memory."""
 
 _HALF_SHARE = 0.35
 _COMMON_CLASS = 0.01
 
 
 def write_metadata(
-    folder: Path,
+    folder: str,
     recipe: Recipe,
     listing: str,
     rows_folder: str,
@@ -48,14 +49,14 @@ def write_metadata(
     left_out: Iterable[SourceRow],
     unpaired: Iterable[Reject],
 ) -> Manifest:
-    """Writes all metadata of a dataset whose shards lie in ``folder``.
+    """Writes all metadata of a dataset whose shards are in ``folder``.
 
     Args:
-        listing: digest of the source's listing, which tells a later run that nothing changed.
-        rows_folder: Parquet files with the rows of each shard.
-        left_out: rows that were rejected before they came to a shard.
+        listing: digest of the source's listing, by which a later run sees that nothing changed.
+        rows_folder: folder of the Parquet files with the rows of each shard.
+        left_out: rows that were rejected before they were assigned to a shard.
     """
-    parts = [pq.read_table(Path(rows_folder, f"{shard.name}.parquet")) for shard in shards]
+    parts = [read_table(join(rows_folder, f"{shard.name}.parquet")) for shard in shards]
     written = pa.concat_tables([SOURCES_SCHEMA.empty_table(), *parts])
     is_record = pc.is_valid(written["shard"])
     settled = settle_duplicates([*rows_of(written.filter(pc.invert(is_record))), *left_out])
@@ -65,32 +66,34 @@ def write_metadata(
     records = written.filter(is_record)
     sources = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
     manifest = make_manifest(recipe, shards, sources, rejects)
-    pq.write_table(
-        sources.replace_schema_metadata({LISTING_KEY: listing}),
-        folder / SOURCES,
-        compression="zstd",
-        row_group_size=100_000,
-    )
-    pq.write_table(_reject_table(rejects, recipe.source), folder / REJECTS, compression="zstd")
-    write_json(folder / "features.json", tfds_features(recipe))
-    write_json(folder / "dataset_info.json", tfds_info(manifest))
-    write_card(folder, manifest)
-    shard_names = {shard.name for shard in shards}
-    beside = sorted(path for path in folder.iterdir() if path.name not in shard_names)
-    files = {path.name: file_sha256(path) for path in beside}
-    manifest = manifest.model_copy(update={"files": files})
-    (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    with writing_folder(folder) as made:
+        pq.write_table(
+            sources.replace_schema_metadata({LISTING_KEY: listing}),
+            made / SOURCES,
+            compression="zstd",
+            row_group_size=100_000,
+        )
+        pq.write_table(_reject_table(rejects, recipe.source), made / REJECTS, compression="zstd")
+        write_json(made / "features.json", tfds_features(recipe))
+        write_json(made / "dataset_info.json", tfds_info(manifest))
+        write_card(made, manifest, folder)
+        # If this step is retried, a manifest may already exist.
+        others = {MANIFEST, *(shard.name for shard in shards)}
+        beside = sorted(path for path in made.iterdir() if path.name not in others)
+        files = {path.name: file_sha256(path) for path in beside}
+        manifest = manifest.model_copy(update={"files": files})
+        (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
 def make_manifest(
     recipe: Recipe, shards: Sequence[ShardInfo], sources: pa.Table, rejects: Sequence[Reject]
 ) -> Manifest:
-    """The manifest of a dataset: everything that can be said from its parts.
+    """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
 
     Args:
-        sources: rows of all pairs in the order of their ids.
-        rejects: in the order of their paths.
+        sources: rows of all pairs, ordered by id.
+        rejects: ordered by path.
     """
     taxonomy, config = recipe.taxonomy, recipe.config
     ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
@@ -132,9 +135,9 @@ def make_manifest(
 
 
 def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) -> str:
-    """Hash over the sorted source hashes, the rejects and the config: the dataset's identity.
+    """The dataset's identity: a hash of config, taxonomy, ids, source hashes and rejects.
 
-    128 bits in 32 hex digits: MLflow takes digests of at most 36 characters.
+    It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
     """
     digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
     for batch in sources.select(["id", "image_sha256", "mask_sha256"]).to_batches():
@@ -146,7 +149,7 @@ def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) ->
 
 
 def reject_fraction(manifest: Manifest) -> float:
-    """Share of the inputs that were lost; duplicates lose nothing and do not count."""
+    """Fraction of the inputs that were lost; duplicates lose no data and are not counted."""
     lost = sum(count for code, count in manifest.rejects.items() if code != DUPLICATE)
     return lost / max(1, lost + manifest.records)
 
@@ -174,7 +177,7 @@ def near_duplicates(sources: pa.Table) -> NearDuplicates:
                 one, other = group[start : start + _BLOCK, None], group[None, start:]
                 close = np.bitwise_count(hashes[one] ^ hashes[other]) <= NEAR_DUPLICATE_BITS
                 close &= (splits[one] != splits[other]) & (_later(one.shape[0], other.shape[1]))
-                # A pair that agrees in several bands counts in the first of them.
+                # A pair that agrees in several bands is counted in the first of them only.
                 for earlier in bands[:number]:
                     close &= earlier[one] != earlier[other]
                 pairs += int(close.sum())
@@ -188,7 +191,7 @@ def near_duplicates(sources: pa.Table) -> NearDuplicates:
 
 
 def position_warnings(stats: PixelStats, recipe: Recipe) -> list[str]:
-    """Classes that lie where the taxonomy does not expect them: a sign of another id order."""
+    """Warns of classes in the wrong half of the picture: the masks may use other class ids."""
     warnings = []
     total = max(1, int(stats.class_pixels.sum()))
     for label in recipe.taxonomy.classes:
@@ -200,14 +203,14 @@ def position_warnings(stats: PixelStats, recipe: Recipe) -> list[str]:
         if share < _HALF_SHARE:
             warnings.append(
                 f"class {label.id} {label.name} should lie in the {label.usually} half of the "
-                f"picture, but only {share:.0%} of its pixels do: the masks may number their "
-                f"classes otherwise than taxonomy {recipe.taxonomy.name}"
+                f"picture, but only {share:.0%} of its pixels do: the masks may use other "
+                f"class ids than taxonomy {recipe.taxonomy.name}"
             )
     return warnings
 
 
 def tfds_info(manifest: Manifest) -> dict[str, Any]:
-    """``dataset_info.json``, so that ``tfds.builder_from_directory`` opens the folder."""
+    """Content of ``dataset_info.json``, by which ``tfds.builder_from_directory`` opens a folder."""
     return {
         "name": manifest.name,
         "version": "1.0.0",
@@ -231,7 +234,7 @@ def tfds_info(manifest: Manifest) -> dict[str, Any]:
 
 
 def tfds_features(recipe: Recipe) -> dict[str, Any]:
-    """``features.json``: how TFDS decodes each feature of the Example."""
+    """Content of ``features.json``: how TFDS decodes each feature of the Example."""
     prefix = "tensorflow_datasets.core.features"
     height, width = (str(size or -1) for size in (recipe.config.height, recipe.config.width))
 
@@ -258,7 +261,7 @@ def tfds_features(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Indented JSON with sorted keys."""
+    """Writes indented JSON with sorted keys."""
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
 
@@ -283,7 +286,7 @@ def _shared_image_warnings(sources: pa.Table) -> list[str]:
     shared = int(pc.sum(pc.greater(counts, 1)).as_py() or 0)
     if not shared:
         return []
-    return [f"{shared} images stand under several ids with different masks: which one is right?"]
+    return [f"{shared} images occur under several ids with different masks: check which is right"]
 
 
 def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:
@@ -295,5 +298,5 @@ def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:
 
 
 def _later(rows: int, columns: int) -> npt.NDArray[np.bool_]:
-    """Cells above the diagonal: each pair of a block once."""
+    """True above the diagonal, so that each pair of a block is compared once."""
     return np.triu(np.ones((rows, columns), bool), k=1)

@@ -1,4 +1,4 @@
-"""Where a model lies and what travels with it: MLflow's URIs and plain ``.keras`` files."""
+"""Finds models and their metadata by MLflow URIs or as plain ``.keras`` files."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import dataclasses
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from beam.storage import file_sha256
+from schemas import storage
 from schemas.classes import Taxonomy, load_taxonomy
 from schemas.config import InferConfig, Resize
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, safe_name
+from schemas.lifeline import tied_to_me
+from schemas.tracking import database, is_missing, prepare, unusable
 
 
 @dataclass(frozen=True)
@@ -24,15 +29,19 @@ class ResolvedModel:
     """A model on this machine.
 
     Attributes:
-        name, version: as in the partition; ``v3``, or the start of its hash for a plain file.
-        keras_file: path of the ``.keras`` file.
+        uri: URI of the model's version or run, or the path of a plain file.
+        name, version: as in the partition; the version is ``v3``, ``run-`` and the start of the
+            run's id, or ``file-`` and the start of a plain file's hash.
+        keras_file: path or URI of the ``.keras`` file; sha256: of its bytes.
         height, width: size in pixels that images are resized to.
-        resize: how.
-        geometry: sizes that the network takes; None for a plain file, where it is found by trying.
-        class_table: class id for each value of the masks of a dataset like that of the training,
-            where the model tells a target from the rest.
-        graph: path of the OpenVINO graph that was exported from the file, where there is one.
-        run_id, fingerprint: training run and training dataset, where known.
+        resize: how images are resized.
+        geometry: sizes that the network takes; None for a plain file, for which the engine tries
+            several.
+        class_table: the model's class id for each class id of the training dataset's taxonomy; they
+            differ if the model separates a target from the rest. None for a plain file.
+        dataset_mapping_sha256: of the taxonomy of the training dataset.
+        graph: path of the OpenVINO graph that was exported from the file, if there is one.
+        run_id, fingerprint: training run and training dataset, if known.
     """
 
     uri: str
@@ -46,20 +55,28 @@ class ResolvedModel:
     resize: Resize
     geometry: Geometry | None = None
     class_table: tuple[int, ...] | None = None
-    dataset_taxonomy_sha256: str | None = None
+    dataset_mapping_sha256: str | None = None
     run_id: str | None = None
     fingerprint: str | None = None
     graph: str | None = None
 
 
-def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedModel:
+def resolve_model(
+    uri: str, config: InferConfig, tracking_uri: str, scratch: str | None = None
+) -> ResolvedModel:
     """Finds a model by ``models:/name@alias``, ``models:/name/3``, ``runs:/…`` or a file's path.
 
+    Args:
+        scratch: folder for the files of a model that an MLflow server keeps; it must exist as long
+            as the model is needed.
+
     Raises:
-        UserError: there is no such model, or it is none of ours.
+        UserError: there is no such model, ``model.train`` did not log it, or MLflow's store cannot
+            be used.
+        UnavailableError: MLflow does not answer.
     """
     if uri.startswith(("models:/", "runs:/")):
-        return _from_mlflow(uri, config, tracking_uri)
+        return _from_mlflow(uri, config, tracking_uri, scratch)
     path = Path(uri).absolute()
     if not path.is_file():
         raise UserError(
@@ -67,7 +84,7 @@ def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedM
             "runs:/<id>/unet or the path of a .keras file, and found no such file"
         )
     _check_keras_file(path)
-    sha256 = file_sha256(path)
+    sha256 = storage.file_sha256(path)
     return ResolvedModel(
         uri=str(path),
         name=safe_name(path.stem),
@@ -82,28 +99,39 @@ def resolve_model(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedM
     )
 
 
-def _from_mlflow(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedModel:
+def _from_mlflow(
+    uri: str, config: InferConfig, tracking_uri: str, scratch: str | None
+) -> ResolvedModel:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    _require_store(tracking_uri)
+    # A look-up must not create an empty store.
+    if (file := database(tracking_uri)) and not file.exists():
+        raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
     import mlflow
+    from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
+    prepare(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        info = mlflow.models.get_model_info(uri)
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
+        # Without dst_path, MLflow leaves downloads in the system's temporary folder for good. The
+        # files of an SQLite store need no download, and a cluster's workers may see them in place.
+        copied = None if tracking_uri.startswith("sqlite:") else scratch
+        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=copied))
+        info = mlflow.models.Model.load(folder)
         name, version = _registered(mlflow.MlflowClient(), uri)
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
+        if not is_missing(error):
+            raise unusable(tracking_uri, error) from error
         raise UserError(
-            f"model {uri!r} cannot be found in {tracking_uri}: {str(error).splitlines()[0]}"
+            f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
         ) from error
     metadata: dict[str, Any] = info.metadata or {}
     files = sorted(folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
     _check_keras_file(files[0])
-    sha256 = file_sha256(files[0])
-    height, width = (config.height, config.width) if config.height else _size(metadata)
+    sha256 = storage.file_sha256(files[0])
     return ResolvedModel(
         uri=f"models:/{name}/{version.removeprefix('v')}" if version else uri,
         name=safe_name(name),
@@ -111,32 +139,22 @@ def _from_mlflow(uri: str, config: InferConfig, tracking_uri: str) -> ResolvedMo
         keras_file=str(files[0]),
         sha256=sha256,
         taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
-        height=height,
-        width=width,
+        height=config.height or metadata["height"],
+        width=config.width or metadata["width"],
         resize=metadata["resize"],
         geometry=Geometry.model_validate(metadata["geometry"]),
         class_table=tuple(metadata["class_table"]),
-        dataset_taxonomy_sha256=metadata["dataset_taxonomy_sha256"],
+        dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
         run_id=info.run_id,
         fingerprint=metadata["dataset_fingerprint"],
         graph=_graph_of(sha256, folder / "artifacts/openvino"),
     )
 
 
-def _size(metadata: dict[str, Any]) -> tuple[int, int]:
-    """Height and width that the model was trained at."""
-    if not metadata["height"]:
-        raise UserError(
-            "the model was trained on images of many sizes; name the --height and --width "
-            "that it shall predict at"
-        )
-    return metadata["height"], metadata["width"]
-
-
 def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
-    """The model with an OpenVINO graph: the one it has, or one that is exported into ``folder``.
+    """The model with an OpenVINO graph: the one it has, or one that is exported to ``folder``.
 
-    A process of its own exports, for it needs TensorFlow, which then is needed nowhere else.
+    A separate process exports it, so that no other process needs to load TensorFlow.
 
     Raises:
         UserError: the model cannot be exported.
@@ -149,6 +167,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
         capture_output=True,
         text=True,
         check=False,
+        env=tied_to_me(),
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -156,8 +175,34 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
     return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
 
 
+def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
+    """Copies the model's files to a folder, local or on a store, and returns the copy."""
+    keras_file, graph = storage.join(folder, "unet.keras"), None
+    storage.copy(model.keras_file, keras_file)
+    if model.graph:
+        graph = storage.join(folder, OPENVINO_GRAPH)
+        storage.copy(model.graph, graph)
+        storage.copy(_weights(model.graph), _weights(graph))
+    return dataclasses.replace(model, keras_file=keras_file, graph=graph)
+
+
+@contextmanager
+def fetched(model: ResolvedModel) -> Iterator[ResolvedModel]:
+    """The model with its files on this machine; it must be loaded before the block ends."""
+    if not storage.is_remote(model.keras_file):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as folder:
+        yield copied(model, folder)
+
+
+def _weights(graph: str) -> str:
+    """Path of the weights that OpenVINO reads beside a graph."""
+    return f"{graph.removesuffix('.xml')}.bin"
+
+
 def _graph_of(sha256: str, folder: Path) -> str | None:
-    """The graph in ``folder``, if it was made of the file with this hash."""
+    """The graph in ``folder``, if it was exported from the file with this hash."""
     path = folder / OPENVINO_GRAPH
     try:
         fits = f'<{GRAPH_SOURCE} value="{sha256}"' in path.read_text(encoding="utf-8")
@@ -167,7 +212,7 @@ def _graph_of(sha256: str, folder: Path) -> str | None:
 
 
 def _registered(client: Any, uri: str) -> tuple[str, str]:
-    """Name and version (``v3``) of a registered model's URI; the version is empty for a run's."""
+    """Name and version (``v3``) of a registered model's URI; for a run's, the version is empty."""
     kind, _, rest = uri.partition(":/")
     if kind == "runs":
         return "run", ""
@@ -176,13 +221,6 @@ def _registered(client: Any, uri: str) -> tuple[str, str]:
         return name, f"v{client.get_model_version_by_alias(name, alias).version}"
     name, _, version = rest.rpartition("/")
     return name, f"v{client.get_model_version(name, version).version}"
-
-
-def _require_store(tracking_uri: str) -> None:
-    """A look-up must not make an empty store where there was none."""
-    scheme, _, path = tracking_uri.partition(":///")
-    if scheme == "sqlite" and not Path(path).is_file():
-        raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
 
 
 def _check_keras_file(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which image belongs to which mask. Plain functions over file paths; no file is opened."""
+"""Plain functions that pair images with masks by their file paths; they open no file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from beam.storage import SourceFile
+from schemas.listing import SourceFile
 
 IMAGE_FOLDERS = frozenset({"CameraRGB"})
 MASK_FOLDERS = frozenset({"CameraSeg", "CameraMask"})
@@ -17,9 +17,9 @@ _OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """One input that is left out: its id, its path below the source root, where, why.
+    """An input that is left out: its id, its path below the source root, at which stage and why.
 
-    ``sha256`` is the hash of its bytes, where the job has one and tells rejects apart by it.
+    ``sha256`` is the hash of its bytes, if the job has computed it to recognise the reject later.
     """
 
     id: str
@@ -32,7 +32,7 @@ class Reject:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image and, where there is one, its mask, under one id."""
+    """An image and, if there is one, its mask, under one id."""
 
     id: str
     image: SourceFile
@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A file in a camera folder, before it has met its partner."""
+    """An image or mask file that has not been paired yet."""
 
     id: str
     is_mask: bool
@@ -49,25 +49,32 @@ class Candidate:
 
 
 def is_png(path: str) -> bool:
-    """True for a name that ends in .png, in any case."""
+    """True for a name that ends in .png, in upper or lower case."""
     return path.lower().endswith(".png")
 
 
+def is_mask(path: str) -> bool:
+    """True if the nearest camera folder above a file holds masks."""
+    folders = [one for one in PurePosixPath(path).parts[:-1] if one in _CAMERA_FOLDERS]
+    return bool(folders) and folders[-1] in MASK_FOLDERS
+
+
 def candidate(file: SourceFile, *, loose: bool = False) -> Candidate | Reject | None:
-    """What a file is: an image, a mask, an image of the wrong format, or none of our business.
+    """Classifies a file: an image or a mask, a reject (e.g. another format), or None if unrelated.
 
     The nearest camera folder above the file decides; the id is the path without it and without
     the suffix, so ``dataA/CameraRGB/7.png`` and ``dataA/CameraSeg/7.png`` are both ``dataA/7``.
 
     Args:
-        loose: takes every PNG outside of camera folders for an image.
+        loose: treats every PNG outside of camera folders as an image.
     """
     path = PurePosixPath(file.path)
     parts = list(path.parts[:-1])
     depth = next((i for i in reversed(range(len(parts))) if parts[i] in _CAMERA_FOLDERS), None)
     if depth is None and not (loose and is_png(file.path)):
         return None
-    is_mask = depth is not None and parts.pop(depth) in MASK_FOLDERS
+    if depth is not None:
+        del parts[depth]
     sample_id = "/".join([*parts, path.stem])
     if not _is_text(file.path):
         shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
@@ -78,7 +85,7 @@ def candidate(file: SourceFile, *, loose: bool = False) -> Candidate | Reject | 
         return Reject(sample_id, file.path, "pair", "not_png", message)
     if not is_png(file.path):
         return None
-    return Candidate(sample_id, is_mask, file)
+    return Candidate(sample_id, is_mask(file.path), file)
 
 
 def _is_text(path: str) -> bool:
@@ -90,9 +97,10 @@ def _is_text(path: str) -> bool:
 
 
 def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
-    """The pair among the candidates of one id, or a reject for each file that makes none.
+    """Yields the pair that an id's candidates form, or a reject for each file if they form none.
 
-    Several images (or masks) of one id are all rejected: nothing tells which one is meant.
+    If an id has several images (or masks), all its files are rejected, because nothing shows which
+    one is meant.
     """
     found = sorted(candidates, key=lambda one: one.file.path)
     images = [one.file for one in found if not one.is_mask]

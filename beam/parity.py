@@ -1,11 +1,10 @@
-"""How far an engine's masks are from TensorFlow's in float32: ``python -m beam.parity``.
+"""Compares an engine's masks with TensorFlow's in float32: ``python -m beam.parity``.
 
-Predicts one split of a dataset with both and prints a table in Markdown.
+Predicts one split of a dataset with both and prints a Markdown table.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 import tempfile
@@ -20,10 +19,9 @@ from beam.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.png import resize_nearest
 from beam.predict import Picture, read_shard
 from schemas.classes import UInt8Array
-from schemas.cli import add_config, config_from, run_main
+from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import InferConfig
 from schemas.errors import UserError
-from schemas.layout import TRACKING_URI
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
@@ -36,12 +34,12 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Parity:
-    """An engine held against the reference, over the pixels of all images.
+    """A comparison of an engine with the reference over the pixels of all images.
 
     Attributes:
-        images: how many were predicted by both.
+        images: number of images that both predicted.
         equal_share: share of pixels with the same class.
-        confidence_change: largest difference of a pixel's confidence.
+        confidence_change: largest absolute difference of a pixel's confidence.
         accuracy_change: pixel accuracy of the engine minus that of the reference.
         iou_change: the largest change of a class's IoU, with its sign, and the class's name.
     """
@@ -61,6 +59,9 @@ def measure(
     Args:
         pictures: with their truth.
         names: of the classes.
+
+    Raises:
+        UserError: no picture has a pixel whose class is known.
     """
     classes = len(names)
     images = pixels = equal = 0
@@ -77,7 +78,9 @@ def measure(
         expected += ConfusionMatrix.of(truth, ids, classes)
         found += ConfusionMatrix.of(truth, other_ids, classes)
     change = found.iou() - expected.iou()
-    # A class that is nowhere has no IoU, and none that could change.
+    if np.isnan(change).all():
+        raise UserError("no pixel's class is known here, so no IoU can be compared")
+    # The IoU of a class that does not occur is NaN, and so is its change.
     largest = int(np.nanargmax(np.abs(change)))
     return Parity(
         images=images,
@@ -89,10 +92,10 @@ def measure(
 
 
 def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Runtime]) -> str:
-    """A table of runtimes, each against TensorFlow in float32.
+    """A table of runtimes, each compared with TensorFlow in float32.
 
     Raises:
-        UserError: the dataset has no such record, or an engine cannot be used.
+        UserError: the split has no record, or an engine cannot be used.
     """
     manifest = load_manifest(dataset)
     if not manifest.splits[split].records:
@@ -122,17 +125,14 @@ def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Ru
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the table."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    """Runs the command line and returns the table."""
+    parser = Parser(
         prog="python -m beam.parity",
         description="Holds an engine's masks against those of TensorFlow in float32.",
     )
     parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
     parser.add_argument("--dataset", required=True, help="folder that beam.ingest published")
-    parser.add_argument(
-        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
-    )
+    add_tracking_uri(parser)
     parser.add_argument(
         "--precisions", nargs="+", help="several at once, e.g. float32 bfloat16 (default: one)"
     )
@@ -146,8 +146,8 @@ def main(arguments: Sequence[str]) -> str:
     config = configs[0]
     if config.split == "all":
         raise UserError("expected one split: --split=train, validation or test")
-    model = resolve_model(args.model, config, args.tracking_uri)
     with tempfile.TemporaryDirectory(prefix="lyft-parity-") as scratch:
+        model = resolve_model(args.model, config, args.tracking_uri, scratch)
         runtimes = [choose(one, processes=1) for one in configs]
         if any(runtime.engine == "openvino" for runtime in runtimes):
             model = with_graph(model, Path(scratch))

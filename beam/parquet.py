@@ -1,31 +1,32 @@
-"""WriteSmallTables: few rows of several tables, one Parquet file each."""
+"""WriteSmallTables: writes tables of few rows, one Parquet file each."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from beam.attempts import whole_file
 from schemas.layout import part_name
+from schemas.storage import join
 
 Row = dict[str, Any]
 
 
 @dataclass
 class WriteSmallTables(beam.PTransform):
-    """Groups of rows, as (table, (name, rows)), to one file of each table, be it empty.
+    """Writes groups of rows, as (table, (name, rows)), to one file per table, even an empty one.
 
     Groups are ordered by their names, so the bytes depend on neither workers nor retries.
 
     Attributes:
-        folder: holds a folder of each table's name.
-        schemas: of the files, by table, footer metadata included.
-        run_id: in the names of the files.
+        folder: contains a folder for each table.
+        schemas: of the files, by table, including footer metadata.
+        run_id: part of the files' names.
     """
 
     folder: str
@@ -45,9 +46,10 @@ class WriteSmallTables(beam.PTransform):
         )
 
     def _write(self, table: str, groups: Iterable[tuple[str, list[Row]] | None]) -> str:
-        path = Path(self.folder, table, part_name(self.run_id, 0, 1))
+        place = join(self.folder, table, part_name(self.run_id, 0, 1))
         ordered = sorted((group for group in groups if group is not None), key=lambda one: one[0])
         rows = [row for _, rows in ordered for row in rows]
         table_of_rows = pa.Table.from_pylist(rows, schema=self.schemas[table])
-        pq.write_table(table_of_rows, path, compression="zstd")
-        return str(path)
+        with whole_file(place, self.folder) as path:
+            pq.write_table(table_of_rows, path, compression="zstd")
+        return place

@@ -1,33 +1,35 @@
-"""ReadDataset and ReadPngs: the images of a source, with their truth where it is known."""
+"""ReadDataset and ReadPngs: read the images of a source, with their truth if it is known."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
 
 from beam import runs
+from beam.ahead import AtOnce
 from beam.listing import UNPAIRED, ListPairs
-from beam.pairing import Pair, Reject
+from beam.pairing import Pair, Reject, is_mask
+from beam.parts import Ref
 from beam.plan import Job
 from beam.predict import Picture, read_pair, read_shard
-from beam.previous import Previous
+from beam.previous import PreviousRun
 from beam.progress import CountingDoFn
-from beam.spool import Ref
 from schemas.layout import SPLITS
+from schemas.storage import each
 
 PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
-"""Images to predict; images whose rows are there; inputs left out; how many images there are."""
+"""Images to predict; images whose rows already exist; rejected inputs; the number of images."""
 
 
 @dataclass
 class ReadDataset(beam.PTransform):
-    """The records of a dataset's shards, with their truth, as a dict of the four above."""
+    """Reads the records of a dataset's shards, with their truth, as a dict of the four above."""
 
     job: Job
-    previous: Previous
+    previous: PreviousRun
     progress: str
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
@@ -47,10 +49,10 @@ class ReadDataset(beam.PTransform):
 
 @dataclass
 class ReadPngs(beam.PTransform):
-    """The images below a folder, with the truth of those that have a mask beside them."""
+    """Reads the images below a folder, with the truth of those that have a mask."""
 
     job: Job
-    previous: Previous
+    previous: PreviousRun
     progress: str
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
@@ -59,22 +61,30 @@ class ReadPngs(beam.PTransform):
         listed = root | "ListPairs" >> ListPairs(
             job.source, "infer", self.progress, need_mask=False, loose=job.loose
         )
-        read = listed["pairs"] | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(
-            KEPT, REJECTS, main=PICTURES
+        read = (
+            listed["pairs"]
+            | "SeveralPairs" >> AtOnce(job.source)
+            | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
-        rejects = (read[REJECTS], listed[UNPAIRED]) | "ReadRejects" >> beam.Flatten()
-        # Counted before anything is read, so that what comes out can be held against it.
-        unpaired = listed[UNPAIRED] | "LostImages" >> beam.Filter(runs.is_lost_image)
+        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind)
+        rejects = (read[REJECTS], unpaired) | "ReadRejects" >> beam.Flatten()
+        # Counted before anything is read, so that the results can be checked against it.
+        lost = unpaired | "LostImages" >> beam.Filter(runs.is_lost_image)
         count = (
-            (listed["pairs"], unpaired)
+            (listed["pairs"], lost)
             | "Images" >> beam.Flatten()
             | "CountImage" >> beam.Map(lambda _: (runs.IMAGES_READ, 1))
         )
         return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
 
 
+def _staged_by_kind(reject: Reject) -> Reject:
+    """Gives the reject of an unpaired mask the stage ``truth``, because no image is lost."""
+    return replace(reject, stage=runs.TRUTH_STAGE) if is_mask(reject.path) else reject
+
+
 class _Reader(CountingDoFn):
-    """Deals out what was read."""
+    """Sends each item that was read to the output of its kind."""
 
     def __init__(self, into: ReadDataset | ReadPngs) -> None:
         super().__init__("infer", into.progress)
@@ -82,7 +92,7 @@ class _Reader(CountingDoFn):
         self._previous = into.previous
 
     def setup(self) -> None:
-        """Beam's: once for each worker, before its first bundle."""
+        """Called by Beam once for each worker, before its first bundle."""
         super().setup()
         self._known = self._previous.open()
 
@@ -108,8 +118,14 @@ class _ReadShard(_Reader):
 
 
 class _ReadPng(_Reader):
-    def process(self, element: tuple[str, Pair]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
-        """Reads the image of a pair and, where there is one, its mask."""
+    def process(
+        self, element: list[tuple[str, Pair]]
+    ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+        """Reads the images of pairs and, if they have any, their masks."""
+        for found in each(self._read, element):
+            yield from self._deal(found)
+
+    def _read(self, element: tuple[str, Pair]) -> list[Picture | Ref | Reject]:
         job = self._job
         bound = job.config.max_pixels
-        yield from self._deal(read_pair(element[1], job.source, job.model, bound, self._known))
+        return list(read_pair(element[1], job.source, job.model, bound, self._known))

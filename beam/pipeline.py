@@ -1,16 +1,17 @@
-"""How both jobs run: Beam's options with our defaults, and errors a user can read."""
+"""Runs the pipelines of both jobs: Beam's options with our defaults, and readable errors."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
+import io
+import json
 import logging
 import os
 import re
 import shlex
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import apache_beam as beam
@@ -18,62 +19,142 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
+from apache_beam.runners.runner import PipelineRunner
 from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf.struct_pb2 import Struct
 
-from schemas.errors import UserError
+from beam import tools
+from beam.boot import process_environment
+from schemas.errors import MENDABLE_ERRNOS, UnavailableError, UserError
+from schemas.lifeline import PARENT
 from schemas.quiet import WithoutTracebacks
 
 LOCAL_RUNNER = "FnApiRunner"
+FLINK_RUNNER = "FlinkRunner"
+SPARK_RUNNER = "SparkRunner"
 _STEP = re.compile(r" \[while running '[^']*'\].*")
 _USER_ERROR = re.compile(r"schemas\.errors\.UserError: (.+)")
-_MENDABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+_UNAVAILABLE = re.compile(r"schemas\.errors\.UnavailableError: (.+)")
+_INVALID = re.compile(r"ValueError: Pipeline has validations errors: \s*(.+)")
 _OS_ERROR = re.compile(
-    rf"(?:OSError|PermissionError): \[Errno (?:{'|'.join(map(str, _MENDABLE))})\] (.+)"
+    rf"(?:OSError|PermissionError): \[Errno (?:{'|'.join(map(str, MENDABLE_ERRNOS))})\] (.+)"
 )
 
 
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Beam's options from a command line; without a runner, FnApiRunner on all cores.
+    """Parses Beam's options; if no runner is named, FnApiRunner runs on all cores.
 
-    ``DirectRunner`` is named away from: it first tries to fetch another runner from the net.
+    ``DirectRunner`` is not the default because it first tries to download another runner.
 
     Raises:
-        UserError: an option is unknown to us and to Beam.
+        UserError: neither the job nor Beam knows an option, or the runner's engine cannot be used.
     """
     given = list(arguments)
     logging.getLogger("apache_beam.options").setLevel(logging.ERROR)
-    options = PipelineOptions(given)
-    runner = options.view_as(StandardOptions).runner
-    if runner in (None, LOCAL_RUNNER):
-        defaults = [f"--runner={LOCAL_RUNNER}"]
-        if not any(one.startswith("--direct_running_mode") for one in given):
-            defaults.append("--direct_running_mode=multi_processing")
-        if not any(one.startswith("--direct_num_workers") for one in given):
-            defaults.append(f"--direct_num_workers={len(os.sched_getaffinity(0))}")
-        options = PipelineOptions([*given, *defaults])
+    runner = _runner_name(given)
+    given.append(f"--runner={runner}")
+    if runner == FLINK_RUNNER:
+        # The import declares Flink's additional options.
+        from beam import flink
+    options = _parsed(given)
+    _check_names(given, options)
+    if runner == FLINK_RUNNER:
+        return PipelineOptions([*given, *flink.defaults(options, given)])
+    if runner == SPARK_RUNNER:
+        return PipelineOptions([*given, *_spark_defaults(given)])
+    if runner == LOCAL_RUNNER:
+        return PipelineOptions([*given, *_local_defaults(options, given)])
+    return options
+
+
+def processes_of(options: PipelineOptions) -> int:
+    """Number of worker processes that share a machine's cores; one per core if unknown."""
+    cores = len(os.sched_getaffinity(0))
+    if options.view_as(StandardOptions).runner != LOCAL_RUNNER:
+        return cores
+    # 0 means one worker per core.
+    return int(options.view_as(DirectOptions).direct_num_workers) or cores
+
+
+def _runner_name(given: Sequence[str]) -> str:
+    """The runner's name as Beam spells it; Beam ignores case and a missing ``Runner`` suffix."""
+    named: str | None = _parsed(given).view_as(StandardOptions).runner
+    if named is None or "." in named:
+        return named or LOCAL_RUNNER
+    known = {name.lower(): name for name in StandardOptions.KNOWN_RUNNER_NAMES}
+    wanted = named.lower()
+    if found := known.get(wanted) or known.get(f"{wanted}runner"):
+        return str(found)
+    raise UserError(f"--runner={named}: expected one of {', '.join(sorted(known.values()))}")
+
+
+def _parsed(given: Sequence[str]) -> PipelineOptions:
+    """Parses Beam's options; by itself, Beam prints its usage and exits on a bad value."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            options = PipelineOptions(list(given))
+            options.get_all_options()
+    except SystemExit as error:
+        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        raise UserError(f"Beam's options: {reason}") from error
+    return options
+
+
+def _local_defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]:
+    workers = options.view_as(DirectOptions).direct_num_workers
+    if workers < 0:
+        raise UserError(f"--direct_num_workers={workers}: expected 0 (one worker a core) or more")
+    defaults = []
+    if not any(one.startswith("--direct_running_mode") for one in given):
+        defaults.append("--direct_running_mode=multi_processing")
+    if not any(one.startswith("--direct_num_workers") for one in given):
+        defaults.append(f"--direct_num_workers={len(os.sched_getaffinity(0))}")
+    return defaults
+
+
+def _spark_defaults(given: Sequence[str]) -> list[str]:
+    """The job server that ``beam.tools`` keeps, and processes of this installation as workers."""
+    defaults = []
+    if not any(one.startswith("--spark_job_server_jar") for one in given):
+        tools.java()
+        defaults.append(f"--spark_job_server_jar={tools.spark_job_server()}")
+    if not any(one.startswith("--environment_type") for one in given):
+        command, variables = process_environment()
+        config = json.dumps({"command": command, "env": variables})
+        # Otherwise Beam lists all installed packages for a log that nobody reads.
+        quiet = "--experiments=disable_logging_submission_environment"
+        defaults += ["--environment_type=PROCESS", f"--environment_config={config}", quiet]
+    return defaults
+
+
+def _check_names(given: Sequence[str], options: PipelineOptions) -> None:
     known = set(options.get_all_options())
+    unknown = set(options.get_all_options(retain_unknown_options=True)) - known
     takes_value = False
     for one in given:
         name, _, value = one.partition("=")
         if not name.startswith("--"):
             if not takes_value:
-                raise UserError(f"unknown argument {one!r}; a value with spaces wants quotes")
+                raise UserError(f"unknown argument {one!r}; quote values that contain spaces")
             takes_value = False
             continue
-        if name[2:].replace("-", "_") not in known:
-            raise UserError(f"unknown option {name}; --help lists the job's, Beam has its own")
+        if name[2:].replace("-", "_") in unknown:
+            raise UserError(
+                f"unknown option {name}; --help lists the job's options; Beam's are accepted too"
+            )
         takes_value = not value
-    return options
 
 
 def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOptions) -> None:
-    """Builds and runs a pipeline to its end.
+    """Builds a pipeline and runs it to completion.
 
     Raises:
-        UserError: a worker met a mistake of the user's, or the disk is full.
+        UserError: a worker raised one or a file error that a user can fix, such as a full disk, or
+            the options do not fit.
+        UnavailableError: a store that a worker needs does not answer.
     """
-    # The runner repeats a worker's exception in its log before it raises it here.
+    # The runner logs a worker's exception before raising it here.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     logging.getLogger().addFilter(_is_worth_saying)
     try:
@@ -83,54 +164,55 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         ):
             build(root)
     except Exception as error:
-        # A worker's exception arrives as text inside a RuntimeError of the runner's.
-        # Beam's own process raises the exception itself, with the step's name at its end.
+        # A worker's exception arrives as text inside a RuntimeError that the runner raises. Steps
+        # that run in this process raise the exception itself, with the step's name appended.
         text = "".join(traceback.format_exception_only(error))
-        found = _USER_ERROR.search(text) or _OS_ERROR.search(text)
-        if found is None:
+        if away := _UNAVAILABLE.search(text):
+            raise UnavailableError(_said(away)) from error
+        mistake = _mistake(text)
+        if mistake is None:
             raise
-        raise UserError(_STEP.sub("", found[1]).strip().removesuffix("\\n")) from error
-
-
-@contextlib.contextmanager
-def disk_errors_are_mistakes() -> Iterator[None]:
-    """Turns a full disk and missing rights into a mistake that the user can mend.
-
-    Raises:
-        UserError: in place of such an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _MENDABLE:
-            raise
-        raise UserError(f"{error.strerror or error}; nothing was published") from error
+        raise UserError(mistake) from error
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """False for what RunInference says wherever PyTorch is not installed."""
+    """False for the warning that RunInference logs if PyTorch is not installed."""
     return not record.getMessage().startswith("Resource module is not available")
 
 
-def _runner(options: PipelineOptions) -> FnApiRunner | str:
-    """The runner that the options name; FnApiRunner with worker processes that start fast."""
+def _mistake(text: str) -> str | None:
+    """Extracts the message of an error that the user can fix from an exception's text."""
+    found = _USER_ERROR.search(text) or _OS_ERROR.search(text) or _INVALID.search(text)
+    return _said(found) if found else None
+
+
+def _said(found: re.Match[str]) -> str:
+    return _STEP.sub("", found[1]).strip().removesuffix("\\n")
+
+
+def _runner(options: PipelineOptions) -> PipelineRunner | str:
+    """The runner that the options name; FnApiRunner gets worker processes that start faster."""
     name: str = options.view_as(StandardOptions).runner
+    if name == FLINK_RUNNER:
+        from beam.flink import FlinkRunner
+
+        return FlinkRunner(is_final=lambda text: _mistake(text) is not None)
     direct = options.view_as(DirectOptions)
     if name != LOCAL_RUNNER or direct.direct_running_mode != "multi_processing":
         return name
-    # The runner would put Beam's own worker in place of ours in the mode that is named so.
+    # In the mode of that name, the runner would use Beam's own worker instead of beam.worker.
     direct.direct_running_mode = "in_memory"
     quiet = Struct()
     quiet["default_sdk_harness_log_level"] = "ERROR"
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=quiet)
     return FnApiRunner(
         SubprocessSDKEnvironment.from_command_string(
-            f"{shlex.quote(sys.executable)} -m beam.worker"
+            f"exec env {PARENT}={os.getpid()} {shlex.quote(sys.executable)} -m beam.worker"
         ),
         provision_info=ExtendedProvisionInfo(provision),
     )
 
 
 def say(text: str) -> None:
-    """A line for the person who watches; standard output is for the result alone."""
+    """Prints a message to standard error; standard output is reserved for the result."""
     print(text, file=sys.stderr, flush=True)

@@ -6,10 +6,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from beam import storage
 from beam.engines import Runtime, choose
 from beam.model_uri import ResolvedModel, resolve_model
-from beam.versions import survey
+from beam.survey import survey
+from schemas import storage
 from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS, dataset_source_name, folder_source_name
@@ -24,13 +24,14 @@ class Job:
     Attributes:
         source: the dataset's folder, or the root of the raw PNGs.
         manifest: of the dataset; None for raw PNGs.
-        source_name: in the tables' partitions.
+        source_name: name of the source in the tables' partitions.
         loose: whether every PNG is an image, for a source without camera folders.
-        images: how many there are to read, which decides the number of files.
-        runtime: engine, precision and batch that ``auto`` stood for.
-        recipe: hash of all that decides an image's rows beside its own bytes and its mask's.
-        run_id: hash of model, source, configuration, engine and the tables' schema version: the
-            same job has the same rows.
+        images: number of images to read.
+        runtime: the chosen engine, precision and batch size.
+        recipe: hash of everything that determines an image's rows, except its own bytes and its
+            mask's.
+        run_id: hash of model, source, configuration, engine and the tables' schema version; jobs
+            with the same id produce the same rows.
     """
 
     model: ResolvedModel
@@ -46,11 +47,11 @@ class Job:
 
     @property
     def images_root(self) -> str:
-        """Folder of the source PNGs, below which paths of images are named."""
+        """Root folder of the source PNGs, to which the paths of images are relative."""
         return self.manifest.source if self.manifest else self.source
 
     def footer(self) -> dict[str, str | None]:
-        """Facts for the footer of every file."""
+        """Metadata for the footer of every file."""
         return {
             "run_id": self.run_id,
             "model_uri": self.model.uri,
@@ -73,11 +74,13 @@ def plan(
     config: InferConfig,
     tracking_uri: str,
     processes: int,
+    scratch: str,
 ) -> Job:
-    """Finds the model and the images, chooses the engine.
+    """Finds the model and the images, and chooses the engine.
 
     Args:
-        processes: workers on this machine.
+        processes: number of workers on this machine.
+        scratch: folder for the model's files; it must exist as long as the job runs.
 
     Raises:
         UserError: the model or the input cannot be used, or they do not fit each other.
@@ -87,7 +90,7 @@ def plan(
     manifest = None
     loose = False
     if dataset is not None:
-        place = str(Path(dataset).absolute())
+        place = storage.absolute(dataset)
         manifest = load_manifest(place)
         splits = SPLITS if config.split == "all" else (config.split,)
         images = sum(manifest.splits[split].records for split in splits)
@@ -104,9 +107,9 @@ def plan(
         identity, name = found.digest, folder_source_name(place)
         if images == 0:
             raise UserError(f"source {source!r} holds no PNG image")
-    resolved = resolve_model(model, config, tracking_uri)
-    known = (resolved.taxonomy.sha256, resolved.dataset_taxonomy_sha256)
-    if manifest is not None and manifest.taxonomy_sha256 not in known:
+    resolved = resolve_model(model, config, tracking_uri, scratch)
+    known = (resolved.taxonomy.mapping_sha256, resolved.dataset_mapping_sha256)
+    if manifest is not None and manifest.taxonomy.mapping_sha256 not in known:
         raise UserError(
             f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
             f"holds {manifest.taxonomy.name}; their classes differ"
@@ -115,13 +118,14 @@ def plan(
     recipe = _hash(
         SCHEMA_VERSION,
         resolved.sha256,
-        resolved.taxonomy.sha256,
+        resolved.taxonomy.sha256,  # the masks and the table of classes contain its colours
         resolved.height,
         resolved.width,
         resolved.resize,
         runtime.engine,
         runtime.precision,
         runtime.batch_size,
+        config.max_pixels,
     )
     return Job(
         model=resolved,

@@ -1,8 +1,8 @@
-"""PNG bytes to checked arrays and back. Whatever is wrong with a file ends in a RejectError.
+"""Decodes PNG bytes to checked arrays and encodes arrays; any bad file raises a RejectError.
 
 kornia-rs (Rust's png crate) decodes the plain 8-bit RGB files that make up a Lyft export, more than
-twice as fast as Pillow; Pillow decodes every other kind and judges what kornia-rs refuses. They
-differ in one thing: kornia-rs trusts the CRC of each chunk and passes over zlib's own checksum.
+twice as fast as Pillow. Pillow decodes every other kind, and any file that kornia-rs refuses. The
+two differ in one respect: kornia-rs relies on each chunk's CRC and ignores zlib's own checksum.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from schemas.errors import RejectError
 
 Pixels = TypeVar("Pixels", bound=npt.NDArray[np.uint8 | np.float32])
 
-# Sizes are checked against the job's own bound before a pixel is decoded.
+# Sizes are checked against the job's own limit before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -43,10 +43,10 @@ _BIT_DEPTHS = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a PNG says of itself before its pixels; sizes in pixels.
+    """The header of a PNG and the types of its chunks; sizes are in pixels.
 
     Attributes:
-        chunks: types of all chunks before the end.
+        chunks: types of all chunks before IEND.
     """
 
     width: int
@@ -58,7 +58,7 @@ class Header:
 
 
 def read_header(data: bytes, max_pixels: int) -> Header:
-    """Header of a PNG whose chunks are all there.
+    """Reads the header of a PNG and checks that the file has all its chunks.
 
     Raises:
         RejectError: empty, not_png, truncated, corrupt, animated, bit_depth or too_large.
@@ -113,7 +113,7 @@ def decode_mask(data: bytes, max_pixels: int) -> UInt8Array:
     """Raw class values of a mask, uint8 (height, width), as the file holds them.
 
     The value is the red channel of an RGB mask (green and blue are 0, or the same as red), the
-    grey value of a greyscale mask, the index of a palette mask.
+    grey value of a greyscale mask, or the index of a palette mask.
 
     Raises:
         RejectError: as for ``read_header``, or transparent, mask_channels.
@@ -135,11 +135,11 @@ def decode_mask(data: bytes, max_pixels: int) -> UInt8Array:
 
 
 def check_mask(raw: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
-    """Class ids of a raw mask, uint8 (height, width), void as 255.
+    """Class ids of a raw mask, uint8 (height, width); void is 255.
 
     Raises:
-        RejectError: unknown_class for values outside the taxonomy (an anti-aliased or resized
-            mask has them), all_void where nothing is left to learn from.
+        RejectError: unknown_class for values outside the taxonomy (as anti-aliased or resized
+            masks have them), all_void if nothing is left to learn from.
     """
     unknown = taxonomy.unknown_values(raw)
     if unknown:
@@ -154,16 +154,17 @@ def check_mask(raw: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
 def encode(pixels: UInt8Array) -> bytes:
     """PNG of an RGB image (height, width, 3) or of a single channel (height, width).
 
-    Level 1: 7% larger than zlib's default on Lyft frames, in a third of its time.
+    It uses compression level 1: 7% larger than zlib's default on Lyft frames, in a third of its
+    time.
     """
     return _save(Image.fromarray(pixels))
 
 
 def encode_palette(mask: UInt8Array, palette: bytes) -> bytes:
-    """Palette PNG of class ids (height, width): any viewer shows the class colours.
+    """Palette PNG of class ids (height, width), which any viewer shows in the class colours.
 
-    Half a byte a pixel where that is enough, and runs in place of zlib's search for repeats: a
-    fourth of the bytes of ``encode``'s way, in less time.
+    It uses 4 bits per pixel if that is enough, and run lengths instead of zlib's search for
+    repeats: a quarter of the bytes that ``encode`` produces, in less time.
     """
     image = Image.fromarray(mask)
     image.putpalette(palette)
@@ -171,17 +172,17 @@ def encode_palette(mask: UInt8Array, palette: bytes) -> bytes:
 
 
 def resize_nearest(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Nearest neighbour of (h, w) or (h, w, channels): pixel for pixel what Pillow takes."""
+    """Nearest-neighbour resize of (h, w) or (h, w, channels); picks the same pixels as Pillow."""
     source_height, source_width = pixels.shape[:2]
     if (source_height, source_width) == (height, width):
         return pixels
     rows, columns = _centres(source_height, height), _centres(source_width, width)
-    # Whole rows are copied last: ten times as fast as picking each pixel of the larger image.
+    # Copying whole rows last is ten times as fast as picking each pixel of the larger image.
     return cast("Pixels", pixels.take(columns, axis=1).take(rows, axis=0))
 
 
 def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) -> UInt8Array:
-    """RGB image (h, w, 3) at another size; bilinear and area are Pillow's, with antialiasing."""
+    """Resizes an RGB image (h, w, 3); bilinear and area are Pillow's, with antialiasing."""
     if method == "nearest" or pixels.shape[:2] == (height, width):
         return resize_nearest(pixels, height, width)
     resample = Image.Resampling.BILINEAR if method == "bilinear" else Image.Resampling.BOX
@@ -190,7 +191,7 @@ def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) ->
 
 @lru_cache(maxsize=16)
 def nearest_counts(shape: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """How many pixels of ``size`` take each pixel of ``shape`` for their nearest; (h, w)."""
+    """How often a nearest-neighbour resize to ``size`` picks each pixel of ``shape``; (h, w)."""
     rows, columns = (
         np.bincount(_centres(old, new), minlength=old) for old, new in zip(shape, size, strict=True)
     )
@@ -200,7 +201,7 @@ def nearest_counts(shape: tuple[int, int], size: tuple[int, int]) -> npt.NDArray
 
 @lru_cache(maxsize=256)
 def _centres(old: int, new: int) -> npt.NDArray[np.intp]:
-    # Pillow adds up steps, so its rounding decides where a centre lies between two pixels.
+    # Pillow accumulates the step, so its rounding decides where a centre falls between two pixels.
     steps = np.full(new, old / new)
     steps[0] *= 0.5
     return np.minimum(np.cumsum(steps).astype(np.intp), old - 1)
@@ -233,7 +234,7 @@ def _decode_any(data: bytes, header: Header) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         image.load()
     except Exception as error:
-        # Pillow raises many types on damaged files; the reject carries what it said.
+        # Pillow raises many types on damaged files; the reject quotes its message.
         raise RejectError("corrupt", f"cannot be decoded: {error}") from error
     if image.size != (header.width, header.height):
         raise RejectError(

@@ -1,41 +1,40 @@
-"""Pictures on their way through the model: how they are read, and what comes back."""
+"""The pictures that a model predicts: how they are read, and the results."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from beam import png
 from beam.model_uri import ResolvedModel
 from beam.pairing import Pair, Reject
+from beam.parts import Ref
 from beam.previous import Known
 from beam.runs import TRUTH_STAGE
-from beam.spool import Ref
-from beam.storage import join, read_bytes, sha256
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.errors import RejectError, UserError
-from schemas.example import CorruptRecordError, parse, read_records
+from schemas.example import CorruptRecordError, Example, parse, read_records
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
+from schemas.parquet import read_table
+from schemas.storage import join, local, read_bytes, sha256
 
 Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An image on its way through the model.
+    """An image to be predicted.
 
     Attributes:
         path: of the source PNG, below the source root.
         pixels: RGB at the model's size, uint8 (height, width, 3).
         width, height: size of the image that was read.
-        truth: class ids at the size that was read, uint8 (height, width), where known.
+        truth: class ids at the size that was read, uint8 (height, width), if known.
         image_sha256, truth_sha256: hashes of the bytes of the source PNG and of its mask, if any.
     """
 
@@ -70,27 +69,20 @@ class Unpredicted(NamedTuple):
 def read_shard(
     dataset: str, split: str, name: str, model: ResolvedModel, known: Known | None = None
 ) -> Iterator[Picture | Ref | Reject]:
-    """The records of one shard; their size is the dataset's.
+    """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 
     Args:
-        known: what an earlier run has seen, and what needs no second look.
+        known: images and rejects of an earlier run that need not be processed again.
     """
-    rows = pq.read_table(
-        Path(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
+    rows = read_table(
+        join(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
     )
     paths = dict(zip(rows["id"].to_pylist(), rows["image_path"].to_pylist(), strict=True))
     manifest = load_manifest(dataset)
     table = None
-    if manifest.taxonomy_sha256 != model.taxonomy.sha256 and model.class_table:
+    if manifest.taxonomy.mapping_sha256 != model.taxonomy.mapping_sha256 and model.class_table:
         table = np.array(model.class_table, np.uint8)
-    try:
-        with open(join(dataset, name), "rb") as file:
-            examples = [parse(record) for record in read_records(file, name)]
-    except (OSError, CorruptRecordError) as error:
-        raise UserError(
-            f"dataset {dataset!r}: shard {name} cannot be read ({error}); ingest again to mend it"
-        ) from error
-    for example in examples:
+    for example in _examples(dataset, name):
         path, sha256 = paths[example.id], example.source_sha256
         seen = known and (known.image(example.id, sha256, None) or known.reject(path, sha256))
         if seen:
@@ -115,14 +107,25 @@ def read_shard(
         )
 
 
+def _examples(dataset: str, name: str) -> Iterator[Example]:
+    """Reads the records of a shard one at a time: it may be larger than a worker's memory."""
+    try:
+        with local(join(dataset, name)) as path, open(path, "rb") as file:
+            yield from map(parse, read_records(file, name))
+    except (OSError, CorruptRecordError) as error:
+        raise UserError(
+            f"dataset {dataset!r}: shard {name} cannot be read ({error}); ingest again to repair it"
+        ) from error
+
+
 def read_pair(
     pair: Pair, source: str, model: ResolvedModel, max_pixels: int, known: Known
 ) -> Iterator[Picture | Ref | Reject]:
-    """The image of a pair with its truth, where it has one and where that is fit.
+    """Reads the image of a pair, with its truth if there is a usable mask.
 
     Yields:
-        At most a reject of the mask; then the picture, or the image's reject, or where its rows
-        lie if neither image nor mask has changed.
+        The reject of the mask, if it cannot be used. Then the picture; or the reject of the image;
+        or, if neither image nor mask has changed since an earlier run, a reference to their rows.
     """
     uri = join(source, pair.image.path)
     try:
@@ -177,10 +180,10 @@ def read_pair(
 def decode_truth(
     data: bytes, shape: tuple[int, ...], taxonomy: Taxonomy, max_pixels: int
 ) -> UInt8Array:
-    """The mask of an image of ``shape`` (height, width, 3) as class ids.
+    """Decodes the mask of an image of ``shape`` (height, width, 3) to class ids.
 
     Raises:
-        RejectError: the mask cannot be read, is not fit, or has another size than the image.
+        RejectError: the mask cannot be decoded or used, or its size differs from the image's.
     """
     raw = png.decode_mask(data, max_pixels)
     if raw.shape != shape[:2]:

@@ -1,21 +1,22 @@
-"""The published run that a new one goes on from: images and rejects that need no second look."""
+"""The published run that a new one builds on: images and rejects that need no new processing."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from beam import runs
 from beam.pairing import Reject
-from beam.spool import Ref, part_of
+from beam.parts import Ref, part_of
+from schemas import storage
+from schemas.parquet import batches, read_table
+from schemas.published import files_of
 
 _INDEX = pa.schema(
     [
@@ -31,18 +32,18 @@ _INDEX = pa.schema(
 
 
 @dataclass(frozen=True)
-class Previous:
-    """Where a published run may be looked up; a worker opens it once.
+class PreviousRun:
+    """The files in which to look up a published run; each worker opens them once.
 
     Attributes:
-        index: an Arrow file of its images, ordered by a hash of the id; None where there is none.
-        rejects: the folder of its rejects; None where they are all to be tried again.
-        images_root: folder below which the paths of rejects are named.
-        classes: rows of ``class_stats`` for each image.
+        index: an Arrow file of its images, ordered by a hash of the id; None if there is no run.
+        rejects: files of its rejects; None if all of them are to be tried again.
+        images_root: folder to which the paths of rejects are relative.
+        classes: number of rows of ``class_stats`` for each image.
     """
 
     index: str | None = None
-    rejects: str | None = None
+    rejects: tuple[str, ...] | None = None
     images_root: str = ""
     classes: int = 0
 
@@ -52,19 +53,20 @@ class Previous:
 
 
 class Known:
-    """Images and rejects by their names and the hashes of their bytes."""
+    """Looks up images and rejects by their names and the hashes of their bytes."""
 
-    def __init__(self, previous: Previous) -> None:
+    def __init__(self, previous: PreviousRun) -> None:
         self._classes = previous.classes
         self._rows = _INDEX.empty_table()
         if previous.index:
-            with pa.memory_map(previous.index) as source:
+            # A mapped file stays readable after it has been deleted.
+            with storage.local(previous.index) as path, pa.memory_map(str(path)) as source:
                 self._rows = pa.ipc.open_file(source).read_all()
         self._keys = self._rows["key"].to_numpy()
         self._rejects = dict(_rejects(previous))
 
     def image(self, image_id: str, image_sha256: str, truth_sha256: str | None) -> Ref | None:
-        """Where the rows of the very same image and truth lie."""
+        """A reference to the rows of the same image and truth, or None."""
         key = _key(image_id)
         for at in range(int(np.searchsorted(self._keys, np.uint64(key))), len(self._keys)):
             if self._keys[at] != key:
@@ -78,46 +80,43 @@ class Known:
         return None
 
     def reject(self, path: str, sha256: str | None) -> Reject | None:
-        """The reject of the very same bytes, as it was written."""
+        """The earlier reject of the same file with the same bytes, or None."""
         reject = self._rejects.get(path)
         return reject if reject and sha256 and reject.sha256 == sha256 else None
 
 
 def find_previous(
-    root: Path,
+    root: str,
     partition: str,
     recipe: str,
-    index: Path,
+    index: str,
     *,
     images_root: str,
     classes: int,
     retry_rejects: bool,
-) -> Previous:
-    """Indexes the published run of a partition, if its rows are what a new run would write.
+) -> PreviousRun:
+    """Indexes the published run of a partition, if a new run would write the same rows.
 
     Args:
-        recipe: hash of all that decides the rows of an image beside its bytes.
+        recipe: hash of everything that determines an image's rows, except its bytes.
         index: where the index is written.
-        retry_rejects: whether rejects are forgotten, and images whose truth was rejected too.
+        retry_rejects: whether to leave out the rejects, and the images whose truth was rejected.
     """
     if runs.recipe_of(root, partition) != recipe or not runs.is_whole(root, partition):
-        return Previous()
-    rejects = root / "_rejects" / partition
+        return PreviousRun()
+    rejects = files_of(root, "_rejects", partition)
     table = _index(root, partition, _truth_rejects(rejects) if retry_rejects else frozenset())
-    with pa.ipc.new_file(str(index), _INDEX) as writer:
+    with storage.writing(index) as path, pa.ipc.new_file(str(path), _INDEX) as writer:
         writer.write_table(table)
-    return Previous(str(index), None if retry_rejects else str(rejects), images_root, classes)
+    return PreviousRun(index, None if retry_rejects else tuple(rejects), images_root, classes)
 
 
-def _index(root: Path, partition: str, without: frozenset[str]) -> pa.Table:
-    files = {
-        table: [str(path) for path in sorted((root / table / partition).glob("*.parquet"))]
-        for table in ("masks", "class_stats")
-    }
+def _index(root: str, partition: str, without: frozenset[str]) -> pa.Table:
+    files = {table: files_of(root, table, partition) for table in ("masks", "class_stats")}
     columns = ["image_id", "image_sha256", "truth_sha256", "mask"]
     found = []
     for file in files["masks"]:
-        for batch in pq.ParquetFile(file).iter_batches(1024, columns=columns):
+        for batch in batches(file, 1024, columns):
             ids = batch["image_id"].to_pylist()
             class_files = files["class_stats"]
             found.append(
@@ -137,17 +136,17 @@ def _index(root: Path, partition: str, without: frozenset[str]) -> pa.Table:
     return table.filter(kept).sort_by("key").combine_chunks()
 
 
-def _truth_rejects(folder: Path) -> frozenset[str]:
-    rows = pq.read_table(folder, columns=["image_id", "stage"], partitioning=None)
+def _truth_rejects(rejects: list[str]) -> frozenset[str]:
+    rows = read_table(rejects, columns=["image_id", "stage"])
     return frozenset(
         row["image_id"] for row in rows.to_pylist() if row["stage"] == runs.TRUTH_STAGE
     )
 
 
-def _rejects(previous: Previous) -> Iterator[tuple[str, Reject]]:
+def _rejects(previous: PreviousRun) -> Iterator[tuple[str, Reject]]:
     if previous.rejects is None:
         return
-    for row in pq.read_table(previous.rejects, partitioning=None).to_pylist():
+    for row in read_table(list(previous.rejects)).to_pylist():
         path = row["source_uri"].removeprefix(f"{previous.images_root}/")
         names = ("image_id", "stage", "code", "message", "source_sha256")
         image_id, *rest = (row[name] for name in names)

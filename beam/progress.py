@@ -1,7 +1,7 @@
-"""Counters that are visible while a job runs, whatever runner it runs on.
+"""Counters that are visible while a job runs, on any runner.
 
-Each counter is a Beam metric (Flink's and Dataflow's pages show it) and, where the job runs on
-this machine, a small file in the staging folder that the driver adds up and prints.
+Each counter is a Beam metric, which the web pages of Flink and Dataflow show. Workers on this
+machine also write their counts to small files, which the driver adds up and prints.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ class Counters:
         self._written = 0.0
 
     def add(self, name: str, amount: int = 1) -> None:
-        """Counts ``amount`` more of ``name``, e.g. ``written`` or ``rejected.truncated``."""
+        """Adds ``amount`` to the counter ``name``, e.g. ``written`` or ``rejected.truncated``."""
         Metrics.counter(self._job, name).inc(amount)
         self._counts[name] += amount
         if time.monotonic() - self._written > _INTERVAL_S:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the counts; a lost file costs a figure on the screen, never the job."""
+        """Writes the counts; a failure affects only the displayed progress, never the job."""
         self._written = time.monotonic()
         try:
             with open(f"{self._path}.part", "w", encoding="utf-8") as file:
@@ -61,11 +61,11 @@ class CountingDoFn(beam.DoFn):
         self._counters_folder = folder
 
     def setup(self) -> None:
-        """Beam's: once for each worker, before its first bundle."""
+        """Called by Beam once for each worker, before its first bundle."""
         self.counters = Counters(self._counted_as, self._counters_folder)
 
     def finish_bundle(self) -> None:
-        """Beam's: after each bundle."""
+        """Called by Beam after each bundle."""
         self.counters.flush()
 
 
@@ -74,7 +74,7 @@ def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
     """Prints the sum of all workers' counters to standard error while the block runs.
 
     Args:
-        total: inputs to work on.
+        total: number of inputs to process.
         unit: what is counted, e.g. ``pairs``.
     """
     folder.mkdir()

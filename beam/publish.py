@@ -1,9 +1,14 @@
-"""Publishing the tables of one partition: one job at a time, each table in one step, all or none.
+"""Publishes the tables of one partition, all of them or none.
 
-Nothing on a file system swaps several folders at once. So what is to be published is first moved
-out of the staging folder, complete, by one rename: from then on it will be published, if not by
-this job, then by the next one that starts on the same output. Each table's folder is then swapped
-with what was there; ``runs`` comes last.
+On a local file system, one job at a time publishes a partition, each table in one step. No file
+system can swap several folders at once, so the complete tables are first moved out of the staging
+folder by a single rename. From then on they will be published: by this job, or else by the next
+job that starts on the same output. The folder of each table is then swapped with the published
+one; ``runs`` comes last.
+
+An object store has neither locks nor renames. There, a job uploads its files beside the published
+ones, under names that no other job uses. It then replaces the row of ``runs``, and that single put
+publishes all the files. If several jobs publish at once, the last one wins, with all its files.
 """
 
 from __future__ import annotations
@@ -11,56 +16,77 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from beam import storage
+from beam import staging
 from beam.pipeline import say
-from beam.runs import TABLES
+from beam.runs import TABLES, marked
+from schemas import listing, storage
+from schemas.locks import lock
+from schemas.published import RUN_FILE, checksums, run_file
+from schemas.storage import is_remote, join
 
 _GRACE_S = 0.1
 _PENDING = ".publish-"
 _PARTITION = "partition"
 _NEW = ".new"
-"""In a table's folder: it has not been put in its place yet, or only just."""
+"""Marks a table's folder that has not been swapped into place yet, or only just."""
 
 
 @contextmanager
-def partition_lock(root: Path, partition: str) -> Iterator[None]:
-    """Holds a partition for one job; a second one waits, and finds what the first has published.
+def partition_lock(place: str, partition: str) -> Iterator[None]:
+    """Locks a partition for one job; a second job waits, and then sees what the first published.
 
-    What a killed job left half published is completed first, in this partition and in others, and
-    what it left in staging is removed.
+    On a store, nothing is locked.
+
+    First, tables that a killed job left half published are published completely, in this partition
+    and in others, and the staging folders of killed jobs are removed.
     """
-    storage.remove_dead_staging(root)
+    staging.remove_dead_staging(place)
+    if is_remote(place):
+        yield
+        return
+    root = Path(place)
     for pending in sorted(root.glob(f"{_PENDING}*")):
         left = _partition_of(pending)
         if left is None:
-            # All of it was published, and a killed job was about to remove what is left.
+            # Everything was published; the job was killed while removing the leftovers.
             shutil.rmtree(pending, ignore_errors=True)
         elif left != partition:
-            with storage.lock(_lock_file(root, left), wait=False) as held:
+            with lock(_lock_file(root, left), wait=False) as held:
                 if held:
                     _complete(pending, root, left)
     path = _lock_file(root, partition)
-    with storage.lock(path, wait=False) as held:
+    with lock(path, wait=False) as held:
         if held:
             _complete(_pending(root, partition), root, partition)
             yield
             return
-    say(f"another job writes {partition}: waiting for its end")
-    with storage.lock(path, wait=True):
+    say(f"another job is publishing {partition}: waiting for it")
+    with lock(path, wait=True):
         _complete(_pending(root, partition), root, partition)
         yield
 
 
-def publish(staged: Path, root: Path, partition: str) -> None:
-    """Puts each table in its place; the partition is locked.
+def mark_for(root: str) -> str:
+    """Suffix for the names of a job's files on a store, so that they replace no other job's."""
+    return uuid.uuid4().hex[:8] if is_remote(root) else ""
+
+
+def publish(tables: str, place: str, partition: str, mark: str = "") -> None:
+    """Publishes the staged tables; the caller holds the partition's lock.
 
     Args:
-        staged: folder of the tables, one folder each, and of nothing else.
+        tables: staged folder that holds one folder per table, and nothing else.
+        mark: the mark with which the staged row of ``runs`` was written.
     """
+    if is_remote(place):
+        _put(tables, place, partition, mark)
+        return
+    staged, root = Path(tables), Path(place)
     for table in TABLES:
         (staged / table / _NEW).touch()
     (staged / _PARTITION).write_text(partition, encoding="utf-8")
@@ -70,17 +96,47 @@ def publish(staged: Path, root: Path, partition: str) -> None:
 
 
 def _complete(pending: Path, root: Path, partition: str) -> None:
-    """Publishes what is pending, from wherever a killed job has left off."""
+    """Publishes pending tables, continuing where a killed job stopped."""
     if not pending.is_dir():
         return
     for table in TABLES:
         final = root / table / partition
         if (pending / table / _NEW).exists():
-            storage.swap(pending / table, final)
+            staging.swap(pending / table, final)
         (final / _NEW).unlink(missing_ok=True)
-    # Who has just opened an old folder to list it shall not find it empty.
+    # A reader that has just opened an old folder to list it must not find it empty.
     time.sleep(_GRACE_S)
-    shutil.rmtree(pending)
+    for table in TABLES:
+        shutil.rmtree(pending / table, ignore_errors=True)
+    # Once the file that names the partition is gone, jobs of other partitions may remove the rest.
+    shutil.rmtree(pending, ignore_errors=True)
+
+
+def _put(tables: str, root: str, partition: str, mark: str) -> None:
+    replaced: set[str] = set()
+    with suppress(OSError, ValueError):
+        replaced.update(checksums(root, partition))
+    moves = {
+        join(tables, table, file.path): join(root, table, partition, marked(file.path, mark))
+        for table in TABLES
+        if table != "runs"
+        for file in listing.files(join(tables, table))
+    }
+    storage.each(lambda staged: storage.copy(staged, moves[staged]), moves)
+    storage.copy(join(tables, "runs", RUN_FILE), run_file(root, partition))
+    published = set(moves.values())
+    storage.each(storage.remove, replaced - published)
+    for table in TABLES:
+        folder = join(root, table, partition)
+        for file in listing.files(folder):
+            # An old file was left by a job killed while publishing; a recent one may belong to a
+            # running job.
+            if (
+                table != "runs"
+                and join(folder, file.path) not in published
+                and staging.is_old(file.modified)
+            ):
+                storage.remove(join(folder, file.path))
 
 
 def _pending(root: Path, partition: str) -> Path:

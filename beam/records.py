@@ -1,9 +1,9 @@
-"""One pair from bytes to record: read, check, resize, encode. Plain functions."""
+"""Plain functions that turn one pair into a record: read, check, resize, encode."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,24 +12,24 @@ from PIL import Image
 
 from beam import png, splitting
 from beam.pairing import Pair
-from beam.storage import join, modified, read_bytes
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import IngestConfig
 from schemas.errors import RejectError
 from schemas.example import Example
 from schemas.sample import Sample
 from schemas.sources import SourceRow
+from schemas.storage import is_remote, join, modified, read_bytes
 
 DUPLICATE = "duplicate"
-"""Code of rejects that lose nothing: their pixels are in the dataset under another id."""
+"""Code of rejects that lose no data: their pixels are in the dataset under another id."""
 
 TRANSIENT = frozenset({"unreadable", "changed"})
-"""Codes that the next run may not give again though no file has changed since."""
+"""Codes of errors that may not occur again in the next run, even if no file has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that decides what a record looks like."""
+    """Everything that determines the content of a record."""
 
     source: str
     config: IngestConfig
@@ -37,10 +37,11 @@ class Recipe:
 
 
 def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
-    """The row of a pair with the hashes of its files and its split.
+    """The row of a pair, with its split and the hashes of its files.
 
-    A row of an earlier run whose sizes and times of change still hold vouches for the hashes; what
-    else it knows is kept, to be used if its shard is. A file that cannot be read makes a reject.
+    A known row from an earlier run is returned unchanged if the paths, sizes, modification times
+    and split are still the same, so the files are not hashed again; its other fields are used if
+    its shard is reused. A file that cannot be read makes the row a reject.
     """
     if pair.mask is None:
         raise ValueError(f"{pair.id}: a dataset needs masks")
@@ -64,7 +65,7 @@ def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
 
 
 def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
-    """Rows of pairs with the same bytes: the first by id stays, the others are rejects."""
+    """Of the rows of pairs with the same bytes, keeps the first by id and rejects the others."""
     first, *others = sorted(rows, key=lambda row: row.id)
     if first.reject_code == DUPLICATE:
         first = replace(first, reject_path=None, reject_code=None, reject_message=None)
@@ -73,7 +74,7 @@ def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
 
 
 def settle_duplicates(rejects: Iterable[SourceRow]) -> list[SourceRow]:
-    """All rejects once the pairs are checked: a copy of a bad pair is bad for the same reason."""
+    """Settles all rejects after the pairs are checked: a copy of a bad pair takes its reason."""
     ended = list(rejects)
     bad = {_hashes(row): row for row in ended if row.reject_code != DUPLICATE}
     settled = []
@@ -111,18 +112,23 @@ def read_pair(row: SourceRow, source: str) -> tuple[bytes, bytes]:
         raise RejectError("unreadable", str(error)) from error
 
 
-def make_record(row: SourceRow, recipe: Recipe) -> tuple[SourceRow, Sample, Example]:
+def make_record(
+    row: SourceRow, recipe: Recipe, read: Callable[[], tuple[bytes, bytes]] | None = None
+) -> tuple[SourceRow, Sample, Example]:
     """Reads, checks, resizes and encodes one pair.
+
+    Args:
+        read: returns the result of ``read_pair``, if reading has already begun.
 
     Returns:
         The row with size and difference hash, the checked sample, the record.
 
     Raises:
-        RejectError: the pair is not fit for the dataset; says why.
+        RejectError: the pair cannot be used in the dataset; says why.
     """
     config = recipe.config
-    image_bytes, mask_bytes = read_pair(row, recipe.source)
-    if _changed(row, recipe.source, len(image_bytes), len(mask_bytes)):
+    image_bytes, mask_bytes = read() if read else read_pair(row, recipe.source)
+    if _changed(row, recipe.source, image_bytes, mask_bytes):
         raise RejectError("changed", "the files changed while the job ran; run it again")
     with _blame(row.image_path):
         image = png.decode_image(image_bytes, config.max_pixels)
@@ -158,10 +164,11 @@ def make_record(row: SourceRow, recipe: Recipe) -> tuple[SourceRow, Sample, Exam
 def difference_hash(image: UInt8Array) -> str:
     """64-bit difference hash of an RGB image (height, width, 3), as 16 hex digits.
 
-    A bit tells whether brightness falls from one cell of an 8x9 grid to its right neighbour; the
-    Hamming distance of two hashes tells how unlike two pictures are.
+    Each bit says whether brightness decreases from one cell of a grid of 8 rows and 9 columns to
+    its right neighbour. The Hamming distance between two hashes measures how different two
+    pictures are.
     """
-    # Large images are thinned out first: the hash looks at cells of 1/9 of the width.
+    # Large images are subsampled first: each cell covers 1/9 of the width.
     thin = image[:: max(1, image.shape[0] // 96), :: max(1, image.shape[1] // 128)]
     grey = Image.fromarray(thin).convert("L").resize((9, 8), Image.Resampling.BOX)
     cells = np.asarray(grey)
@@ -170,25 +177,25 @@ def difference_hash(image: UInt8Array) -> str:
 
 @contextmanager
 def _blame(path: str) -> Iterator[None]:
-    """Says in a reject which file is at fault."""
+    """Adds the path of the file at fault to a RejectError."""
     try:
         yield
     except RejectError as error:
         raise RejectError(error.code, error.message, path) from error
 
 
-def _changed(row: SourceRow, source: str, *sizes: int) -> bool:
-    """Whether the files are others than were hashed, as far as size and time of change tell."""
-    if sizes != (row.image_size, row.mask_size):
+def _changed(row: SourceRow, source: str, image: bytes, mask: bytes) -> bool:
+    """Whether the files differ from those hashed: by size and time, or on a store by hash."""
+    if (len(image), len(mask)) != (row.image_size, row.mask_size):
         return True
+    if is_remote(source):
+        # Modification times would cost two more requests.
+        return (_sha256(image), _sha256(mask)) != _hashes(row)
     try:
         times = [modified(join(source, path)) for path in (row.image_path, row.mask_path)]
     except OSError:
         return True
-    return any(
-        now is not None and now != then
-        for now, then in zip(times, (row.image_modified, row.mask_modified), strict=True)
-    )
+    return times != [row.image_modified, row.mask_modified]
 
 
 def _hashes(row: SourceRow) -> tuple[str | None, str | None]:

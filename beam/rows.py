@@ -1,4 +1,4 @@
-"""What is said of each prediction: its row of ``masks``, its rows of ``class_stats``."""
+"""Turns each prediction into its row of ``masks`` and its rows of ``class_stats``."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import numpy as np
 
 from beam import png
 from beam.model_uri import ResolvedModel
+from beam.parts import Columns, Row
 from beam.predict import Prediction
-from beam.spool import Columns, Row
 from schemas.stats import ConfusionMatrix
 
 
 def describe(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[Row, Columns]:
     """The row of ``masks`` and, as columns, the rows of ``class_stats`` of one image.
 
-    The mask has the size of the image that was read; each of its pixels takes class and confidence
-    of the nearest pixel that the model saw. So a pixel of the model's counts as often as it is
-    nearest, and no confidence is ever resized.
+    The mask has the size of the image that was read; each of its pixels takes the class and
+    confidence of the nearest pixel of the prediction. So each predicted pixel is weighted by how
+    often it is the nearest, and the confidences are never resized.
     """
     picture, classes = prediction.picture, len(model.taxonomy)
     size = (picture.height, picture.width)

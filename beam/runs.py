@@ -1,64 +1,65 @@
-"""Runs of the inference job: what is staged, counted, published, and verified later."""
+"""Runs of the inference job: staging their rows, counting images, verifying published files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from beam import storage
+from beam.attempts import whole_file
 from beam.model_uri import ResolvedModel
 from beam.pairing import Reject
+from schemas import listing, storage
 from schemas.classes import Taxonomy
 from schemas.errors import UserError
 from schemas.layout import partition_path
-from schemas.prediction import CLASSES, RUNS, with_footer
+from schemas.parquet import read_footer, read_table
+from schemas.prediction import CLASSES, RUNS, SCHEMAS, with_footer
+from schemas.published import FILES_KEY, RUN_FILE, checksums, files_of, run_file
+from schemas.storage import join, writing
 
-TABLES = ("classes", "masks", "class_stats", "confusion", "_rejects", "runs")
-"""In the order of publishing: a run's row appears when all its rows are there."""
+TABLES = tuple(SCHEMAS)
+"""In the order of publishing: the row in ``runs`` comes last, when all other rows are there."""
 
 TRUTH_STAGE = "truth"
-"""Stage of rejected masks: their images are predicted all the same."""
+"""Stage of rejected masks; their images are predicted nevertheless."""
 
 IMAGES_READ, IMAGES_REUSED = "images_read", "images_reused"
-"""Files of the staging folder, written by ``note_count``."""
+"""Names of files in the staging folder, written by ``note_count``."""
 
-_FILES_KEY = b"lyft.files"
+CLASSES_FILE = "classes.parquet"
 
 
 def partition_of(model: ResolvedModel, source_name: str) -> str:
-    """Partition folder of a model version over a source, below each table."""
+    """The partition folder, below each table, of a model version and a source."""
     return partition_path(model.name, model.version, source_name)
 
 
 def is_lost_image(reject: Reject) -> bool:
-    """True for a reject whose image has no prediction for it."""
-    return reject.stage != TRUTH_STAGE and reject.code != "no_image"
+    """True for a reject that leaves its image without a prediction."""
+    return reject.stage != TRUTH_STAGE
 
 
 def note_count(name: str, count: int, folder: str = "") -> None:
-    """Writes a number that was counted in the graph, for ``count``."""
-    Path(folder, name).write_text(str(count), encoding="utf-8")
+    """Writes a number that was counted in the graph, for ``count`` to read."""
+    with whole_file(join(folder, name), folder) as path:
+        path.write_text(str(count), encoding="utf-8")
 
 
-def count(staging: Path, tables: Path) -> dict[str, int]:
-    """Images read, predicted, reused and rejected; the tables are counted in the files themselves.
+def count(staging: str, tables: str) -> dict[str, int]:
+    """Counts images: predicted and rejected from the staged tables, read and reused as noted.
 
     Raises:
-        RuntimeError: they do not add up to the images of the source.
+        RuntimeError: the predicted and rejected images do not add up to those of the source.
     """
-    predicted = sum(pq.read_metadata(path).num_rows for path in tables.glob("masks/*.parquet"))
-    rejects = pq.read_table(tables / "_rejects", columns=["stage", "code"])
-    lost = pc.and_(
-        pc.not_equal(rejects["stage"], TRUTH_STAGE), pc.not_equal(rejects["code"], "no_image")
-    )
-    rejected = int(pc.sum(lost).as_py() or 0)
-    read, reused = (_noted(staging / name) for name in (IMAGES_READ, IMAGES_REUSED))
+    predicted = sum(storage.each(_rows_in, _staged(tables, "masks")))
+    rejects = read_table(_staged(tables, "_rejects"), columns=["stage"])
+    rejected = int(pc.sum(pc.not_equal(rejects["stage"], TRUTH_STAGE)).as_py() or 0)
+    read, reused = (_noted(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
     if read != predicted + rejected:
         raise RuntimeError(
             f"{read} images were read, but {predicted} predicted and {rejected} rejected; "
@@ -72,27 +73,28 @@ def count(staging: Path, tables: Path) -> dict[str, int]:
     }
 
 
-def check_source(root: Path, partition: str, source: str) -> None:
-    """Refuses to replace the rows of another source that bears the same name.
+def check_source(root: str, partition: str, source: str) -> None:
+    """Refuses to replace the rows of another source that has the same name.
 
     Raises:
         UserError: names the other source.
     """
-    path = _run_file(root, partition)
-    if not path.is_file():
-        return
-    (other,) = pq.ParquetFile(path).read(["source_uri"])["source_uri"].to_pylist()
+    try:
+        run = read_table(run_file(root, partition), columns=["source_uri"])
+    except (OSError, ValueError):
+        return  # No run is published, or its file is damaged and will be replaced.
+    (other,) = run["source_uri"].to_pylist()
     if other != source:
         raise UserError(
             f"the tables hold rows of {other!r} under the name of this source; "
-            "give this one another with --source_name"
+            "name this source differently with --source_name"
         )
 
 
 def write_classes(
-    staging: Path, taxonomy: Taxonomy, run_id: str, footer: Mapping[str, str | None]
+    tables: str, taxonomy: Taxonomy, run_id: str, footer: Mapping[str, str | None]
 ) -> None:
-    """Stages the rows of ``classes``: every class of the taxonomy, in the order of ids."""
+    """Stages the rows of ``classes``: every class of the taxonomy, ordered by id."""
     rows = [
         {
             "class_id": label.id,
@@ -105,61 +107,80 @@ def write_classes(
         for label in taxonomy.classes
     ]
     table = pa.Table.from_pylist(rows, schema=with_footer(CLASSES, **footer))
-    pq.write_table(table, staging / "classes/classes.parquet")
+    with writing(join(tables, "classes", CLASSES_FILE)) as path:
+        pq.write_table(table, path)
 
 
-def write_run(staging: Path, facts: Mapping[str, Any], footer: Mapping[str, str | None]) -> None:
-    """Stages the row of ``runs``; its footer holds the checksums of all other staged files."""
-    files = {
-        f"{table}/{path.name}": storage.file_sha256(path)
-        for table in TABLES
-        for path in sorted(staging.glob(f"{table}/*.parquet"))
-    }
+def write_run(
+    tables: str, facts: Mapping[str, Any], footer: Mapping[str, str | None], mark: str = ""
+) -> None:
+    """Stages the row of ``runs``; its footer holds the checksums of all other staged files.
+
+    Args:
+        mark: as in ``marked``.
+    """
+    staged = [place for table in TABLES for place in _staged(tables, table)]
+    digests = storage.each(storage.file_sha256, staged)
+    names = [marked(place.removeprefix(f"{tables}/"), mark) for place in staged]
+    files = dict(zip(names, digests, strict=True))
     schema = with_footer(RUNS, **footer)
-    schema = schema.with_metadata({**schema.metadata, _FILES_KEY: json.dumps(files).encode()})
-    pq.write_table(pa.Table.from_pylist([dict(facts)], schema=schema), staging / "runs/run.parquet")
+    schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
+    with writing(join(tables, "runs", RUN_FILE)) as path:
+        pq.write_table(pa.Table.from_pylist([dict(facts)], schema=schema), path)
 
 
-def recipe_of(root: Path, partition: str) -> str | None:
-    """What decided the rows of the published run, as a hash; None where there is no such run."""
+def marked(name: str, mark: str) -> str:
+    """The name under which a staged file is published: with ``mark`` appended, if there is one."""
+    return f"{name.removesuffix('.parquet')}-{mark}.parquet" if mark else name
+
+
+def recipe_of(root: str, partition: str) -> str | None:
+    """Hash of everything that determined the published run's rows; None if there is no run."""
     try:
-        metadata = pq.read_schema(_run_file(root, partition)).metadata
+        metadata = read_footer(run_file(root, partition)).metadata or {}
     except (OSError, ValueError):
         return None
     recipe = metadata.get(b"lyft.recipe")
     return recipe.decode() if recipe else None
 
 
-def is_published(root: Path, partition: str, run_id: str) -> bool:
-    """True where this run's partition is there, whole, and no file of its source was unreadable.
+def is_published(root: str, partition: str, run_id: str) -> bool:
+    """True if this run is published and intact, and no file of its source was unreadable.
 
-    Such a file may be readable by now, and looks the same in a listing.
+    An unreadable file may be readable by now although its listing has not changed.
     """
     try:
-        (found,) = pq.ParquetFile(_run_file(root, partition)).read(["run_id"])["run_id"].to_pylist()
-        rejects = pq.read_table(root / "_rejects" / partition, columns=["code"], partitioning=None)
+        run = read_table(run_file(root, partition), columns=["run_id"])
+        rejects = read_table(files_of(root, "_rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False
     unreadable = "unreadable" in rejects["code"].to_pylist()
-    return bool(found == run_id) and not unreadable and is_whole(root, partition)
+    return (
+        bool(run["run_id"].to_pylist() == [run_id]) and not unreadable and is_whole(root, partition)
+    )
 
 
-def is_whole(root: Path, partition: str) -> bool:
-    """True where all files of the published run have their checksums."""
+def is_whole(root: str, partition: str) -> bool:
+    """True if all files of the published run match their checksums."""
     try:
-        files = json.loads(pq.read_schema(_run_file(root, partition)).metadata[_FILES_KEY])
-        return all(
-            storage.file_sha256(root / name.split("/")[0] / partition / name.split("/")[1]) == sha
-            for name, sha in files.items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        expected = checksums(root, partition)
+        return storage.each(storage.file_sha256, expected) == list(expected.values())
+    except (OSError, ValueError, TypeError):
         return False
 
 
-def _noted(path: Path) -> int:
-    """What ``note_count`` wrote; nothing was counted where there is no such file."""
-    return int(path.read_text(encoding="utf-8")) if path.exists() else 0
+def _staged(tables: str, table: str) -> list[str]:
+    folder = join(tables, table)
+    return [join(folder, file.path) for file in listing.files(folder)]
 
 
-def _run_file(root: Path, partition: str) -> Path:
-    return root / "runs" / partition / "run.parquet"
+def _rows_in(place: str) -> int:
+    return int(read_footer(place).num_rows)
+
+
+def _noted(place: str) -> int:
+    """The number that ``note_count`` wrote; 0 if nothing was counted and there is no such file."""
+    try:
+        return int(storage.read_bytes(place))
+    except FileNotFoundError:
+        return 0

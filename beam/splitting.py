@@ -1,6 +1,7 @@
 """Which split and which shard an id belongs to: pure functions of the id and the config.
 
-An id's split depends on nothing but itself, so an image never moves when others are added.
+An id's split does not depend on other ids, so an image never changes its split when others are
+added.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from schemas.config import IngestConfig
 
 _CYCLE = 10
-"""Blocks dealt out together: of ten consecutive blocks, a tenth each way is exactly one."""
+"""Number of consecutive blocks that are assigned together: a share of a tenth is exactly one."""
 
 _FRAME_NUMBER = re.compile(r"(\d+)$")
 
@@ -22,10 +23,10 @@ _PARALLEL_SHARDS = 64
 def split_of(sample_id: str, config: IngestConfig) -> str:
     """``train``, ``validation`` or ``test`` for an id.
 
-    By ``image`` and by ``folder`` a salted hash decides. By ``block``, frames of one folder whose
-    numbers share ``number // block_length`` stay together, and each ten consecutive blocks are
-    dealt out in a seeded order, so that short drives too get all three splits. An id that does
-    not end in a number is a block of its own.
+    With ``image`` and ``folder``, a salted hash decides. With ``block``, frames of one folder that
+    have the same ``number // block_length`` stay together, and every ten consecutive blocks are
+    assigned in a seeded random order, so that short drives get all three splits, too. An id that
+    does not end in a number is a block of its own.
     """
     place = _place(sample_id, config)
     if place < config.test:
@@ -46,13 +47,13 @@ def shard_of(key: int, shards: int) -> int:
 
 
 def shard_count(records: int, record_bytes: int, config: IngestConfig) -> int:
-    """Shards of a split: a power of two, so that growth seldom moves a record.
+    """Number of shards of a split: a power of two, so that growth seldom moves a record.
 
-    First enough of them to work on in parallel (up to 64, at least 32 records each), then as many
-    as keep each below the target size.
+    There are enough shards to work on in parallel (one per 32 records, up to 64), and more if each
+    would otherwise exceed the target size; the number is rounded up to a power of two.
 
     Args:
-        records: samples in the split.
+        records: number of samples in the split.
         record_bytes: estimated bytes of all its records.
     """
     if records == 0:
@@ -72,7 +73,7 @@ def _place(sample_id: str, config: IngestConfig) -> float:
     stretch = f"{folder}/{name[: number.start()]}"
     cycle, slot = divmod(int(number[1]) // config.block_length, _CYCLE)
     order = sorted(range(_CYCLE), key=lambda i: _hash("slot", config.seed, stretch, cycle, i))
-    # The jitter keeps shares that are no multiple of a tenth right on average.
+    # With the jitter, shares that are not multiples of a tenth are right on average.
     jitter = _uniform("jitter", config.seed, stretch, cycle)
     return (order.index(slot) + jitter) / _CYCLE
 

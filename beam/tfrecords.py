@@ -1,7 +1,8 @@
 """WriteShards: groups pairs by shard and writes each shard as one TFRecord file.
 
-Only paths cross the shuffle. A shard's worker reads, checks, resizes, encodes and writes its pairs
-one after the other in hash order, so memory holds one pair and the bytes depend on nothing else.
+Only paths cross the shuffle. The worker of a shard reads, checks, resizes, encodes and writes its
+pairs one after the other in hash order. So memory holds one pair at a time (and the few that are
+read ahead from a store), and the bytes depend on nothing but the pairs and the recipe.
 """
 
 from __future__ import annotations
@@ -9,15 +10,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import apache_beam as beam
 import pyarrow.parquet as pq
 
 from beam import splitting
+from beam.ahead import ahead
+from beam.attempts import take_whole, whole_file
 from beam.progress import CountingDoFn
-from beam.records import TRANSIENT, Recipe, make_record, reject_row
-from beam.storage import copy_or_link, file_sha256
+from beam.records import TRANSIENT, Recipe, make_record, read_pair, reject_row
 from schemas.config import IngestConfig
 from schemas.errors import RejectError
 from schemas.example import encode, write_record
@@ -25,43 +26,42 @@ from schemas.layout import SPLITS, shard_name
 from schemas.manifest import Manifest, ShardInfo
 from schemas.sources import SourceRow, source_table
 from schemas.stats import PixelStats
+from schemas.storage import file_sha256, is_file, join
 
 ShardKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Previous:
-    """A published version whose shards may be taken over where their sources are the same."""
+class PublishedShards:
+    """A published version whose shards may be reused if their sources are the same."""
 
     folder: str
     shards: dict[str, ShardInfo]
-    """By hash of their sources."""
+    """The shards by the hash of their sources."""
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest) -> Previous:
+    def of(cls, folder: str, manifest: Manifest) -> PublishedShards:
         """The shards of the dataset version in ``folder``."""
-        return cls(str(folder), {shard.source_sha256: shard for shard in manifest.shards})
+        return cls(folder, {shard.source_sha256: shard for shard in manifest.shards})
 
 
 @dataclass
 class WriteShards(beam.PTransform):
-    """Rows to TFRecord files.
+    """Writes rows as TFRecord files and returns one ShardInfo for each file.
 
     Attributes:
-        recipe: what decides the records.
+        recipe: what determines the records.
         folder: where the files are written.
-        rows_folder: where each shard's rows are written, as they ended, one Parquet file a shard.
+        rows_folder: where the final rows of each shard are written, one Parquet file per shard.
         progress: folder of the running counters.
-        previous: a version to take shards over from.
-
-    Returns one ShardInfo for each file.
+        previous: a version whose shards may be reused.
     """
 
     recipe: Recipe
     folder: str
     rows_folder: str
     progress: str
-    previous: Previous | None = None
+    previous: PublishedShards | None = None
 
     def expand(self, rows: beam.PCollection[SourceRow]) -> beam.PCollection[ShardInfo]:
         """The graph: count, key by shard, group, write."""
@@ -75,7 +75,7 @@ class WriteShards(beam.PTransform):
         keyed = rows | "KeyByShard" >> beam.Map(
             lambda row, sizes: (shard_key(row, sizes, self.recipe), row), sizes
         )
-        # A hash range without a row still is a file, or the set would not be complete.
+        # A hash range without rows still gets a file, or the set of shards would have gaps.
         every = (
             rows.pipeline
             | "Splits" >> beam.Create(SPLITS)
@@ -96,7 +96,7 @@ class WriteShards(beam.PTransform):
 
 
 def record_bytes(row: SourceRow, recipe: Recipe) -> int:
-    """Estimate of a record's bytes before it is made: of the resized pixels, or of the source."""
+    """Estimates a record's size before it is made, from the target size or the source files."""
     config = recipe.config
     if config.height:
         return 1024 + config.height * config.width * 8 // 5
@@ -117,7 +117,7 @@ def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe)
 
 
 def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -> str:
-    """Hash of the sources of one shard, in order, and of all that decides their records."""
+    """Hash of a shard's sources, in order, and of everything that determines their records."""
     made_by = f"{split} {recipe.config.sha256()} {recipe.taxonomy.sha256}"
     digest = hashlib.sha256(made_by.encode())
     for row in rows:
@@ -129,8 +129,8 @@ class _WriteShard(CountingDoFn):
     def __init__(self, into: WriteShards) -> None:
         super().__init__("ingest", into.progress)
         self._recipe = into.recipe
-        self._folder = Path(into.folder)
-        self._rows_folder = Path(into.rows_folder)
+        self._folder = into.folder
+        self._rows_folder = into.rows_folder
         self._previous = into.previous
 
     def process(
@@ -151,20 +151,21 @@ class _WriteShard(CountingDoFn):
             name, split, source_sha256, rows
         )
         # Rows stay out of the shuffle: the metadata step reads them from these files.
-        pq.write_table(source_table(done), self._rows_folder / f"{name}.parquet")
+        with whole_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
+            pq.write_table(source_table(done), path)
         yield info
 
     def _take_over(
         self, name: str, source_sha256: str, rows: list[SourceRow]
     ) -> tuple[ShardInfo, list[SourceRow]] | None:
-        """The shard of the previous version, if it is whole and its rows are known."""
+        """Reuses the shard of the previous version, if it is intact and its rows are known."""
         old = self._previous and self._previous.shards.get(source_sha256)
         if not self._previous or not old or not all(_is_settled(row) for row in rows):
             return None
-        path = Path(self._previous.folder, old.name)
-        if not path.is_file() or file_sha256(path) != old.sha256:
+        shard = join(self._previous.folder, old.name)
+        if not is_file(shard) or file_sha256(shard) != old.sha256:
             return None
-        copy_or_link(path, self._folder / name)
+        take_whole(shard, join(self._folder, name), self._rows_folder)
         self.counters.add("kept", old.records)
         for row in rows:
             if row.reject_code:
@@ -179,36 +180,44 @@ class _WriteShard(CountingDoFn):
         stats = PixelStats.zero(len(recipe.taxonomy))
         done = []
         size = 0
-        path = self._folder / name
-        # A bundle that is tried again writes the same bytes over whatever the first try left.
-        with open(path, "wb") as file:
-            for row in rows:
-                try:
-                    made, sample, example = make_record(row, recipe)
-                except RejectError as error:
-                    self.counters.add(f"rejected.{error.code}")
-                    done.append(reject_row(row, error))
-                    continue
-                written = write_record(file, encode(example))
-                stats += PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
-                size += written
-                done.append(
-                    replace(
-                        made, shard=name, reject_path=None, reject_code=None, reject_message=None
+        # A retried bundle replaces what the first attempt left with the same bytes.
+        with whole_file(join(self._folder, name), self._rows_folder) as path:
+            with open(path, "wb") as file:
+                for row, read in ahead(self._read, rows, recipe.source):
+                    try:
+                        made, sample, example = make_record(row, recipe, read)
+                    except RejectError as error:
+                        self.counters.add(f"rejected.{error.code}")
+                        done.append(reject_row(row, error))
+                        continue
+                    written = write_record(file, encode(example))
+                    stats += PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
+                    size += written
+                    done.append(
+                        replace(
+                            made,
+                            shard=name,
+                            reject_path=None,
+                            reject_code=None,
+                            reject_message=None,
+                        )
                     )
-                )
-                self.counters.add("written")
-                self.counters.add("bytes", written)
+                    self.counters.add("written")
+                    self.counters.add("bytes", written)
+            digest = file_sha256(path)
         info = ShardInfo(
             name=name,
             split=split,
             records=sum(row.shard is not None for row in done),
             bytes=size,
-            sha256=file_sha256(path),
+            sha256=digest,
             source_sha256=source_sha256,
             stats=stats.to_json(),
         )
         return info, done
+
+    def _read(self, row: SourceRow) -> tuple[bytes, bytes]:
+        return read_pair(row, self._recipe.source)
 
 
 def _is_settled(row: SourceRow) -> bool:

@@ -1,8 +1,8 @@
-"""Entry point of a local worker process: Beam's own, started a third faster and without noise.
+"""Entry point of a worker process: Beam's own worker, started a third faster and without noise.
 
-Beam and pyarrow import pandas wherever it is installed (MLflow brings it), which costs each worker
-a second, and Beam a database's client; no step of ours passes data frames, so in a worker they are
-not to be found.
+If pandas is installed (MLflow depends on it), Beam and pyarrow import it, which costs each worker a
+second; Beam also imports a database client. No step here passes data frames, so both are hidden
+from workers.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib.abc import MetaPathFinder
 from typing import Any, cast
 
 from beam.memory import tune_malloc
+from schemas.lifeline import end_with_parent
 from schemas.quiet import WithoutTracebacks
 
 
@@ -28,12 +29,23 @@ class _Hidden(MetaPathFinder):
 
 
 def main() -> None:
-    """Runs Beam's worker on the environment that the runner has set."""
-    # What a worker logs goes to the runner; on this handler, Beam's greetings end.
+    """Runs Beam's worker in the environment that the runner has set."""
+    end_with_parent()
+    prepare()
+    run()
+
+
+def prepare() -> None:
+    """Prepares this process; must be called before Beam is imported."""
+    # A worker's log goes to the runner; this handler drops Beam's start-up messages.
     logging.getLogger().addHandler(logging.NullHandler())
     tune_malloc()
     sys.meta_path.insert(0, _Hidden("pandas", "pymongo"))
     sys.stderr = cast(Any, WithoutTracebacks(sys.stderr))
+
+
+def run() -> None:
+    """Runs Beam's worker until it ends."""
     from apache_beam.runners.worker import sdk_worker_main
 
     sdk_worker_main.main(sys.argv)

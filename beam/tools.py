@@ -1,0 +1,211 @@
+"""Downloads what the Flink and Spark runners need besides Python: Flink and Beam's Java runners.
+
+Everything is pinned, checked against hashes and kept in one folder: ``outputs/tools``, or the one
+that the variable LYFT_TOOLS names. It is downloaded once, when an engine is first used, or before
+that by ``python -m beam.tools flink|spark``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from schemas.cli import Parser, run_main
+from schemas.errors import UserError
+from schemas.locks import lock
+from schemas.storage import file_sha256
+
+FLINK = "1.19.3"
+"""Flink 1 is the last major version with the batch engine that Beam's Python jobs use. On 2.x they
+run as streams, which hold all grouped data in memory."""
+
+_FLINK_SHA256 = "4a58e3a1fb7d83340bc96b6c080624c6d792d69fae5d294b96224775204a9c60"
+_FLINK_JARS = ("flink-dist-", "log4j-")
+_FLINK_RUNNER = "a7bfa75782298af6cafdcdca0a5b53e7bcf6c204b6f60f21e2d64a7094bb6870"
+_SPARK_RUNNER = "ce097ff16ded711e30f24b8d90711c3df3d606f0e1462920d036b4a656ddec1b"
+"""Each a hash over the names and hashes of all jars of flink.xml or spark.xml."""
+
+_SPARK_JAR = "job-server.jar"
+_SPARK_MAIN = "org.apache.beam.runners.spark.SparkJobServerDriver"
+
+_POMS = Path(__file__).parent / "jars"
+_COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_NOT_MERGED = ("/", "META-INF/MANIFEST.MF", ".SF", ".DSA", ".RSA", "module-info.class")
+"""Folders, signatures and files that describe a jar as a whole."""
+
+
+def folder() -> Path:
+    """The folder in which everything is kept."""
+    return Path(os.environ.get("LYFT_TOOLS", "outputs/tools")).absolute()
+
+
+def flink_jars() -> Path:
+    """Folder of the jars of Flink's distribution, from the package apache-flink-libraries.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    return _kept(f"flink-{FLINK}", _fetch_flink)
+
+
+def flink_runner() -> Path:
+    """Path of Beam's runner for Flink with all its dependencies, in one jar.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    return _kept("beam-flink-runner.jar", _fetch_flink_runner)
+
+
+def spark_job_server() -> Path:
+    """Path of Beam's job server for Spark: a jar that names the jars beside it, Spark included.
+
+    Raises:
+        UserError: it cannot be fetched.
+    """
+    return _kept("beam-spark-runner", _fetch_spark) / _SPARK_JAR
+
+
+def java() -> str:
+    """Path of the Java program.
+
+    Raises:
+        UserError: Java is not found.
+    """
+    home = os.environ.get("JAVA_HOME")
+    found = shutil.which("java", path=f"{home}/bin" if home else None)
+    if found is None:
+        raise UserError("java: expected a Java 17 runtime, found none; install openjdk-17-jre")
+    return found
+
+
+def _kept(name: str, fetch: Callable[[Path, Path], None]) -> Path:
+    """The file or folder of this name; if missing, it is fetched beside it, then moved whole."""
+    kept = folder() / name
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with lock(kept.parent / f"{name}.lock", wait=True):
+            if not kept.exists():
+                with tempfile.TemporaryDirectory(dir=kept.parent) as work:
+                    staged = Path(work, name)
+                    fetch(staged, Path(work))
+                    staged.rename(kept)
+    return kept
+
+
+def _fetch_flink(target: Path, work: Path) -> None:
+    wanted = work / "requirements.txt"
+    wanted.write_text(
+        f"apache-flink-libraries=={FLINK} --hash=sha256:{_FLINK_SHA256}\n", encoding="utf-8"
+    )
+    options = ["--no-deps", "--no-binary=:all:", "--no-build-isolation", "--require-hashes"]
+    _run([sys.executable, "-m", "pip", "download", *options, "-r", str(wanted), "-d", str(work)])
+    (archive,) = work.glob("apache*.tar.gz")
+    target.mkdir()
+    with tarfile.open(archive) as packed:
+        for member in packed:
+            name = Path(member.name).name
+            if member.isfile() and name.startswith(_FLINK_JARS) and name.endswith(".jar"):
+                packed.extract(member.replace(name=name), target, filter="data")
+
+
+def _fetch_flink_runner(target: Path, work: Path) -> None:
+    _merge(_fetch_jars("flink", _FLINK_RUNNER, work), target)
+
+
+def _fetch_spark(target: Path, work: Path) -> None:
+    target.mkdir()
+    jars = _fetch_jars("spark", _SPARK_RUNNER, work)
+    for jar in jars:
+        jar.rename(target / jar.name)
+    # Lines of a manifest are limited in length; one that begins with a space continues the last.
+    path = "\r\n  ".join(jar.name for jar in jars)
+    lines = ["Manifest-Version: 1.0", f"Main-Class: {_SPARK_MAIN}", f"Class-Path: {path}"]
+    with zipfile.ZipFile(target / _SPARK_JAR, "w") as archive:
+        archive.writestr(_entry("META-INF/MANIFEST.MF"), "\r\n".join([*lines, ""]))
+
+
+def _merge(jars: Sequence[Path], target: Path) -> None:
+    """Merges jars into one: lists of services are joined, of any other file the first is kept.
+
+    Flink sends a job's jars to each machine one by one, a tenth of a second per jar.
+    """
+    services: dict[str, list[bytes]] = defaultdict(list)
+    with zipfile.ZipFile(target, "w") as merged:
+        seen = set()
+        for jar in jars:
+            with zipfile.ZipFile(jar) as archive:
+                for name in archive.namelist():
+                    if name.startswith("META-INF/services/"):
+                        services[name].append(archive.read(name))
+                    elif name not in seen and not name.endswith(_NOT_MERGED):
+                        seen.add(name)
+                        merged.writestr(_entry(name), archive.read(name))
+        for name, lists in services.items():
+            merged.writestr(_entry(name), b"\n".join(lists))
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A ZIP entry with a fixed time, so that the jar is always the same."""
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.compress_type = zipfile.ZIP_DEFLATED
+    return entry
+
+
+def _fetch_jars(pom: str, expected: str, work: Path) -> list[Path]:
+    """Downloads all jars that a POM requires and returns them sorted by name.
+
+    Raises:
+        UserError: Maven is missing or fails, or the jars are not those expected.
+    """
+    if shutil.which("mvn") is None:
+        raise UserError("mvn: expected Maven, to fetch Beam's runners in Java; install maven")
+    _run(
+        [
+            *("mvn", "--batch-mode", "--strict-checksums", f"--file={_POMS / pom}.xml", _COPY),
+            *("-DincludeScope=runtime", f"-DoutputDirectory={work}/jars"),
+            f"-Dmaven.repo.local={work}/repository",
+        ]
+    )
+    jars = sorted((work / "jars").iterdir())
+    listing = "".join(f"{jar.name} {file_sha256(jar)}\n" for jar in jars)
+    found = hashlib.sha256(listing.encode()).hexdigest()
+    if found != expected:
+        raise UserError(f"jars of {pom}.xml: expected hash {expected}, found {found}; not used")
+    return jars
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if "ERROR" in line.upper()]
+        said = (lines or done.stdout.splitlines() or ["it said nothing"])[0].strip()
+        raise UserError(f"{' '.join(command[:4])} … failed: {said}")
+
+
+def main(arguments: Sequence[str]) -> str:
+    """Runs the command line and returns the folder of everything that was fetched."""
+    parser = Parser(prog="python -m beam.tools", description=__doc__)
+    parser.add_argument("engine", choices=("flink", "spark"))
+    if parser.parse_args(arguments).engine == "flink":
+        flink_jars()
+        flink_runner()
+    else:
+        spark_job_server()
+    return str(folder())
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
