@@ -1,1 +1,1 @@
-"""The network, its input, its training and its place in MLflow."""
+"""The network, its input, its training and its registration in MLflow."""

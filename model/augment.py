@@ -1,4 +1,4 @@
-"""Augmentation of whole batches in tf.data: image and mask move together."""
+"""Augmentation of whole batches in tf.data: images and masks are transformed together."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def augment(images: Any, masks: Any, seed: Any, crop: float, colour: float) -> t
     height, width = uniform(0, crop, 1), uniform(1, crop, 1)
     top, left = uniform(2, 0, 1) * (1 - height), uniform(3, 0, 1) * (1 - width)
     right = left + width
-    # A box from right to left is a mirrored one.
+    # A box with left and right swapped mirrors its crop.
     flip = uniform(4, 0, 1) < 0.5
     boxes = tf.stack(
         [top, tf.where(flip, right, left), top + height, tf.where(flip, left, right)], axis=-1

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: progress, checkpoints, a watch on the loss."""
+"""Keras callbacks of a training: progress lines, checkpoints, a check that the loss is finite."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SECONDS_BETWEEN_LINES = 10
 
 
 class BadLossError(Exception):
-    """The loss was not finite: the epoch and the step, both from 1."""
+    """The loss was not finite at this epoch and step, both counted from 1."""
 
     def __init__(self, epoch: int, step: int) -> None:
         super().__init__(epoch, step)
@@ -27,20 +27,20 @@ class BadLossError(Exception):
 
 
 class StopOnBadLoss(keras.callbacks.Callback):
-    """Stops at the step whose loss is not finite, before anything is kept of it."""
+    """Stops training at the first step whose loss is not finite, before its weights are saved."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-        """Notes which epoch it is."""
+        """Remembers the epoch."""
         self._epoch = epoch + 1
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Looks at the mean loss of the epoch, in which one bad step never gets lost."""
+        """Checks the epoch's mean loss, which stays non-finite after a single bad step."""
         if not math.isfinite((logs or {})["loss"]):
             raise BadLossError(self._epoch, batch + 1)
 
 
 class ShowProgress(keras.callbacks.Callback):
-    """A line every few seconds, and one for each epoch."""
+    """Reports progress in one line every few seconds, and one for each epoch."""
 
     def __init__(self, config: TrainConfig, steps: int, say: Say) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ShowProgress(keras.callbacks.Callback):
         self._started = self._said = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Says how far the epoch is, not too often."""
+        """Reports how far the epoch is, every few seconds."""
         now = time.monotonic()
         if now - self._said > _SECONDS_BETWEEN_LINES:
             self._said = now
@@ -65,17 +65,17 @@ class ShowProgress(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Says what the epoch brought."""
+        """Reports the epoch's duration and metrics."""
         seconds = time.monotonic() - self._started
         shown = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         self._say(f"epoch {epoch + 1}/{self._epochs}, {seconds:.1f} s, {shown}")
 
 
 class KeepState(keras.callbacks.Callback):
-    """At the end of each epoch: the best weights, the checkpoint, the metrics, early stopping.
+    """After each epoch, saves the checkpoint and the best weights, logs metrics, may stop early.
 
     Args:
-        log: takes the metrics of all epochs so far, and sends what has not been sent.
+        log: called with the metrics of all epochs so far; sends those not sent yet.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class KeepState(keras.callbacks.Callback):
         self._started = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Saves before it logs: what MLflow knows can be trained on from."""
+        """Saves before it logs, so that training can resume from any epoch that MLflow knows."""
         metrics = {name: float(value) for name, value in (logs or {}).items()}
         score = {
             "mean_iou": metrics["val_mean_iou"],
@@ -106,7 +106,10 @@ class KeepState(keras.callbacks.Callback):
         progress = self._progress
         seconds = time.monotonic() - self._started
         progress.epochs.append({**metrics, "epoch_seconds": seconds})
-        if score > progress.best_score:
+        if math.isnan(score):
+            score = float("-inf")
+        # The first epoch is kept whatever its score, so that there always are weights to restore.
+        if score > progress.best_score or not progress.best_epoch:
             progress.best_epoch, progress.best_score = epoch + 1, score
         self._checkpoint.save(self.model, progress)
         self._log(progress.epochs)
@@ -116,7 +119,7 @@ class KeepState(keras.callbacks.Callback):
 
 
 def has_ended(progress: Progress, config: TrainConfig) -> bool:
-    """Whether no epoch is left, or early stopping has come."""
+    """Whether all epochs are done, or early stopping applies."""
     done = len(progress.epochs)
     late = config.patience and done and done - progress.best_epoch >= config.patience
     return done >= config.epochs or bool(late)

@@ -1,4 +1,4 @@
-"""The state of a training on disk, so that a killed one goes on where it was."""
+"""Training state on disk, so that a killed training resumes after its last finished epoch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,20 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from schemas.errors import UserError
+from schemas.locks import lock
 
 Array = npt.NDArray[Any]
 
-_STATE, _BEST, _RUN = "state.npz", "best.npz", "run.json"
+_STATE, _RUN = "state.npz", "run.json"
 
 
 @dataclass
 class Progress:
-    """How far a training is.
+    """How far a training has got.
 
     Attributes:
         epochs: one mapping of metrics for each finished epoch.
         best_epoch: number, from 1, of the epoch whose weights are kept; 0 before the first.
-        best_score: what it was chosen by; higher is better.
+        best_score: score by which that epoch was chosen; higher is better.
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -37,24 +38,32 @@ class Progress:
 
 
 class Checkpoint:
-    """Files of one training below a folder; written whole or not at all.
+    """The checkpoint files of one training, each written whole or not at all.
 
-    Holds every variable of model and optimizer, random states included, at the end of the last
-    epoch, and the weights of the best one.
+    They hold every variable of model and optimizer, random states included, after the last finished
+    epoch, and the weights of the best epoch.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, model: Any, progress: Progress) -> None:
-        """Writes the state; the best weights too where the last epoch is the best."""
+        """Writes the state; if the last epoch is the best, its weights are written first.
+
+        Best weights are stored under their epoch's number, and the previous ones are kept until
+        the new state is written: whichever state a kill leaves, the weights it names exist.
+        """
+        best = self._best(progress)
         if progress.best_epoch == len(progress.epochs):
-            _write(self.folder / _BEST, [np.asarray(one) for one in model.weights], {})
+            _write(best, [np.asarray(one) for one in model.weights], {})
         arrays = [np.asarray(variable) for variable in _variables(model)]
         _write(self.folder / _STATE, arrays, vars(progress))
+        for path in self.folder.glob("best-*.npz"):
+            if path != best:
+                path.unlink()
 
     def restore(self, model: Any) -> Progress:
-        """Brings a freshly built model to the state; an empty Progress where there is none."""
+        """Restores a freshly built model; returns an empty Progress if there is no state."""
         if not (self.folder / _STATE).is_file():
             return Progress()
         arrays, facts = _read(self.folder / _STATE)
@@ -62,9 +71,9 @@ class Checkpoint:
             variable.assign(value)
         return Progress(**facts)
 
-    def restore_best(self, model: Any) -> None:
+    def restore_best(self, model: Any, progress: Progress) -> None:
         """Gives the model the weights of the best epoch."""
-        arrays, _ = _read(self.folder / _BEST)
+        arrays, _ = _read(self._best(progress))
         for variable, value in zip(model.weights, arrays, strict=True):
             variable.assign(value)
 
@@ -80,37 +89,36 @@ class Checkpoint:
         temporary.write_text(json.dumps({"run_id": run_id}))
         temporary.replace(self.folder / _RUN)
 
+    def _best(self, progress: Progress) -> Path:
+        return self.folder / f"best-{progress.best_epoch:05d}.npz"
+
     def remove(self) -> None:
-        """Deletes the files: the model is registered."""
+        """Deletes the files; called once the model is registered."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @contextmanager
 def checkpoint(state: str, key: str) -> Iterator[Checkpoint]:
-    """The checkpoint of one training, for this process alone.
+    """Yields the checkpoint of one training, locked against other processes.
 
     Raises:
-        UserError: the folder cannot be written, or another process trains the same now.
+        UserError: the folder cannot be written, or another process is running this training.
     """
-    import fcntl
-
     folder = Path(state, key[:16]).absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
-    except OSError as error:
-        raise UserError(f"state folder {state!r} cannot be written: {error.strerror}") from error
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            folder.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(lock(folder / "lock", wait=False))
         except OSError as error:
+            raise UserError(
+                f"state folder {state!r} cannot be written: {error.strerror}"
+            ) from error
+        if not held:
             raise UserError(
                 f"another process trains on this dataset with this configuration; wait for it, or "
                 f"stop it (its state is in {folder})"
-            ) from error
+            )
         yield Checkpoint(folder)
-    finally:
-        os.close(lock)
 
 
 def _variables(model: Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from model.augment import augment
 from model.plan import Plan
+from model.shards import damaged, shard_paths
 from schemas.classes import VOID, UInt8Array
 from schemas.example import parsing_spec
 from schemas.geometry import Geometry
@@ -18,13 +20,28 @@ _SHUFFLE_RECORDS = 4096
 _READERS = 4
 
 
-class Input:
-    """The batches of a plan's dataset as one network takes them.
+@contextmanager
+def damage_is_named(plan: Plan) -> Iterator[None]:
+    """Turns TensorFlow's error on a damaged record into one that names the shard.
 
-    Images are mirrored, masks filled with void, to the sizes of the network.
+    Raises:
+        UserError: a shard is damaged.
+    """
+    try:
+        yield
+    except tf.errors.DataLossError as error:
+        if named := damaged(plan.folder, plan.manifest.shards):
+            raise named from error
+        raise
+
+
+class Input:
+    """Batches of a plan's dataset, padded to the sizes that a network takes.
+
+    Images are padded by mirroring, masks with void.
 
     Args:
-        geometry: of another network than the plan's.
+        geometry: sizes that the network takes; by default, those of the plan's network.
     """
 
     def __init__(self, plan: Plan, geometry: Geometry | None = None) -> None:
@@ -33,19 +50,22 @@ class Input:
         self.config = plan.config
         self.geometry = geometry or plan.geometry
         self.table = plan.table
+        self._paths: dict[str, list[str]] = {}
 
     def steps(self, split: str) -> int:
-        """Batches in one pass over a split."""
+        """Number of batches in one pass over a split."""
         return -(-self.manifest.splits[split].records // self.config.batch_size)
 
     def training(self, first_epoch: int = 0) -> Any:
-        """All epochs from ``first_epoch`` on as one stream, so that none waits for its beginning.
+        """All epochs from ``first_epoch`` on as one stream, so that no epoch waits for its input.
 
-        Order and augmentation follow from the seed and the epoch's number alone. Batches as in
-        ``evaluation``, shuffled, with float images where they are augmented.
+        Order and augmentation depend only on the seed and the epoch's number. Batches are as in
+        ``evaluation``, but shuffled, with float images if they are augmented.
         """
         config = self.config
-        epoch = self._epoch_from_memory if self._fits_memory("train") else self._epoch_from_shards
+        in_memory = self._fits_memory("train")
+        # Read here: ``batches`` is traced as a graph, so nothing read inside it would be kept.
+        epoch = self._epoch_of(*self._train_pixels) if in_memory else self._epoch_from_shards
 
         def batches(number: Any) -> Any:
             seed = tf.stack([tf.constant(config.seed, tf.int64), number])
@@ -61,15 +81,21 @@ class Input:
             return numbered.map(move, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
         epochs = tf.data.Dataset.range(first_epoch, config.epochs)
-        return self._fit(epochs.flat_map(batches)).prefetch(tf.data.AUTOTUNE)
+        stream = self._fit(epochs.flat_map(batches)).prefetch(tf.data.AUTOTUNE)
+        if in_memory:
+            # Default optimizations rewrite the graph and copy all pixels that it refers to.
+            options = tf.data.Options()
+            options.experimental_optimization.apply_default_optimizations = False
+            stream = stream.with_options(options)
+        return stream
 
     def evaluation(self, split: str) -> Any:
         """One pass over a split in the order of its shards.
 
         Returns:
             A ``tf.data.Dataset`` of (image uint8 (batch, height, width, 3), mask uint8 (batch,
-            height, width, 1)), the last batch as small as it comes. Where the network takes other
-            sizes, images are mirrored to the next one and masks filled with void.
+            height, width, 1)); the last batch may be smaller. If the network does not take this
+            size, images are padded by mirroring to the next one, and masks with void.
         """
         decoded = self._decode(tf.data.TFRecordDataset(self._files(split)))
         batched = decoded.batch(self.config.batch_size)
@@ -77,44 +103,48 @@ class Input:
         return self._fit(batched).apply(count).prefetch(tf.data.AUTOTUNE)
 
     def validation(self) -> Any:
-        """The validation split, kept in memory where it fits."""
+        """The validation split, kept in memory if it fits."""
         batches = self.evaluation("validation")
         return batches.cache() if self._fits_memory("validation") else batches
 
     def pairs(self, split: str) -> Iterator[tuple[UInt8Array, UInt8Array]]:
-        """Images (height, width, 3) and masks (height, width) of a split, one by one."""
+        """Yields the images (height, width, 3) and masks (height, width) of a split."""
         for image, mask in self._decode(tf.data.TFRecordDataset(self._files(split))):
             yield image.numpy(), mask.numpy()[..., 0]
 
     def _files(self, split: str) -> list[str]:
-        return [str(self.folder / name) for name in self.manifest.shard_names(split)]
+        if split not in self._paths:
+            shards = [shard for shard in self.manifest.shards if shard.split == split]
+            self._paths[split] = shard_paths(self.folder, shards)
+        return self._paths[split]
 
     def _fits_memory(self, split: str) -> bool:
         pixels = self.manifest.config.height * self.manifest.config.width
         return self.manifest.splits[split].records * pixels * 4 <= self.config.cache_mib << 20
 
     @cached_property
-    def _in_memory(self) -> tuple[Any, Any]:
+    def _train_pixels(self) -> tuple[Any, Any]:
+        """All images and masks of the train split; decoded once."""
         records = self._decode(tf.data.TFRecordDataset(self._files("train")))
-        whole = records.batch(self.manifest.splits["train"].records)
-        images, masks = next(iter(whole))
+        images, masks = next(iter(records.batch(self.manifest.splits["train"].records)))
         return images, masks
 
-    def _epoch_from_memory(self, seed: Any) -> Any:
-        images, masks = self._in_memory
-        count = self.manifest.splits["train"].records
-        order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
-        return (
-            tf.data.Dataset.from_tensor_slices(order)
-            .batch(self.config.batch_size)
-            .map(lambda index: (tf.gather(images, index), tf.gather(masks, index)))
-        )
+    def _epoch_of(self, images: Any, masks: Any) -> Callable[[Any], Any]:
+        def epoch(seed: Any) -> Any:
+            order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), seed)
+            return (
+                tf.data.Dataset.from_tensor_slices(order)
+                .batch(self.config.batch_size)
+                .map(lambda index: (tf.gather(images, index), tf.gather(masks, index)))
+            )
+
+        return epoch
 
     def _epoch_from_shards(self, seed: Any) -> Any:
         files = tf.random.experimental.stateless_shuffle(tf.constant(self._files("train")), seed)
         records = tf.data.TFRecordDataset(files, num_parallel_reads=_READERS)
-        # Encoded records are shuffled: they take a tenth of the memory of pixels. By windows, since
-        # Dataset.shuffle takes no seed that is only known when the epoch begins.
+        # Shuffles encoded records, which take a tenth of the memory of pixels. In windows, since
+        # Dataset.shuffle cannot take a seed that is known only when the epoch begins.
         windows = records.batch(_SHUFFLE_RECORDS)
         shuffled = windows.map(lambda some: tf.random.experimental.stateless_shuffle(some, seed))
         return self._decode(shuffled.unbatch()).batch(self.config.batch_size)
@@ -134,7 +164,7 @@ class Input:
         return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def _fit(self, batches: Any) -> Any:
-        """Mirrors images and fills masks with void up to the sizes of the network."""
+        """Pads images by mirroring, and masks with void, to the sizes of the network."""
         geometry = self.geometry
         height, width = self.manifest.config.height, self.manifest.config.width
         if all(geometry.input_size(size) == size for size in (height, width)):

@@ -1,4 +1,4 @@
-"""What a network is worth on one split: metrics over all images, and of each."""
+"""Evaluation of a network on one split: metrics over all images and for each image."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _EXAMPLES_OF_A_KIND = 2
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A network on a split.
+    """The results of a network on a split.
 
     Attributes:
         counts: confusion matrix of each image, int64 (images, classes, classes).
-        hoodless: confusion matrix without the hood's vehicles, for the challenge's score.
+        hoodless: confusion matrix without vehicle pixels of the hood, for the challenge's score.
         cross_entropy: mean over all pixels that are not void.
     """
 
@@ -34,11 +34,11 @@ class Evaluation:
 
     @property
     def matrix(self) -> ConfusionMatrix:
-        """Over all images."""
+        """The confusion matrix over all images."""
         return ConfusionMatrix(self.counts.sum(axis=0))
 
     def metrics(self, prefix: str = "test_") -> dict[str, float]:
-        """The figures that stand in MLflow; the challenge's where the classes are there."""
+        """The metrics logged to MLflow; with the challenge's if the taxonomy has its classes."""
         matrix = self.matrix
         figures = {
             "loss": self.cross_entropy,
@@ -67,7 +67,7 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Evalu
     hoodless = ConfusionMatrix.zero(classes)
     loss = 0.0
     for images, masks in source.evaluation(split):
-        # What was mirrored and filled to the network's size is cropped away.
+        # Crops the padding to the network's size.
         logits = class_logits(model(images, training=False))[:, :height, :width]
         loss += float(loss_of(masks[:, :height, :width], logits))
         predicted = np.argmax(logits, axis=-1).astype(np.uint8)
@@ -80,7 +80,7 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Evalu
 
 
 def draw_examples(model: Any, source: Input, evaluation: Evaluation, split: str) -> Any:
-    """A sheet of the best, the median and the worst images: input, truth, prediction, errors."""
+    """A sheet of the best, median and worst images: input, truth, prediction, errors."""
     scores = np.array([ConfusionMatrix(one).mean_iou() for one in evaluation.counts])
     order = np.argsort(-scores, kind="stable")
     kinds = {
@@ -102,7 +102,7 @@ def draw_examples(model: Any, source: Input, evaluation: Evaluation, split: str)
 
 
 def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
-    """Class ids (height, width) of one image (height, width, 3)."""
+    """Predicted class ids (height, width) of one image (height, width, 3)."""
     from model.losses import class_logits
 
     height, width = image.shape[:2]
@@ -112,7 +112,7 @@ def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
 
 
 def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:
-    """Pixels, IoU, precision and recall of each class, NaN where undefined."""
+    """Yields true pixels, IoU, precision and recall of each class; NaN if undefined."""
     for label, pixels, iou, precision, recall in zip(
         taxonomy.classes,
         matrix.true_pixels,

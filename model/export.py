@@ -1,39 +1,39 @@
 """A network as an OpenVINO graph: ``python -m model.export --model FILE.keras --output FOLDER``.
 
-A CPU predicts with the graph: OpenVINO is up in a fraction of the time and memory of TensorFlow.
+CPUs predict with the graph: OpenVINO starts in a fraction of TensorFlow's time and memory.
 The last line of standard output is the graph's path.
 """
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas.cli import run_main
-from schemas.errors import UserError
+from schemas.cli import Parser, run_main
+from schemas.errors import UserError, first_line
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH
 from schemas.quiet import import_openvino, import_tensorflow
 
 
 def export_openvino(keras_file: Path, folder: Path) -> Path:
-    """Writes ``unet.xml`` and ``unet.bin`` by Keras's own export.
+    """Writes ``unet.xml`` and ``unet.bin`` with Keras's own export.
 
-    The graph takes any batch, height and width that the network takes, computes in float32 whatever
-    the network was trained in (the engine lowers the precision), and notes the hash of the file.
+    The graph takes any batch, height and width that the network takes. It computes in float32
+    whatever the network was trained in (the engine lowers the precision), and records the hash of
+    ``keras_file``.
 
     Args:
         keras_file: read in Keras's safe mode.
-        folder: made where it is missing.
+        folder: created if it is missing.
 
     Returns:
-        Path of the graph; the folder holds nothing else of ours.
+        Path of ``unet.xml``; of the files written, only it and ``unet.bin`` remain.
 
     Raises:
-        UserError: the file cannot be read, or OpenVINO has no word for a part of the network.
+        UserError: the file cannot be read, or OpenVINO does not support a part of the network.
     """
     openvino = import_openvino()
     import_tensorflow()
@@ -42,9 +42,9 @@ def export_openvino(keras_file: Path, folder: Path) -> Path:
     try:
         network = keras.saving.load_model(keras_file, compile=False, safe_mode=True)
     except Exception as error:
-        # Keras raises many types on files that are none of its own.
+        # Keras raises many exception types on files that are not its own.
         raise UserError(
-            f"model file {str(keras_file)!r} cannot be loaded: {_reason(error)}"
+            f"model file {str(keras_file)!r} cannot be loaded: {first_line(error)}"
         ) from error
     _compute_in_float32(network)
     folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def export_openvino(keras_file: Path, folder: Path) -> Path:
         network.export(str(raw), format="openvino", verbose=False)
     except Exception as error:
         raise UserError(
-            f"model file {str(keras_file)!r} cannot be exported to OpenVINO: {_reason(error)}; "
+            f"model file {str(keras_file)!r} cannot be exported to OpenVINO: {first_line(error)}; "
             "predict with --engine=tensorflow"
         ) from error
     model = openvino.Core().read_model(raw)
@@ -72,15 +72,9 @@ def _compute_in_float32(network: Any) -> None:
         _compute_in_float32(layer)
 
 
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the graph's path."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m model.export",
         description="Writes a .keras file as an OpenVINO graph.",
     )

@@ -1,4 +1,4 @@
-"""The training itself: a new network, its loss and optimizer, all epochs."""
+"""Trains a network: builds and compiles it, and runs all epochs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from model.losses import SegmentationLoss
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
 from model.unet import build
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 
 
 def fit(
@@ -26,18 +26,18 @@ def fit(
     say: Say,
     start: Path | None = None,
 ) -> tuple[keras.Model, Progress]:
-    """Trains from where the checkpoint is, or from the beginning.
+    """Trains from the checkpoint, or from the beginning if there is none.
 
     Args:
-        log: takes the metrics of all epochs so far at the end of each.
-        start: ``.keras`` file whose weights a new training begins with.
+        log: called after each epoch with the metrics of all epochs so far.
+        start: ``.keras`` file with the initial weights of a new training.
 
     Returns:
-        The network with the weights that ``config.keep`` asks for, in float32 and apart from
-        any GPU's strategy; and the metrics by epoch.
+        The network with the weights that ``config.keep`` asks for, in float32 and outside any
+        distribution strategy; and the progress, with the metrics of each epoch.
 
     Raises:
-        UserError: the loss is not finite, or the weights to begin with do not fit.
+        UserError: the loss is not finite, or the initial weights do not fit.
     """
     config = plan.config
     prepare(config)
@@ -68,7 +68,7 @@ def fit(
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
 
     final = build(config, len(plan.taxonomy))
-    checkpoint.restore_best(final)
+    checkpoint.restore_best(final, progress)
     return final, progress
 
 
@@ -97,14 +97,15 @@ def take_weights(model: keras.Model, path: Path) -> None:
     """Copies the weights of a ``.keras`` file.
 
     Raises:
-        UserError: it cannot be read, or is of another architecture or number of classes.
+        UserError: the file cannot be read, or its architecture or number of classes differs.
     """
     try:
         weights = keras.saving.load_model(path, compile=False, safe_mode=True).get_weights()
     except Exception as error:
-        # Keras raises many types on files that are none of its own.
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model file {str(path)!r} cannot be loaded: {reason}") from error
+        # Keras raises many exception types on files that are not its own.
+        raise UserError(
+            f"model file {str(path)!r} cannot be loaded: {first_line(error)}"
+        ) from error
     expected = [tuple(one.shape) for one in model.weights]
     found = [one.shape for one in weights]
     if expected != found:
@@ -148,15 +149,16 @@ def _run_epochs(
 
 
 def _explain(error: BadLossError, plan: Plan, progress: Progress, checkpoint: Checkpoint) -> str:
-    """What happened, and where the last good weights are."""
+    """Saves the last good weights; says what happened and where they are."""
     kept = "no epoch was finished"
     if progress.epochs:
         network = build(plan.config, len(plan.taxonomy))
-        checkpoint.restore_best(network)
+        checkpoint.restore_best(network, progress)
         path = checkpoint.folder / "last-good.keras"
         network.save(path)
         kept = f"the weights of epoch {progress.best_epoch} are kept in {path}"
     return (
         f"the loss was not finite at step {error.step} of epoch {error.epoch}; {kept}; "
-        f"lower --learning_rate (it is {plan.config.learning_rate}) or --clip_norm"
+        f"lower --learning_rate (it is {plan.config.learning_rate}), or set or lower --clip_norm "
+        f"(it is {plan.config.clip_norm:g}, and 0 is none)"
     )

@@ -1,128 +1,26 @@
-"""The gate: whether a new version takes the champion's place, and the way back.
+"""The gate: decides whether a new version replaces the champion, and rolls back.
 
-``python -m model.gate --model models:/lyft-unet/3 --dataset DIR`` decides anew;
-``python -m model.gate --rollback lyft-unet`` gives the alias back to the champion before.
+``python -m model.gate --model models:/lyft-unet/3 --dataset DIR`` decides again;
+``python -m model.gate --rollback lyft-unet`` gives the alias back to the previous champion.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
-
+from model.decision import Decision, decide
 from model.plan import Plan, plan
 from schemas.classes import Taxonomy
-from schemas.cli import add_config, config_from, run_main
+from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import GateConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.geometry import Geometry
-from schemas.layout import TRACKING_URI
 from schemas.quiet import import_tensorflow
-from schemas.stats import Float64Array, Int64Array
+from schemas.stats import Int64Array
+from schemas.tracking import outages_are_said
 
 Say = Callable[[str], None]
-
-_RESAMPLES = 2000
-_SEED = 0
-
-
-class Decision(BaseModel):
-    """What the gate found, on the test split of one dataset.
-
-    Attributes:
-        mean_iou, champion_mean_iou: over all images; the champion's is None without one.
-        low, high: bootstrap interval of their difference.
-        critical: IoU of each critical class, of champion and challenger; None where undefined.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    promoted: bool
-    reason: str
-    mean_iou: float
-    champion_mean_iou: float | None = None
-    low: float | None = None
-    high: float | None = None
-    critical: dict[str, tuple[float | None, float | None]] = {}
-
-    def to_markdown(self, challenger: str, champion: str | None) -> str:
-        """The decision with its numbers, for a person."""
-        lines = [
-            f"# {'Promoted' if self.promoted else 'Not promoted'}: {challenger}",
-            "",
-            self.reason,
-            "",
-            f"| | {champion or 'no champion'} | {challenger} |",
-            "| --- | ---: | ---: |",
-            f"| mean IoU | {_shown(self.champion_mean_iou)} | {_shown(self.mean_iou)} |",
-            *(
-                f"| IoU {name} | {_shown(before)} | {_shown(after)} |"
-                for name, (before, after) in self.critical.items()
-            ),
-        ]
-        return "\n".join(lines) + "\n"
-
-
-def decide(
-    challenger: Int64Array, champion: Int64Array | None, taxonomy: Taxonomy, config: GateConfig
-) -> Decision:
-    """Compares two networks over the same images.
-
-    The interval is the percentile bootstrap over images, paired: both networks are summed over
-    the same resample. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 13. Images of one drive resemble each other, so it is narrower than the truth.
-
-    Args:
-        challenger, champion: confusion matrix of each image, int64 (images, classes, classes).
-    """
-    names = [name.strip() for name in config.critical.split(",")]
-    ids = [label.id for label in taxonomy.classes if label.name in names]
-    after = _iou(challenger.sum(axis=0))
-    mean = float(np.nanmean(after))
-    if champion is None:
-        found = {taxonomy.names[i]: (None, _defined(after[i])) for i in ids}
-        enough = mean >= config.floor
-        said = "reaches" if enough else "is below"
-        reason = f"There is no champion; mean IoU {mean:.4f} {said} the floor of {config.floor}."
-        return Decision(promoted=enough, reason=reason, mean_iou=mean, critical=dict(found))
-
-    before = _iou(champion.sum(axis=0))
-    mean_before = float(np.nanmean(before))
-    critical = {taxonomy.names[i]: (_defined(before[i]), _defined(after[i])) for i in ids}
-    low, high = _interval(challenger, champion, config.confidence)
-    difference = mean - mean_before
-    figures = (
-        f"mean IoU {mean:.4f} against {mean_before:.4f}: {difference:+.4f}, "
-        f"{config.confidence:.0%} interval {low:+.4f} to {high:+.4f}"
-    )
-    # A class that the challenger no longer finds anywhere has fallen to nothing.
-    fallen = [
-        f"{name} from {old:.4f} to {new or 0.0:.4f}"
-        for name, (old, new) in critical.items()
-        if old is not None and old - (new or 0.0) > config.tolerance
-    ]
-    problems = []
-    if difference <= config.margin:
-        problems.append(f"not better by more than {config.margin}")
-    if low <= 0:
-        problems.append("the interval does not lie above 0")
-    if fallen:
-        problems.append(f"more than {config.tolerance} lost: {', '.join(fallen)}")
-    verdict = "; ".join(problems) if problems else "better, and no critical class falls"
-    return Decision(
-        promoted=not problems,
-        reason=f"{figures}; {verdict}.",
-        mean_iou=mean,
-        champion_mean_iou=mean_before,
-        low=low,
-        high=high,
-        critical=critical,
-    )
 
 
 class NotPromotedError(UserError):
@@ -134,78 +32,98 @@ def judge(
 ) -> str:
     """Decides on a registered version, moves the aliases and logs the decision.
 
+    Evaluation takes minutes, and another training may end meanwhile. If the champion has changed
+    by then, the decision is made again.
+
     Args:
-        plan: what the version was trained on; both networks are evaluated on its test split.
-        counts: confusion matrix of each of its images, where the version was evaluated before.
+        plan: the version's configuration, and the dataset on whose test split both networks are
+            evaluated.
+        counts: confusion matrix of each test image, if the version was evaluated before.
 
     Returns:
-        The version to predict with: this one, or the champion that it did not beat.
+        URI of the version to predict with: this one, or the champion that it did not beat.
 
     Raises:
         NotPromotedError: the version was not promoted and there is no champion.
     """
-    from model import tracking
+    from model import registry
 
-    champion = tracking.champion(plan.config.model_name)
+    name = plan.config.model_name
+    champion = registry.champion(name)
     if config.promote == "never" or champion == uri:
         return uri
-    tracking.set_alias(uri, tracking.CHALLENGER)
-    if config.promote == "gate" and (reason := tracking.refused_before(uri, champion, config)):
-        say(f"not promoted: {reason}")
-        return _champion_or_error(uri, champion, reason)
-    decision = _decide_on(uri, champion, plan, config, say, counts)
-    tracking.log_decision(uri, champion, decision, config)
+    registry.set_alias(uri, registry.CHALLENGER)
+    while True:
+        if config.promote == "gate" and (reason := registry.refused_before(uri, champion, config)):
+            say(f"not promoted: {reason}")
+            return _champion_or_error(uri, champion, reason)
+        if counts is None:
+            counts = _counts(uri, plan)
+        decision = _decide_on(uri, champion, plan, config, say, counts)
+        if registry.conclude(uri, champion, decision, config):
+            break
+        champion = registry.champion(name)
+        if champion == uri:
+            return uri
+        say(f"the champion has changed meanwhile, to {champion}: deciding again")
     say(f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
 def check_champion(name: str, taxonomy: Taxonomy) -> None:
-    """Refuses a training whose result could not be compared with the champion.
+    """Refuses a training whose result cannot be compared with the champion.
 
     Raises:
         UserError: the champion has another taxonomy.
     """
-    from model import tracking
+    from model import registry
 
-    champion = tracking.champion(name)
+    champion = registry.champion(name)
     if champion is None:
         return
-    other = Taxonomy.model_validate(tracking.metadata(champion)["taxonomy"])
-    if other.sha256 != taxonomy.sha256:
+    other = Taxonomy.model_validate(registry.metadata(champion)["taxonomy"])
+    if other.mapping_sha256 != taxonomy.mapping_sha256:
         raise UserError(
             f"champion {champion} has taxonomy {other.name}, this training {taxonomy.name}: "
             "they cannot be compared; choose another --model_name, or --promote=always"
         )
 
 
+@outages_are_said()
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the URI of the champion."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m model.gate",
         description="Decides whether a version becomes champion, or rolls back.",
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="models:/<name>/<version> to decide on")
+    what.add_argument("--model", help="models:/<name>/<version> or @<alias> to decide on")
     what.add_argument("--rollback", metavar="NAME", help="give the alias to the champion before")
     parser.add_argument("--dataset", help="folder whose test split decides")
-    parser.add_argument(
-        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
-    )
+    add_tracking_uri(parser)
     add_config(parser, GateConfig)
     args = parser.parse_args(arguments)
     config = config_from(GateConfig, args)
-    from model import tracking
+    from model import registry, tracking
 
     tracking.connect(args.tracking_uri)
     if args.rollback:
-        return tracking.rollback(args.rollback)
+        return registry.rollback(args.rollback)
     if not args.dataset:
         raise UserError("expected --dataset, whose test split decides")
-    trained_with = TrainConfig(**tracking.train_config(args.model))
+    uri = registry.version_of(args.model)
+    # Its initial weights may no longer exist.
+    trained_with = TrainConfig(**registry.train_config(uri) | {"start_from": ""})
     chosen = plan(args.dataset, trained_with)
-    check_champion(trained_with.model_name, chosen.taxonomy)
-    return judge(args.model, chosen, config, _say)
+    own = Taxonomy.model_validate(registry.metadata(uri)["taxonomy"])
+    if own.mapping_sha256 != chosen.taxonomy.mapping_sha256:
+        raise UserError(
+            f"{uri} predicts taxonomy {own.name}, but dataset {args.dataset!r} holds "
+            f"{chosen.taxonomy.name}: their classes differ; name a dataset of the model's classes"
+        )
+    if config.promote == "gate":
+        check_champion(trained_with.model_name, chosen.taxonomy)
+    return judge(uri, chosen, config, _say)
 
 
 def _decide_on(
@@ -214,9 +132,8 @@ def _decide_on(
     plan: Plan,
     config: GateConfig,
     say: Say,
-    counts: Int64Array | None,
+    challenger: Int64Array,
 ) -> Decision:
-    challenger = _counts(uri, plan) if counts is None else counts
     if config.promote == "always":
         regardless = decide(challenger, None, plan.taxonomy, config)
         reason = "Promoted regardless, as asked for."
@@ -237,50 +154,20 @@ def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:
 
 
 def _counts(uri: str, plan: Plan) -> Int64Array:
-    from model import tracking
+    from model import registry
 
     import_tensorflow()
     import keras
 
-    from model.dataset import Input
+    from model.dataset import Input, damage_is_named
     from model.evaluate import evaluate
 
-    facts = tracking.metadata(uri)
-    network = keras.saving.load_model(tracking.keras_file(uri), compile=False, safe_mode=True)
+    facts = registry.metadata(uri)
+    with registry.keras_file(uri) as path:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
     source = Input(plan, Geometry.model_validate(facts["geometry"]))
-    return evaluate(network, source, plan.taxonomy, "test").counts
-
-
-def _interval(
-    challenger: Int64Array, champion: Int64Array, confidence: float
-) -> tuple[float, float]:
-    images = len(challenger)
-    draws = np.random.default_rng(_SEED).multinomial(
-        images, np.full(images, 1 / images), _RESAMPLES
-    )
-    difference = [
-        np.nanmean(_iou(np.tensordot(draws, counts, axes=1)), axis=-1)
-        for counts in (challenger, champion)
-    ]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(difference[0] - difference[1], [tail, 1 - tail])
-    return float(low), float(high)
-
-
-def _iou(counts: npt.NDArray[Any]) -> Float64Array:
-    """IoU by class of matrices (…, classes, classes), NaN where a class does not occur."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    with np.errstate(invalid="ignore"):
-        return np.asarray(hits / union, np.float64)
-
-
-def _defined(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _shown(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    with damage_is_named(plan):
+        return evaluate(network, source, plan.taxonomy, "test").counts
 
 
 def _say(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What the machine offers to a training: its GPUs, and the precision they are fast at."""
+"""Hardware for training: the machine's GPUs, and the precision they are fast at."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.config import TrainConfig
 
 
 def prepare(config: TrainConfig) -> None:
-    """Seeds every generator and, where asked for, makes every operation deterministic."""
+    """Seeds every generator and, if configured, makes every operation deterministic."""
     import keras
     import tensorflow as tf
 
@@ -21,7 +21,7 @@ def prepare(config: TrainConfig) -> None:
 
 @contextlib.contextmanager
 def training_scope(config: TrainConfig) -> Iterator[None]:
-    """Where a network is built for training: on all GPUs of the machine, in its precision."""
+    """Scope in which to build a network for training: all GPUs, the chosen precision."""
     import keras
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy, and what a configuration adds to it."""
+"""The training loss: cross-entropy plus the term that a configuration adds."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _FOCAL_GAMMA = 2.0
 
 
 def class_logits(logits: Any) -> Any:
-    """Logits with a channel for each class: a single one becomes (0, logit).
+    """Logits with a channel for each class: a single channel becomes (0, logit).
 
-    The softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)), so that a binary network needs no loss
-    and no metric of its own.
+    The softmax of (0, z) is (1 - sigmoid(z), sigmoid(z)), so a binary network needs no loss or
+    metric of its own.
     """
     if logits.shape[-1] != 1:
         return logits
@@ -39,10 +39,10 @@ class SegmentationLoss(keras.losses.Loss):
 
     Args:
         class_weights: weight of each class's pixels in the cross-entropy; the sum is divided by
-            the weights' sum, so that the scale of the loss stays.
-        extra: ``dice`` and ``tversky`` are taken over the batch, for each class that its truth
-            holds; ``focal`` is the cross-entropy weighted by (1 - p)**2.
-        extra_weight: the factor of the further loss.
+            the weights' sum, so that the scale of the loss does not change.
+        extra: the further loss. ``dice`` and ``tversky`` are computed over the batch and averaged
+            over the classes in its truth; ``focal`` is cross-entropy weighted by (1 - p)**2.
+        extra_weight: factor of the further loss.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SegmentationLoss(keras.losses.Loss):
         weights = known
         if self.class_weights is not None:
             weights *= ops.take(ops.convert_to_tensor(self.class_weights, "float32"), truth)
-        # Over the batch, so that an image that is mostly void weighs no more than its pixels.
+        # Normalised over the batch: a mostly void image counts by its few remaining pixels.
         total = ops.maximum(ops.mean(ops.sum(weights, axis=-1)), 1e-6)
         loss = -ops.sum(weights * of_truth, axis=-1) / total
         if self.extra == "focal":
@@ -83,7 +83,7 @@ class SegmentationLoss(keras.losses.Loss):
         return loss
 
     def _overlap_loss(self, probability: Any, truth: Any, known: Any) -> Any:
-        """1 - Tversky index, mean over the classes in the batch's truth; Dice is 0.5 and 0.5."""
+        """1 - mean Tversky index over the classes in the batch's truth; Dice weighs 0.5 and 0.5."""
         on_false_positives, on_false_negatives = (
             (0.5, 0.5)
             if self.extra == "dice"

@@ -1,4 +1,4 @@
-"""Training metrics from one streamed confusion matrix."""
+"""Training metrics from one running confusion matrix."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class SegmentationMetrics(keras.metrics.Metric):
 
     Truth is (batch, height, width, 1) of class ids, 255 for void, which is left out; prediction
     is logits (batch, height, width, classes), or one channel for two classes. Classes that occur
-    in neither are left out of the mean. Counts are exact up to 2**63 pixels, 2**31 on JAX.
+    in neither are left out of the mean IoU. Counts are exact up to 2**63 pixels, 2**31 on JAX.
     """
 
     def __init__(self, classes: int, name: str = "segmentation") -> None:
@@ -33,7 +33,7 @@ class SegmentationMetrics(keras.metrics.Metric):
         found = ops.argmax(class_logits(y_pred), axis=-1)
         predicted = ops.cast(ops.reshape(found, (-1,)), "int32")
         cells = self.classes * self.classes
-        # Void counts in a cell of its own behind the others.
+        # Void pixels go to an extra last cell, which is dropped.
         pairs = ops.where(truth == VOID, cells, truth * self.classes + predicted)
         counts = ops.reshape(
             ops.bincount(pairs, minlength=cells + 1)[:cells], (self.classes, self.classes)
@@ -41,7 +41,7 @@ class SegmentationMetrics(keras.metrics.Metric):
         self.matrix.assign_add(ops.cast(counts, self.count_dtype))
 
     def result(self) -> dict[str, Any]:
-        """``pixel_accuracy`` and ``mean_iou``, 0 without pixels."""
+        """``pixel_accuracy`` and ``mean_iou``; 0 if there are no pixels."""
         matrix = ops.cast(self.matrix, "float32")
         hits = ops.diagonal(matrix)
         union = ops.sum(matrix, axis=0) + ops.sum(matrix, axis=1) - hits

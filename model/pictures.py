@@ -34,7 +34,7 @@ def draw_curves(epochs: list[dict[str, float]], path: Path) -> None:
 
 
 def draw_confusion(matrix: ConfusionMatrix, names: tuple[str, ...], path: Path) -> None:
-    """Confusion matrix; each row is a true class, in shares of its pixels."""
+    """Confusion matrix; each row is a true class, as shares of its pixels."""
     plt = _pyplot()
     shares = matrix.counts / np.maximum(matrix.true_pixels, 1)[:, None]
     figure, axis = plt.subplots(figsize=(8, 7), layout="constrained")
@@ -53,7 +53,7 @@ def draw_confusion(matrix: ConfusionMatrix, names: tuple[str, ...], path: Path) 
 
 
 def write_class_table(evaluation: Evaluation, path: Path) -> None:
-    """CSV of the test split: class, true pixels, IoU, precision, recall; empty where undefined."""
+    """CSV of the test split: class, true pixels, IoU, precision, recall; empty if undefined."""
     lines = ["class_id,class_name,true_pixels,iou,precision,recall"]
     lines += [
         ",".join(_cell(value) for value in row.values())
@@ -63,7 +63,7 @@ def write_class_table(evaluation: Evaluation, path: Path) -> None:
 
 
 def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: int) -> str:
-    """The model card, in Markdown: what the model is, what it learnt from, what it is worth.
+    """The model card, in Markdown: the model, its training data and its evaluation.
 
     Its headings follow Mitchell et al., "Model Cards for Model Reporting", 2019.
     """
@@ -114,7 +114,7 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
             "| --- | --- |",
             *(f"| {name} | {value} |" for name, value in config.model_dump().items()),
             "",
-            f"Kept are the weights of epoch {best_epoch} (`keep={config.keep}`).",
+            f"The weights of epoch {best_epoch} were kept (`keep={config.keep}`).",
             "",
             "## Test split",
             "",

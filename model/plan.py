@@ -1,4 +1,4 @@
-"""What is trained on what: everything about a training that is known before any work."""
+"""The plan of a training: everything about it that is known before it starts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from schemas.errors import UserError
 from schemas.geometry import PADDED, UNPADDED, Geometry
 from schemas.layout import SPLITS
 from schemas.manifest import Manifest, load_manifest
+from schemas.storage import absolute, file_sha256
 
 GEOMETRY: dict[str, Geometry] = {"unet": PADDED, "unet-2015": UNPADDED, "unet-dropout": PADDED}
 """The sizes that each architecture takes."""
+
+REGISTERED = ("models:/", "runs:/")
+"""Prefixes of the URI of a model in MLflow; anything else is a file path."""
 
 
 @dataclass(frozen=True)
@@ -25,13 +29,14 @@ class Plan:
     """One training.
 
     Attributes:
-        folder: of the published dataset.
-        taxonomy: of the model; two classes where a target is told from the rest.
+        folder: folder or URI of the published dataset.
+        taxonomy: classes of the model; two if the config names a target.
         table: the model's class id for each value of the dataset's masks, uint8 (256,).
-        key: hash of dataset and configuration: the same key makes the same model.
+        key: hash of dataset, configuration and initial weights. Equal keys make equal models, once
+            ``model.registry.pinned`` has replaced an alias with a version.
     """
 
-    folder: Path
+    folder: str
     manifest: Manifest
     config: TrainConfig
     taxonomy: Taxonomy
@@ -44,9 +49,11 @@ class Plan:
         return GEOMETRY[self.config.architecture]
 
     def class_weights(self) -> list[float] | None:
-        """Weights in the cross-entropy by class id, bounded, or None for equal ones.
+        """Bounded weights in the cross-entropy by class id, or None for equal weights.
 
-        The manifest's are median-frequency weights. A class without a pixel has weight 0.
+        Without a target, they are the manifest's median-frequency weights, 0 for a class without
+        pixels. With a target, they are the mean pixel count of the two classes divided by each
+        class's own.
         """
         if self.config.class_weights == "none":
             return None
@@ -61,11 +68,11 @@ class Plan:
         return [min(weights[name], bound) for name in self.taxonomy.names]
 
     def model_metadata(self) -> dict[str, Any]:
-        """What travels with the model: how its input is made and what its output means."""
+        """Metadata stored with the model: how its input is made and what its output means."""
         return {
             "taxonomy": self.taxonomy.model_dump(mode="json"),
             "class_table": self.table.tolist(),
-            "dataset_taxonomy_sha256": self.manifest.taxonomy_sha256,
+            "dataset_mapping_sha256": self.manifest.taxonomy.mapping_sha256,
             "dataset_fingerprint": self.manifest.fingerprint,
             "dataset_name": self.manifest.name,
             "height": self.manifest.config.height,
@@ -76,12 +83,12 @@ class Plan:
 
 
 def plan(dataset: str, config: TrainConfig) -> Plan:
-    """Reads the dataset's manifest and refuses what cannot be trained on it, before any work.
+    """Reads the dataset's manifest and checks that the configuration can be trained on it.
 
     Raises:
-        UserError: says what is missing or does not fit.
+        UserError: something is missing or does not fit; the message says what.
     """
-    folder = Path(dataset).absolute()
+    folder = absolute(dataset)
     manifest = load_manifest(folder)
     if not manifest.config.height:
         raise UserError(
@@ -98,5 +105,18 @@ def plan(dataset: str, config: TrainConfig) -> Plan:
     if config.target:
         names = [name.strip() for name in config.target.split(",")]
         taxonomy, table = taxonomy.told_from_rest(names)
-    key = hashlib.sha256(f"{manifest.fingerprint} {config.sha256()}".encode()).hexdigest()
-    return Plan(folder, manifest, config, taxonomy, table, key)
+    return Plan(folder, manifest, config, taxonomy, table, training_key(manifest, config))
+
+
+def training_key(manifest: Manifest, config: TrainConfig) -> str:
+    """See ``Plan.key``; a file to start from counts by its content, not by its name.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    origin = config.start_from
+    if origin and not origin.startswith(REGISTERED):
+        if not Path(origin).is_file():
+            raise UserError(f"start_from {origin!r}: there is no such .keras file")
+        config = config.model_copy(update={"start_from": file_sha256(origin)})
+    return hashlib.sha256(f"{manifest.fingerprint} {config.sha256()}".encode()).hexdigest()

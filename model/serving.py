@@ -1,6 +1,6 @@
 """The model as MLflow serves it: RGB arrays in, class ids out. Logged as code with each model.
 
-It stands alone in the model's folder, so it imports nothing of ours.
+It must run on its own in the model's folder, so it imports nothing from this project.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class _Network:
-    """Loads the Keras file once; mirrors images to a size it takes and crops the answer back."""
+    """Loads the Keras file once; pads images by mirroring to a size it takes, crops the result."""
 
     def load_context(self, context: Any) -> None:
         """Reads the network in Keras's safe mode."""
@@ -35,14 +35,14 @@ class _Network:
         return ids.astype(np.uint8)
 
     def _mirror(self, size: int) -> Any:
-        """Which row (or column) stands at each place of the input; see schemas/geometry.py."""
+        """Index of the row (or column) at each position of the input; see schemas/geometry.py."""
         margin, multiple = self._geometry["margin"], self._geometry["multiple"]
         after = margin + (self._geometry["remainder"] - size - 2 * margin) % multiple
         return np.pad(np.arange(size), (margin, after), mode="symmetric")
 
 
 class UNetServer(_Network, mlflow.pyfunc.PythonModel):
-    """MLflow would have type hints on a predict() of this class, in place of the signature."""
+    """Inherits predict(): MLflow would ask for type hints on one defined in this class."""
 
 
 mlflow.models.set_model(UNetServer())

@@ -1,13 +1,12 @@
 """Trains over a grid of parameters under one parent run, and lets the gate judge the best.
 
 ``python -m model.sweep --dataset DIR --grid filters=16,32 --grid learning_rate=1e-3,3e-3``. Each
-training is a process of its own, so that a GPU's memory is free before the next. The last line of
+training is its own process, so that a GPU's memory is freed before the next one. The last line of
 standard output is the URI of the version to predict with.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import subprocess
 import sys
@@ -15,14 +14,25 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.plan import plan
-from schemas.cli import add_config, config_from, run_main, to_arguments
+from schemas.cli import (
+    TRY_AGAIN,
+    Parser,
+    add_config,
+    add_tracking_uri,
+    config_from,
+    run_main,
+    to_arguments,
+)
 from schemas.config import GateConfig, TrainConfig
-from schemas.errors import UserError
-from schemas.layout import TRACKING_URI, TRAINING_STATE
+from schemas.errors import UnavailableError, UserError
+from schemas.layout import TRAINING_STATE
+from schemas.lifeline import tied_to_me
+from schemas.tracking import outages_are_said
 
 _SCORE = "val_mean_iou"
 
 
+@outages_are_said()
 def run(
     dataset: str,
     configs: Sequence[TrainConfig],
@@ -30,21 +40,24 @@ def run(
     gate: GateConfig,
     state: str = TRAINING_STATE,
 ) -> str:
-    """Trains once for each configuration and judges the one that is best on validation.
+    """Trains once for each configuration; the gate judges the one that is best on validation.
 
-    A sweep that was cut short goes on where it was: trainings that are there are not repeated.
+    An interrupted sweep resumes: finished trainings are not repeated.
 
     Returns:
         ``models:/<name>/<version>`` of the version to predict with.
 
     Raises:
         UserError: a configuration cannot be trained, or the gate left no champion.
+        UnavailableError: MLflow does not answer.
     """
-    from model import tracking
+    from model import registry, tracking
     from model.gate import check_champion, judge
 
     plans = [plan(dataset, config) for config in configs]
     tracking.connect(tracking_uri)
+    # An alias may move during the sweep.
+    plans = [registry.pinned(one) for one in plans]
     if gate.promote == "gate":
         check_champion(configs[0].model_name, plans[0].taxonomy)
     parent = tracking.start_sweep(plans[0], [one.key for one in plans])
@@ -52,14 +65,14 @@ def run(
     for number, config in enumerate(configs, 1):
         what = _difference(configs, config)
         _say(f"{number}/{len(configs)}: {what}")
-        uri = _train(dataset, config, tracking_uri, state, parent)
-        score = tracking.best_of(uri, _SCORE)
+        uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
+        score = registry.best_of(uri, _SCORE)
         versions.append((score, uri))
         rows.append(f"| {uri} | {what} | {score:.4f} |")
     heads = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
     table = "\n".join([*heads, *rows])
     print(table, file=sys.stderr, flush=True)
-    # The first of equals, so that the same sweep has the same end.
+    # The first one wins a tie, so that the same sweep gives the same result.
     best = max(range(len(plans)), key=lambda index: versions[index][0])
     tracking.end_sweep(parent, table, versions[best][0])
     return judge(versions[best][1], plans[best], gate, _say)
@@ -81,14 +94,14 @@ def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
             )
         names.append(name)
         values.append(listed.split(","))
-    parser = argparse.ArgumentParser(allow_abbrev=False, exit_on_error=False)
+    parser = Parser()
     add_config(parser, TrainConfig)
     configs = []
     for combination in itertools.product(*values):
         chosen = [f"--{name}={value}" for name, value in zip(names, combination, strict=True)]
         try:
             args = parser.parse_args([*to_arguments(base), *chosen])
-        except argparse.ArgumentError as error:
+        except UserError as error:
             raise UserError(f"--grid: {error}") from error
         configs.append(config_from(TrainConfig, args))
     return configs
@@ -96,8 +109,7 @@ def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the URI of the version to predict with."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m model.sweep",
         description="Trains over a grid of parameters and judges the best.",
     )
@@ -105,9 +117,7 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument(
         "--grid", action="append", required=True, help="name=value,value; once for each parameter"
     )
-    parser.add_argument(
-        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
-    )
+    add_tracking_uri(parser)
     parser.add_argument("--state", default=TRAINING_STATE, help="folder of unfinished trainings")
     add_config(parser, TrainConfig)
     add_config(parser, GateConfig)
@@ -131,14 +141,19 @@ def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, par
         "--promote=never",
         *to_arguments(config),
     ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=tied_to_me())
+    if done.returncode == TRY_AGAIN:
+        raise UnavailableError(
+            f"the training of this configuration found a service that does not answer, see above: "
+            f"{config}"
+        )
     if done.returncode != 0:
         raise UserError(f"the training of this configuration failed, see above: {config}")
     return done.stdout.splitlines()[-1]
 
 
 def _difference(configs: Sequence[TrainConfig], config: TrainConfig) -> str:
-    """What sets a configuration apart from the others."""
+    """The parameters in which a configuration differs from any other, as text."""
     every: list[dict[str, Any]] = [one.model_dump() for one in configs]
     return ", ".join(
         f"{name}={value}"

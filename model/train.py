@@ -1,4 +1,4 @@
-"""A published dataset to a registered model: ``python -m model.train --dataset DIR``.
+"""Trains and registers a model: ``python -m model.train --dataset DIR``.
 
 The last line of standard output is the URI of the version to predict with: the new one, or the
 champion that it did not beat.
@@ -6,23 +6,24 @@ champion that it did not beat.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import Checkpoint, Progress, checkpoint
 from model.gate import NotPromotedError, check_champion, judge
-from model.plan import Plan, plan
-from schemas.cli import add_config, config_from, run_main
+from model.plan import REGISTERED, Plan, plan
+from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import GateConfig, TrainConfig
 from schemas.errors import UnavailableError, UserError
-from schemas.layout import TRACKING_URI, TRAINING_STATE
+from schemas.layout import TRAINING_STATE
 from schemas.quiet import import_tensorflow
 from schemas.stats import Int64Array
+from schemas.tracking import outages_are_said
 
 if TYPE_CHECKING:
     from model import tracking
@@ -31,6 +32,7 @@ PATIENCE_S = 60.0
 """How long a finished training waits for an MLflow server that does not answer."""
 
 
+@outages_are_said()
 def run(
     dataset: str,
     config: TrainConfig,
@@ -40,18 +42,20 @@ def run(
     state: str = TRAINING_STATE,
     reuse: bool = False,
     parent: str | None = None,
+    decision: str | None = None,
 ) -> str:
     """Trains, evaluates on the test split, logs, registers, and lets the gate decide.
 
-    A training that was interrupted goes on after its last finished epoch.
+    An interrupted training resumes after its last finished epoch.
 
     Args:
-        dataset: a published dataset folder.
+        dataset: folder or URI of a published dataset.
         tracking_uri: MLflow's store or server.
-        gate: when the version becomes champion; by default if it is better.
+        gate: when the version becomes champion; by default, if it is better.
         state: folder of the checkpoints of unfinished trainings.
-        reuse: takes the version trained before with the same dataset and config, if there is.
+        reuse: whether to take a version already trained with the same dataset and config.
         parent: MLflow run of the sweep that this training is part of.
+        decision: file to which the gate's decision is written as Markdown, if there is one.
 
     Returns:
         ``models:/<name>/<version>`` of the version to predict with.
@@ -63,22 +67,22 @@ def run(
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from model import tracking
+    from model import registry, tracking
 
     tracking.connect(tracking_uri)
+    chosen = registry.pinned(chosen)
     if gate.promote == "gate":
         check_champion(config.model_name, chosen.taxonomy)
-    if reuse and (known := tracking.find_trained(config.model_name, chosen.key)):
+    if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
         say(f"nothing has changed: {known} was trained on this dataset with this configuration")
-        return judge(known, chosen, gate, say)
+        return _judge(known, chosen, gate, decision)
 
-    start = starting_weights(chosen)
-    import_tensorflow()
-    with checkpoint(state, chosen.key) as kept:
+    with starting_weights(chosen) as start, checkpoint(state, chosen.key) as kept:
+        import_tensorflow()
         try:
             uri, counts = _train(chosen, kept, start, parent)
             better = tracking.patiently(
-                lambda: judge(uri, chosen, gate, say, counts), PATIENCE_S, say
+                lambda: _judge(uri, chosen, gate, decision, counts), PATIENCE_S, say
             )
         except UnavailableError as error:
             raise UnavailableError(
@@ -92,29 +96,45 @@ def run(
         return better
 
 
-def starting_weights(chosen: Plan) -> Path | None:
-    """File of the weights that training begins with, where a model to start from is named.
+def _judge(
+    uri: str,
+    chosen: Plan,
+    gate: GateConfig,
+    decision: str | None,
+    counts: Int64Array | None = None,
+) -> str:
+    """Calls ``gate.judge``; writes its decision, or the one made before, to a file."""
+    from model import registry
+
+    try:
+        return judge(uri, chosen, gate, say, counts)
+    finally:
+        if decision:
+            registry.save_decision(uri, Path(decision))
+
+
+@contextmanager
+def starting_weights(chosen: Plan) -> Iterator[Path | None]:
+    """Yields the file of the initial weights, or None if ``start_from`` is empty.
 
     Raises:
-        UserError: there is no such model, or its classes are others.
+        UserError: there is no such model, or its classes differ.
     """
     origin = chosen.config.start_from
-    if not origin:
-        return None
-    if not origin.startswith(("models:/", "runs:/")):
-        if not Path(origin).is_file():
-            raise UserError(f"start_from {origin!r}: there is no such .keras file")
-        return Path(origin)
-    from model import tracking
+    if not origin.startswith(REGISTERED):
+        yield Path(origin) if origin else None
+        return
+    from model import registry
 
-    classes = tracking.metadata(origin)["taxonomy"]
+    classes = registry.metadata(origin)["taxonomy"]
     if classes["name"] != chosen.taxonomy.name or len(classes["classes"]) != len(chosen.taxonomy):
         raise UserError(
             f"start_from {origin!r} has the {len(classes['classes'])} classes of taxonomy "
             f"{classes['name']}, dataset {chosen.manifest.name} the {len(chosen.taxonomy)} of "
             f"{chosen.taxonomy.name}; start from a model of the same classes"
         )
-    return tracking.keras_file(origin)
+    with registry.keras_file(origin) as path:
+        yield path
 
 
 def _train(
@@ -122,11 +142,12 @@ def _train(
 ) -> tuple[str, Int64Array]:
     """One MLflow run from the first epoch to the registered version."""
     from model import tracking
+    from model.dataset import damage_is_named
     from model.fit import fit
 
     config = chosen.config
     say(f"{chosen.manifest.splits['train'].records} training images, {config.epochs} epochs")
-    with tracking.training_run(chosen, kept.run_id, parent, say) as run:
+    with damage_is_named(chosen), tracking.training_run(chosen, kept.run_id, parent, say) as run:
         kept.run_id = run.id
         model, progress = fit(chosen, kept, run.log_epochs, say, start)
         return _deliver(chosen, model, progress, run)
@@ -135,8 +156,8 @@ def _train(
 def _deliver(
     chosen: Plan, model: Any, progress: Progress, run: tracking.Run
 ) -> tuple[str, Int64Array]:
-    """Evaluates the network and hands it to MLflow, with all that a person wants to see."""
-    from model import pictures, tracking
+    """Evaluates the network and logs it to MLflow with its metrics, pictures and model card."""
+    from model import pictures, registry, tracking
     from model.dataset import Input
     from model.evaluate import draw_examples, evaluate
     from model.export import export_openvino
@@ -163,9 +184,9 @@ def _deliver(
             tracking.log_metrics({**metrics, "best_epoch": progress.best_epoch})
             for path in sorted(folder.glob("*.*")):
                 tracking.log_file(path)
-            # A delivery that was cut short after it had registered is not made twice.
-            known = tracking.find_trained(config.model_name, chosen.key, run.id)
-            return known or tracking.register(files, chosen, metrics, card)
+            # An earlier attempt may have been cut short after it had registered.
+            known = registry.find_trained(config.model_name, chosen.key, run.id)
+            return known or registry.register(files, chosen, metrics, card)
 
         uri = tracking.patiently(deliver, PATIENCE_S, say)
     say(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
@@ -173,21 +194,20 @@ def _deliver(
 
 
 def say(text: str) -> None:
-    """A line for the person who watches; standard output is for the result alone."""
+    """Prints a progress line to standard error; standard output is for the result alone."""
     print(f"train: {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the URI of the version to predict with."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m model.train",
         description="Trains the U-Net on a published dataset.",
     )
-    parser.add_argument("--dataset", required=True, help="folder that beam.ingest published")
     parser.add_argument(
-        "--tracking_uri", default=TRACKING_URI, help=f"MLflow store (default: {TRACKING_URI})"
+        "--dataset", required=True, help="folder or URI of a dataset that beam.ingest published"
     )
+    add_tracking_uri(parser)
     parser.add_argument(
         "--state",
         default=TRAINING_STATE,
@@ -197,6 +217,7 @@ def main(arguments: Sequence[str]) -> str:
         "--reuse", action="store_true", help="take the version trained with the same input"
     )
     parser.add_argument("--parent_run", help="MLflow run of the sweep that this one is part of")
+    parser.add_argument("--decision", help="file that takes the gate's decision as Markdown")
     add_config(parser, TrainConfig)
     add_config(parser, GateConfig)
     args = parser.parse_args(arguments)
@@ -208,6 +229,7 @@ def main(arguments: Sequence[str]) -> str:
         state=args.state,
         reuse=args.reuse,
         parent=args.parent_run,
+        decision=args.decision,
     )
 
 

@@ -16,15 +16,15 @@ from schemas.config import TrainConfig
 Normalisation = Literal["none", "batch", "group"]
 
 DEPTH = 4
-"""Poolings of each network."""
+"""Number of poolings in each network."""
 
 
 def build(config: TrainConfig, classes: int) -> keras.Model:
-    """The network that a configuration asks for, from RGB to float32 logits.
+    """Builds the network that a configuration asks for, from RGB to float32 logits.
 
     Args:
-        classes: channels of the logits; two classes have one, whose sigmoid is the probability
-            of the second.
+        classes: number of classes, the channels of the logits; two classes share one channel,
+            whose sigmoid is the probability of the second.
     """
     outputs = 1 if classes == 2 else classes
     filters, dropout, norm = config.filters, config.dropout, config.normalisation
@@ -82,7 +82,8 @@ def unet_2015(
 ) -> keras.Model:
     """The U-Net of the paper: unpadded convolutions, so that every logit has seen real pixels.
 
-    23 convolutional layers. Each pooling must halve an even number: ``size % 16 == 12``, from 188.
+    It has 23 convolutional layers. Each pooling must halve an even number, so ``size % 16 == 12``,
+    188 or more.
 
     Args:
         classes: number of classes, the channels of the logits.
@@ -111,7 +112,7 @@ def unet_2015(
     margin = 4
     for level in reversed(range(DEPTH)):
         x = layers.Conv2DTranspose(filters << level, 2, strides=2, name=f"up{level}_upsample")(x)
-        # What the convolutions below have eaten from each side, in pixels of this level.
+        # What the convolutions below have cut off each side, in pixels of this level.
         skip = layers.Cropping2D(margin, name=f"up{level}_crop")(skips[level])
         x = layers.Concatenate(name=f"up{level}_skip")([skip, x])
         x = _block(x, filters << level, f"up{level}", normalisation, padding="valid")
@@ -164,7 +165,7 @@ def unet_dropout(
 
 
 def _of_rgb(network: keras.Model) -> keras.Model:
-    """A greyscale network that takes RGB, as every other does."""
+    """Makes a greyscale network take RGB, like every other network."""
     inputs = keras.Input((None, None, 3), name="image")
     grey = keras.ops.image.rgb_to_grayscale(keras.ops.cast(inputs, "float32"))
     return keras.Model(inputs, network(grey), name=f"{network.name}_grey")
@@ -192,10 +193,10 @@ def _convolution(
     if normalisation == "none":
         return x
     if normalisation == "batch":
-        # Statistics that follow within tens of steps: small datasets have few of them.
+        # Running statistics adapt within tens of steps: small datasets have few steps.
         x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
     else:
-        # 16 channels a group, or all of them in one where there are fewer.
+        # 16 channels per group, or all in one group if there are fewer.
         groups = max(1, filters // 16)
         x = layers.GroupNormalization(groups, name=f"{name}_norm")(x)
     return layers.ReLU(name=f"{name}_relu")(x)

@@ -1,0 +1,282 @@
+"""MLflow's registry: versions of the model, their aliases and the gate's decisions on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from model.decision import Decision
+from model.plan import Plan, training_key
+from model.tracking import without_advice
+from schemas.config import GateConfig, TrainConfig
+from schemas.errors import UserError, first_line
+from schemas.tracking import is_missing, is_outage, unusable
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+
+_KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolled_back"
+_GATE_TAG, _CONFIG_TAG = "gate", "train_config"
+_DECISION = "gate.md"
+_REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
+
+
+def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card: str) -> str:
+    """Logs the model with signature, example and metadata, and registers it.
+
+    Args:
+        files: the ``.keras`` file as ``keras_file``, and the folder of its graph as ``openvino``.
+
+    Returns:
+        ``models:/<name>/<version>``.
+    """
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")]),
+        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1), "class_id")]),
+    )
+    size = (1, plan.manifest.config.height, plan.manifest.config.width, 3)
+    with without_advice():
+        info = mlflow.pyfunc.log_model(
+            name="unet",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={name: str(path) for name, path in files.items()},
+            model_config=plan.geometry.model_dump(),
+            signature=signature,
+            input_example={"image": np.zeros(size, np.uint8)},
+            pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
+            metadata=plan.model_metadata(),
+        )
+        registered = mlflow.register_model(
+            info.model_uri,
+            plan.config.model_name,
+            # Set at creation, so that no version lacks the key by which it is found again.
+            tags={
+                _KEY_TAG: plan.key,
+                _CONFIG_TAG: plan.config.model_dump_json(),
+                "dataset_fingerprint": plan.manifest.fingerprint,
+                **{name: f"{value:.4f}" for name, value in metrics.items()},
+            },
+        )
+    mlflow.MlflowClient().update_model_version(registered.name, registered.version, card)
+    return f"models:/{registered.name}/{registered.version}"
+
+
+def find_trained(name: str, key: str, run_id: str | None = None) -> str | None:
+    """URI of the newest intact version trained with this key, by this run if given; or None."""
+    client = mlflow.MlflowClient()
+    found = client.search_model_versions(f"name = '{name}' and tags.{_KEY_TAG} = '{key}'")
+    for one in sorted(found, key=lambda one: int(one.version), reverse=True):
+        if run_id not in (None, one.run_id):
+            continue
+        uri = f"models:/{name}/{one.version}"
+        try:
+            _model(uri)
+        except (MlflowException, OSError) as error:
+            if is_outage(error):
+                raise
+            continue
+        return uri
+    return None
+
+
+def set_alias(uri: str, alias: str) -> None:
+    """Points an alias at the version ``models:/<name>/<version>``."""
+    name, number = _name_and_version(uri)
+    mlflow.MlflowClient().set_registered_model_alias(name, alias, number)
+
+
+def version_of(uri: str) -> str:
+    """Resolves the URI of a registered version, or of an alias, to ``models:/<name>/<version>``.
+
+    Raises:
+        UserError: there is no such version.
+        UnavailableError: MLflow does not answer.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    client = mlflow.MlflowClient()
+    try:
+        if at:
+            found = client.get_model_version_by_alias(name, alias)
+        else:
+            found = client.get_model_version(*_name_and_version(uri))
+    except (MlflowException, OSError) as error:
+        if not is_missing(error):
+            raise unusable(mlflow.get_tracking_uri(), error) from error
+        raise UserError(
+            f"model {uri!r}: expected models:/<name>/<version> or models:/<name>@<alias> of a "
+            f"registered version; {first_line(error)}"
+        ) from error
+    return f"models:/{found.name}/{found.version}"
+
+
+def pinned(chosen: Plan) -> Plan:
+    """The same plan, with an alias in ``start_from`` replaced by the version it points to.
+
+    Raises:
+        UserError: there is no such version.
+    """
+    origin = chosen.config.start_from
+    kind, _, rest = origin.partition(":/")
+    # URIs of runs and of model ids always point to the same model.
+    if kind != "models" or not set("/@") & set(rest):
+        return chosen
+    config = chosen.config.model_copy(update={"start_from": version_of(origin)})
+    return dataclasses.replace(chosen, config=config, key=training_key(chosen.manifest, config))
+
+
+def champion(name: str) -> str | None:
+    """URI of the champion's version, or None if there is no champion."""
+    try:
+        found = mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+    return f"models:/{name}/{found.version}"
+
+
+def conclude(uri: str, champion_uri: str | None, decision: Decision, config: GateConfig) -> bool:
+    """Records the gate's decision on version and run; moves the champion's alias if promoted.
+
+    ``refused_before`` reads the decision back.
+
+    Returns:
+        Whether the decision holds: False if the champion has changed; no alias is moved then.
+    """
+    client = mlflow.MlflowClient()
+    name, number = _name_and_version(uri)
+    run_id = client.get_model_version(name, number).run_id
+    client.log_dict(run_id, decision.model_dump(), "gate.json")
+    client.log_text(run_id, decision.to_markdown(uri, champion_uri), _DECISION)
+    # Checked as late as possible: the registry cannot move an alias conditionally.
+    if champion(name) != champion_uri:
+        return False
+    if decision.promoted:
+        before = _name_and_version(champion_uri)[1] if champion_uri else ""
+        client.set_model_version_tag(name, number, _BEFORE_TAG, before)
+        set_alias(uri, CHAMPION)
+    seen = {
+        "against": champion_uri,
+        "gate": config.sha256(),
+        "promoted": decision.promoted,
+        "reason": decision.reason,
+    }
+    client.set_model_version_tag(name, number, _GATE_TAG, json.dumps(seen))
+    return True
+
+
+def save_decision(uri: str, path: Path) -> None:
+    """Copies the gate's last decision on a version to a Markdown file.
+
+    Errors of MLflow and the file system are ignored: the file is only for display.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        run_id = client.get_model_version(*_name_and_version(uri)).run_id
+        with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
+            shutil.copy(client.download_artifacts(run_id, _DECISION, scratch), path)
+    except (MlflowException, OSError):
+        return
+
+
+def refused_before(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
+    """Why the gate refuses a version without evaluating it, or None.
+
+    It was rolled back, or refused before against the same champion with the same config.
+    """
+    name, number = _name_and_version(uri)
+    tags = mlflow.MlflowClient().get_model_version(name, number).tags
+    if _ROLLED_BACK_TAG in tags:
+        return "It was rolled back."
+    seen = json.loads(tags.get(_GATE_TAG, "{}"))
+    same = (seen.get("against"), seen.get("gate")) == (champion_uri, config.sha256())
+    return str(seen["reason"]) if same and not seen["promoted"] else None
+
+
+def rollback(name: str) -> str:
+    """Gives the champion's alias back to the previous champion; returns its URI.
+
+    The gate never promotes a version again that was rolled back.
+
+    Raises:
+        UserError: there is no champion, or no previous one.
+    """
+    client = mlflow.MlflowClient()
+    current = champion(name)
+    if current is None:
+        raise UserError(f"model {name!r} has no champion to roll back")
+    number = _name_and_version(current)[1]
+    before = client.get_model_version(name, number).tags.get(_BEFORE_TAG)
+    if not before:
+        raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
+    set_alias(f"models:/{name}/{before}", CHAMPION)
+    client.set_model_version_tag(name, number, _ROLLED_BACK_TAG, "true")
+    return f"models:/{name}/{before}"
+
+
+def metadata(uri: str) -> dict[str, Any]:
+    """Metadata stored with a model: see ``Plan.model_metadata``.
+
+    Raises:
+        UserError: there is no such model, or it was not logged by ``model.train``.
+        UnavailableError: MLflow does not answer.
+    """
+    try:
+        found = _model(uri).metadata
+    except (MlflowException, OSError) as error:
+        if not is_missing(error):
+            raise unusable(mlflow.get_tracking_uri(), error) from error
+        raise UserError(f"model {uri!r} cannot be found: {first_line(error)}") from error
+    if not found or "geometry" not in found:
+        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+    return dict(found)
+
+
+def train_config(uri: str) -> dict[str, Any]:
+    """The TrainConfig that a registered version was trained with, as a mapping."""
+    metadata(uri)
+    name, number = _name_and_version(uri)
+    tags = mlflow.MlflowClient().get_model_version(name, number).tags
+    return TrainConfig.model_validate_json(tags[_CONFIG_TAG]).model_dump()
+
+
+@contextmanager
+def keras_file(uri: str) -> Iterator[Path]:
+    """Yields a local path of a model's ``.keras`` file, valid during the block."""
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
+        # The artifacts of a SQLite store are on this machine already.
+        copied = None if mlflow.get_tracking_uri().startswith("sqlite:") else scratch
+        folder = mlflow.artifacts.download_artifacts(f"{uri}/artifacts", dst_path=copied)
+        yield next(Path(folder).glob("*.keras"))
+
+
+def best_of(uri: str, metric: str) -> float:
+    """The highest value over all epochs of a metric, from the run that made a version."""
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    return float(max(one.value for one in client.get_metric_history(run_id, metric)))
+
+
+def _model(uri: str) -> mlflow.models.Model:
+    """MLflow's model description; ``get_model_info`` would leave a copy in the temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
+        return mlflow.models.Model.load(
+            mlflow.artifacts.download_artifacts(f"{uri}/MLmodel", dst_path=scratch)
+        )
+
+
+def _name_and_version(uri: str) -> tuple[str, str]:
+    name, _, number = uri.removeprefix("models:/").rpartition("/")
+    return name, number

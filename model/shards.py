@@ -1,0 +1,98 @@
+"""Shards as local files: those on a store are fetched once, checked and cached.
+
+The cache is keyed by checksum, so that the next dataset version reuses unchanged shards. Shards
+that no training has used for 30 days are deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from schemas import storage
+from schemas.errors import UserError
+from schemas.manifest import ShardInfo
+
+_KEPT_S = 30 * 24 * 3600
+
+
+def cache_folder() -> Path:
+    """Folder of the cache: below XDG_CACHE_HOME, or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home, "lyft-unet-pipeline/shards")
+
+
+def shard_paths(dataset: str, shards: Iterable[ShardInfo]) -> list[str]:
+    """Local paths of a dataset's shards, in order.
+
+    Shards of a local dataset are checked only by size; ``damaged`` checks their contents.
+
+    Raises:
+        UserError: a shard is missing or damaged, or the cache cannot be written.
+        UnavailableError: the store does not answer.
+    """
+    if not storage.is_remote(dataset):
+        return [_found(dataset, shard) for shard in shards]
+    cache = cache_folder()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        paths = storage.each(lambda shard: _fetched(dataset, shard, cache), shards)
+        _forget_unused(cache)
+    except OSError as error:
+        raise UserError(
+            f"dataset {dataset!r} cannot be staged in {cache} ({error.strerror or error}); "
+            "XDG_CACHE_HOME names another place"
+        ) from error
+    return [str(path) for path in paths]
+
+
+def damaged(dataset: str, shards: Iterable[ShardInfo]) -> UserError | None:
+    """An error that names the first shard whose checksum differs from the manifest, or None."""
+    known = list(shards)
+    for shard, path in zip(known, shard_paths(dataset, known), strict=True):
+        if storage.file_sha256(path) != shard.sha256:
+            return _unusable(dataset, shard, "is damaged")
+    return None
+
+
+def _unusable(dataset: str, shard: ShardInfo, how: str) -> UserError:
+    return UserError(f"dataset {dataset!r}: shard {shard.name} {how}; ingest again to repair it")
+
+
+def _found(dataset: str, shard: ShardInfo) -> str:
+    path = storage.join(dataset, shard.name)
+    try:
+        size = os.stat(path).st_size
+    except OSError as error:
+        raise _unusable(dataset, shard, f"cannot be read ({error.strerror})") from error
+    if size != shard.bytes:
+        raise _unusable(dataset, shard, f"has {size:,} bytes, expected {shard.bytes:,}")
+    return path
+
+
+def _fetched(dataset: str, shard: ShardInfo, cache: Path) -> Path:
+    path = cache / shard.sha256
+    if path.is_file() and storage.file_sha256(path) == shard.sha256:
+        os.utime(path)
+        return path
+    part = cache / f"{uuid.uuid4().hex}.part"
+    try:
+        storage.fetch(storage.join(dataset, shard.name), part)
+        if storage.file_sha256(part) != shard.sha256:
+            raise _unusable(dataset, shard, "is damaged")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _forget_unused(cache: Path) -> None:
+    for path in cache.iterdir():
+        # Another training may delete it first.
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime > _KEPT_S:
+                path.unlink()
