@@ -1,4 +1,4 @@
-"""Thin Prefect flows over the three jobs. The only place that imports prefect."""
+"""Thin Prefect flows over the three jobs; the only package that imports prefect."""
 
 import logging
 
@@ -6,12 +6,12 @@ from schemas.errors import UserError
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """Takes the traceback off a log record of a user's mistake, whose message says it all."""
+    """Removes the traceback from the log record of a ``UserError``; its message is enough."""
     if record.exc_info and isinstance(record.exc_info[1], UserError):
         record.exc_info = None
     return True
 
 
-# Prefect logs what a run raises through these, with a traceback that helps no user.
+# Prefect logs a run's exceptions through these, with a traceback that is of no use to users.
 for _name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine", "prefect.flow_engine"):
     logging.getLogger(_name).addFilter(_without_traceback)

@@ -1,8 +1,8 @@
-"""Prefect's command line in this folder: bare deployment names, and the server of ``make up``.
+"""Lets Prefect's command line accept bare deployment names and find the server of ``make up``.
 
-Prefect loads this module by its entry point in group ``prefect.plugins`` where plugins are enabled,
-which prefect.toml does for the project's folder alone. Its hook runs while prefect is imported,
-before the command line is read, so it may rewrite that line.
+Prefect loads this module through its entry point in the group ``prefect.plugins`` if plugins are
+enabled; prefect.toml enables them for the project's folder only. The hook runs while prefect is
+imported, before the command line is read, so it can rewrite the arguments.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ from typing import NoReturn
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
-from flows.state import running_server
+from flows.state import ROOT, running_server
 
 _COMMAND = ["deployment", "run"]
 _SWITCHES = ("--watch", "--no-watch", "--help")
-"""Options of that command that take no value."""
-
-_LOCAL_STATE = Path("outputs/local")
+"""Options of ``prefect deployment run`` that take no value."""
 
 
 @register_hook
 async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
-    """Completes ``prefect deployment run NAME``; names the local server where none is named."""
+    """Completes NAME in ``prefect deployment run NAME``; the server defaults to the local one."""
     if not _is_prefect(sys.argv):
         return None
-    local = None if ctx.api_url else running_server(_LOCAL_STATE)
+    local = None if ctx.api_url else running_server(Path(ROOT))
     if position := bare_name(sys.argv):
-        sys.argv[position] = await _full_name(sys.argv[position], ctx.api_url or local)
+        if not (api_url := ctx.api_url or local):
+            # Prefect would start a server for this command alone, which has no deployments.
+            _fail("no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL")
+        sys.argv[position] = await _full_name(sys.argv[position], api_url)
     return SetupResult(env={"PREFECT_API_URL": local}) if local else None
 
 
 def bare_name(argv: Sequence[str]) -> int | None:
-    """Index of the deployment's name in ``prefect deployment run NAME …`` where it has no flow."""
+    """Index of NAME in ``prefect deployment run NAME …`` if it names no flow; else None."""
     if list(argv[1:3]) != _COMMAND:
         return None
     index = 3
@@ -45,10 +46,10 @@ def bare_name(argv: Sequence[str]) -> int | None:
 
 
 def full_name(name: str, known: Sequence[str]) -> str:
-    """The one ``flow/deployment`` of ``known`` whose deployment is called ``name``.
+    """The only ``flow/deployment`` in ``known`` whose deployment is called ``name``.
 
     Raises:
-        LookupError: there is none, or several flows have one.
+        LookupError: no flow, or more than one, has such a deployment.
     """
     found = [one for one in known if one.partition("/")[2] == name]
     if len(found) == 1:
@@ -57,24 +58,26 @@ def full_name(name: str, known: Sequence[str]) -> str:
         raise LookupError(
             f"deployment {name!r} is ambiguous: expected one of {', '.join(sorted(found))}"
         )
-    others = ", ".join(sorted(known)) or "none; register them with `prefect deploy --all`"
+    others = ", ".join(sorted(known)) or "none; `make up` or `python -m flows.deploy` makes them"
     raise LookupError(f"deployment {name!r} does not exist; found {others}")
 
 
 def _is_prefect(argv: Sequence[str]) -> bool:
-    """Whether this process is Prefect's command line, and not a flow that imports prefect."""
+    """Whether this process is Prefect's command line rather than a flow that imports prefect."""
     program = Path(argv[0]) if argv else Path()
-    # While `python -m prefect` imports prefect, the first argument still is `-m`.
+    # While `python -m prefect` imports prefect, the first argument is still `-m`.
     return program.name in ("prefect", "-m") or program.parts[-2:] == ("prefect", "__main__.py")
 
 
-async def _full_name(name: str, api_url: str | None) -> str:
-    from prefect.client.orchestration import PrefectClient, get_client
+async def _full_name(name: str, api_url: str) -> str:
+    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+    from prefect.settings import PREFECT_API_AUTH_STRING
 
+    auth = PREFECT_API_AUTH_STRING.value()
     by_name = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
     try:
-        async with PrefectClient(api_url) if api_url else get_client() as client:
+        async with PrefectClient(api_url, auth_string=auth) as client:
             found = await client.read_deployments(deployment_filter=by_name)
             known = found or await client.read_deployments()
             names = [f"{(await client.read_flow(one.flow_id)).name}/{one.name}" for one in known]
@@ -82,11 +85,13 @@ async def _full_name(name: str, api_url: str | None) -> str:
     except LookupError as error:
         _fail(str(error))
     except Exception as error:  # noqa: BLE001 - whatever the transport raises
-        where = f" at {api_url}" if api_url else ""
-        _fail(f"Prefect{where} does not answer ({type(error).__name__}); start it with `make up`")
+        kind = type(error).__name__
+        _fail(
+            f"Prefect at {api_url} does not answer ({kind}); `make up`, or correct PREFECT_API_URL"
+        )
 
 
 def _fail(message: str) -> NoReturn:
-    # Prefect would log an Exception and go on; this ends the command.
+    # Prefect would log an Exception and continue; SystemExit ends the command.
     print(f"error: {message}", file=sys.stderr)
     sys.exit(2)

@@ -1,11 +1,12 @@
-"""Checks this machine and what it reaches: ``python -m flows.doctor``.
+"""Checks this machine and the services that it uses: ``python -m flows.doctor``.
 
-Each finding says what to do; exit code 1 where something must be mended before a run can end well.
+Each finding says what to do; the exit code is 1 if something must be fixed before a run can
+succeed.
 """
 
 from __future__ import annotations
 
-import argparse
+import base64
 import http.client
 import json
 import os
@@ -20,6 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -28,15 +30,16 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flows.local import PROJECT, ROOT
-from flows.state import State, running_server
+from flows.deploy import PROJECT
+from flows.state import ROOT, State, running_server
 from flows.steps import JobError, run_job
 from flows.table import table
-from schemas.cli import run_main
+from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 from schemas.layout import TRACKING_URI
+from schemas.storage import is_remote, on_this_machine, require_writable
 
-Level = Literal["ok", "note", "mend"]
+Level = Literal["ok", "note", "fix"]
 
 _GIB = 1 << 30
 _SCARCE, _TOO_LITTLE = 10 * _GIB, 1 * _GIB
@@ -53,8 +56,8 @@ class Finding:
     """One line of the doctor's table.
 
     Attributes:
-        level: ``mend`` where a run cannot end well, ``note`` where it can.
-        advice: what to do; empty where nothing is.
+        level: ``fix`` if a run cannot succeed, ``note`` if it still can.
+        advice: what to do; empty if nothing is to be done.
     """
 
     level: Level
@@ -64,17 +67,17 @@ class Finding:
 
 
 def check_python(bound: str, found: tuple[int, int, int]) -> Finding:
-    """Python against the project's ``requires-python``."""
+    """Checks Python's version against the project's ``requires-python``."""
     text = ".".join(map(str, found))
     if text in SpecifierSet(bound):
         return Finding("ok", "python", text)
-    return Finding("mend", "python", f"{text}, expected {bound}", f"{_REBUILD} PYTHON=python3.12")
+    return Finding("fix", "python", f"{text}, expected {bound}", f"{_REBUILD} PYTHON=python3.12")
 
 
 def check_packages(
     required: Sequence[str], installed: Callable[[str], str] = version
 ) -> Iterator[Finding]:
-    """What is installed against what pyproject.toml bounds; each misfit is a finding."""
+    """Checks the installed packages against pyproject.toml; yields a finding for each mismatch."""
     misfits = 0
     for one in map(Requirement, required):
         if one.marker and not one.marker.evaluate():
@@ -86,13 +89,13 @@ def check_packages(
         if found == "nothing" or not one.specifier.contains(found, prereleases=True):
             misfits += 1
             advice = f"pip install '{one.name}{one.specifier}', or {_REBUILD}"
-            yield Finding("mend", one.name, f"{found}, expected {one.specifier}", advice)
+            yield Finding("fix", one.name, f"{found}, expected {one.specifier}", advice)
     if not misfits:
         yield Finding("ok", "packages", f"{len(required)} as pyproject.toml bounds them")
 
 
 def check_beam() -> Finding:
-    """Ingests four drawn scenes with Beam's workers, one a core, in a folder that goes away."""
+    """Ingests four synthetic scenes in a temporary folder, with one Beam worker per core."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lyft-doctor-") as scratch:
         try:
@@ -101,15 +104,13 @@ def check_beam() -> Finding:
             run_job("beam.ingest", [*arguments, "--block_length=1"], lambda _: None)
         except (JobError, UserError) as error:
             last = str(error).splitlines()[-1]
-            return Finding(
-                "mend", "beam", last, "run make test; /tmp must be writable and not full"
-            )
+            return Finding("fix", "beam", last, "run make test; /tmp must be writable and not full")
     cores = len(os.sched_getaffinity(0))
     return Finding("ok", "beam", f"{cores} workers, 4 pairs in {time.monotonic() - started:.0f} s")
 
 
 def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
-    """GPUs that Keras sees, against those that the driver shows. In a process of its own."""
+    """Compares the GPUs that Keras sees, in a process of its own, with those the driver lists."""
     shown = 0
     if path := shutil.which(driver):
         listed = subprocess.run([path, "-L"], capture_output=True, text=True, check=False)
@@ -122,59 +123,77 @@ def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
         env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        return Finding("mend", "keras", f"cannot be imported: {last}", _REBUILD)
+        last = (done.stderr.strip().splitlines() or ["the process ended without output"])[-1]
+        return Finding("fix", "keras", f"cannot be imported: {last}", _REBUILD)
     backend, seen = json.loads(done.stdout.splitlines()[-1])
     if backend != "tensorflow":
         found = f"backend {backend}, expected tensorflow"
-        return Finding("mend", "keras", found, "unset KERAS_BACKEND")
+        return Finding("fix", "keras", found, "unset KERAS_BACKEND")
     if seen < shown:
         advice = "pip install -e '.[gpu]'; CUDA_VISIBLE_DEVICES must not hide it"
-        return Finding("mend", "gpu", f"Keras sees {seen}, the driver shows {shown}", advice)
+        return Finding("fix", "gpu", f"Keras sees {seen}, the driver shows {shown}", advice)
     if not seen:
         return Finding("ok", "gpu", "none; training runs on the CPU")
     return Finding("ok", "gpu", f"{seen}, seen by Keras")
 
 
 def check_disk(folder: Path, scarce: int = _SCARCE, too_little: int = _TOO_LITTLE) -> Finding:
-    """Free space where the outputs go."""
+    """Checks the free space where the outputs go."""
     free = shutil.disk_usage(_existing(folder)).free
     found = f"{free / _GIB:.1f} GiB free for {folder}"
     if free < too_little:
-        return Finding("mend", "disk", found, f"free {too_little / _GIB:.0f} GiB or more")
+        return Finding("fix", "disk", found, f"free {too_little / _GIB:.0f} GiB or more")
     if free < scarce:
         return Finding("note", "disk", found, "python -m flows.plan says what a run needs")
     return Finding("ok", "disk", found)
 
 
+def check_store(place: str) -> Finding:
+    """Checks that outputs can be written to a store; leaves nothing behind."""
+    try:
+        require_writable(place)
+    except UserError as error:
+        return Finding(
+            "fix", "outputs", str(error), "check the place, the AWS_ variables and the store"
+        )
+    return Finding("ok", "outputs", f"{place} can be written")
+
+
 def check_writable(folder: Path) -> Finding:
-    """Whether outputs can be written; nothing is left behind."""
+    """Checks that outputs can be written to a folder; leaves nothing behind."""
     place = _existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         advice = f"give this user the right to write {place}, or name another --output"
-        return Finding("mend", "outputs", f"{place}: {error.strerror}", advice)
+        return Finding("fix", "outputs", f"{place}: {error.strerror}", advice)
     return Finding("ok", "outputs", f"{folder} can be written")
 
 
 def check_prefect(api_url: str | None) -> Iterator[Finding]:
-    """The Prefect server: it answers, has our minor version, and a worker waits at each pool."""
+    """Checks that Prefect's server answers, has our minor version and a worker for each pool."""
     if not api_url:
         yield Finding("note", "prefect", "no server is named", "make up, or set PREFECT_API_URL")
         return
     ours = version("prefect")
+    user = os.environ.get("PREFECT_API_AUTH_STRING")
     try:
-        theirs = json.loads(_get(f"{api_url}/admin/version"))
-        pools = json.loads(_get(f"{api_url}/work_pools/filter", b"{}"))
+        theirs = json.loads(_get(f"{api_url}/admin/version", user=user))
+        pools = json.loads(_get(f"{api_url}/work_pools/filter", b"{}", user=user))
     except (OSError, ValueError) as error:
         found = f"{api_url} does not answer: {error}"
-        yield Finding("mend", "prefect", found, "make up, or mend PREFECT_API_URL")
+        advice = "make up, or correct PREFECT_API_URL"
+        if str(error) == "Unauthorized":
+            found, advice = (
+                f"{api_url} rejects the credentials",
+                "set PREFECT_API_AUTH_STRING to the server's",
+            )
+        yield Finding("fix", "prefect", found, advice)
         return
     if _minor(theirs) != _minor(ours):
         found = f"server {theirs}, here {ours}"
-        yield Finding("mend", "prefect", found, "bring both to the same minor version")
+        yield Finding("fix", "prefect", found, "bring both to the same minor version")
         return
     yield Finding("ok", "prefect", f"{api_url}, {theirs}")
     status = {pool["name"]: pool["status"] for pool in pools}
@@ -189,22 +208,22 @@ def check_prefect(api_url: str | None) -> Iterator[Finding]:
 
 
 def check_mlflow(tracking_uri: str) -> Finding:
-    """MLflow's server answers in our minor version, or the store is a database that opens."""
+    """Checks that MLflow's server answers and has our minor version, or that its database opens."""
     scheme, _, path = tracking_uri.partition(":///")
     if scheme == "sqlite":
         return _check_store(Path(path).absolute())
     if not tracking_uri.startswith(("http://", "https://")):
         found = f"{tracking_uri!r} is neither sqlite:///FILE nor http://HOST"
-        return Finding("mend", "mlflow", found, "mend --tracking_uri")
+        return Finding("fix", "mlflow", found, "correct --tracking_uri")
     ours = version("mlflow")
     try:
         theirs = _get(f"{tracking_uri}/version").decode()
     except (OSError, ValueError) as error:
         found = f"{tracking_uri} does not answer: {error}"
-        return Finding("mend", "mlflow", found, "make up, or mend --tracking_uri")
+        return Finding("fix", "mlflow", found, "make up, or correct --tracking_uri")
     if _minor(theirs) != _minor(ours):
         found = f"server {theirs[:20]}, here {ours}"
-        return Finding("mend", "mlflow", found, "bring both to the same minor version")
+        return Finding("fix", "mlflow", found, "bring both to the same minor version")
     return Finding("ok", "mlflow", f"{tracking_uri}, {theirs}")
 
 
@@ -213,23 +232,27 @@ def _check_store(file: Path) -> Finding:
         found = check_writable(file.parent)
         return Finding(found.level, "mlflow", f"{file} is made by the first run", found.advice)
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
-        return Finding("mend", "mlflow", f"{file} cannot be written", "mend its rights")
+        return Finding("fix", "mlflow", f"{file} cannot be written", "make the file writable")
     try:
-        with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as store:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as store:
             store.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error as error:
         advice = "name another --tracking_uri, or restore the file"
-        return Finding("mend", "mlflow", f"{file} is no MLflow store: {error}", advice)
+        return Finding("fix", "mlflow", f"{file} is not an MLflow store: {error}", advice)
     return Finding("ok", "mlflow", str(file))
 
 
-def _get(address: str, body: bytes | None = None) -> bytes:
-    request = urllib.request.Request(address, body, {"Content-Type": "application/json"})  # noqa: S310 - the user's server
+def _get(address: str, body: bytes | None = None, user: str | None = None) -> bytes:
+    """The body of a server's response; ``user`` is ``name:password`` for basic auth."""
+    headers = {"Content-Type": "application/json"}
+    if user:
+        headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
+    request = urllib.request.Request(address, body, headers)  # noqa: S310 - the user's server
     try:
         with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310
             return bytes(answer.read())
     except http.client.HTTPException as error:
-        raise OSError(f"it speaks no HTTP ({type(error).__name__})") from error
+        raise OSError(f"its answer is not HTTP ({type(error).__name__})") from error
     except urllib.error.URLError as error:
         raise OSError(str(error.reason)) from error
 
@@ -239,12 +262,12 @@ def _minor(text: str) -> list[str]:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
 
 def project_requirements() -> tuple[str, list[str]]:
-    """The bound of Python and the packages, from pyproject.toml or from what was installed."""
+    """Required versions of Python and packages, from pyproject.toml or the installed metadata."""
     file = PROJECT / "pyproject.toml"
     if file.is_file():
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
@@ -253,16 +276,16 @@ def project_requirements() -> tuple[str, list[str]]:
     return ">=3.11,<3.14", [one for one in wanted if "extra ==" not in one]
 
 
-def examine(output: Path, tracking_uri: str, api_url: str | None) -> list[Finding]:
-    """All checks, the slow ones side by side."""
+def examine(output: str, tracking_uri: str, api_url: str | None) -> list[Finding]:
+    """Runs all checks, the slow ones in parallel."""
     python, packages = project_requirements()
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(check_beam), pool.submit(check_gpu)]
         quick = [
             check_python(python, sys.version_info[:3]),
             *check_packages(packages),
-            check_disk(output),
-            check_writable(output),
+            check_disk(Path(on_this_machine(output)).absolute()),
+            check_store(output) if is_remote(output) else check_writable(Path(output).absolute()),
             *check_prefect(api_url),
             check_mlflow(tracking_uri),
         ]
@@ -270,20 +293,22 @@ def examine(output: Path, tracking_uri: str, api_url: str | None) -> list[Findin
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the table, or exits with 1 after it."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m flows.doctor", description=__doc__
-    )
+    """The command line; returns the table, or prints it and exits with 1."""
+    parser = Parser(prog="python -m flows.doctor", description=__doc__)
     parser.add_argument("--output", default="outputs", help="root of all outputs")
-    parser.add_argument("--tracking_uri", help="MLflow store or server; by default make up's")
+    parser.add_argument(
+        "--tracking_uri",
+        help="MLflow store or server (default: MLFLOW_TRACKING_URI, or what make up runs)",
+    )
     args = parser.parse_args(arguments)
     state = State.load(Path(ROOT))
-    mlflow = state.url("mlflow") if state.is_running("mlflow") else TRACKING_URI
+    local = state.url("mlflow") if state.is_running("mlflow") else TRACKING_URI
+    mlflow = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
     api_url = os.environ.get("PREFECT_API_URL") or running_server(Path(ROOT))
-    findings = examine(Path(args.output).absolute(), args.tracking_uri or mlflow, api_url)
+    findings = examine(args.output, mlflow, api_url)
     rows = [(one.level, one.what, one.found, one.advice) for one in findings]
     text = table(("", "what", "found", "what to do"), rows)
-    if any(one.level == "mend" for one in findings):
+    if any(one.level == "fix" for one in findings):
         print(text)
         sys.exit(1)
     return text

@@ -1,4 +1,4 @@
-"""How long steps took on this machine, kept beside their outputs for `python -m flows.plan`."""
+"""Records how long steps took on this machine, beside their outputs, for `python -m flows.plan`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from flows.steps import run_job
 from schemas.config import IngestConfig, TrainConfig
+from schemas.storage import on_this_machine
 
 _FILE = "durations.json"
-_NOTHING_TO_DO = "nothing has changed"
 
 
 def ingest_key(config: IngestConfig) -> str:
-    """What makes two ingests comparable, pair by pair."""
+    """Key shared by ingests that take about the same time per pair."""
     return f"ingest {config.height}x{config.width} {config.resize}"
 
 
 def train_key(config: TrainConfig, height: int, width: int) -> str:
-    """What makes two trainings comparable, image by image."""
+    """Key shared by trainings that take about the same time per image."""
     return f"train {config.architecture} {config.filters} filters {height}x{width}"
 
 
@@ -32,31 +32,24 @@ def timed_job(
     output: str,
     measure: Callable[[str], tuple[str, int]],
 ) -> str:
-    """As ``run_job``; notes how long it took, unless there was nothing to do.
+    """Runs a job and returns its result; records its duration unless there was nothing to do.
 
     Args:
-        output: root of all outputs, where the note is kept.
-        measure: from the job's result to its key and how many items it worked on.
+        output: root of all outputs, where the duration is recorded.
+        measure: maps the job's result to its key and the number of items that it processed.
     """
-    idle = False
-
-    def watch(line: str) -> None:
-        nonlocal idle
-        idle |= _NOTHING_TO_DO in line
-        log(line)
-
     started = time.monotonic()
-    result = run_job(module, arguments, watch)
-    if not idle:
-        key, items = measure(result)
+    done = run_job(module, arguments, log)
+    if not done.idle:
+        key, items = measure(done.result)
         record(output, key, items, time.monotonic() - started)
-    return result
+    return done.result
 
 
 def record(output: str, key: str, items: int, seconds: float) -> None:
-    """Notes the last duration of its kind."""
+    """Records a duration in place of the last one with the same key."""
     known = recorded(output) | {key: {"items": items, "seconds": round(seconds, 1)}}
-    file = Path(output) / _FILE
+    file = Path(on_this_machine(output)) / _FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(f".{os.getpid()}")
     new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -64,9 +57,9 @@ def record(output: str, key: str, items: int, seconds: float) -> None:
 
 
 def recorded(output: str) -> dict[str, dict[str, float]]:
-    """All notes by key; none where the file is missing or damaged."""
+    """All recorded durations by key; empty if the file is missing or damaged."""
     try:
-        found = json.loads((Path(output) / _FILE).read_text(encoding="utf-8"))
+        found = json.loads((Path(on_this_machine(output)) / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

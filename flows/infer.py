@@ -1,13 +1,16 @@
-"""Flow ``infer``: images and a model to Parquet tables."""
+"""Flow ``infer``: from images and a model to Parquet tables."""
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+from collections.abc import Callable
+
+from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows.names import named
-from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
-from flows.steps import run_job
+from flows.progress import watched
+from flows.retries import HOUR_S, RETRIED
+from flows.steps import Done, run_job
 from schemas.cli import to_arguments
 from schemas.config import InferConfig
 from schemas.layout import TRACKING_URI
@@ -16,16 +19,26 @@ from schemas.layout import TRACKING_URI
 @task(
     name="beam.infer",
     tags={"beam"},
-    retries=3,
-    retry_delay_seconds=BACKOFF,
-    retry_jitter_factor=JITTER,
-    retry_condition_fn=may_help,
     timeout_seconds=6 * HOUR_S,
+    **RETRIED,
 )
 def infer_tables(
     model: str, places: list[str], output: str, config: InferConfig, tracking_uri: str
 ) -> str:
-    """Runs the Beam job on ``--dataset=…`` or ``--source=…``; returns the tables' root."""
+    """Runs the Beam job on ``--dataset=…`` or ``--source=…``; returns the root of the tables."""
+    with watched("beam.infer") as log:
+        return run_infer(model, places, output, config, tracking_uri, log).result
+
+
+def run_infer(
+    model: str,
+    places: list[str],
+    output: str,
+    config: InferConfig,
+    tracking_uri: str,
+    log: Callable[[str], None],
+) -> Done:
+    """Runs the job and passes it the id of the root flow run of the calling task."""
     arguments = [
         f"--model={model}",
         *places,
@@ -33,7 +46,7 @@ def infer_tables(
         f"--tracking_uri={tracking_uri}",
         f"--flow_run_id={flow_run.root_flow_run_id}",
     ]
-    return run_job("beam.infer", [*arguments, *to_arguments(config)], get_run_logger().info)
+    return run_job("beam.infer", [*arguments, *to_arguments(config)], log)
 
 
 @flow(name="infer", flow_run_name=named("infer-with", "model"))
@@ -45,15 +58,15 @@ def infer(
     config: InferConfig = InferConfig(),
     tracking_uri: str = TRACKING_URI,
 ) -> str:
-    """Writes masks and class statistics of a dataset or of a folder of PNGs.
+    """Writes masks and class statistics for a dataset or a folder of PNGs.
 
     Args:
         model: MLflow URI of a registered model, or a `.keras` file.
-        dataset: Folder of a published dataset; or else
-        source: Folder or URI of PNGs.
-        output: Root of all outputs; tables lie in its folder `predictions`.
+        dataset: Folder of a published dataset; leave it out if you give `source`.
+        source: Folder or URI of PNGs; leave it out if you give `dataset`.
+        output: Root of all outputs; the tables are in its folder `predictions`.
         config: How images are predicted and rows are written.
-        tracking_uri: MLflow's server or store.
+        tracking_uri: URI of the MLflow server or store.
 
     Returns:
         Root of the tables.

@@ -1,4 +1,4 @@
-"""Flow ``ingest-train-infer``: raw PNG pairs to a model and its tables, in one run."""
+"""Flow ``ingest-train-infer``: from raw PNG pairs to a model and its tables, in one run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from flows.artifacts import model_of, publish_class_table, publish_links
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.names import named
+from flows.report import write_report
 from flows.summary import class_summary, partition_of
 from flows.train import train
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
@@ -24,25 +25,27 @@ class Results(NamedTuple):
     """Where a run's outputs are.
 
     Attributes:
-        dataset: published folder.
+        dataset: folder of the published dataset.
         model: ``models:/<name>/<version>``.
         predictions: root of the tables.
-        partition: of this run's rows, below each table.
+        partition: partition of this run's rows, below each table.
+        report: page on these rows; a panel of test images is beside it, as ``.png``.
     """
 
     dataset: str
     model: str
     predictions: str
     partition: str
+    report: str
 
 
 def train_elsewhere(
     dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
 ) -> str:
-    """Runs the deployment ``train/train`` as a subflow and waits; cancelling us cancels it.
+    """Runs the deployment ``train/train`` as a subflow and waits; cancelling the flow cancels it.
 
     Raises:
-        UserError: the run did not end well; its own page says why.
+        UserError: the run did not complete; its own page says why.
     """
     parameters: dict[str, Any] = {
         "dataset": dataset,
@@ -73,18 +76,18 @@ def ingest_train_infer(
 ) -> Results:
     """Ingests raw pairs, trains on them, predicts, and publishes tables.
 
-    Each step that finds nothing changed since an earlier run says so and takes no time.
+    A step for which nothing has changed since an earlier run says so and is skipped.
 
     Args:
-        source: Folder or URI that holds CameraRGB beside CameraSeg, at any depth.
+        source: Folder or URI that contains CameraRGB next to CameraSeg, at any depth.
         output: Root of all outputs.
-        infer_source: Folder or URI of PNGs to predict; the dataset itself when left out.
-        tracking_uri: MLflow's server or store.
-        train_on: Where to train: `here`, or by a worker of pool `gpu` (deployment `train/train`),
-            which must see the same folders.
+        infer_source: Folder or URI of PNGs to predict on; the dataset itself if left out.
+        tracking_uri: URI of the MLflow server or store.
+        train_on: Where to train: `here`, or `gpu` for a worker of pool `gpu` (deployment
+            `train/train`), which must see the same folders.
         ingest_config: How pairs become records.
         train_config: How the network is trained.
-        gate_config: When the new version becomes champion; the champion predicts.
+        gate_config: When the new version becomes champion; predictions use the champion.
         infer_config: How images are predicted and rows are written.
     """
     dataset = ingest(source, output, ingest_config)
@@ -105,5 +108,6 @@ def ingest_train_infer(
         source_name = dataset_source_name(ingest_config.name, fingerprint, infer_config.split)
     partition = partition_of(model, infer_config.source_name or source_name)
     publish_class_table(class_summary(predictions, partition), model)
+    report = write_report(output, predictions, partition, None if infer_source else dataset)
     publish_links(dataset, model, predictions, tracking_uri)
-    return Results(dataset, model, predictions, partition)
+    return Results(dataset, model, predictions, partition, report)

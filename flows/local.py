@@ -1,12 +1,12 @@
-"""Everything a flow needs, on this machine alone: ``python -m flows.local up|down|status``.
+"""Runs everything a flow needs on this machine: ``python -m flows.local up|down|status``.
 
-A Prefect server, an MLflow server and one worker for each work pool, with the deployments of
-prefect.yaml applied. All state lies in one folder; servers listen on 127.0.0.1 alone.
+That is a Prefect server, an MLflow server and one worker for each work pool, with the deployments
+of prefect.yaml applied. All state is in one folder, with MLflow's store beside it; the servers
+listen on 127.0.0.1 only.
 """
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import os
 import socket
@@ -19,46 +19,57 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.state import Service, State, start_time
-from schemas.cli import run_main
+from flows.deploy import POOLS, PROJECT, deploy
+from flows.state import ROOT, Service, State, start_time
+from schemas import storage
+from schemas.cli import Parser, run_main
 from schemas.errors import UserError
-
-POOLS = ("cpu", "gpu")
-ROOT = "outputs/local"
-PROJECT = Path(__file__).parents[1]
 
 _PREFERRED_PORTS = {"prefect": 4200, "mlflow": 5000}
 _HEALTH = {"prefect": "/api/health", "mlflow": "/health"}
-_START_S = 180
+_START_S = 300
 _STOP_S = 40
 """More than the 30 s that a worker gives its runs to end."""
 
 
-def up(root: Path) -> str:
-    """Starts what does not run yet and applies the deployments.
+def up(root: Path, raw: str | None = None) -> str:
+    """Starts the services that are not running yet and applies the deployments.
+
+    Args:
+        raw: folder or URI of the raw pairs that the deployments read if a run names none; kept
+            until another is given.
 
     Returns:
         Addresses, and what to do next.
 
     Raises:
-        UserError: a service does not come up; names its log.
+        UserError: ``raw`` does not exist, ``root`` cannot be created, or a service does not start;
+            the message then names its log.
     """
-    (root / "logs").mkdir(parents=True, exist_ok=True)
-    (root / "mlflow").mkdir(exist_ok=True)
+    if raw is not None:
+        storage.require_folder(raw, "RAW")
+    try:
+        (root / "logs").mkdir(parents=True, exist_ok=True)
+        _mlflow_store(root).mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--root {root}: cannot be made: {error.strerror}") from error
     with _locked(root):
         state = State.load(root)
+        if raw is not None:
+            state.raw = storage.absolute(raw)
+            state.save(root)
         for server in _HEALTH:
             if not state.is_running(server):
+                # Processes that it left behind when it was killed may hold its port.
+                if server in state.services:
+                    state.services[server].stop(_STOP_S)
                 state.ports[server] = _port(state.ports.get(server, _PREFERRED_PORTS[server]))
         environment = _environment(root, state)
         for server, command in _servers(root, state).items():
             _start(root, state, server, command, environment)
         for server, path in _HEALTH.items():
             _wait(root, state, server, state.url(server) + path)
-        for pool in _missing_pools(environment):
-            _prefect(["work-pool", "create", pool, "--type=process"], environment)
-        _prefect(["deploy", "--all"], environment)
-        _point_deployments_at(state.url("mlflow"), environment)
+        deploy(state.url("mlflow"), environment, state.raw)
         for pool in POOLS:
             command = ["-m", "prefect", "worker", "start", f"--pool={pool}", f"--name={pool}"]
             _start(root, state, f"worker-{pool}", command, environment)
@@ -66,12 +77,12 @@ def up(root: Path) -> str:
 
 
 def down(root: Path) -> str:
-    """Stops what ``up`` started, workers first; state and ports stay."""
+    """Stops what ``up`` started, workers first; keeps the state and the ports."""
     if not root.is_dir():
         return f"nothing runs in {root}"
     with _locked(root):
         state = State.load(root)
-        running = [name for name in reversed(state.services) if state.is_running(name)]
+        running = [n for n in reversed(state.services) if state.services[n].has_processes()]
         for name in running:
             state.services[name].stop(_STOP_S)
         state.services.clear()
@@ -80,12 +91,13 @@ def down(root: Path) -> str:
 
 
 def status(root: Path) -> str:
-    """What runs, where, and since which process."""
+    """The process id of each service, and its address or log."""
     return _report(root, State.load(root))
 
 
 def _servers(root: Path, state: State) -> dict[str, list[str]]:
     here = "--host=127.0.0.1"
+    store = _mlflow_store(root)
     return {
         "prefect": [
             *("-m", "prefect", "server", "start", here),
@@ -93,11 +105,17 @@ def _servers(root: Path, state: State) -> dict[str, list[str]]:
         ],
         "mlflow": [
             *("-m", "mlflow", "server", here, f"--port={state.ports['mlflow']}", "--workers=1"),
-            f"--backend-store-uri=sqlite:///{root}/mlflow/mlflow.db",
-            f"--artifacts-destination={root}/mlflow/artifacts",
-            "--serve-artifacts",
+            f"--backend-store-uri=sqlite:///{store}/mlflow.db",
+            # Clients read and write files in place, whether or not the server runs.
+            f"--default-artifact-root={(store / 'artifacts').as_uri()}",
+            "--no-serve-artifacts",
         ],
     }
+
+
+def _mlflow_store(root: Path) -> Path:
+    """MLflow's folder, beside the state, so that commands use the same one without a server."""
+    return root.parent / "mlflow"
 
 
 def _environment(root: Path, state: State) -> dict[str, str]:
@@ -107,14 +125,19 @@ def _environment(root: Path, state: State) -> dict[str, str]:
         "PREFECT_API_URL": f"{state.url('prefect')}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_CLI_PROMPT": "false",
+        # Prefect's server waits a minute for SQLite's lock, so its clients must wait longer.
+        "PREFECT_API_REQUEST_TIMEOUT": "120",
         "PYTHONUNBUFFERED": "1",
+        # Saves eight processes and 1.8 GB for MLflow's own jobs, which nobody starts here.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
     }
 
 
 def _start(
     root: Path, state: State, name: str, command: Sequence[str], environment: Mapping[str, str]
 ) -> None:
-    """Starts a service that does not run, and remembers it at once."""
+    """Starts a service unless it is running, and saves its process id at once."""
     if state.is_running(name):
         return
     with _log(root, name).open("ab") as log:
@@ -135,7 +158,7 @@ def _wait(root: Path, state: State, name: str, address: str) -> None:
     """Waits until a server answers.
 
     Raises:
-        UserError: it has ended, or takes too long.
+        UserError: the server has ended or takes too long.
     """
     deadline = time.monotonic() + _START_S
     while state.is_running(name) and time.monotonic() < deadline:
@@ -147,41 +170,6 @@ def _wait(root: Path, state: State, name: str, address: str) -> None:
     raise UserError(f"{name} does not answer at {address}; its log is {_log(root, name)}")
 
 
-def _prefect(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", *arguments],
-        cwd=PROJECT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise UserError(f"prefect {' '.join(arguments)} failed:\n{done.stdout.strip()}")
-
-
-def _missing_pools(environment: Mapping[str, str]) -> list[str]:
-    from prefect.client.orchestration import SyncPrefectClient
-
-    with SyncPrefectClient(environment["PREFECT_API_URL"]) as client:
-        known = {pool.name for pool in client.read_work_pools()}
-    return [pool for pool in POOLS if pool not in known]
-
-
-def _point_deployments_at(mlflow: str, environment: Mapping[str, str]) -> None:
-    """Gives every deployment that has a ``tracking_uri`` the server's."""
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.actions import DeploymentUpdate
-
-    with SyncPrefectClient(environment["PREFECT_API_URL"]) as client:
-        for one in client.read_deployments():
-            if "tracking_uri" in (one.parameter_openapi_schema or {}).get("properties", {}):
-                parameters = {**one.parameters, "tracking_uri": mlflow}
-                client.update_deployment(one.id, DeploymentUpdate(parameters=parameters))
-
-
 def _report(root: Path, state: State) -> str:
     lines = []
     for name in (*_HEALTH, *(f"worker-{pool}" for pool in POOLS)):
@@ -190,21 +178,26 @@ def _report(root: Path, state: State) -> str:
         how = f"process {state.services[name].pid}" if running else "stopped"
         lines.append(f"{name:<11} {how:<16} {what or _log(root, name)}")
     if state.is_running("prefect"):
-        api = f"{state.url('prefect')}/api"
+        raw = state.raw or PROJECT / "data/raw"
+        program = Path(sys.executable).with_name("prefect")
+        whole = "ingest-train-infer/ingest-train-infer"
         lines += [
             "",
-            "Next, try",
-            "  .venv/bin/prefect deployment run ingest-train-infer --watch -p source=FOLDER",
-            f"outside this folder, after  export PREFECT_API_URL={api}",
+            f"Every night at 3:30, and where a run names no source: {raw}",
+            "(make up RAW=FOLDER sets another)",
+            "",
+            "Next, try, in any folder",
+            f"  export PREFECT_API_URL={state.url('prefect')}/api",
+            f"  {program} deployment run {whole} --watch -p source=/PATH/OF/RAW",
         ]
     return "\n".join(lines)
 
 
 def _port(wanted: int) -> int:
-    """The wanted port where it is free, else any that is."""
+    """The wanted port if it is free, else any free port."""
     for port in (wanted, 0):
         with socket.socket() as probe:
-            # As servers do: a port whose last connections are still closing is free.
+            # As servers do, so that a port whose last connections are still closing is free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -220,22 +213,25 @@ def _log(root: Path, name: str) -> Path:
 
 @contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    """One ``up`` or ``down`` at a time."""
+    """Lets only one ``up`` or ``down`` run at a time."""
     with (root / "lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns what runs where."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m flows.local", description=__doc__
-    )
-    commands = {"up": up, "down": down, "status": status}
-    parser.add_argument("command", choices=commands)
+    """The command line; returns which services run, and where."""
+    parser = Parser(prog="python -m flows.local", description=__doc__)
+    parser.add_argument("command", choices=("up", "down", "status"))
     parser.add_argument("--root", default=ROOT, help=f"folder of all state (default: {ROOT})")
+    parser.add_argument(
+        "--raw", help="with up: folder or URI for the nightly run to read from now on"
+    )
     args = parser.parse_args(arguments)
-    return commands[args.command](Path(args.root).absolute())
+    root = Path(args.root).absolute()
+    if args.command == "up":
+        return up(root, args.raw)
+    return down(root) if args.command == "down" else status(root)
 
 
 if __name__ == "__main__":

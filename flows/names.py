@@ -10,7 +10,7 @@ _DATASET_PARTS = 2
 
 
 def named(verb: str, parameter: str) -> Callable[[], str]:
-    """A flow's ``flow_run_name``: ``verb`` and the end of what ``parameter`` names."""
+    """A flow's ``flow_run_name``: ``verb`` and the end of the value of ``parameter``."""
 
     def name() -> str:
         return f"{verb}-{short(str(flow_run.parameters.get(parameter, '')))}"
@@ -19,7 +19,7 @@ def named(verb: str, parameter: str) -> Callable[[], str]:
 
 
 def short(place: str) -> str:
-    """The telling end of a folder or a model's URI.
+    """The part at the end of a folder or model URI that identifies it.
 
     ``/data/raw/lyft`` is ``lyft``, ``models:/lyft-unet@champion`` is ``lyft-unet@champion``, and a
     dataset's folder ``outputs/datasets/lyft/1f0c2ab34d5e`` is ``lyft-1f0c2ab34d5e``.

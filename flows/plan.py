@@ -1,39 +1,46 @@
-"""What a run of ingest-train-infer would do, before it does it: ``python -m flows.plan``.
+"""Shows what a run of ingest-train-infer would do: ``python -m flows.plan``.
 
-Nothing is written. What is published is verified by its checksums, as the run itself would.
+Writes nothing. Verifies the checksums of published output, as the run itself would.
 """
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flows.durations import ingest_key, recorded, train_key
 from flows.table import table
-from schemas.cli import run_main
+from schemas import storage
+from schemas.cli import Parser, add_tracking_uri, run_main
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.layout import TRACKING_URI
 from schemas.manifest import Manifest
+from schemas.parquet import read_table
+from schemas.published import partitions, run_file
+from schemas.tracking import database, outages_are_said
 
 RATES = "docs/operate.md"
-"""Where the rates below stand, and which of them were measured: 2 cores, no GPU."""
+"""Page that documents the rates below and says which were measured: 2 cores, no GPU."""
 
-_START_S = {"ingest": 4, "train": 30, "infer": 15}
-_PAIRS_PER_S, _TRAINED_PER_S, _PREDICTED_PER_S = 208, 12.5, 66
+_START_S = {"ingest": 3, "train": 20, "infer": 4}
+_PAIRS_PER_S, _TRAINED_PER_S = 214, 30.5
+_PREDICTED_PER_S = {16: 122, 32: 52.9}
+"""By number of filters, which does not affect the cost of an image's decoding and its mask."""
 _RECORD_BYTES_PER_PIXEL = 1.7
 _ROW_BYTES = 1400
-_PARAMETERS_AT_32 = 8_640_141
-_TRAINED_PIXELS, _TRAINED_FILTERS = 96 * 128, 32
+_PARAMETERS = 2_161_229
+_MEASURED_PIXELS, _MEASURED_FILTERS = 96 * 128, 16
 _FLOAT_BYTES = 4
+_NOT_KNOWN = "not known"
+_OF_MANY_SIZES = f"{_NOT_KNOWN} for images of many sizes"
 
 
 @dataclass(frozen=True)
@@ -42,8 +49,9 @@ class Step:
 
     Attributes:
         action: ``runs``, ``cached`` or ``replaces``.
-        written: bytes, an estimate.
-        seconds: an estimate, after ``basis``.
+        written: estimated size, in bytes.
+        seconds: estimated duration.
+        basis: what the duration is estimated from.
     """
 
     name: str
@@ -72,7 +80,7 @@ def plan(
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
 ) -> list[Step]:
-    """The three steps; parameters are those of the flow.
+    """The three steps; takes the parameters of the flow.
 
     Raises:
         UserError: the source holds no pairs, or the run could not use its parameters.
@@ -81,46 +89,47 @@ def plan(
     second, model = plan_train(
         dataset, pairs, output, train_config, gate_config, tracking_uri, ingest_config, train_on
     )
-    third = plan_infer(model, dataset, infer_source, pairs, output, infer_config, tracking_uri)
+    how = (infer_source, pairs, output, infer_config, tracking_uri)
+    given = infer_config if infer_config.height else ingest_config
+    network = network_size(train_config.filters, given.height, given.width)
+    third = plan_infer(model, dataset, *how, network)
     return [first, second, third]
 
 
-def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, Path | None, int]:
-    """The step, the published version that it would take as it is, and the number of pairs."""
-    from beam import pairing, storage
+def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:
+    """The step, the published version that it would reuse, if any, and the number of pairs."""
     from beam.records import Recipe
-    from beam.versions import is_unchanged, published_versions, survey_pairs
+    from beam.survey import survey_pairs
+    from beam.versions import is_unchanged, published_versions
     from schemas.classes import load_taxonomy
 
     recipe = Recipe(storage.absolute(source), config, load_taxonomy(config.taxonomy))
     storage.require_folder(recipe.source, "source")
     found = survey_pairs(recipe.source)
-    files = (one for one in storage.walk(recipe.source) if pairing.is_png(one.path))
-    size = sum(one.size for one in files)
-    reads = f"{found.images:,} pairs, {human(size)}"
-    root = Path(output).absolute() / "datasets" / config.name
-    published = published_versions(root, recipe) if root.is_dir() else []
+    reads = f"{found.images:,} pairs, {human(found.size)}"
+    root = storage.join(storage.absolute(output), "datasets", config.name)
+    published = published_versions(root, recipe)
     for folder, manifest in published:
         if is_unchanged(folder, manifest, found.digest):
-            step = Step("ingest", "cached", reads, f"nothing; {folder} is whole")
+            step = Step("ingest", "cached", reads, f"nothing; {folder} is published and intact")
             return step, folder, manifest.records
     each = (
         _record_bytes(published[0][1])
         if published
-        else (config.height * config.width * _RECORD_BYTES_PER_PIXEL or size / found.images)
+        else (config.height * config.width * _RECORD_BYTES_PER_PIXEL or found.size / found.images)
     )
-    seconds, basis = _estimate(
-        output, ingest_key(config), found.images, _START_S["ingest"], _PAIRS_PER_S
-    )
+    rate = _PAIRS_PER_S if config.height else None
+    seconds, basis = _estimate(output, ingest_key(config), found.images, _START_S["ingest"], rate)
     where = f"a new version in {root}"
     if published:
-        where += f", beside {len(published)}; shards that have not changed are taken over"
+        where += f", beside {len(published)}; unchanged shards are reused"
     written = found.images * each
     return Step("ingest", "runs", reads, where, written, seconds, basis), None, found.images
 
 
+@outages_are_said()
 def plan_train(
-    dataset: Path | None,
+    dataset: str | None,
     pairs: int,
     output: str,
     config: TrainConfig,
@@ -129,35 +138,35 @@ def plan_train(
     ingest_config: IngestConfig,
     train_on: str,
 ) -> tuple[Step, str | None]:
-    """The step, and the version to predict with where it is known before."""
-    height, width = ingest_config.height, ingest_config.width
+    """The step, and the version to predict with if it is known beforehand."""
     images = round(pairs * (1 - ingest_config.validation - ingest_config.test))
     if dataset is not None:
         from model.plan import plan as plan_training
 
-        chosen = plan_training(str(dataset), config)
+        chosen = plan_training(dataset, config)
         images = chosen.manifest.splits["train"].records
-        if _is_there(tracking_uri):
-            from model import tracking
+        # Querying a store that does not exist would create it.
+        if (store := database(tracking_uri)) is None or store.exists():
+            from model import registry, tracking
 
             tracking.connect(tracking_uri)
-            known = tracking.find_trained(config.model_name, chosen.key)
+            known = registry.find_trained(config.model_name, registry.pinned(chosen).key)
             if known is not None:
-                champion = tracking.champion(config.model_name)
+                champion = registry.champion(config.model_name)
                 settled = known == champion or (
-                    champion and tracking.refused_before(known, champion, gate)
+                    champion and registry.refused_before(known, champion, gate)
                 )
                 writes = "nothing" if settled else "the gate's decision"
-                step = Step("train", "cached", str(dataset), f"{writes}; {known} is registered")
+                step = Step("train", "cached", dataset, f"{writes}; {known} is registered")
                 return step, champion if settled else None
     work = images * config.epochs
-    scale = (height * width / _TRAINED_PIXELS) * (config.filters / _TRAINED_FILTERS) ** 2
-    key = train_key(config, height, width)
-    rate = _TRAINED_PER_S / max(scale, 0.01)
+    network = network_size(config.filters, ingest_config.height, ingest_config.width)
+    key = train_key(config, ingest_config.height, ingest_config.width)
+    rate = _TRAINED_PER_S / max(network, 0.01) if network else None
     seconds, basis = _estimate(output, key, work, _START_S["train"], rate)
     if train_on != "here":
-        seconds, basis = 0, f"not known for pool {train_on}"
-    size = _PARAMETERS_AT_32 * (config.filters / _TRAINED_FILTERS) ** 2 * _FLOAT_BYTES
+        seconds, basis = 0, f"{_NOT_KNOWN} for pool {train_on}"
+    size = _PARAMETERS * (config.filters / _MEASURED_FILTERS) ** 2 * _FLOAT_BYTES
     reads = f"{images:,} images, {config.epochs} times"
     writes = f"a version of {config.model_name} in {tracking_uri}"
     return Step("train", "runs", reads, writes, size, seconds, basis), None
@@ -165,19 +174,24 @@ def plan_train(
 
 def plan_infer(
     model: str | None,
-    dataset: Path | None,
+    dataset: str | None,
     source: str | None,
     pairs: int,
     output: str,
     config: InferConfig,
     tracking_uri: str,
+    network: float | None,
 ) -> Step:
-    """The step; without a known model and input, all that can be said is how much there is."""
-    root = Path(output).absolute() / "predictions"
+    """The step; without a known model and input, only the amount of work.
+
+    Args:
+        network: relative cost of an image in the network, from ``network_size``.
+    """
+    root = storage.join(storage.absolute(output), "predictions")
     images, action = pairs, "runs"
     writes = f"partitions of a new version in {root}"
     if source is not None:
-        from beam.versions import survey
+        from beam.survey import survey
 
         found = survey(source)
         images = found.images or found.loose_pngs
@@ -185,47 +199,63 @@ def plan_infer(
         from beam import runs
         from beam.plan import plan as plan_job
 
-        at = None if source else str(dataset)
+        at = None if source else dataset
         processes = len(os.sched_getaffinity(0))
-        job = plan_job(model, source, at, config, tracking_uri, processes)
+        with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
+            job = plan_job(model, source, at, config, tracking_uri, processes, scratch)
         partition = runs.partition_of(job.model, job.source_name)
         images = job.images
         if runs.is_published(root, partition, job.run_id):
-            return Step("infer", "cached", f"{images:,} images", f"nothing; {partition} is whole")
-        action = "replaces" if (root / "masks" / partition).is_dir() else "runs"
+            return Step(
+                "infer",
+                "cached",
+                f"{images:,} images",
+                f"nothing; {partition} is published and intact",
+            )
+        action = "replaces" if storage.is_folder(storage.join(root, "masks", partition)) else "runs"
         writes = f"{partition} in {root}"
-    seconds, basis = _last_inference(root, images)
+    seconds, basis = _last_inference(root, images, network)
     return Step("infer", action, f"{images:,} images", writes, images * _ROW_BYTES, seconds, basis)
 
 
-def _estimate(output: str, key: str, items: int, start_s: float, rate: float) -> tuple[float, str]:
-    """Seconds for so many items, and what the estimate rests on."""
+def network_size(filters: int, height: int, width: int) -> float | None:
+    """Work per image, relative to the measured network; None if images have many sizes."""
+    return height * width / _MEASURED_PIXELS * (filters / _MEASURED_FILTERS) ** 2 or None
+
+
+def _estimate(
+    output: str, key: str, items: int, start_s: float, rate: float | None
+) -> tuple[float, str]:
+    """Seconds for this number of items, and what the estimate is based on.
+
+    Args:
+        rate: items per second to assume if no run is recorded; None if unknown.
+    """
     last = recorded(output).get(key)
     if last and last["items"]:
-        # A short run is mostly start-up, which a longer one pays once.
+        # A short run is mostly start-up, which a longer run also pays only once.
         each = max(0.0, last["seconds"] - start_s) / last["items"]
         return min(start_s, last["seconds"]) + items * each, f"last run, {last['items']:,} items"
-    return start_s + items / rate, RATES
+    return (start_s + items / rate, RATES) if rate else (0, _OF_MANY_SIZES)
 
 
-def _last_inference(root: Path, images: int) -> tuple[float, str]:
-    """As ``_estimate``, from the newest row of the table of runs."""
-    import pyarrow.parquet as pq
-
-    files = sorted(root.glob("runs/**/run.parquet"), key=lambda one: one.stat().st_mtime)
-    if not files:
-        return _START_S["infer"] + images / _PREDICTED_PER_S, RATES
-    (row,) = pq.ParquetFile(files[-1]).read().to_pylist()
-    took = (row["finished_at"] - row["started_at"]).total_seconds()
-    start = min(_START_S["infer"], took)
-    each = (took - start) / max(row["images_read"], 1)
-    return start + images * each, f"last run, {row['images_read']:,} items"
-
-
-def _is_there(tracking_uri: str) -> bool:
-    """Whether a store can be asked without making one."""
-    scheme, _, path = tracking_uri.partition(":///")
-    return scheme != "sqlite" or Path(path).is_file()
+def _last_inference(root: str, images: int, network: float | None) -> tuple[float, str]:
+    """As ``_estimate``, from the newest row of the table of runs that has any predictions."""
+    files = [run_file(root, one) for one in partitions(root)]
+    for file in sorted(files, key=storage.modified, reverse=True):
+        (row,) = read_table(file).to_pylist()
+        # Reused images cost next to nothing.
+        predicted = row["images_read"] - row["images_reused"]
+        if predicted:
+            took = (row["finished_at"] - row["started_at"]).total_seconds()
+            start = min(_START_S["infer"], took)
+            return start + images * (took - start) / predicted, f"last run, {predicted:,} items"
+    if network is None:
+        return 0, _OF_MANY_SIZES
+    small, large = (1 / rate for rate in _PREDICTED_PER_S.values())
+    # Twice the filters means four times the multiplications.
+    of_network = (large - small) / 3
+    return _START_S["infer"] + images * (small + (network - 1) * of_network), RATES
 
 
 def _record_bytes(manifest: Manifest) -> float:
@@ -249,16 +279,16 @@ def duration(seconds: float) -> str:
 
 
 def parameters_of(given: dict[str, Any]) -> dict[str, Any]:
-    """The flow's parameters, checked as the flow checks them.
+    """The flow's parameters, validated as the flow itself validates them.
 
     Raises:
-        UserError: one is unknown or out of bounds; names it.
+        UserError: a parameter is unknown or out of bounds; the message names it.
     """
     from prefect.exceptions import ParameterTypeError
 
     from flows.ingest_train_infer import ingest_train_infer
 
-    # Prefect logs the whole of what is raised as well.
+    # Prefect also logs the whole exception.
     logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
 
     known = inspect.signature(ingest_train_infer.fn).parameters
@@ -274,12 +304,10 @@ def parameters_of(given: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the plan as a table."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m flows.plan", description=__doc__
-    )
+    parser = Parser(prog="python -m flows.plan", description=__doc__)
     parser.add_argument("--source", required=True, help="folder or URI of the raw pairs")
     parser.add_argument("--output", default="outputs", help="root of all outputs")
-    parser.add_argument("--tracking_uri", default=TRACKING_URI, help="MLflow store or server")
+    add_tracking_uri(parser)
     parser.add_argument(
         "--params", default="{}", help="the flow's other parameters, as JSON, as for Prefect"
     )
@@ -287,7 +315,7 @@ def main(arguments: Sequence[str]) -> str:
     try:
         given = json.loads(args.params)
     except ValueError as error:
-        raise UserError(f"--params is no JSON: {error}") from error
+        raise UserError(f"--params is not valid JSON: {error}") from error
     if not isinstance(given, dict):
         raise UserError(f"--params: expected an object, found {args.params!r}")
     given |= {"source": args.source, "output": args.output, "tracking_uri": args.tracking_uri}
@@ -295,7 +323,13 @@ def main(arguments: Sequence[str]) -> str:
     steps = plan(**parameters_of(given))
     total = sum(step.seconds for step in steps)
     header = ("step", "action", "reads", "writes", "size", "time", "estimated from")
-    return f"{table(header, [step.row() for step in steps])}\n\nin all about {duration(total)}"
+    more = (
+        ", plus the steps whose time is not known"
+        if any(_NOT_KNOWN in step.basis for step in steps)
+        else ""
+    )
+    rows = table(header, [step.row() for step in steps])
+    return f"{rows}\n\ntotal: about {duration(total)}{more}"
 
 
 if __name__ == "__main__":

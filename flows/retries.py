@@ -1,4 +1,4 @@
-"""When a step is tried again, and how long it may take."""
+"""When a step is retried, and how long it may take."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ from prefect.tasks import exponential_backoff
 
 from schemas.errors import UnavailableError, UserError
 
-BACKOFF = exponential_backoff(backoff_factor=10)
-"""10, 20, 40 … seconds, spread by ``JITTER`` so that runs do not come back all at once."""
-
-JITTER = 0.5
-
 HOUR_S = 3600
 
 
 def may_help(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Prefect's signature
-    """Whether a retry can help: not where the input is at fault or the time is used up."""
+    """Whether a retry can help: not if the input is at fault or the step has timed out."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, UserError):
         return isinstance(error, UnavailableError)
     return not isinstance(error, TimeoutError)
+
+
+RETRIED: dict[str, Any] = {
+    "retries": 3,
+    # 10, 20, 40 seconds, with jitter so that runs do not all retry at once.
+    "retry_delay_seconds": exponential_backoff(backoff_factor=10),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": may_help,
+}
+"""How a job's task is retried: arguments of Prefect's ``task``."""

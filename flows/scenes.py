@@ -1,12 +1,11 @@
-"""Synthetic street scenes in the Lyft layout: ``python -m flows.scenes --output DIR``.
+"""Draws synthetic street scenes in the Lyft layout: ``python -m flows.scenes --output DIR``.
 
-Stand-ins for a download: RGB images and red-channel masks of the 13 classes of carla-0.8. The same
-seed draws the same files.
+They replace a download: RGB images and red-channel masks of the 13 classes of carla-0.8. The same
+seed always gives the same files.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from schemas.classes import UInt8Array, load_taxonomy
-from schemas.cli import run_main
+from schemas.cli import Parser, run_main
 
 WIDTH, HEIGHT = 800, 600
 
@@ -36,7 +35,7 @@ class _Canvas:
         self._ids = {label.name: label.id for label in load_taxonomy("carla-0.8").classes}
 
     def shade(self, colour: Colour, spread: int = 18) -> Colour:
-        """A colour near another one."""
+        """A random colour near the given one."""
         shift = self.random.integers(-spread, spread + 1)
         red, green, blue = (int(np.clip(c + shift, 0, 255)) for c in colour)
         return red, green, blue
@@ -58,7 +57,7 @@ class _Canvas:
 def draw_scene(
     seed: int, width: int = WIDTH, height: int = HEIGHT
 ) -> tuple[UInt8Array, UInt8Array]:
-    """One scene: a street towards a vanishing point, with what stands beside it.
+    """Draws one scene: a street towards a vanishing point, with objects beside it.
 
     Returns:
         RGB image and mask, uint8 (height, width, 3); the mask holds the class in its red channel.
@@ -72,7 +71,7 @@ def draw_scene(
     _street(canvas, horizon, centre)
     for depth in np.sort(random.uniform(0.12, 0.95, random.integers(7, 13))):
         _thing(canvas, horizon, centre, float(depth))
-    # Sensor noise and a fall of light keep colours from giving the classes away.
+    # Sensor noise and a light gradient keep colours from giving the classes away.
     pixels = np.asarray(canvas.image).astype(np.float32)
     light = np.linspace(random.uniform(0.8, 1.1), random.uniform(0.8, 1.1), width)
     grain = random.normal(0, 7, (height // 2, width // 2, 1)).repeat(2, 0).repeat(2, 1)
@@ -102,20 +101,20 @@ def write_scenes(
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the output folder."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m flows.scenes", description=__doc__
-    )
+    parser = Parser(prog="python -m flows.scenes", description=__doc__)
     parser.add_argument("--output", required=True, help="folder to draw into")
     parser.add_argument("--count", type=int, default=120, help="scenes (default: 120)")
     parser.add_argument("--seed", type=int, default=0, help="of the first scene (default: 0)")
     args = parser.parse_args(arguments)
+    if args.count < 1 or args.seed < 0:
+        parser.error("expected a --count of at least 1 and a --seed of at least 0")
     return write_scenes(args.output, args.count, args.seed)
 
 
 def _write_scene(output: str, seed: int, width: int, height: int, index: int) -> None:
     image, mask = draw_scene(seed * 1_000_003 + index, width, height)
     name = f"000_{index:04d}.png"
-    # A file that is there already is the same: its time of change stays, and nothing is read anew.
+    # An existing file has the same content; keeping its modification time avoids reading it anew.
     for folder, pixels in (("CameraRGB", image), ("CameraSeg", mask)):
         path = Path(output, folder, name)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""What `make up` started: processes and ports, remembered in one file of the state folder."""
+"""The processes and ports of `make up`, saved in one file of the state folder."""
 
 from __future__ import annotations
 
@@ -6,79 +6,126 @@ import json
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+ROOT = "outputs/local"
+"""Default folder of the state."""
 
 _POLL_S = 0.1
+_GROUP, _STARTED = 1, 18
+"""Indices into the fields that ``_stat`` returns."""
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
 
 
 class Service(BaseModel):
     """A process that leads its own group.
 
     Attributes:
-        started: the kernel's time of its start, which no later process with this id shares.
+        started: its start time from the kernel, which no later process with the same id shares.
+        boot: the kernel's id of the current boot of the machine.
     """
 
     pid: int
     started: str
+    boot: str = Field(default_factory=_boot)
 
     def is_running(self) -> bool:
-        """Whether the very process that was started still runs."""
-        return start_time(self.pid) == self.started
+        """Whether this process is still running, as opposed to a later one with the same id."""
+        return self.boot == _boot() and start_time(self.pid) == self.started
+
+    def has_processes(self) -> bool:
+        """Whether it is running, or has ended but left processes of its group behind."""
+        # No other process gets a group's id as long as the group has members.
+        is_ours = self.boot == _boot() and start_time(self.pid) in (self.started, None)
+        return is_ours and bool(members(self.pid))
 
     def stop(self, grace_s: float) -> None:
-        """Ends the process and its group, first kindly."""
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            if not self.is_running():
-                return
-            os.killpg(self.pid, sign)
-            deadline = time.monotonic() + grace_s
-            while self.is_running() and time.monotonic() < deadline:
-                time.sleep(_POLL_S)
+        """Ends what is left of the process and its group, first with SIGTERM, then SIGKILL."""
+        if self.has_processes():
+            end_group(self.pid, grace_s)
 
 
 class State(BaseModel):
-    """Ports are kept when services stop, so that addresses stay."""
+    """State that is kept when services stop: their ports stay the same, and so does ``raw``.
+
+    Attributes:
+        raw: folder or URI of the raw pairs that the deployments read if a run names none, as at
+            night; empty for the one in prefect.yaml.
+    """
 
     ports: dict[str, int] = {}
     services: dict[str, Service] = {}
+    raw: str = ""
 
     @classmethod
     def load(cls, root: Path) -> State:
-        """The state of a folder; an empty one where there is none."""
+        """The state of a folder; an empty one if its file is missing or invalid."""
         try:
             return cls.model_validate_json((root / "state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValidationError):
             return cls()
 
     def save(self, root: Path) -> None:
-        """Replaces the file in one step."""
+        """Replaces the file atomically."""
         new = root / "state.json.new"
         new.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
         new.replace(root / "state.json")
 
     def is_running(self, name: str) -> bool:
-        """Whether the service of this name was started and still runs."""
+        """Whether the service with this name was started and is still running."""
         return name in self.services and self.services[name].is_running()
 
     def url(self, name: str) -> str:
-        """Address of a server, which listens on this machine alone."""
+        """Address of a server, which listens on this machine only."""
         return f"http://127.0.0.1:{self.ports[name]}"
 
 
 def running_server(root: Path) -> str | None:
-    """API address of the Prefect server that `make up` started here, if it runs."""
+    """API address of the Prefect server that `make up` started here; None if it is not running."""
     state = State.load(root)
     return f"{state.url('prefect')}/api" if state.is_running("prefect") else None
 
 
+def end_group(group: int, grace_s: float) -> None:
+    """Asks the processes of a group to end; after ``grace_s`` seconds, kills those that remain."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(group, sign)
+        deadline = time.monotonic() + grace_s
+        while members(group) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        if not members(group):
+            return
+
+
+def members(group: int) -> list[int]:
+    """Ids of the processes of a group that have not ended."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        fields = _stat(int(folder.name))
+        if fields and int(fields[_GROUP]) == group:
+            found.append(int(folder.name))
+    return found
+
+
 def start_time(pid: int) -> str | None:
-    """When a process started, in clock ticks since the machine did; None where it has ended."""
+    """When a process started, in clock ticks since the machine booted; None if it has ended."""
+    fields = _stat(pid)
+    return fields[_STARTED] if fields else None
+
+
+def _stat(pid: int) -> list[str] | None:
+    """The kernel's fields for a process, from its parent's id on; None if it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
-    # The second field, the program's name in brackets, may hold spaces.
+    # The second field, the program's name in brackets, may contain spaces.
     status, *fields = stat.rpartition(") ")[2].split()
-    return None if status == "Z" else fields[18]
+    return None if status == "Z" else fields

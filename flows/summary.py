@@ -1,22 +1,28 @@
-"""What a person wants to see at the end of a run: a class table and a picture."""
+"""Summary of a run for people: a class table and a picture."""
 
 from __future__ import annotations
 
 import io
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from schemas.example import parse, read_records
 from schemas.layout import partition_path
 from schemas.manifest import Manifest, load_manifest
+from schemas.parquet import read_table
 from schemas.picture import PanelRow, panel
+from schemas.published import files_of
+from schemas.storage import join, local
 
 _EXAMPLES = 4
+
+_CLASS_KEYS = ["class_id", "class_name", "split"]
+_PIXELS = ("pixel_count", "intersection", "union")
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,8 @@ class ClassSummary:
 
     Attributes:
         pixel_share: share of all predicted pixels.
-        iou: over the images of the test split, or of all where there is none of it; None without
-            truth or where the class does not occur.
+        iou: over the images of the test split, or over all images if there are none of it; None
+            without truth or if the class does not occur.
         iou_over: ``test`` or ``all``.
     """
 
@@ -44,27 +50,26 @@ def partition_of(model_uri: str, source_name: str) -> str:
 
 def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]:
     """The classes of one partition of ``class_stats``, in the order of their ids."""
-    folder = Path(predictions, "class_stats", partition)
-    columns = ["split", "class_id", "class_name", "pixel_count", "intersection", "union"]
-    # A single partition is read: the folder names above it are no columns here.
-    table = pq.read_table(folder, columns=columns, partitioning=None)
-    ids = table["class_id"].to_numpy()
-    names = table["class_name"].to_pylist()
-    pixels = table["pixel_count"].to_numpy()
-    splits = np.array(table["split"].to_pylist(), object)
-    has_test = bool((splits == "test").any())
-    held_out = splits == "test" if has_test else np.full(len(splits), True)
-    overlap = table["intersection"].to_numpy(zero_copy_only=False).astype(float)
-    union = table["union"].to_numpy(zero_copy_only=False).astype(float)
+    sums: dict[tuple[int, str, str | None], Counter[str]] = defaultdict(Counter)
+    # One file at a time: there may be millions of rows, and only a few sums are needed.
+    for file in files_of(predictions, "class_stats", partition):
+        table = read_table(file, [*_CLASS_KEYS, *_PIXELS])
+        grouped = table.group_by(_CLASS_KEYS).aggregate([(name, "sum") for name in _PIXELS])
+        for row in grouped.to_pylist():
+            key = tuple(row[name] for name in _CLASS_KEYS)
+            sums[key].update({name: row[f"{name}_sum"] or 0 for name in _PIXELS})
+    has_test = any(split == "test" for _, _, split in sums)
+    everything = sum(one["pixel_count"] for one in sums.values())
     summaries = []
-    for class_id in np.unique(ids):
-        of_class = ids == class_id
-        total = np.nansum(union[of_class & held_out])
+    for class_id, name in sorted({key[:2] for key in sums}):
+        of_class = {key[2]: one for key, one in sums.items() if key[0] == class_id}
+        judged = [one for split, one in of_class.items() if split == "test" or not has_test]
+        union = sum(one["union"] for one in judged)
         summaries.append(
             ClassSummary(
-                class_name=names[int(np.argmax(of_class))],
-                pixel_share=float(pixels[of_class].sum() / pixels.sum()),
-                iou=float(np.nansum(overlap[of_class & held_out]) / total) if total else None,
+                class_name=name,
+                pixel_share=sum(one["pixel_count"] for one in of_class.values()) / everything,
+                iou=sum(one["intersection"] for one in judged) / union if union else None,
                 iou_over="test" if has_test else "all",
             )
         )
@@ -72,7 +77,7 @@ def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]
 
 
 def class_rows(summaries: list[ClassSummary]) -> list[dict[str, str]]:
-    """The rows of a table for people."""
+    """The rows of a table for people to read."""
     return [
         {
             "class": one.class_name,
@@ -83,38 +88,27 @@ def class_rows(summaries: list[ClassSummary]) -> list[dict[str, str]]:
     ]
 
 
-def text_table(rows: list[dict[str, str]]) -> str:
-    """Aligned columns for a terminal."""
-    heads = list(rows[0])
-    widths = [max(len(head), *(len(row[head]) for row in rows)) for head in heads]
-    lines = [heads, ["-" * width for width in widths], *([row[h] for h in heads] for row in rows)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if column == 0 else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
-
-
 def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, path: Path) -> bool:
-    """A panel of test images from the worst to the best: input, truth, prediction.
+    """Draws a panel of test images from the worst to the best: input, truth, prediction.
 
     Returns:
         Whether there was any image of the test split to draw.
     """
+    import pyarrow.compute as pc
+
     manifest = load_manifest(dataset)
-    table = pq.read_table(
-        Path(predictions, "masks", partition),
+    table = read_table(
+        files_of(predictions, "masks", partition),
         columns=["image_id", "mask", "pixel_accuracy"],
         filters=[("split", "=", "test")],
-        partitioning=None,
     ).sort_by("pixel_accuracy")
+    # An image whose mask is all void has no accuracy.
+    table = table.filter(pc.is_valid(table["pixel_accuracy"]))
     if not table.num_rows:
         return False
     chosen = np.unique(np.linspace(0, table.num_rows - 1, _EXAMPLES).round().astype(int))
     rows = {row["image_id"]: row for row in table.take(chosen).to_pylist()}
-    records = _records(Path(dataset), manifest, set(rows))
+    records = _records(dataset, manifest, set(rows))
     panel(
         [
             PanelRow(
@@ -130,10 +124,10 @@ def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, 
     return True
 
 
-def _records(dataset: Path, manifest: Manifest, ids: set[str]) -> dict[str, Any]:
+def _records(dataset: str | Path, manifest: Manifest, ids: set[str]) -> dict[str, Any]:
     found = {}
     for name in manifest.shard_names("test"):
-        with open(dataset / name, "rb") as file:
+        with local(join(dataset, name)) as path, open(path, "rb") as file:
             for record in read_records(file, name):
                 example = parse(record)
                 if example.id in ids:

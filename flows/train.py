@@ -1,27 +1,29 @@
-"""Flow ``train``: a published dataset to a registered model."""
+"""Flow ``train``: from a published dataset to a registered model."""
 
 from __future__ import annotations
 
-from prefect import flow, get_run_logger, task
+import tempfile
+from pathlib import Path
 
-from flows.artifacts import publish_model
+from prefect import flow, task
+
+from flows.artifacts import publish_decision, publish_model
 from flows.durations import timed_job, train_key
 from flows.names import named
-from flows.retries import BACKOFF, HOUR_S, JITTER, may_help
+from flows.progress import watched
+from flows.retries import HOUR_S, RETRIED
 from schemas.cli import to_arguments
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRACKING_URI
 from schemas.manifest import load_manifest
+from schemas.storage import on_this_machine
 
 
 @task(
     name="model.train",
     tags={"keras"},
-    retries=3,
-    retry_delay_seconds=BACKOFF,
-    retry_jitter_factor=JITTER,
-    retry_condition_fn=may_help,
     timeout_seconds=48 * HOUR_S,
+    **RETRIED,
 )
 def train_model(
     dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
@@ -30,7 +32,7 @@ def train_model(
     arguments = [
         f"--dataset={dataset}",
         f"--tracking_uri={tracking_uri}",
-        f"--state={output}/training",
+        f"--state={on_this_machine(output)}/training",
         "--reuse",
         *to_arguments(config),
         *to_arguments(gate),
@@ -41,7 +43,14 @@ def train_model(
         size = manifest.config.height, manifest.config.width
         return train_key(config, *size), manifest.splits["train"].records * config.epochs
 
-    return timed_job("model.train", arguments, get_run_logger().info, output, measure)
+    with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
+        decision = Path(scratch, "gate.md")
+        try:
+            with watched("model.train") as log:
+                arguments.append(f"--decision={decision}")
+                return timed_job("model.train", arguments, log, output, measure)
+        finally:
+            publish_decision(decision)
 
 
 @flow(name="train", flow_run_name=named("train-on", "dataset"))
@@ -52,17 +61,18 @@ def train(
     gate: GateConfig = GateConfig(),
     tracking_uri: str = TRACKING_URI,
 ) -> str:
-    """Trains and registers the U-Net, or finds the version that the same input made before.
+    """Trains and registers the U-Net, or reuses the version made from the same input before.
 
     Args:
         dataset: Folder of a published dataset.
-        output: Root of all outputs; unfinished trainings lie in its folder `training`.
+        output: Root of all outputs; unfinished trainings are in its folder `training`.
         config: How the network is trained.
         gate: When the new version becomes champion.
-        tracking_uri: MLflow's server or store.
+        tracking_uri: URI of the MLflow server or store.
 
     Returns:
-        `models:/<name>/<version>` to predict with: the new one, or the champion it did not beat.
+        `models:/<name>/<version>` to predict with: the new version, or the champion that it did not
+        beat.
     """
     model = train_model(dataset, output, config, gate, tracking_uri)
     publish_model(model, tracking_uri)

@@ -1,0 +1,116 @@
+"""Runs both jobs on a Flink cluster of this machine and with the local runner: ``make flink-demo``.
+
+Starts a cluster with two TaskManagers, runs ingest and infer on it and with the local runner,
+compares every published file, and stops the cluster.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows import flink
+from flows.demo import require_local
+from flows.scenes import write_scenes
+from schemas import storage
+from schemas.cli import Parser, run_main
+from schemas.errors import UserError
+from schemas.quiet import import_tensorflow
+
+ROOT = "outputs/flink-demo"
+_SIDES = ("local", "flink")
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the summary to print at the end."""
+    parser = Parser(prog="python -m flows.flink_demo", description=__doc__)
+    parser.add_argument("--raw", help="folder or URI of your images; default: scenes that it draws")
+    parser.add_argument("--output", default=ROOT, help="root of all outputs, made anew")
+    parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")
+    args = parser.parse_args(arguments)
+    if args.raw is not None:
+        storage.require_folder(args.raw, "RAW")
+    require_local(args.output)
+    output = Path(args.output).absolute()
+    raw = storage.absolute(args.raw or write_scenes(str(output / "raw"), args.scenes))
+    for side in _SIDES:
+        shutil.rmtree(output / side, ignore_errors=True)
+    model = _model(output / "model")
+    cluster = output / "cluster"
+    try:
+        print(flink.up(cluster), file=sys.stderr, flush=True)
+        rows = _compare(raw, model, output, flink.master(cluster))
+        dashboard = f"http://{flink.master(cluster)}"
+    finally:
+        print(flink.down(cluster), file=sys.stderr, flush=True)
+    return "\n".join([*rows, f"the dashboard was at {dashboard}; logs are in {cluster / 'logs'}"])
+
+
+def _compare(raw: str, model: Path, output: Path, master: str) -> list[str]:
+    """Runs both jobs with both runners; returns one line for each job.
+
+    Raises:
+        UserError: the published files differ.
+    """
+    rows = []
+    for job, options in (
+        ("ingest", [f"--source={raw}"]),
+        ("infer", [f"--model={model}", f"--source={raw}"]),
+    ):
+        seconds = {}
+        for side in _SIDES:
+            arguments = [*options, f"--output={output / side / job}"]
+            if side == "flink":
+                arguments += ["--runner=FlinkRunner", f"--flink_master={master}"]
+            print(f"{job}, {side}:", file=sys.stderr, flush=True)
+            started = time.monotonic()
+            _run(job, arguments)
+            seconds[side] = time.monotonic() - started
+        local, other = (published_bytes(output / side / job) for side in _SIDES)
+        if local != other:
+            names = sorted(name for name in local | other if local.get(name) != other.get(name))
+            raise UserError(f"{job}: these files differ: {', '.join(names)}")
+        times = ", ".join(f"{side} {seconds[side]:.1f} s" for side in _SIDES)
+        rows.append(f"{job:<7} {len(local)} files, the same to the byte; {times}")
+    return rows
+
+
+def published_bytes(root: Path) -> dict[str, bytes]:
+    """Every file below ``root`` by its path, except the table of runs, which holds times."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.relative_to(root).parts[0] != "runs"
+    }
+
+
+def _run(job: str, arguments: Sequence[str]) -> None:
+    command = [sys.executable, "-m", f"beam.{job}", *arguments]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command[1:])} ended with code {done.returncode}")
+
+
+def _model(folder: Path) -> Path:
+    """Path of an untrained network: the demo compares the jobs, not the quality of predictions."""
+    path = folder / "untrained.keras"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        import_tensorflow()
+        import keras
+
+        from model.export import export_openvino
+        from model.unet import unet
+
+        keras.utils.set_random_seed(0)
+        unet(13, filters=8).save(path)
+        export_openvino(path, folder / "openvino")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
