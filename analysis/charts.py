@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the page's CSS variables so that they follow light and dark."""
+"""Charts as inline SVG, coloured by the page's CSS variables to follow light and dark themes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import numpy.typing as npt
 _FONT = 'font-size="11"'
 
 _LEAST = 0.005
-"""Share from which a cell of a confusion matrix is coloured and labelled."""
+"""Smallest share at which a cell of a confusion matrix is coloured and labelled."""
 
 
 def histogram(values: npt.NDArray[np.float64], name: str, bins: int = 24) -> str:
-    """Bars over the range of ``values``, shares from 0 to 1; NaN is left out."""
+    """A bar chart over the range of ``values``, shares from 0 to 1; NaN is left out."""
     values = values[~np.isnan(values)]
     low = min(0.95, np.floor(values.min(initial=1) * 20) / 20)
     counts, edges = np.histogram(values, bins, (low, max(1.0, values.max(initial=1))))

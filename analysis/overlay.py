@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Sequence
@@ -12,20 +11,19 @@ from PIL import Image, ImageDraw, ImageFont
 
 from analysis.pictures import Scene, load_scenes
 from analysis.tables import add_run_options, connect, one_run
-from schemas.cli import run_main
+from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 from schemas.layout import safe_name
 
 _GAP = 8
 _HEAD = 22
 _NARROWEST = 96
-"""Pixels; a tile of a strip must have room for its title."""
+"""Least width in pixels of a strip's tile, which must have room for its title."""
 
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the output folder."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m analysis.overlay",
         description="Writes the mask over the image, as one PNG for each image id.",
     )
@@ -43,7 +41,7 @@ def main(arguments: Sequence[str]) -> str:
     for scene in scenes:
         out = io.BytesIO()
         (strip(scene) if args.strip else Image.fromarray(scene.prediction())).save(out, "PNG")
-        # An id comes from a file's name: cleaned, it cannot lead out of the folder.
+        # Ids come from file names; made safe, they cannot lead out of the folder.
         name = "/".join(safe_name(part) for part in scene.image_id.split("/"))
         files[Path(args.output, f"{name}.png")] = out.getvalue()
     try:
@@ -56,7 +54,7 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def strip(scene: Scene) -> Image.Image:
-    """Input, truth, prediction and errors side by side, as far as they are known."""
+    """Input, truth, prediction and errors side by side, without those that are unknown."""
     tiles = {
         "input": scene.image,
         "truth": scene.coloured_truth(),

@@ -1,15 +1,14 @@
-"""What a run's images look like: input, truth and mask of chosen images, overlays, error maps."""
+"""Input, truth, mask, overlay and error map of selected images of a run."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from analysis.tables import key_of
@@ -25,7 +24,9 @@ from schemas.classes import (
 from schemas.errors import UserError
 from schemas.example import CorruptRecordError, Example, parse, read_records
 from schemas.layout import MANIFEST, SOURCES
+from schemas.parquet import read_table
 from schemas.stats import ConfusionMatrix
+from schemas.storage import is_file, join, local, read_bytes
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -38,9 +39,9 @@ class Scene:
     """One image of a run; all arrays have the size of its mask.
 
     Attributes:
-        image: RGB, uint8 (height, width, 3); None where the picture is gone.
+        image: RGB, uint8 (height, width, 3); None if the picture no longer exists.
         mask: predicted class ids, uint8 (height, width).
-        truth: true class ids, 255 for void; None where they are not known any more.
+        truth: true class ids, 255 for void; None if they are unknown or have changed.
     """
 
     image_id: str
@@ -50,7 +51,7 @@ class Scene:
     taxonomy: Taxonomy
 
     def prediction(self) -> UInt8Array:
-        """The mask over the image, or alone, in the class colours: RGB (height, width, 3)."""
+        """The mask in the class colours, over the image if there is one: RGB (height, width, 3)."""
         if self.image is None:
             return picture.colourise(self.mask, self.taxonomy)
         return picture.overlay(self.image, self.mask, self.taxonomy)
@@ -60,7 +61,7 @@ class Scene:
         return None if self.truth is None else picture.colourise(self.truth, self.taxonomy)
 
     def errors(self) -> UInt8Array | None:
-        """What is wrong in red over the image in pale grey: RGB (height, width, 3)."""
+        """Wrong pixels in red over the image in pale grey: RGB (height, width, 3)."""
         if self.truth is None:
             return None
         return picture.error_map(self.truth, self.mask, self.image)
@@ -72,15 +73,15 @@ def load_scenes(
     ids: Sequence[str],
     dataset: str | Path | None = None,
 ) -> list[Scene]:
-    """The scenes of a run's images, in the order of ``ids``.
+    """Loads images of a run, in the order of ``ids``.
 
     Inputs and truth come from the dataset's records, or else from the source PNGs and the masks
-    beside them. Truth that does not give the row's own confusion matrix is not shown: the files
-    have changed since.
+    beside them. Truth that does not reproduce the row's confusion matrix is left out: the files
+    have changed since the run.
 
     Args:
         run: row of ``runs``.
-        dataset: folder of the dataset that was predicted, where it has moved.
+        dataset: folder of the dataset that was predicted, if it has moved.
 
     Raises:
         UserError: the run has no such image, or ``dataset`` is not the one that was predicted.
@@ -136,11 +137,12 @@ def _agrees(
     return ConfusionMatrix.of(truth, mask, classes).counts.ravel().tolist() == list(confusion)
 
 
-def _dataset_of(run: dict[str, Any], dataset: str | Path | None) -> Path | None:
-    """Folder of the dataset that a run predicted, if it is there."""
+def _dataset_of(run: dict[str, Any], dataset: str | Path | None) -> str | None:
+    """Folder of the dataset that a run predicted, or None if it no longer exists."""
     if dataset is None:
-        folder = Path(run["source_uri"])
-        return folder if run["dataset_fingerprint"] and (folder / MANIFEST).is_file() else None
+        folder = str(run["source_uri"])
+        is_there = run["dataset_fingerprint"] and is_file(join(folder, MANIFEST))
+        return folder if is_there else None
     from schemas.manifest import load_manifest
 
     found = load_manifest(dataset).fingerprint
@@ -149,21 +151,21 @@ def _dataset_of(run: dict[str, Any], dataset: str | Path | None) -> Path | None:
             f"dataset {str(dataset)!r}: expected fingerprint {run['dataset_fingerprint']}, "
             f"which run {run['run_id']} predicted, found {found}"
         )
-    return Path(dataset)
+    return str(dataset)
 
 
-def _records(dataset: Path | None, ids: Iterable[str]) -> dict[str, Example]:
-    """Those records of a dataset; of a damaged shard, none."""
+def _records(dataset: str | None, ids: Iterable[str]) -> dict[str, Example]:
+    """Records of a dataset by id, without those that cannot be read."""
     if dataset is None:
         return {}
     wanted = set(ids)
-    rows = pq.read_table(
-        dataset / SOURCES, columns=["shard"], filters=[("id", "in", sorted(wanted))]
+    rows = read_table(
+        join(dataset, SOURCES), columns=["shard"], filters=[("id", "in", sorted(wanted))]
     )
     found = {}
     for name in sorted(set(rows["shard"].to_pylist()) - {None}):
         try:
-            with open(dataset / name, "rb") as file:
+            with local(join(dataset, name)) as path, open(path, "rb") as file:
                 for example in map(parse, read_records(file, name)):
                     if example.id in wanted:
                         found[example.id] = example
@@ -173,7 +175,7 @@ def _records(dataset: Path | None, ids: Iterable[str]) -> dict[str, Example]:
 
 
 def _raw_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
-    """The taxonomy that reads raw masks, where it is one that comes with the project."""
+    """The taxonomy for raw masks, if it is a built-in one and unchanged."""
     if run["taxonomy"] in builtin_taxonomies():
         taxonomy = load_taxonomy(run["taxonomy"])
         if taxonomy.sha256 == run["taxonomy_sha256"]:
@@ -184,14 +186,14 @@ def _raw_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
 def _input(
     record: Example | None, source_uri: str, shape: tuple[int, ...], raw: Taxonomy | None
 ) -> tuple[UInt8Array | None, UInt8Array | None]:
-    """Image and truth at a mask's shape."""
+    """The image at a mask's shape, and the truth; None for what cannot be read."""
     height, width = shape
     if record is not None:
         seen, truth = (Image.open(io.BytesIO(data)) for data in (record.image, record.mask))
         if seen.size == truth.size == (width, height):
             return np.asarray(seen.convert("RGB")), np.asarray(truth)
     try:
-        with Image.open(source_uri) as file:
+        with Image.open(io.BytesIO(read_bytes(source_uri))) as file:
             image = file.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None, None
@@ -199,14 +201,15 @@ def _input(
 
 
 def _truth_beside(source_uri: str, raw: Taxonomy | None) -> UInt8Array | None:
-    """Class ids of the mask that lies beside an image in Lyft's layout."""
-    parts = PurePath(source_uri).parts
+    """Class ids of the mask beside an image in Lyft's layout, or None."""
+    parts = source_uri.split("/")
     if "CameraRGB" not in parts:
         return None
     depth = len(parts) - 1 - parts[::-1].index("CameraRGB")
     for folder in _MASK_FOLDERS:
         try:
-            with Image.open(Path(*parts[:depth], folder, *parts[depth + 1 :])) as file:
+            beside = "/".join([*parts[:depth], folder, *parts[depth + 1 :]])
+            with Image.open(io.BytesIO(read_bytes(beside))) as file:
                 values = np.asarray(file if file.mode in ("L", "P") else file.convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError):
             continue

@@ -1,8 +1,7 @@
-"""One SQL query over the published tables: ``python -m analysis.query "SELECT …"``."""
+"""Runs one SQL query over the published tables: ``python -m analysis.query "SELECT …"``."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import csv
 import io
@@ -12,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.tables import PREDICTIONS, connect, first_line
-from schemas.cli import run_main
+from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,10 +21,8 @@ FORMATS = ("table", "csv", "json")
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the result's rows as text."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m analysis.query", description=__doc__
-    )
+    """The command line; returns the result as text."""
+    parser = Parser(prog="python -m analysis.query", description=__doc__)
     parser.add_argument("sql", help="one query over the views of analysis/views.sql; - reads it")
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
@@ -37,10 +34,10 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def run(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
-    """The result of a query as text: a ``table`` for people, ``csv``, or ``json`` line by line.
+    """The result of a query as text: a readable ``table``, ``csv``, or a ``json`` object per line.
 
     Raises:
-        UserError: DuckDB cannot run the query; one line says why.
+        UserError: DuckDB cannot run the query; the message is one line.
     """
     import duckdb
 

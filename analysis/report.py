@@ -1,12 +1,11 @@
-"""A run as one HTML file, to look at and to pass on: ``python -m analysis.report``.
+"""A run as one HTML file, to view and to share: ``python -m analysis.report``.
 
-The file holds everything it shows, loads nothing and runs no script. The same tables and pictures
-give the same bytes.
+The file is self-contained: it loads nothing and runs no script. The same tables and pictures give
+the same bytes.
 """
 
 from __future__ import annotations
 
-import argparse
 import base64
 import contextlib
 import io
@@ -24,7 +23,7 @@ from analysis.charts import heatmap, histogram
 from analysis.pictures import Scene, load_scenes, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.cli import run_main
+from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 from schemas.layout import STAGING_PREFIX
 from schemas.picture import UNJUDGED, WRONG
@@ -38,20 +37,20 @@ TEMPLATE = "report.html.j2"
 NOTHING = "\N{EN DASH}"
 
 _GALLERY = 4
-"""Images of each kind."""
+"""Images in each section of the gallery."""
 
 _WIDEST = 400
-"""Pixels of a picture in the file."""
+"""Largest width in pixels of a picture in the file."""
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class of a run; what is None is not known or not defined.
+    """One class of a run; None stands for unknown or undefined values.
 
     Attributes:
-        share: of all predicted pixels.
-        images: with at least one pixel of it.
-        iou, precision, recall: over the judged images.
+        share: share of all predicted pixels.
+        images: number of images with at least one predicted pixel of the class.
+        iou, precision, recall: over the images with truth; only the test split's if it has any.
     """
 
     name: str
@@ -66,7 +65,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """Images of one split and, with truth, how well they are predicted."""
+    """Number of images in one split and, if the truth is known, how well they are predicted."""
 
     name: str
     images: int
@@ -77,7 +76,7 @@ class SplitFigures:
 
 
 def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None = None) -> str:
-    """The page of one row of ``runs``.
+    """The HTML page for one row of ``runs``.
 
     Raises:
         UserError: ``dataset`` is not the one that was predicted.
@@ -132,7 +131,7 @@ def class_figures(
     taxonomy: Taxonomy,
     matrix: ConfusionMatrix | None,
 ) -> list[ClassFigures]:
-    """The classes of a run from the most to the least common one."""
+    """The classes of a run, from the most to the least common."""
     rows = connection.execute(
         "SELECT class_id, sum(pixel_count) / sum(sum(pixel_count)) OVER (),"
         " count(*) FILTER (pixel_count > 0),"
@@ -166,7 +165,7 @@ def class_figures(
 def split_figures(
     connection: DuckDBPyConnection, run: dict[str, Any], taxonomy: Taxonomy
 ) -> list[SplitFigures]:
-    """One row a split; a run over plain images has a single one, ``all``."""
+    """One row per split; a run over plain images has a single split, ``all``."""
     rows = connection.execute(
         "SELECT split, count(*), avg(mean_confidence) FROM masks"
         " WHERE (model, version, source) = ($model, $version, $source)"
@@ -201,7 +200,7 @@ def _overall(matrix: ConfusionMatrix | None, splits: list[SplitFigures]) -> dict
 def _matrix(
     connection: DuckDBPyConnection, run: dict[str, Any], classes: int, split: str | None
 ) -> ConfusionMatrix | None:
-    """The matrix of a split, or of all images; None without truth."""
+    """The matrix of a split, or of all images; None if no truth is known."""
     counts = np.zeros((classes, classes), np.int64)
     rows = connection.execute(
         "SELECT true_class_id, predicted_class_id, pixel_count FROM confusion"
@@ -221,7 +220,7 @@ def _row_shares(matrix: ConfusionMatrix) -> np.ndarray[Any, np.dtype[np.float64]
 def _gallery(
     connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None, *, judged: bool
 ) -> Iterator[dict[str, Any]]:
-    """Worst, best and random images; by IoU where the truth is known, else by confidence."""
+    """Yields the worst, best and random images, ranked by IoU if ``judged``, else by confidence."""
     key, by = ("mean_iou", "IoU") if judged else ("mean_confidence", "confidence")
     taken: list[str] = []
     for title, order in (
@@ -251,7 +250,7 @@ def _gallery(
 
 
 def _pictures(scene: Scene) -> Iterator[dict[str, Any]]:
-    """The pictures of one image, with their names."""
+    """Yields the pictures of one image, with their names."""
     for name, pixels in (
         ("Input", scene.image),
         ("Truth", scene.coloured_truth()),
@@ -279,7 +278,7 @@ def _data_uri(pixels: UInt8Array) -> str:
 
 
 def _share(value: float | None) -> str:
-    """Per cent, with as many digits as tell a rare class from an absent one."""
+    """Per cent; tells a rare class, below 0.1%, from an absent one."""
     if value is None:
         return NOTHING
     if value == 0:
@@ -292,10 +291,10 @@ def _figure(value: float | None) -> str:
 
 
 def write(page: str, path: Path) -> None:
-    """The file, whole or not at all.
+    """Writes the file, whole or not at all.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     staged = path.with_name(f"{STAGING_PREFIX}{os.getpid()}-{path.name}")
     try:
@@ -310,8 +309,7 @@ def write(page: str, path: Path) -> None:
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the page's path."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False,
+    parser = Parser(
         prog="python -m analysis.report",
         description="A run as one HTML file: classes, confusion, confidence, pictures, lineage.",
     )

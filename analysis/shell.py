@@ -1,8 +1,7 @@
-"""SQL over the published tables, line by line: ``make analyse`` or ``python -m analysis.shell``."""
+"""A SQL shell for the published tables: ``make analyse`` or ``python -m analysis.shell``."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from analysis.query import run
 from analysis.tables import PREDICTIONS, connect
-from schemas.cli import run_main
+from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +20,7 @@ PROMPT, CONTINUED = "sql> ", "...> "
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; reads statements until the input ends."""
-    parser = argparse.ArgumentParser(
-        allow_abbrev=False, prog="python -m analysis.shell", description=__doc__
-    )
+    parser = Parser(prog="python -m analysis.shell", description=__doc__)
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
     )
@@ -41,7 +38,7 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def _statements() -> Iterator[str]:
-    """What is typed, up to each semicolon at a line's end; Ctrl-C drops what was begun."""
+    """Yields the input up to each semicolon at a line's end; Ctrl-C drops unfinished input."""
     lines: list[str] = []
     while True:
         try:
@@ -60,7 +57,7 @@ def _statements() -> Iterator[str]:
 
 
 def _complete(views: Sequence[str], connection: DuckDBPyConnection) -> None:
-    """Tab completes views and their columns, where Python has readline."""
+    """Makes Tab complete the names of views and columns, if Python has readline."""
     with contextlib.suppress(ImportError):
         import readline
 

@@ -1,13 +1,18 @@
-"""The published tables in DuckDB: a connection whose views are those of ``views.sql``."""
+"""The published tables in DuckDB: a connection with the views of ``views.sql``."""
 
 from __future__ import annotations
 
 import argparse
 import glob
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import UserError
+from schemas.prediction import SCHEMAS, plain
+from schemas.published import checksums, partitions, run_file
+from schemas.storage import filesystem, is_folder, is_remote, join
+from schemas.store import object_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -15,36 +20,44 @@ if TYPE_CHECKING:
 VIEWS = Path(__file__).with_name("views.sql")
 
 PREDICTIONS = "outputs/predictions"
-"""Where the tables lie when nothing else is said."""
+"""Default folder of the tables."""
+
+_VIEW = re.compile(r"^CREATE OR REPLACE VIEW (\w+) AS FROM published\('(\w+)'\);$", re.MULTILINE)
+"""Matches a view in ``views.sql`` that is a plain table of files."""
 
 KEYS = ("model", "version", "source")
-"""Columns of the partitions: a run is a partition."""
+"""Partition columns; each partition holds one run."""
 
 
 def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
     """An in-memory database with the views; queries read the Parquet files.
 
     Args:
-        predictions: output folder of ``python -m beam.infer``.
+        predictions: output of ``python -m beam.infer``, a folder or a URI.
 
     Raises:
-        UserError: the folder lacks a table.
+        UserError: a table is missing, or one of its files is damaged.
     """
     import duckdb
 
-    folder = Path(predictions)
-    if not (folder / "runs").is_dir():
+    if not is_folder(join(predictions, "runs")):
         raise UserError(
             f"predictions {str(predictions)!r}: there is no table of runs; "
             "name the output folder of `python -m beam.infer`"
         )
     connection = duckdb.connect()
-    connection.execute(
-        "SET VARIABLE predictions = $folder", {"folder": glob.escape(str(folder.absolute()))}
-    )
+    views = VIEWS.read_text(encoding="utf-8")
     try:
-        connection.execute(VIEWS.read_text(encoding="utf-8"))
-    except duckdb.IOException as error:
+        if is_remote(predictions):
+            tables = _tables(str(predictions).rstrip("/"))
+            for view, name in _VIEW.findall(views):
+                connection.register(view, tables[name])
+            views = _VIEW.sub("", views)
+        else:
+            folder = glob.escape(str(Path(predictions).absolute()))
+            connection.execute("SET VARIABLE predictions = $folder", {"folder": folder})
+        connection.execute(views)
+    except (duckdb.Error, OSError, ValueError) as error:
         raise UserError(
             f"predictions {str(predictions)!r}: {first_line(error)}; "
             "run `python -m beam.infer` again to write all tables"
@@ -52,13 +65,46 @@ def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
     return connection
 
 
+def _tables(root: str) -> dict[str, Any]:
+    """The tables on a store, as datasets of the files that the published runs name.
+
+    DuckDB would read a store with an extension that it downloads, and select files only by name
+    patterns.
+    """
+    import pyarrow as pa
+    from pyarrow import dataset
+
+    runs = list(partitions(root))
+    if not runs:
+        raise UserError(f"predictions {root!r}: there is no published run")
+    files = [file for run in runs for file in (*checksums(root, run), run_file(root, run))]
+    store, _ = filesystem(root)
+    # In the order in which DuckDB puts partition columns.
+    keys = pa.schema([(name, pa.string()) for name in sorted(KEYS)])
+
+    def table(name: str, schema: pa.Schema) -> Any:
+        folder = join(root, name, "")
+        return dataset.dataset(
+            [object_of(file) for file in files if file.startswith(folder)],
+            schema=pa.schema(
+                [*plain(schema), *(key for key in keys if key.name not in schema.names)]
+            ),
+            format="parquet",
+            filesystem=store,
+            partitioning=dataset.partitioning(keys, flavor="hive"),
+            partition_base_dir=object_of(folder),
+        )
+
+    return {name: table(name, schema) for name, schema in SCHEMAS.items()}
+
+
 def first_line(error: Exception) -> str:
-    """What DuckDB complains of, in one line, without the excerpt of the query."""
+    """DuckDB's error message in one line, without the excerpt of the query."""
     return " ".join(str(error).split("\n\nLINE ")[0].split())
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose one run, for ``one_run``."""
+    """Adds the options by which ``one_run`` selects a run."""
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
     )
@@ -68,10 +114,10 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 
 def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[str, Any]:
-    """The row of ``runs`` that the options choose.
+    """The row of ``runs`` that the options select.
 
     Raises:
-        UserError: they choose none, or several; names those that there are.
+        UserError: they select no run or several; the message names the candidates.
     """
     wanted = {key: getattr(args, key) for key in KEYS if getattr(args, key) is not None}
     for part in (args.partition or "").strip("/").split("/"):
@@ -93,5 +139,5 @@ def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[st
 
 
 def key_of(run: dict[str, Any]) -> dict[str, str]:
-    """Parameters of ``(model, version, source) = ($model, $version, $source)`` for a run's rows."""
+    """Parameters of ``(model, version, source) = ($model, $version, $source)`` for one run."""
     return {key: run[key] for key in KEYS}

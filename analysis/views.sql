@@ -3,14 +3,14 @@
 --   SET VARIABLE predictions = 'outputs/predictions';
 --   .read analysis/views.sql
 --
--- All have the partition's columns model, version (text, v3) and source, and run_id, the key of runs.
--- A filter on model, version or source reads only the files of its partitions.
+-- All have the partition columns model, version (text, e.g. v3) and source, and run_id, the key of
+-- runs. A query that filters on model, version or source reads only the matching partitions.
 
--- Times are those of the files, not of the machine that reads them.
+-- Times are shown in UTC, as in the files, not in the time zone of the machine that reads them.
 SET TimeZone = 'UTC';
 
--- DuckDB 2.0.0 loses the filter on a partition column where it turns a window into a join: sums
--- OVER (PARTITION BY ...) then run over the files of all partitions.
+-- DuckDB 2.0.0 loses the filter on a partition column when it turns a window into a join: sums
+-- OVER (PARTITION BY ...) then read the files of all partitions.
 SET disabled_optimizers = 'window_self_join';
 
 CREATE OR REPLACE MACRO published(name) AS TABLE
@@ -18,31 +18,31 @@ FROM read_parquet(
     getvariable('predictions') || '/' || name || '/**/*.parquet',
     hive_partitioning = true,
     hive_types = {'model': VARCHAR, 'version': VARCHAR, 'source': VARCHAR},
-    -- A partition that an earlier version wrote may lack a column: it is null there.
+    -- A partition written by an earlier version may lack a column, which is then null.
     union_by_name = true
 );
 
--- One row an image: mask.bytes is a palette PNG of class ids, confusion the image's own matrix.
+-- One row per image: mask.bytes is a palette PNG of class ids, confusion the image's own matrix.
 CREATE OR REPLACE VIEW masks AS FROM published('masks');
 
--- One row for each image and class, zero counts included.
+-- One row per image and class, including classes with zero pixels.
 CREATE OR REPLACE VIEW class_stats AS FROM published('class_stats');
 
--- One row for each partition: the job that wrote it, its model, its dataset, its counts.
+-- One row per partition: the job that wrote it, its model, its dataset, its counts.
 CREATE OR REPLACE VIEW runs AS FROM published('runs');
 
--- One row for each class of a run's taxonomy: name and colour.
+-- One row per class of a run's taxonomy: name and colour.
 CREATE OR REPLACE VIEW classes AS FROM published('classes');
 
--- Pixels by split, true class and predicted class; no rows where no truth is known.
+-- Pixels by split, true class and predicted class; no rows if no truth is known.
 CREATE OR REPLACE VIEW confusion AS FROM published('confusion');
 
 -- Inputs that could not be read or predicted, with the reason.
 CREATE OR REPLACE VIEW rejects AS FROM published('_rejects');
 
--- One row an image: how good its mask is, or without truth, how sure and how varied.
+-- One row per image: how good its mask is or, without truth, how confident and how varied.
 --   mean_iou       over the classes in truth or prediction
---   worst_class    the one with the lowest IoU; of several, the one with the most pixels
+--   worst_class    the class with the lowest IoU; on ties, the one with the largest union
 --   classes_found  classes with at least one predicted pixel
 --   class_entropy  of the predicted class shares, in bits: 0 for a single class
 CREATE OR REPLACE VIEW image_quality AS
@@ -61,5 +61,5 @@ SELECT
     model, version, source, run_id, split, image_id, source_uri, width, height,
     pixel_accuracy, mean_iou, worst_class, worst_iou,
     mean_confidence, classes_found, class_entropy
--- With the partition's columns in the join, a filter on them prunes the files of both tables.
+-- With the partition columns in the join, a filter on them prunes the files of both tables.
 FROM masks JOIN of_classes USING (model, version, source, run_id, image_id);
