@@ -1,8 +1,8 @@
-"""Steps of training and prediction on whatever Keras backend runs here.
+"""Times steps of training and prediction on any Keras backend.
 
 ``KERAS_BACKEND=jax python benchmarks/gpu.py --peak_tflops 989``. It needs keras, a backend and
-pydantic, no TensorFlow. Without input, one batch stays on the device; with input, each step takes a
-new one from the host's memory.
+pydantic, but not TensorFlow. Without input, one batch stays on the device; with input, each step
+takes a new batch from the host's memory.
 """
 
 import argparse
@@ -27,12 +27,12 @@ CLASSES = 13
 
 
 def seconds(step: Callable[[], object], steps: int) -> float:
-    """Seconds of one step, after three that compile and warm up."""
+    """Seconds per step, after three steps that compile and warm up."""
     for _ in range(3):
         step()
     started = time.perf_counter()
     for _ in range(steps):
-        # train_on_batch returns the loss as a number, so each step has ended when it returns.
+        # train_on_batch returns the loss as a number, so the step has finished when it returns.
         step()
     return (time.perf_counter() - started) / steps
 
@@ -46,7 +46,7 @@ def multiplications(model: keras.Model, height: int, width: int) -> float:
         kernel = int(np.prod(layer.kernel.shape))
         level = _level(layer.name)
         pixels = (height >> level) * (width >> level)
-        # A transposed convolution multiplies once for each pixel of its input, a level below.
+        # A transposed convolution multiplies once per pixel of its input, which is a level below.
         if isinstance(layer, keras.layers.Conv2DTranspose):
             pixels //= 4
         total += kernel * pixels
@@ -102,7 +102,7 @@ def main() -> None:
         predict = seconds(
             lambda model=model, feed=feed: model.predict_on_batch(next(feed)[0]), args.steps
         )
-        # A backward pass costs two forward passes; a multiplication comes with an addition.
+        # A backward pass costs two forward passes, and each multiplication comes with an addition.
         flops = 3 * 2 * multiplications(model, height, width) * args.batch_size / without
         share = f"{flops / args.peak_tflops / 1e12:.1%}" if args.peak_tflops else ""
         print(

@@ -1,8 +1,8 @@
 """Times the inference job against its peers: ``make bench BENCH=infer``.
 
-Whole processes on the same files with the same number of workers, taken in turns; the ratio is
-formed within each round, and medians are shown. ``RAW=folder`` names the pairs to repeat,
-``MODEL=file.keras`` the network; without one, it is the U-Net of 32 filters with random weights.
+Runs whole processes on the same files with the same number of workers, in turns; computes the ratio
+within each round and prints medians. ``RAW=folder`` names the pairs to repeat and
+``MODEL=file.keras`` the network, by default the U-Net of 32 filters with random weights.
 """
 
 import argparse
@@ -26,7 +26,7 @@ RECORDS = ("infer", "infer-tensorflow", "bare")
 
 @dataclass(frozen=True)
 class Run:
-    """One whole process: seconds to its end and to its first prediction, peak MiB of a process."""
+    """One run: seconds to its end and to its first prediction, and peak MiB of a process."""
 
     seconds: float
     first: float | None
@@ -34,11 +34,11 @@ class Run:
 
 
 def command(contender: str, source: Path, output: Path, model: Path) -> list[str]:
-    """What is run; each writes below an output folder that does not exist yet."""
+    """The contender's command line; it writes below an output folder that does not exist yet."""
     job, _, engine = contender.partition("-")
     if job == "infer":
         place = "--dataset" if (source / "manifest.json").exists() else "--source"
-        # Without truth, as the peers: the folder of images alone.
+        # The folder of images alone, since the peers have no truth either.
         folder = source if place == "--dataset" else source / "CameraRGB"
         options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
         arguments = [f"--model={model}", f"{place}={folder}", f"--output={output}", *options]
@@ -50,7 +50,7 @@ def command(contender: str, source: Path, output: Path, model: Path) -> list[str
 
 
 def measure(contender: str, source: Path, model: Path, scratch: Path) -> Run:
-    """Runs one contender once, to its end."""
+    """Runs one contender once, to completion."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder, (scratch / "log").open("w") as log:
         output = Path(folder, "out")
         started = time.perf_counter()
@@ -80,7 +80,7 @@ def measure(contender: str, source: Path, model: Path, scratch: Path) -> Run:
 
 
 def _watch(output: Path, started: float, seen: list[float], ended: threading.Event) -> None:
-    """Notes when the job's counters first tell of a prediction."""
+    """Records when the job's counters first show a prediction."""
     while not seen and not ended.wait(0.02):
         for path in output.glob(".staging-*/progress/*.json"):
             try:
@@ -93,7 +93,7 @@ def _watch(output: Path, started: float, seen: list[float], ended: threading.Eve
 
 
 def make_model(folder: Path, given: str | None) -> Path:
-    """A ``.keras`` file with its OpenVINO graph beside it."""
+    """Writes a ``.keras`` file with its OpenVINO graph beside it."""
     folder.mkdir()
     model = folder / "unet.keras"
     code = (
@@ -112,7 +112,7 @@ def make_model(folder: Path, given: str | None) -> Path:
 
 
 def make_dataset(pairs: Path, folder: Path) -> Path:
-    """The pairs as a dataset."""
+    """Ingests the pairs; returns the dataset's folder."""
     done = subprocess.run(
         [sys.executable, "-m", "beam.ingest", f"--source={pairs}", f"--output={folder}"],
         cwd=HERE.parent,
@@ -124,7 +124,7 @@ def make_dataset(pairs: Path, folder: Path) -> Path:
 
 
 def compare(sources: dict[int, Path], contenders: list[str], args, model: Path, scratch: Path):
-    """Prints a row for each count and contender, then rates and start-up between the counts."""
+    """Prints a row per count and contender, then rates and start-up times from the two extremes."""
     medians: dict[tuple[str, int], float] = {}
     print("| images | job | median s | times infer's | first prediction s | peak MiB |")
     print("| ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
@@ -147,7 +147,7 @@ def compare(sources: dict[int, Path], contenders: list[str], args, model: Path, 
         for one in contenders:
             rate = (high - low) / (medians[one, high] - medians[one, low])
             start = medians[one, low] - low / rate
-            print(f"  {one}: {rate:.1f} images/s, {start:.1f} s beside them")
+            print(f"  {one}: {rate:.1f} images/s, plus {start:.1f} s of start-up")
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Times the ingest job against its peers: ``make bench BENCH=ingest``.
 
-Whole processes on the same files with the same number of workers, taken in turns; the ratio is
-formed within each round, and medians are shown. ``RAW=folder`` names the pairs to repeat.
+Runs whole processes on the same files with the same number of workers, in turns; computes the ratio
+within each round and prints medians. ``RAW=folder`` names the pairs to repeat.
 """
 
 import argparse
@@ -22,14 +22,14 @@ WORKERS = 2
 
 @dataclass(frozen=True)
 class Run:
-    """One whole process: wall seconds, and the peak of its largest process in MiB."""
+    """One run: wall seconds, and the peak memory of its largest process in MiB."""
 
     seconds: float
     peak_mib: float
 
 
 def command(contender: str, source: Path, output: Path) -> list[str]:
-    """What is run; each writes below an output folder that does not exist yet."""
+    """The contender's command line; it writes below an output folder that does not exist yet."""
     if contender == "ingest":
         options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
         arguments = [f"--source={source}", f"--output={output}", *options]
@@ -39,7 +39,7 @@ def command(contender: str, source: Path, output: Path) -> list[str]:
 
 
 def measure(contender: str, source: Path, scratch: Path) -> Run:
-    """Runs one contender once, to its end."""
+    """Runs one contender once, to completion."""
     with tempfile.TemporaryDirectory(dir=scratch) as output, (scratch / "log").open("w") as log:
         started = time.perf_counter()
         process = subprocess.Popen(

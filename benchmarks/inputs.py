@@ -1,4 +1,4 @@
-"""Raw pairs for benchmarks: any number of them, made by repeating a few."""
+"""Any number of raw pairs for benchmarks, made by repeating a few."""
 
 import shutil
 import struct
@@ -12,14 +12,17 @@ _HEADER_END = 33
 
 
 def repeated_pairs(raw: Path | None, folder: Path, count: int) -> Path:
-    """``count`` pairs in Lyft's layout below ``folder``: those of ``raw``, or scenes, repeated.
+    """Writes ``count`` pairs in Lyft's layout below ``folder``; returns their folder.
 
-    A tEXt chunk tells the copies apart, so that none has another's bytes.
+    Repeats the pairs of ``raw``, or synthetic scenes if it is None. A tEXt chunk makes the bytes of
+    each copy different.
     """
     if raw is None:
         raw = folder / "scenes"
         write_scenes(str(raw), 100)
     images = sorted(raw.rglob("CameraRGB/*.png"))
+    if not images:
+        raise SystemExit(f"error: {raw}: expected CameraRGB/*.png at any depth, found none")
     target = folder / f"pairs-{count}"
     if target.exists():
         shutil.rmtree(target)

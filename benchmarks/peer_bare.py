@@ -1,6 +1,6 @@
-"""Bare loop: decode, nearest resize, encode on all cores in plain processes.
+"""Bare loop: decode, nearest resize, encode in plain processes.
 
-The job's decoder and encoder, called directly; nothing is checked, hashed or counted.
+Calls the job's decoder and encoder directly; nothing is checked, hashed or counted.
 """
 
 import io
@@ -15,7 +15,7 @@ from schemas.example import Example, encode, write_record
 
 
 def small_png(pixels) -> bytes:
-    """PNG at 96x128."""
+    """The pixels as a PNG of 96x128."""
     buffer = io.BytesIO()
     small = Image.fromarray(pixels).resize((128, 96), Image.Resampling.NEAREST)
     small.save(buffer, "PNG", compress_level=1)
@@ -23,7 +23,7 @@ def small_png(pixels) -> bytes:
 
 
 def convert(image_path: Path) -> bytes:
-    """One pair to one record."""
+    """Converts one pair to one record."""
     mask_path = image_path.parents[1] / "CameraSeg" / image_path.name
     image = decode_image_png_u8(image_path.read_bytes(), (600, 800), "rgb")
     mask = decode_image_png_u8(mask_path.read_bytes(), (600, 800), "rgb")

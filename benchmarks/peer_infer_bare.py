@@ -1,6 +1,6 @@
-"""Bare loop: decode, batch, call the compiled model, on all cores in plain processes.
+"""Bare loop: decode, batch, call the compiled model in plain processes.
 
-The job's decoder, resize and engine, called directly; nothing is described, encoded or written.
+Calls the job's decoder, resize and engine directly; nothing is described, encoded or written.
 """
 
 import sys
@@ -31,7 +31,7 @@ def images(path: Path):
 
 
 def predict(paths: list[Path], model_file: str, workers: int) -> int:
-    """Predicts the images of some files; returns how many they were."""
+    """Predicts the images of some files; returns the number of images."""
     tune_malloc()
     config = InferConfig()
     model = resolve_model(model_file, config, "")

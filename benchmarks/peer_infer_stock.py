@@ -1,4 +1,4 @@
-"""Beam's own way: RunInference with TFModelHandlerNumpy, WriteToParquet, on FnApiRunner."""
+"""Beam's stock transforms on FnApiRunner: RunInference with TFModelHandlerNumpy, WriteToParquet."""
 
 import io
 import sys
@@ -21,13 +21,13 @@ PALETTE = load_taxonomy("carla-0.8").palette
 
 
 def read(path):
-    """Id and pixels at the model's size."""
+    """Id, and pixels at the model's input size."""
     image = Image.open(path).convert("RGB").resize((128, 96), Image.Resampling.NEAREST)
     return Path(path).stem, np.asarray(image)
 
 
 def row(keyed):
-    """Id and palette PNG at the picture's size."""
+    """Id, and mask as a palette PNG at the image's size."""
     image_id, result = keyed
     mask = Image.fromarray(np.argmax(result.inference, axis=-1).astype(np.uint8))
     mask.putpalette(PALETTE)
@@ -54,7 +54,7 @@ def main(source: str, output: str, model: str, workers: str) -> None:
 
 
 if __name__ == "__main__":
-    # Workers unpickle functions by module name, and theirs is never __main__.
+    # Workers unpickle functions by module name, and in a worker this module is never __main__.
     import peer_infer_stock
 
     peer_infer_stock.main(*sys.argv[1:])

@@ -1,4 +1,4 @@
-"""One process: tf.data reads and batches, model.predict, the same rows into two Parquet files."""
+"""One process: tf.data reads and batches, Keras predicts, two Parquet files take the same rows."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The same conversion as a TFDS builder whose split is a Beam transform."""
+"""The ingest job's conversion as a TFDS builder whose split is a Beam transform."""
 
 from pathlib import Path
 
@@ -34,12 +34,12 @@ class Lyft(tfds.core.GeneratorBasedBuilder):
 
 
 def convert(name, source):
-    """One pair; TFDS encodes the arrays as PNG."""
+    """Reads one pair; TFDS encodes the arrays as PNG."""
     image = np.asarray(nearest(Image.open(Path(source, "CameraRGB", name))))
     mask = nearest(Image.open(Path(source, "CameraSeg", name)).getchannel("R"))
     return name, {"image": image, "mask": np.asarray(mask)[..., None]}
 
 
 def nearest(image):
-    """Pillow's nearest neighbour."""
+    """Resizes with Pillow's nearest neighbour."""
     return image.resize((128, 96), Image.Resampling.NEAREST)

@@ -1,7 +1,7 @@
-"""Recipes against each other on the same images: ``make bench BENCH=quality RAW=folder``.
+"""Compares training recipes on the same images: ``make bench BENCH=quality RAW=folder``.
 
-Ingests ``RAW`` split by blocks, trains each recipe as a whole process with the same epochs, and
-prints what each is worth on the test split, and how long it took.
+Ingests ``RAW`` split by blocks, trains each recipe in its own process for the same number of
+epochs, and prints each recipe's scores on the test split and how long it took.
 """
 
 import argparse
@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 @contextmanager
 def a_dataset(raw: str, folder: Path) -> Iterator[str]:
-    """The pairs as a dataset with a test split of several blocks."""
+    """Ingests the pairs into a dataset with a test split of several blocks; yields its folder."""
     command = [sys.executable, "-m", "beam.ingest", f"--source={raw}", f"--output={folder}/data"]
     done = subprocess.run(
         [*command, "--validation=0.15", "--test=0.2"], stdout=subprocess.PIPE, text=True, check=True
@@ -52,7 +52,7 @@ def a_dataset(raw: str, folder: Path) -> Iterator[str]:
 
 
 def train(dataset: str, folder: Path, name: str, epochs: int) -> dict[str, Any]:
-    """Trains one recipe; its test metrics, its history and the seconds of the whole process."""
+    """Trains one recipe; returns its test metrics, history and seconds of the whole process."""
     import mlflow
 
     store = f"sqlite:///{folder}/mlflow.db"
@@ -86,7 +86,7 @@ def train(dataset: str, folder: Path, name: str, epochs: int) -> dict[str, Any]:
 
 
 def reached(found: dict[str, Any], level: float) -> float | None:
-    """Seconds of training until validation first reaches a mean IoU."""
+    """Seconds of training until validation first reaches a mean IoU of ``level``; else None."""
     for score, clock in zip(found["val_mean_iou"], found["clock"], strict=True):
         if score >= level:
             return float(clock)

@@ -1,11 +1,12 @@
 """Times the cookbook's queries on many rows: ``make bench BENCH=tables``.
 
-Writes the tables of a million images (13 million class rows) through the job's own writer, in the
+Writes the tables of a million images (13 million class rows) with the job's own writer, in the
 cookbook's partitions: versions v1 and v2 over ``lyft``, v1 over ``driveA`` and ``driveB``. Then it
 runs every query of docs/cookbook.md in DuckDB on two threads.
 """
 
 import argparse
+import hashlib
 import re
 import statistics
 import tempfile
@@ -21,13 +22,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.tables import connect
-from beam.parquet import part_of, write_part
+from beam.parts import Ref, part_of, write_part
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
-from schemas.layout import SPLITS, partition_path
-from schemas.prediction import CLASS_STATS, CLASSES, CONFUSION, MASKS, PREDICTION_REJECTS, RUNS
+from schemas.layout import SPLITS, part_name, partition_path
+from schemas.prediction import (
+    CLASS_STATS,
+    CLASSES,
+    CONFUSION,
+    MASKS,
+    PREDICTION_REJECTS,
+    RUNS,
+    plain,
+    with_footer,
+)
 
 THREADS = 2
+IMAGES_A_PART = 2000
 ROUNDS = 5
 PIXELS = 800 * 600
 TAXONOMY = load_taxonomy("carla-0.8")
@@ -37,7 +48,7 @@ COOKBOOK = Path(__file__).parents[1] / "docs/cookbook.md"
 
 
 def image_rows(image_id: str, run_id: str, version: str, split: str | None) -> tuple[dict, list]:
-    """One image: plausible, consistent figures that depend on its id and the version alone."""
+    """Rows of one image: plausible, consistent figures that depend only on its id and version."""
     seed = int.from_bytes(image_id.encode()) % (1 << 60)
     random = np.random.default_rng([seed, int(version[1:])])
     classes = len(TAXONOMY)
@@ -59,6 +70,8 @@ def image_rows(image_id: str, run_id: str, version: str, split: str | None) -> t
         "mean_confidence": float(confidence.mean()),
         "pixel_accuracy": float(hits.sum() / PIXELS),
         "confusion": matrix.ravel().tolist(),
+        "image_sha256": hashlib.sha256(image_id.encode()).hexdigest(),
+        "truth_sha256": hashlib.sha256(f"{image_id} mask".encode()).hexdigest(),
         "run_id": run_id,
     }
     stats = [
@@ -97,38 +110,45 @@ SKILL = {"v1": 0.9, "v2": 0.85}
 def write_files(
     root: Path, version: str, source: str, ids: list[str], part: int, parts: int
 ) -> int:
-    """One part of both tables of one partition; returns the sum of its class rows."""
+    """Writes one part of both tables of one partition; returns the number of its class rows."""
     run_id = RUN_OF[version, source] * 16
-    groups: dict[str, list[Any]] = {"masks": [], "class_stats": []}
+    rows: dict[str, list[Any]] = {"masks": [], "class_stats": []}
     for image_id in ids:
         split = SPLITS[hash_of(image_id) % 3] if source == "lyft" else None
         mask, stats = image_rows(image_id, run_id, version, split)
-        groups["masks"].append((image_id, [mask]))
-        groups["class_stats"].append((image_id, stats))
-    for name, schema in (("masks", MASKS), ("class_stats", CLASS_STATS)):
-        write_part(
-            part,
-            groups[name],
-            folder=str(root / name / partition_path("lyft-unet", version, source)),
-            schema=schema,
-            parts=parts,
-            row_group_bytes=InferConfig().row_group_mib << 20,
-        )
+        rows["masks"].append(mask)
+        rows["class_stats"] += stats
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, schema in (("masks", MASKS), ("class_stats", CLASS_STATS)):
+            spooled = f"{scratch}/{name}.arrow"
+            table = pa.Table.from_pylist(rows[name], schema=plain(schema))
+            with pa.ipc.new_file(spooled, table.schema) as writer:
+                writer.write_table(table)
+            folder = root / name / partition_path("lyft-unet", version, source)
+            folder.mkdir(parents=True, exist_ok=True)
+            write_part(
+                folder / part_name(run_id, part, parts),
+                name,
+                [Ref(image_id, {name: spooled}, len(TAXONOMY), 0) for image_id in ids],
+                with_footer(schema, run_id=run_id),
+                InferConfig().row_group_mib << 20,
+            )
     return len(ids) * len(TAXONOMY)
 
 
 def hash_of(image_id: str) -> int:
-    """Which split an image is in."""
+    """A hash of an image's id, which decides its split."""
     return part_of(image_id, 1 << 30)
 
 
 def write_small_tables(root: Path, version: str, source: str, images: int) -> None:
-    """The dimension tables of one partition."""
+    """Writes the dimension tables of one partition."""
     run_id = RUN_OF[version, source] * 16
     now = datetime(2026, 1, 1, tzinfo=UTC)
     run: dict[str, Any] = dict.fromkeys(RUNS.names, "x")
     run |= {"run_id": run_id, "model": "lyft-unet", "version": version, "source": source}
-    run |= {"started_at": now, "finished_at": now, "images_rejected": 0}
+    run |= {"started_at": now, "finished_at": now}
+    run |= {"images_reused": 0, "images_rejected": 0}
     run |= {"images_read": images, "images_predicted": images}
     names = TAXONOMY.names
     cells = [
@@ -161,9 +181,9 @@ def write_small_tables(root: Path, version: str, source: str, images: int) -> No
 
 
 def synthesise(root: Path, images: int) -> int:
-    """All tables, a quarter of the images in each partition; returns the number of class rows."""
+    """Writes all tables, with a quarter of the images in each partition; returns the class rows."""
     count = images // len(RUN_OF)
-    parts = -(-count // InferConfig().part_images)
+    parts = -(-count // IMAGES_A_PART)
     rows = 0
     with ProcessPoolExecutor(THREADS) as pool:
         jobs = []
@@ -185,7 +205,7 @@ def synthesise(root: Path, images: int) -> int:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Heading and text of the cookbook's queries."""
+    """Heading and text of each of the cookbook's queries."""
     heading = ""
     for line in re.finditer(
         r"^#+ ([^\n]*)$|^```sql\n(.*?)^```$", COOKBOOK.read_text(), re.MULTILINE | re.DOTALL
@@ -196,11 +216,10 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 def main() -> None:
-    """Writes, measures, queries; shows what came out."""
+    """Writes, measures and queries the tables; prints the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--tables", type=Path, help="keep the tables here, or take them from here")
-    parser.add_argument("--raw", help="not used here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-tables-") as scratch:
         root = args.tables or Path(scratch)

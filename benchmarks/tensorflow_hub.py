@@ -1,6 +1,6 @@
-"""Stands in for the package: Beam's TFModelHandlerNumpy imports it for this one call."""
+"""Stub of the package, which Beam's TFModelHandlerNumpy imports for this one call."""
 
 
 def resolve(path):
-    """A path on this machine resolves to itself."""
+    """A local path resolves to itself."""
     return path

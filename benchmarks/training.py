@@ -1,10 +1,10 @@
-"""Our training loop against a bare ``model.fit``: ``make bench BENCH=training``.
+"""Times our training loop against a bare ``model.fit``: ``make bench BENCH=training``.
 
-The same network on the same images in one process, in turns: bare is ``fit`` on arrays in memory
-with a plain loss and nothing else; ours has its input, augmentation, metrics, checkpoints and
-MLflow. Validation is in both. The first epoch of each round, which compiles, is left out. CPU time
-is shown beside the clock's: on a shared machine it is the steadier one. The input alone is measured
-too.
+Both train the same network on the same images in one process, in turns. The bare loop is ``fit`` on
+arrays in memory with a plain loss and nothing else; ours includes its input, augmentation, metrics,
+checkpoints and MLflow. Both validate. The first epoch of each round, which compiles, is left out.
+CPU time is shown beside wall time, because it varies less on a shared machine. The input is also
+measured alone.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from schemas.config import IngestConfig, TrainConfig
 
 
 def now() -> tuple[float, float]:
-    """Seconds of the clock, and of all threads of this process."""
+    """Wall seconds, and CPU seconds of all threads of this process."""
     return time.perf_counter(), time.process_time()
 
 
 def ours(chosen: Plan, scratch: Path) -> tuple[float, float]:
-    """Training images a second of our loop, by the clock and by CPU time."""
+    """Training images per second of our loop, by wall time and by CPU time."""
     ends: list[tuple[float, float]] = []
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
@@ -55,7 +55,7 @@ def ours(chosen: Plan, scratch: Path) -> tuple[float, float]:
 
 
 def bare(chosen: Plan) -> tuple[float, float]:
-    """Training images a second of ``fit`` on arrays in memory, likewise."""
+    """Training images per second of ``fit`` on arrays in memory, by wall time and by CPU time."""
     source = Input(chosen)
 
     def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -88,7 +88,7 @@ def rate(chosen: Plan, ends: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def input_alone(chosen: Plan) -> float:
-    """Images a second of the stream of training batches, with nobody to train."""
+    """Images per second of the stream of training batches, without training."""
     stream = iter(Input(chosen).training())
     next(stream)
     started = time.perf_counter()

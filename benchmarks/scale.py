@@ -1,0 +1,107 @@
+"""Measures how both jobs scale with images and workers: ``make bench BENCH=scale``.
+
+Runs whole processes, one after the other, over ``--counts`` pairs with 1 and 2 workers; CPU time
+covers all processes of a job. Listing is measured separately. ``RAW=folder`` names the pairs to
+repeat and ``MODEL=file.keras`` the network, by default the U-Net of 16 filters with random weights.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from inputs import repeated_pairs
+
+from beam.survey import survey
+
+HERE = Path(__file__).parent
+
+
+class Run(NamedTuple):
+    """One run: wall and CPU seconds, and peak MiB of its largest process."""
+
+    seconds: float
+    cpu: float
+    peak_mib: float
+
+
+def measure(arguments: list[str], scratch: Path) -> Run:
+    """Runs one job to completion."""
+    with (scratch / "log").open("w") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=HERE.parent,
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{arguments[0]} failed:\n{(scratch / 'log').read_text()[-3000:]}")
+    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
+
+
+def make_model(path: Path) -> Path:
+    """Writes the default network, with random weights and its OpenVINO graph beside it."""
+    code = (
+        "import sys; from pathlib import Path; from model.export import export_openvino;"
+        "from model.unet import unet; path = Path(sys.argv[1]);"
+        "unet(13, filters=16, normalisation='batch').save(path);"
+        "export_openvino(path, path.parent / 'openvino')"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    subprocess.run(command, cwd=HERE.parent, check=True, stderr=subprocess.DEVNULL)
+    return path
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--raw", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--counts", type=int, nargs="+", default=[500, 2500, 10_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    args = parser.parse_args()
+    print("| pairs | job | workers | seconds | CPU seconds | images/s | peak MiB | KiB an image |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model = args.model or make_model(Path(folder, "unet.keras"))
+        for count in args.counts:
+            with tempfile.TemporaryDirectory(dir=folder) as place:
+                scratch = Path(place)
+                source = repeated_pairs(args.raw, scratch, count)
+                started = time.perf_counter()
+                survey(str(source))
+                listing = time.perf_counter() - started
+                read = size_of(source) / count / 1024
+                print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)
+                jobs = {
+                    "ingest": ["beam.ingest", f"--source={source}"],
+                    "infer": ["beam.infer", f"--model={model}", f"--source={source}/CameraRGB"],
+                }
+                for job, arguments in jobs.items():
+                    for workers in args.workers:
+                        output = scratch / f"{job}-{workers}"
+                        options = [f"--output={output}", f"--direct_num_workers={workers}"]
+                        run = measure([*arguments, *options], scratch)
+                        written = size_of(output) / count / 1024
+                        print(
+                            f"| {count} | {job} | {workers} | {run.seconds:.1f} | {run.cpu:.1f} | "
+                            f"{count / run.seconds:.0f} | {run.peak_mib:.0f} | {written:.1f} |",
+                            flush=True,
+                        )
+
+
+if __name__ == "__main__":
+    main()
