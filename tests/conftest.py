@@ -1,17 +1,21 @@
-"""Shared inputs: synthetic scenes drawn once, the real pairs where they are, one small dataset."""
+"""Shared inputs: synthetic scenes drawn once, the real pairs if present, one small dataset."""
 
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import store
 from hypothesis import settings
+from servers import PATIENCE_S
 
 from flows.scenes import write_scenes
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
@@ -20,26 +24,27 @@ ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared/data/lyft"
 
 SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
-"""Small pictures, dealt out one by one: 40 of them give 32, 4 and 4."""
+"""Small images, split one by one: 40 of them give 32, 4 and 4."""
 
 ANY_MODEL = GateConfig(floor=0)
-"""The first version becomes champion, however poor it is."""
+"""Lets the first version become champion, however poor it is."""
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_configure() -> None:
-    """Set before anything is imported that reads them; a busy machine is no failure of a test."""
+    """Sets variables before the modules that read them are imported, and allows slow machines."""
     settings.register_profile("pipeline", deadline=None, database=None)
     settings.load_profile("pipeline")
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = str(PATIENCE_S)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _homes(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Homes of Prefect and of whatever looks for one: inherited by every process of the tests."""
+    """Temporary home folders, for Prefect and in general, that every test process inherits."""
     home = tmp_path_factory.mktemp("home")
     os.environ["HOME"] = str(home)
     os.environ["PREFECT_HOME"] = str(home / "prefect")
@@ -68,13 +73,28 @@ def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from beam.pipeline import pipeline_options
 
     output = tmp_path_factory.mktemp("datasets")
-    return run(str(scenes), str(output), SMALL, pipeline_options(IN_MEMORY))
+    return Path(run(str(scenes), str(output), SMALL, pipeline_options(IN_MEMORY)))
 
 
 @pytest.fixture
 def copy(scenes: Path, tmp_path: Path) -> Path:
     """A copy of the scenes that a test may change."""
     return Path(shutil.copytree(scenes, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="session")
+def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network as a file with its graph beside it, with which a job starts fast."""
+    import keras
+
+    from model.export import export_openvino
+    from model.unet import unet
+
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("model") / "plain.keras"
+    unet(13, filters=2).save(path)
+    export_openvino(path, path.parent / "openvino")
+    return path
 
 
 @dataclass(frozen=True)
@@ -87,7 +107,7 @@ class Trained:
 
     @property
     def version(self) -> str:
-        """As partitions write it."""
+        """The version as written in partitions."""
         return f"v{self.model.rpartition('/')[2]}"
 
 
@@ -97,7 +117,7 @@ def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from model import tracking
     from model.train import run
 
-    # Over before the first of the samples that a real training takes.
+    # The training ends before the first sample of the default interval would be taken.
     tracking.SYSTEM_METRICS_SECONDS = 1
     folder = tmp_path_factory.mktemp("mlflow")
     config = TrainConfig(model_name="small-unet", epochs=2, filters=4, batch_size=8)
@@ -147,7 +167,21 @@ def tables(scenes: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
-"""Beam in the test's own process: no workers to start."""
+"""Runs Beam in the test's own process, without starting workers."""
+
+
+def python(
+    *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs this Python to completion, whatever its exit code."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.fixture
@@ -155,13 +189,73 @@ def job() -> Job:
     """Runs ``python -m module …`` as a user does."""
 
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
+        return python("-m", module, *arguments)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Store]:
+    """A real S3 server with a bucket, which this process and its children are set up to use."""
+    with store.store(tmp_path_factory.mktemp("store")) as started:
+        yield started
+
+
+def on_small_disk(folder: Path, then: str = '"$@"') -> list[str]:
+    """Prefix for a command that runs it with a file system of a few pages mounted at ``folder``.
+
+    Args:
+        then: shell command to run after mounting; only it and its children see the mount.
+    """
+    folder.mkdir()
+    mount = f"mount -t tmpfs -o size=64k tmpfs {folder}"
+    enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    if subprocess.run([*enter, mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets no process mount a file system of its own")
+    return [*enter, f"{mount} && {then}", "sh"]
+
+
+def started(log: Path, module: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+    """Starts ``python -m module …`` in its own process group; its output is appended to ``log``."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env={**os.environ, **variables},
+        )
+
+
+def killed_at_random_instants(
+    start: Callable[[], subprocess.Popen[bytes]],
+    has_published: Callable[[], bool],
+    kills: int,
+    seconds: float,
+) -> Iterator[bool]:
+    """Starts jobs and kills their process groups until ``kills`` died before they had published.
+
+    Args:
+        seconds: how long the job takes undisturbed.
+
+    Yields:
+        After each job, whether it had published before it was killed.
+    """
+    instants = random.Random(0)
+    for _ in range(6 * kills):
+        process = start()
+        instant = instants.uniform(0.3, 1) * seconds
+        try:
+            process.wait(instant)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        published = has_published()
+        yield published
+        # The machine's speed varies: adapts the next instants, so that they stay close to the end.
+        seconds = instant if published else 1.1 * seconds
+        kills -= not published
+        if not kills:
+            return
+    raise AssertionError(f"{kills} more jobs should have been killed before they had published")

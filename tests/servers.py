@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import TypeVar
+
+from flows.state import end_group
+
+PATIENCE_S = 500
+"""Longest wait for an expected event: long enough for a busy machine, but below a test's limit."""
+
+Found = TypeVar("Found")
+
+
+def until(
+    condition: Callable[[], Found], what: str = "what was waited for", pause_s: float = 0.02
+) -> Found:
+    """Waits until a condition holds; returns the value that it found."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
+        time.sleep(pause_s)
+    return found
 
 
 def free_port() -> int:
@@ -32,10 +52,10 @@ def start(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(health, timeout=5):
+            with urllib.request.urlopen(health, timeout=20):
                 return process
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             if process.poll() is not None:
@@ -46,23 +66,46 @@ def start(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a server and its workers, who are in its process group."""
-    for sign in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, sign)
-            process.wait(20)
-        except ProcessLookupError:
-            break
-        except subprocess.TimeoutExpired:
-            continue
+    """Stops a server and its workers, which are in its process group."""
+    end_group(process.pid, 20)
     process.wait()
+
+
+@contextmanager
+def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+    """Runs a server in this process during a block; yields its address.
+
+    Args:
+        answer: maps a path to status and body, for both GET and POST.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, page = answer(self.path)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(page)
+
+        do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @contextmanager
 def serving(
     command: Sequence[str], health: str, log: Path, environment: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A server for the time of a block."""
+    """Runs a server during a block."""
     process = start(command, health, log, environment)
     try:
         yield process

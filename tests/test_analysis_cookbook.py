@@ -16,7 +16,7 @@ FLAGS = re.MULTILINE | re.DOTALL
 
 
 def _blocks(language: str) -> list[tuple[str, str]]:
-    """Heading and text of each block in a language."""
+    """Heading and text of each code block in a language."""
     found = []
     heading = ""
     for match in re.finditer(r"^#+ ([^\n]*)$|^```(\w+)\n(.*?)^```$", COOKBOOK, FLAGS):
@@ -61,13 +61,13 @@ def test_the_cookbook_answers_more_than_a_dozen_questions() -> None:
 def test_each_query_has_an_answer_that_no_optimizer_changes(database, plain, sql) -> None:
     rows = database.sql(sql).fetchall()
     assert rows
-    # Threads add floats in any order, and a last digit may be rounded the other way.
+    # Threads add floats in any order, so the last digit may be rounded differently.
     assert rows == [pytest.approx(row, abs=2e-4) for row in plain.sql(sql).fetchall()]
 
 
 @pytest.fixture
 def matrix(database) -> ConfusionMatrix:
-    """Of the test split, summed from the images."""
+    """Confusion matrix of the test split, summed over the images."""
     rows = database.sql(
         "SELECT confusion FROM masks WHERE version = 'v1' AND source = 'lyft' AND split = 'test'"
     ).fetchall()

@@ -26,7 +26,7 @@ MEBIBYTE = 1 << 20
 
 
 class _Page(HTMLParser):
-    """What a page shows: the rows of its tables, its pictures, its text."""
+    """The content of a page: the rows of its tables, its pictures and its text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -319,7 +319,7 @@ def test_in_a_browser(browser, page: str, tmp_path: Path, scheme, width: int) ->
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth === 48)")
     assert tab.evaluate("document.images.length") == 48
-    # Text against what lies behind it, WCAG 2.2 AA: 4.5 to 1.
+    # Contrast of text with its background required by WCAG 2.2 AA: 4.5 to 1.
     assert tab.evaluate(CONTRAST) >= 4.5
     tab.close()
 

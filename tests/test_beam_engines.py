@@ -37,7 +37,7 @@ def _engine(model: ResolvedModel, name: str = "openvino", **changes) -> Engine:
 
 
 def _saved(network, folder: Path, classes: int, **changes) -> ResolvedModel:
-    """A plain file as a job sees it."""
+    """Saves a network as a plain file and resolves it as a job does."""
     path = folder / "plain.keras"
     network.save(path)
     taxonomy = load_taxonomy("carla-0.8")
@@ -60,7 +60,7 @@ def test_engines_agree(model: ResolvedModel, images: np.ndarray) -> None:
     assert confidence.dtype == np.float32
     assert ids.shape == confidence.shape == (7, 32, 48)
     assert np.allclose(confidence, expected, atol=1e-4)
-    # A pixel may differ where two classes are as likely.
+    # A pixel may differ if two classes are equally likely.
     assert (ids == expected_ids).mean() > 0.999
 
 
@@ -245,6 +245,16 @@ def test_parity_is_what_numpy_says(model: ResolvedModel, images: np.ndarray) -> 
     assert change[list(model.taxonomy.names).index(found.iou_change[1])] == found.iou_change[0]
     same = parity.measure(_pictures(images), reference, reference, model.taxonomy.names)
     assert (same.equal_share, same.confidence_change, same.iou_change[0]) == (1, 0, 0)
+
+
+def test_without_any_truth_there_is_no_parity(model: ResolvedModel, images: np.ndarray) -> None:
+    engine = _engine(model, "tensorflow")
+    void = (
+        dataclasses.replace(one, truth=np.full_like(one.truth, 255)) for one in _pictures(images)
+    )
+    for pictures in (void, iter(())):
+        with pytest.raises(UserError, match="no IoU can be compared"):
+            parity.measure(pictures, engine, engine, model.taxonomy.names)
 
 
 def test_the_parity_report(job, trained, dataset: Path) -> None:

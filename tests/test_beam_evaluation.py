@@ -20,15 +20,17 @@ CLASSES = 13
 @pytest.fixture(scope="module")
 def output(trained, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of the small dataset."""
-    return infer.run(
-        trained.model,
-        source=None,
-        dataset=str(dataset),
-        output=str(tmp_path_factory.mktemp("predictions")),
-        # The training's engine: OpenVINO's sums differ in the last digits.
-        config=InferConfig(engine="tensorflow", precision="float32"),
-        tracking_uri=trained.tracking_uri,
-        options=pipeline_options(IN_MEMORY),
+    return Path(
+        infer.run(
+            trained.model,
+            source=None,
+            dataset=str(dataset),
+            output=str(tmp_path_factory.mktemp("predictions")),
+            # The engine used in training, since OpenVINO's sums differ in the last digits.
+            config=InferConfig(engine="tensorflow", precision="float32"),
+            tracking_uri=trained.tracking_uri,
+            options=pipeline_options(IN_MEMORY),
+        )
     )
 
 
@@ -103,14 +105,16 @@ def test_classes_have_the_colours_of_the_masks(output: Path) -> None:
 
 
 def test_without_truth_there_is_no_matrix(trained, scenes: Path, tmp_path: Path) -> None:
-    output = infer.run(
-        trained.model,
-        source=str(scenes / "CameraRGB"),
-        dataset=None,
-        output=str(tmp_path),
-        config=InferConfig(),
-        tracking_uri=trained.tracking_uri,
-        options=pipeline_options(IN_MEMORY),
+    output = Path(
+        infer.run(
+            trained.model,
+            source=str(scenes / "CameraRGB"),
+            dataset=None,
+            output=str(tmp_path),
+            config=InferConfig(),
+            tracking_uri=trained.tracking_uri,
+            options=pipeline_options(IN_MEMORY),
+        )
     )
     assert _query(output, "confusion", "SELECT count(*)") == [(0,)]
     assert _query(output, "masks", "SELECT count(*), count(confusion)") == [(40, 0)]
@@ -118,14 +122,16 @@ def test_without_truth_there_is_no_matrix(trained, scenes: Path, tmp_path: Path)
 
 
 def test_raw_pngs_with_truth_have_one_matrix_without_a_split(trained, scenes, tmp_path) -> None:
-    output = infer.run(
-        trained.model,
-        source=str(scenes),
-        dataset=None,
-        output=str(tmp_path),
-        config=InferConfig(),
-        tracking_uri=trained.tracking_uri,
-        options=pipeline_options(IN_MEMORY),
+    output = Path(
+        infer.run(
+            trained.model,
+            source=str(scenes),
+            dataset=None,
+            output=str(tmp_path),
+            config=InferConfig(),
+            tracking_uri=trained.tracking_uri,
+            options=pipeline_options(IN_MEMORY),
+        )
     )
     assert _query(output, "confusion", "SELECT split, count(*), sum(pixel_count) GROUP BY ALL") == [
         (None, CLASSES * CLASSES, 40 * 160 * 120)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from beam.engines import is_out_of_memory
 from beam.handler import predict
 from beam.predict import Picture, Prediction, Unpredicted
 
@@ -10,7 +11,7 @@ POISON, INFINITE = 255, 254
 
 
 class FakeEngine:
-    """Class ids are the red channel; some images fail, and so does what is too large."""
+    """Takes class ids from the red channel; fails on some images and on batches too large."""
 
     def __init__(self, batch_size: int, fits: int, error: Exception | None = None) -> None:
         self.batch_size = batch_size
@@ -82,3 +83,7 @@ def test_an_image_too_large_for_the_memory_is_a_reject(error: Exception) -> None
     found = list(predict(_pictures([1, POISON, 1]), FakeEngine(4, fits=4, error=error)))
     codes = {one.picture.image_id: one.code for one in found if isinstance(one, Unpredicted)}
     assert codes == {"1": "out_of_memory"}
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    assert not is_out_of_memory(RuntimeError("no room for a zoom of [4, 96, 128]"))

@@ -9,7 +9,9 @@ from conftest import IN_MEMORY, Job
 from PIL import Image
 
 from beam import infer
+from beam.model_uri import ResolvedModel
 from beam.pipeline import pipeline_options
+from beam.predict import Picture, read_shard
 from beam.runs import TABLES
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
@@ -23,15 +25,17 @@ CLASSES = 13
 
 def _run(trained, output: Path, config: InferConfig | None = None, **place) -> Path:
     flags = {name: place.pop(name) for name in ("resume", "retry_rejects") if name in place}
-    return infer.run(
-        trained.model,
-        source=str(place["source"]) if "source" in place else None,
-        dataset=str(place["dataset"]) if "dataset" in place else None,
-        output=str(output),
-        config=config or InferConfig(),
-        tracking_uri=trained.tracking_uri,
-        options=pipeline_options(IN_MEMORY),
-        **flags,
+    return Path(
+        infer.run(
+            trained.model,
+            source=str(place["source"]) if "source" in place else None,
+            dataset=str(place["dataset"]) if "dataset" in place else None,
+            output=str(output),
+            config=config or InferConfig(),
+            tracking_uri=trained.tracking_uri,
+            options=pipeline_options(IN_MEMORY),
+            **flags,
+        )
     )
 
 
@@ -46,7 +50,7 @@ def _query(output: Path, sql: str) -> list[tuple]:
 
 
 def _content(output: Path) -> list[tuple]:
-    """Everything but the times of the run."""
+    """All rows, without what identifies the run."""
     masks = _query(output, "FROM masks SELECT * EXCLUDE run_id ORDER BY image_id")
     classes = _query(output, "FROM class_stats SELECT * EXCLUDE run_id ORDER BY image_id, class_id")
     return [*masks, *classes]
@@ -64,7 +68,7 @@ def _truth_of_dataset(dataset: Path) -> dict[str, np.ndarray]:
 
 
 def check_counts(output: Path, truth: dict[str, np.ndarray]) -> None:
-    """Recomputes the counts of all images with a truth from their stored masks with numpy."""
+    """Recomputes the counts of all images with truth from their stored masks, with numpy."""
     masks = _query(
         output,
         "FROM masks SELECT image_id, mask.bytes, width, height, pixel_accuracy"
@@ -176,7 +180,7 @@ def test_running_twice_leaves_the_same_rows_once(
 ) -> None:
     output = _run(trained, tmp_path, dataset=dataset)
     before = _content(output)
-    # Another configuration of the same model and source takes the place of the first.
+    # Output of another configuration of the same model and source replaces the first.
     _run(trained, tmp_path, InferConfig(part_mib=0.005), dataset=dataset)
     assert len(list(output.glob("masks/**/*.parquet"))) > 3
     assert _content(output) == before
@@ -199,14 +203,16 @@ def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) ->
     outputs = []
     for workers in (1, 2):
         options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-        output = infer.run(
-            trained.model,
-            None,
-            str(dataset),
-            str(tmp_path / str(workers)),
-            InferConfig(part_mib=0.005),
-            trained.tracking_uri,
-            options=pipeline_options(options),
+        output = Path(
+            infer.run(
+                trained.model,
+                None,
+                str(dataset),
+                str(tmp_path / str(workers)),
+                InferConfig(part_mib=0.005),
+                trained.tracking_uri,
+                options=pipeline_options(options),
+            )
         )
         outputs.append(
             {
@@ -239,6 +245,7 @@ def test_mistakes_end_in_one_line_and_code_2(
         ((model, f"--dataset={tmp_path}/none", output, store), "there is no such folder"),
         ((model, f"--source={tmp_path}/empty", output, store), "holds no PNG image"),
         ((model, output, store), "expected either --source or --dataset"),
+        ((model, data, output, store, "--source_name=abc-"), "source_name: String should match"),
         ((model, data, f"--output={tmp_path}/file", store), "is not writable"),
     ):
         done = job("beam.infer", *arguments)
@@ -253,7 +260,7 @@ def test_another_source_of_the_same_name_is_refused(trained, scenes, tmp_path) -
     for name in ("a", "b"):
         shutil.copytree(scenes / "CameraRGB", tmp_path / name / "pictures")
     output = _run(trained, tmp_path / "out", source=tmp_path / "a/pictures")
-    with pytest.raises(UserError, match="give this one another with --source_name"):
+    with pytest.raises(UserError, match="name this source differently with --source_name"):
         _run(trained, tmp_path / "out", source=tmp_path / "b/pictures")
     _run(trained, tmp_path / "out", InferConfig(source_name="b"), source=tmp_path / "b/pictures")
     assert _query(output, "FROM masks SELECT source, count(*) GROUP BY ALL ORDER BY ALL") == [
@@ -278,13 +285,15 @@ def test_a_keras_file_must_fit_its_taxonomy(dataset: Path, tmp_path: Path) -> No
     unet(23, filters=2).save(path)
 
     def run(**config) -> Path:
-        return infer.run(
-            str(path),
-            None,
-            str(dataset),
-            str(tmp_path / "out"),
-            InferConfig(**config),
-            options=pipeline_options(IN_MEMORY),
+        return Path(
+            infer.run(
+                str(path),
+                None,
+                str(dataset),
+                str(tmp_path / "out"),
+                InferConfig(**config),
+                options=pipeline_options(IN_MEMORY),
+            )
         )
 
     for engine in ("openvino", "tensorflow"):
@@ -304,6 +313,18 @@ def test_a_damaged_shard_is_named(trained, dataset: Path, tmp_path: Path) -> Non
     (damaged / name).write_bytes(b"damaged")
     with pytest.raises(UserError, match=f"shard {name} cannot be read"):
         _run(trained, tmp_path / "out", dataset=damaged)
+
+
+def test_a_shard_is_read_one_record_at_a_time(dataset: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    name = load_manifest(damaged).shard_names("train")[0]
+    data = (damaged / name).read_bytes()
+    (damaged / name).write_bytes(data[:-1])
+    model = ResolvedModel("", "m", "v1", "", "", load_taxonomy("carla-0.8"), 32, 48, "nearest")
+    pictures = read_shard(str(damaged), "train", name, model)
+    assert isinstance(next(pictures), Picture)
+    with pytest.raises(UserError, match=f"shard {name} cannot be read"):
+        list(pictures)
 
 
 def test_a_model_of_another_taxonomy_is_refused(trained, scenes: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Bad images end in rejects, bad models and full disks in one line; nothing else is published."""
+"""Bad images become rejects; bad models and full disks give a one-line error and no output."""
 
 import dataclasses
 import errno
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import IN_MEMORY, ROOT, Job
+from conftest import IN_MEMORY, ROOT, Job, on_small_disk
 from test_beam_infer import _query, _run
 from test_beam_png_fuzz import mutants
 
@@ -28,7 +28,7 @@ def _has_counts(output: Path, read: int, predicted: int) -> None:
 
 
 class _Failing:
-    """An engine that fails on the images whose first pixel is one of a set's."""
+    """An engine that fails on images whose first pixel is in a given set."""
 
     def __init__(self, engine, poison: set[bytes]) -> None:
         self._engine = engine
@@ -82,7 +82,7 @@ def test_images_that_are_lost_stop_the_job(
 
 
 def _mutants(folder: Path) -> dict[str, str | None]:
-    """Damaged PNGs, and the reject code that the decoder has for each."""
+    """Writes damaged PNGs; returns the reject code that the decoder gives each, by name."""
     expected: dict[str, str | None] = {}
     (folder / "CameraRGB").mkdir(parents=True)
     for index, (_, data) in enumerate(mutants(MUTANTS)):
@@ -157,25 +157,14 @@ def _job(output: Path, trained, scenes: Path, *arguments: str) -> list[str]:
 
 @pytest.mark.parametrize("options", [IN_MEMORY, []])
 def test_a_full_disk_is_one_line(trained, scenes: Path, tmp_path: Path, options) -> None:
-    """The output is a file system of a few pages, mounted for this one process."""
     output = tmp_path / "out"
-    output.mkdir()
-    mount = f"mount -t tmpfs -o size=64k tmpfs {output}"
-    enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*enter, mount], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets no process mount a file system of its own")
+    begin = on_small_disk(output, f'"$@"; code=$?; ls -A {output}; exit $code')
     done = subprocess.run(
-        [
-            *enter,
-            f'{mount} && "$@"; code=$?; ls -A {output}; exit $code',
-            "sh",
-            *_job(output, trained, scenes, *options),
-        ],
+        [*begin, *_job(output, trained, scenes, *options)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
     )
     assert done.returncode == 2, done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("infer: ")]
@@ -204,7 +193,7 @@ def test_one_model_may_serve_all_processes(
     monkeypatch.setattr(engines, "free_memory", lambda: 1.0)
     options = pipeline_options(["--direct_running_mode=multi_processing", "--direct_num_workers=2"])
     arguments = (str(scenes), None, str(tmp_path / "out"), InferConfig(), trained.tracking_uri)
-    shared = infer.run(trained.model, *arguments, options=options)
+    shared = Path(infer.run(trained.model, *arguments, options=options))
     sql = "FROM class_stats SELECT image_id, class_id, pixel_count ORDER BY 1, 2"
     assert _query(shared, sql) == _query(alone, sql)
     _has_counts(shared, 40, 40)

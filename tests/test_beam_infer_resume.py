@@ -1,4 +1,4 @@
-"""A run goes on from the published one: only what is new is predicted, and nobody can tell."""
+"""A run reuses the published one: only new images are predicted, and the tables are the same."""
 
 import shutil
 from collections.abc import Callable
@@ -14,13 +14,14 @@ from test_beam_infer import _query, _run
 from beam import handler, infer, spool
 from beam.runs import TABLES
 from schemas.config import InferConfig
+from schemas.errors import UnavailableError
 
 Predicted = Callable[[], list[str]]
 
 
 @pytest.fixture
 def predicted(monkeypatch: pytest.MonkeyPatch) -> Predicted:
-    """Image ids that went through the model since the last call."""
+    """Returns the ids of the images that went through the model since its last call."""
     seen: list[str] = []
     predict = handler.predict
 
@@ -49,7 +50,7 @@ def raw(scenes: Path, tmp_path: Path) -> Path:
 
 
 def _tables(output: Path) -> dict[str, bytes]:
-    """All files but those of ``runs``, which holds times."""
+    """All files except those of ``runs``, which holds times."""
     return {
         str(path.relative_to(output)): path.read_bytes()
         for table in TABLES
@@ -84,7 +85,7 @@ def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, pred
     assert _counts(output) == (12, 11, 7, 1)
     assert _query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0003", "truth", "empty"),
-        ("000_0005", "pair", "no_image"),
+        ("000_0005", "truth", "no_image"),
         ("000_0009", "read", "not_png"),
     ]
     whole = _run(trained, tmp_path / "whole", source=raw)
@@ -113,7 +114,7 @@ def test_rejects_are_tried_again_where_told_or_changed(
     _run(trained, output, source=raw)
     assert (decoded, predicted()) == ([], [])
     _run(trained, output, source=raw, retry_rejects=True)
-    # The image whose mask was rejected is predicted anew, to look at both.
+    # The image whose mask was rejected is predicted again, as both files are examined.
     assert sorted(map(len, decoded)) == sorted(
         [len(b"damaged"), len((raw / "CameraRGB/000_0003.png").read_bytes())]
     )
@@ -164,6 +165,7 @@ def test_an_unreadable_file_is_tried_again(trained, raw, tmp_path, monkeypatch) 
         (InferConfig(), {"resume": False}, 0),
         (InferConfig(height=48, width=64), {}, 0),
         (InferConfig(engine="tensorflow"), {}, 0),
+        (InferConfig(max_pixels=160 * 120), {}, 0),
     ],
 )
 def test_what_is_taken_over(trained, raw, tmp_path, config, options, reused) -> None:
@@ -175,6 +177,52 @@ def test_what_is_taken_over(trained, raw, tmp_path, config, options, reused) -> 
     assert _tables(output) == fresh
     if options and config == InferConfig():
         assert fresh == first
+
+
+def test_an_image_that_was_too_large_is_no_longer_one(trained, raw, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 150)).save(raw / "CameraRGB/large.png")
+    output = _run(trained, tmp_path / "out", InferConfig(max_pixels=160 * 120), source=raw)
+    assert _query(output, "FROM _rejects SELECT image_id, code") == [("large", "too_large")]
+    _run(trained, output, source=raw)
+    assert _counts(output) == (13, 13, 0, 0)
+
+
+def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Path) -> None:
+    (raw / "CameraSeg/notes.jpg").write_bytes(b"")
+    (raw / "CameraMask").mkdir()
+    shutil.copy(raw / "CameraSeg/000_0001.png", raw / "CameraMask/000_0001.png")
+    output = _run(trained, tmp_path / "out", source=raw)
+    assert _query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY ALL") == [
+        ("000_0001", "pair", "ambiguous"),
+        ("000_0001", "truth", "ambiguous"),
+        ("000_0001", "truth", "ambiguous"),
+        ("notes", "truth", "not_png"),
+    ]
+    assert _counts(output) == (12, 11, 0, 1)
+
+
+def test_a_damaged_row_of_runs_is_replaced(trained, raw: Path, tmp_path: Path) -> None:
+    output = _run(trained, tmp_path / "out", source=raw)
+    (run,) = output.glob("runs/**/*.parquet")
+    run.write_bytes(b"damaged")
+    _run(trained, output, source=raw)
+    assert _counts(output) == (12, 12, 0, 0)
+
+
+def test_files_that_another_job_has_removed_are_named(trained, raw, tmp_path, monkeypatch) -> None:
+    """On a store, which has no locks, a job may publish between another's plan and last step."""
+    output = _run(trained, tmp_path / "out", source=raw)
+    find = infer.find_previous
+
+    def removed(*args, **options):
+        found = find(*args, **options)
+        for file in output.glob("masks/**/*.parquet"):
+            file.unlink()
+        return found
+
+    monkeypatch.setattr(infer, "find_previous", removed)
+    with pytest.raises(UnavailableError, match="another job has published this partition meanwh"):
+        _run(trained, output, InferConfig(part_mib=0.001), source=raw)
 
 
 def test_a_dataset_is_gone_on_with_too(trained, dataset: Path, tmp_path: Path, predicted) -> None:
@@ -220,7 +268,7 @@ def test_rows_that_wait_in_several_files_are_one_table(
 def test_row_groups_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
     import pyarrow as pa
 
-    from beam.spool import Ref, write_part
+    from beam.parts import Ref, write_part
     from schemas.prediction import MASKS, plain, with_footer
 
     picture = bytes(range(256)) * 1024
@@ -247,3 +295,17 @@ def test_row_groups_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
     assert table["image_id"].to_pylist() == sorted(ids)
     assert set(table["run_id"].to_pylist()) == {"new"}
     assert table.schema.field("mask").metadata[b"description"]
+
+
+def test_row_groups_count_what_a_reader_holds_of_a_matrix() -> None:
+    import pyarrow as pa
+
+    from beam.parts import _row_groups
+
+    # 150 classes: 90 kB per row in memory, next to nothing in the file.
+    cells = pa.array([[0] * 150**2] * 40 + [None], pa.list_(pa.int32()))
+    masks = pa.array([{"bytes": b"x" * 2400, "path": "p"}] * 41)
+    rows = pa.table({"mask": masks, "confusion": cells})
+    groups = list(_row_groups(rows, 1 << 20))
+    assert [count for _, count in groups] == [11, 11, 11, 8]
+    assert all(rows.slice(*group).nbytes <= 1 << 20 for group in groups)

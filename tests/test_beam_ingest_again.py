@@ -1,4 +1,4 @@
-"""Running again: what has not changed is kept, what is damaged is mended, the dead are buried."""
+"""Running again: unchanged files are kept, damaged ones rebuilt, and dead jobs' files removed."""
 
 import os
 import shutil
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from conftest import SMALL
-from test_beam_ingest import published_bytes, records_of, run_ingest
+from test_beam_ingest import records_of, run_ingest
 
 from beam import ingest, splitting
+from flows.flink_demo import published_bytes
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 
@@ -22,15 +23,15 @@ def test_nothing_changed_returns_without_a_pipeline(
 
 
 def _reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the pairs that the next runs decode."""
+    """A list that collects the ids of the pairs that later runs decode."""
     from beam import tfrecords
 
     made: list[str] = []
     original = tfrecords.make_record
 
-    def counting(row, recipe):
+    def counting(row, *others):
         made.append(row.id)
-        return original(row, recipe)
+        return original(row, *others)
 
     monkeypatch.setattr(tfrecords, "make_record", counting)
     return made
@@ -45,7 +46,7 @@ def test_a_damaged_shard_is_rebuilt_alone(
         name = load_manifest(folder).shard_names("validation")[0]
         ids = {record.id for record in records_of(folder, "validation")}
         if damage == "bits":
-            # Not in place: the file may be shared with another version by a hard link.
+            # Not in place, because a hard link may share the file with another version.
             (folder / "copy").write_bytes(before[name][:-1] + b"?")
             os.replace(folder / "copy", folder / name)
         else:
@@ -78,7 +79,7 @@ def test_new_images_cost_the_shards_they_touch(
 def test_empty_shards_stay_in_their_split(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 64 shards for 32 records, and for 4: most hash ranges are empty.
+    # 64 shards for 32 records, or for 4: most hash ranges are empty.
     monkeypatch.setattr(splitting, "shard_count", lambda *_: 64)
     raw = Path(shutil.copytree(scenes, tmp_path / "raw"))
     for folder in ("CameraRGB", "CameraSeg"):
@@ -117,14 +118,16 @@ def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
 
 
 def test_dead_staging_is_removed_and_the_living_left(scenes: Path, tmp_path: Path) -> None:
-    from beam.storage import staging
+    from beam.staging import staging
 
     datasets = tmp_path / "small"
-    with staging(datasets) as alive:
+    with staging(str(datasets)) as alive:
         dead = datasets / ".staging-dead"
-        dead.mkdir()
-        (datasets / ".staging-dead.lock").touch()
-        folder = run_ingest(scenes, tmp_path)
-        assert alive.is_dir()
-        assert not dead.exists()
+        # The second run finds nothing changed, as after a job killed just after publishing.
+        for _ in range(2):
+            dead.mkdir()
+            (datasets / ".staging-dead.lock").touch()
+            folder = run_ingest(scenes, tmp_path)
+            assert Path(alive).is_dir()
+            assert not dead.exists()
     assert [path.name for path in datasets.iterdir()] == [folder.name]

@@ -1,19 +1,26 @@
+import shutil
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from conftest import SMALL
 from PIL import Image
+from test_beam_ingest import run_ingest
 
+from beam import records
 from beam.metadata import NEAR_DUPLICATE_BITS, near_duplicates
 from beam.pairing import Pair
 from beam.progress import describe
 from beam.records import Recipe, difference_hash, identify, settle_duplicates
-from beam.storage import SourceFile
+from beam.tfrecords import PublishedShards
+from beam.versions import known_rows
 from schemas.classes import load_taxonomy
+from schemas.errors import RejectError
 from schemas.layout import SPLITS
+from schemas.listing import SourceFile
 from schemas.manifest import load_manifest
 from schemas.sources import SourceRow, rows_of, source_table
 
@@ -84,6 +91,52 @@ def test_a_known_row_is_used_while_the_files_look_the_same(tmp_path: Path) -> No
     assert (missing.reject_code, missing.image_sha256) == ("unreadable", None)
 
 
+@pytest.mark.parametrize("on_a_store", [False, True])
+def test_a_file_that_changes_meanwhile_is_no_record(
+    on_a_store: bool, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("CameraRGB/000_0000.png", "CameraSeg/000_0000.png")
+    for name in names:
+        (tmp_path / name).parent.mkdir()
+        shutil.copy(scenes / name, tmp_path / name)
+    files = [
+        SourceFile(name, path.stat().st_size, path.stat().st_mtime)
+        for name, path in ((name, tmp_path / name) for name in names)
+    ]
+    recipe = Recipe(str(tmp_path), SMALL, load_taxonomy("carla-0.8"))
+    row = identify(Pair("000_0000", *files), recipe, None)
+    monkeypatch.setattr(records, "is_remote", lambda _: on_a_store)
+    assert records.make_record(row, recipe)[2].source_sha256 == row.image_sha256
+    # The same length as before, so that only its bytes and its modification time differ.
+    image = (tmp_path / names[0]).read_bytes()
+    (tmp_path / names[0]).write_bytes(image[:-20] + b"x" + image[-19:])
+    with pytest.raises(RejectError, match="changed while the job ran"):
+        records.make_record(row, recipe)
+
+
+def test_a_table_of_another_kind_is_not_known(dataset: Path, tmp_path: Path) -> None:
+    shutil.copy(dataset / "sources.parquet", tmp_path)
+    assert len(dict(known_rows(PublishedShards(str(tmp_path), {})))) == 40
+    table = pq.read_table(tmp_path / "sources.parquet")
+    for other in (table.drop_columns("dhash"), table.set_column(0, "id", table["image_size"])):
+        pq.write_table(other, tmp_path / "sources.parquet")
+        assert not list(known_rows(PublishedShards(str(tmp_path), {})))
+
+
+@pytest.mark.parametrize("shape", [(1, 900), (900, 1)])
+def test_a_card_shows_sources_of_any_shape(shape: tuple[int, int], tmp_path: Path) -> None:
+    for index in range(2):
+        for folder, value in (("CameraRGB", 9), ("CameraSeg", 0)):
+            (tmp_path / "raw" / folder).mkdir(parents=True, exist_ok=True)
+            pixels = np.full((*shape, 3), [index, value, value], np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "raw" / folder / f"{index}.png")
+    config = SMALL.model_copy(update={"height": 0, "width": 0})
+    folder = run_ingest(tmp_path / "raw", tmp_path / "out", config)
+    with Image.open(folder / "card.png") as card:
+        assert card.width == 1000
+        assert card.height < 2000
+
+
 def test_copies_of_bad_pairs_are_bad() -> None:
     same = {"image_sha256": "i", "mask_sha256": "m"}
     bad = _row("a", reject_code="corrupt", reject_message="why", **same)
@@ -103,7 +156,7 @@ def test_the_data_card(dataset: Path) -> None:
     assert f"| 7 Roads | {road:.3%} |" in text
     picture = np.asarray(Image.open(dataset / "card.png").convert("RGB"))
     assert picture.shape[1] == 1000
-    # The bars have the class's colour, and the lengths of its share against the largest one.
+    # Each bar has its class's colour; its length is the class's share relative to the largest one.
     shares = [
         pixels / sum(info.class_pixels.values())
         for info in manifest.splits.values()

@@ -1,7 +1,7 @@
 import pytest
 
 from beam.pairing import Candidate, Pair, Reject, candidate, pair
-from beam.storage import SourceFile, walk
+from schemas.listing import SourceFile, walk
 
 
 def _file(path: str) -> SourceFile:
@@ -66,7 +66,21 @@ def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:
     for name in ("a/CameraRGB/1.png", "a/CameraRGB/._1.png", ".git/CameraRGB/2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"12")
+    (tmp_path / "2.png").write_bytes(b"1")
     (tmp_path / "a/loop").symlink_to(tmp_path)
-    found = list(walk(str(tmp_path)))
-    assert {one.path.split("/")[-1] for one in found} == {"1.png"}
-    assert found[0].size == 2
+    found = sorted((one.path, one.size) for one in walk(str(tmp_path)))
+    assert found == [("2.png", 1), ("a/CameraRGB/1.png", 2)]
+
+
+def test_a_linked_folder_has_its_own_name_wherever_it_is_seen_first(tmp_path) -> None:
+    outside = tmp_path / "outside"
+    for folder in (tmp_path / "raw/z/drive-7", outside):
+        (folder / "CameraRGB").mkdir(parents=True)
+        (folder / "CameraRGB/1.png").write_bytes(b"1")
+    for name, target in (
+        *(("latest", "z/drive-7"), ("a", "z"), ("z/first", "drive-7")),
+        *(("y", outside), ("b", outside)),
+    ):
+        (tmp_path / "raw" / name).symlink_to(target)
+    found = sorted(one.path for one in walk(tmp_path / "raw"))
+    assert found == ["b/CameraRGB/1.png", "z/drive-7/CameraRGB/1.png"]

@@ -88,7 +88,7 @@ def test_kinds_that_are_handled() -> None:
 
 
 def _interlaced() -> bytes:
-    """A 1x1 image is the same in Adam7: only its header says that it is interlaced."""
+    """An interlaced image; at 1x1, only its header differs from one without Adam7."""
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1))
     return (
         b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Mutated PNGs: each is read with the pixels that Pillow reads, or rejected with a reason."""
+"""Mutated PNGs: each is read with the same pixels as in Pillow, or rejected with a reason."""
 
 import io
 import random
@@ -85,7 +85,7 @@ def lie_in_header(r: random.Random, data: bytearray) -> bytes:
 
 
 def lie_in_pixels(r: random.Random, data: bytearray) -> bytes:
-    """Damages the compressed stream or its scan lines, under checksums that are right."""
+    """Damages the compressed stream or its scan lines, but leaves the checksums right."""
     chunks = _chunks(bytes(data))
     at = next(i for i, (kind, _) in enumerate(chunks) if kind == b"IDAT")
     body = bytearray(chunks[at][1])
@@ -131,13 +131,13 @@ def _pillow(data: bytes) -> Image.Image | None:
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         image.load()
-    except Exception:  # noqa: BLE001 - it raises many types
+    except Exception:  # noqa: BLE001 - Pillow raises many types
         return None
     return image
 
 
 def _with_right_adler(data: bytes) -> bytes:
-    """The same pixels under a zlib checksum that is right, if nothing else is wrong."""
+    """The file with a correct zlib checksum, if nothing else is wrong with its pixels."""
     chunks = _chunks(data)
     stream = b"".join(body for kind, body in chunks if kind == b"IDAT")
     lines = zlib.decompressobj(-15).decompress(stream[2:])
@@ -209,8 +209,10 @@ def test_a_job_over_mutants_ends_with_a_reason_for_each(tmp_path: Path) -> None:
             mask if whole == "CameraSeg" else image
         )
     config = SMALL.model_copy(update={"max_reject_fraction": 1.0})
-    folder = ingest.run(
-        str(tmp_path / "raw"), str(tmp_path / "out"), config, pipeline_options(IN_MEMORY)
+    folder = Path(
+        ingest.run(
+            str(tmp_path / "raw"), str(tmp_path / "out"), config, pipeline_options(IN_MEMORY)
+        )
     )
     manifest = load_manifest(folder)
     rejects = pq.read_table(folder / "rejects.parquet")

@@ -24,7 +24,7 @@ def test_every_id_has_a_split(sample_id: str, config: IngestConfig) -> None:
 
 
 def test_splits_and_orders_never_change() -> None:
-    """Published datasets rest on these: another value would move images between splits."""
+    """Published datasets depend on these values; others would move images between splits."""
     frames = [f"dataA/dataA/000_{number:04d}" for number in range(5, 105, 10)]
     by_block = [split_of(frame, IngestConfig()) for frame in frames]
     by_image = [split_of(frame, IngestConfig(split_by="image", seed=3)) for frame in frames]

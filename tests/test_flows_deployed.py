@@ -5,145 +5,89 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
-import time
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
-from conftest import ROOT, SMALL
-from servers import free_port
+from conftest import ROOT, python
+from operated import (
+    RUN,
+    SERVICES,
+    Local,
+    job_of,
+    local_services,
+    parameters_of,
+    processes,
+    run_local,
+    until,
+)
 
 from flows.state import State, start_time
-
-pytestmark = pytest.mark.timeout(900)
-
-SERVICES = ["prefect", "mlflow", "worker-cpu", "worker-gpu"]
-
-
-class Local:
-    """What `up` started, and Prefect's command line beside it."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.api = f"{State.load(root).url('prefect')}/api"
-
-    def prefect(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments],
-            cwd=cwd,
-            env={**os.environ, "PREFECT_API_URL": self.api, "COLUMNS": "400"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def start(self, parameters: dict[str, Any]) -> str:
-        """Starts a run; returns its id."""
-        done = self.prefect(*RUN, "--params", json.dumps(parameters))
-        assert done.returncode == 0, done.stdout + done.stderr
-        return re.findall(r"UUID: (\S+)", done.stdout)[0]
-
-    def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        """Prefect's API."""
-        request = urllib.request.Request(
-            self.api + path,
-            None if method == "GET" else json.dumps(body or {}).encode(),
-            {"Content-Type": "application/json"},
-            method=method,
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return json.loads(answer.read() or b"null")
-
-    def children(self, run: str) -> list[dict[str, Any]]:
-        filters = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
-        return self.ask("/flow_runs/filter", filters)
-
-    def logs(self, run: str) -> list[str]:
-        """What the subflows of a run logged."""
-        ids = [child["id"] for child in self.children(run)]
-        filters = {"logs": {"flow_run_id": {"any_": ids}}}
-        return [line["message"] for line in self.ask("/logs/filter", filters)]
-
-    def state(self, run: str) -> str:
-        return self.ask(f"/flow_runs/{run}", method="GET")["state"]["name"]
-
-
-def _local(command: str, root: Path) -> str:
-    """`make up` and `make down`, in processes of their own; returns what they say."""
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.local", command, f"--root={root}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout.strip()
-
-
-RUN = ("deployment", "run", "ingest-train-infer")
 
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    root = tmp_path_factory.mktemp("local")
-    State(ports={"prefect": free_port(), "mlflow": free_port()}).save(root)
-    try:
-        report = _local("up", root)
-        state = State.load(root)
-        assert list(state.services) == SERVICES
-        for name in ("prefect", "mlflow"):
-            assert state.url(name) in report
-        yield Local(root)
-        services = State.load(root).services
-    finally:
-        said = _local("down", root)
-    assert said == "stopped: worker-gpu, worker-cpu, mlflow, prefect"
-    assert not any(start_time(service.pid) for service in services.values())
-    assert State.load(root).ports == state.ports
-    assert _local("down", root).startswith("nothing runs in")
+    with local_services(tmp_path_factory.mktemp("work") / "outputs/local") as services:
+        yield services
 
 
-def _parameters(scenes: Path, output: Path, **others: Any) -> dict[str, Any]:
-    return {
-        "source": str(scenes),
-        "output": str(output),
-        "ingest_config": SMALL.model_dump(),
-        "train_config": {"epochs": 1, "filters": 4},
-        "gate_config": {"floor": 0},
-        **others,
-    }
+def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeypatch) -> None:
+    server = State.load(local.root).url("mlflow")
+    work = local.root.parents[1]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
+    def said(module: str, *arguments: str) -> str:
+        done = python("-m", module, *arguments, cwd=work)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
 
-def _until(what: Callable[[], Any], seconds: float = 180) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.5)
-    return found
+    training = [f"--dataset={dataset}", "--filters=2", "--model_name=shared"]
+    at_server = f"--tracking_uri={server}"
+    first = said("model.train", *training, "--epochs=1", "--floor=0")
+    second = said("model.train", *training, "--epochs=2", "--promote=always", at_server)
+    assert [first, second] == ["models:/shared/1", "models:/shared/2"]
 
+    # Each version is read the other way, including its files, which the gate and the job open.
+    assert said("model.gate", "--rollback=shared") == first
+    assert said("model.gate", f"--model={second}", f"--dataset={dataset}", "--promote=gate") in (
+        first,
+        second,
+    )
+    for model, store in ((first, [at_server]), (second, [])):
+        output = f"{work}/outputs/predictions"
+        said("beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store)
+    rows = f"FROM '{work}/outputs/predictions/masks/**/*.parquet' SELECT version, count(*)"
+    assert duckdb.sql(f"{rows} GROUP BY ALL ORDER BY ALL").fetchall() == [("v1", 40), ("v2", 40)]
 
-def _processes(module: str, argument: str) -> list[int]:
-    """Ids of the jobs that run ``python -m module … argument …``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-        except OSError:
-            continue
-        if module in words and argument in words:
-            found.append(int(path.parent.name))
-    return found
+    # The requests of MLflow's pages: the runs of both versions, and the files of each.
+    def ask(page: str, **given: str) -> Any:
+        query = urllib.parse.urlencode(given)
+        with urllib.request.urlopen(f"{server}/{page}?{query}") as answer:
+            return answer.read()
+
+    for number in ("1", "2"):
+        version = json.loads(
+            ask("api/2.0/mlflow/model-versions/get", name="shared", version=number)
+        )
+        run, source = (version["model_version"][key] for key in ("run_id", "source"))
+        listed = json.loads(ask("ajax-api/2.0/mlflow/artifacts/list", run_id=run))
+        card = next(one["path"] for one in listed["files"] if one["path"].endswith(".md"))
+        assert ask("get-artifact", run_uuid=run, path=card).startswith(b"#")
+        file = f"ajax-api/2.0/mlflow/logged-models/{source.rpartition('/')[2]}/artifacts/files"
+        assert b"python_function" in ask(file, artifact_file_path="MLmodel")
 
 
 def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
-    parameters = json.dumps(_parameters(scenes, tmp_path))
-    # Trained by the worker of the other pool, then found again by the parent itself.
+    parameters = json.dumps(parameters_of(scenes, tmp_path))
+    # The worker of the other pool trains the model; then the parent itself finds it again.
     done = local.prefect(*RUN, "--watch", "-p", "train_on=gpu", "--params", parameters)
     assert done.returncode == 0, done.stdout + done.stderr
     (first,) = re.findall(r"UUID: (\S+)", done.stdout)
@@ -182,7 +126,7 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     )
     assert again.returncode == 0, again.stdout + again.stderr
     (second,) = re.findall(r"UUID: (\S+)", again.stdout)
-    _until(lambda: "\n".join(local.logs(second)).count("nothing has changed") == 3, 30)
+    until(lambda: "\n".join(local.logs(second)).count("nothing has changed") == 3)
     assert duckdb.sql(flow_run.format(tmp_path)).fetchall() == [(first,)]
 
 
@@ -206,13 +150,23 @@ def test_a_parameter_out_of_bounds_is_refused_before_the_run(local) -> None:
 
 def test_the_nightly_schedule_and_the_queue_behind_it(local) -> None:
     listed = local.prefect("deployment", "schedule", "ls", "ingest-train-infer/ingest-train-infer")
-    assert "cron: 30 2 * * *" in listed.stdout
+    assert "cron: 30 3 * * *" in listed.stdout
     found = {one["name"]: one for one in local.ask("/deployments/filter")}
     assert all(one["description"] and one["tags"] for one in found.values())
     whole = found["ingest-train-infer"]
     (schedule,) = whole["schedules"]
     assert schedule["active"]
     assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+
+    def nights() -> set[tuple[int, int]]:
+        of_whole = {"flow_runs": {"deployment_id": {"any_": [whole["id"]]}}}
+        runs = [one for one in local.ask("/flow_runs/filter", of_whole) if one["auto_scheduled"]]
+        berlin = ZoneInfo("Europe/Berlin")
+        starts = [datetime.fromisoformat(one["expected_start_time"]) for one in runs]
+        return {(at.hour, at.minute) for at in (one.astimezone(berlin) for one in starts)}
+
+    # Checks the runs that the server's scheduler has planned, not only the schedule it was given.
+    assert until(nights) == {(3, 30)}
     assert whole["global_concurrency_limit"]["limit"] == 1
     assert whole["concurrency_options"]["collision_strategy"] == "ENQUEUE"
     assert {name: one["work_pool_name"] for name, one in found.items()} == {
@@ -220,17 +174,33 @@ def test_the_nightly_schedule_and_the_queue_behind_it(local) -> None:
         "ingest": "cpu",
         "train": "gpu",
         "infer": "cpu",
+        "backfill": "cpu",
     }
+
+
+def test_the_nights_read_the_folder_that_was_named_until_another_is(local, scenes) -> None:
+    def sources() -> dict[str, str | None]:
+        found = local.ask("/deployments/filter")
+        return {one["name"]: one["parameters"].get("source") for one in found}
+
+    whole = {"backfill": None, "train": None, "infer": None}
+    assert sources() == {**whole, "ingest-train-infer": "data/raw", "ingest": "data/raw"}
+    for arguments in ([f"--raw={scenes}"], []):
+        report = run_local("up", local.root, *arguments)
+        assert sources() == {**whole, "ingest-train-infer": str(scenes), "ingest": str(scenes)}
+        assert f"names no source: {scenes}\n" in report
+    program = Path(sys.executable).with_name("prefect")
+    assert f"{program} deployment run ingest-train-infer/ingest-train-infer --watch" in report
 
 
 def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -> None:
     none = local.prefect("deployment", "run", "nightly")
     assert none.returncode == 2
     assert none.stderr.strip() == (
-        "error: deployment 'nightly' does not exist; found infer/infer, "
+        "error: deployment 'nightly' does not exist; found backfill/backfill, infer/infer, "
         "ingest-train-infer/ingest-train-infer, ingest/ingest, train/train"
     )
-    flow = local.ask("/flows/", {"name": "backfill"})["id"]
+    flow = local.ask("/flows/", {"name": "hourly"})["id"]
     other = local.ask("/deployments/", {"name": "infer", "flow_id": flow})["id"]
     try:
         two = local.prefect("deployment", "run", "--watch", "infer")
@@ -239,19 +209,17 @@ def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -
         local.ask(f"/flows/{flow}", method="DELETE")
     assert two.returncode == 2
     assert two.stderr.strip() == (
-        "error: deployment 'infer' is ambiguous: expected one of backfill/infer, infer/infer"
+        "error: deployment 'infer' is ambiguous: expected one of hourly/infer, infer/infer"
     )
 
-    # Where no server is named, the one that `make up` started in this folder is asked.
+    # If no server is named, the one that `make up` started in this folder is used.
     (tmp_path / "outputs").mkdir()
     (tmp_path / "outputs/local").symlink_to(local.root)
     environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
     environment.pop("PREFECT_API_URL", None)
     shutil.copy(ROOT / "prefect.toml", tmp_path)
-    command = [sys.executable, "-m", "prefect", "deployment", "run", "nightly"]
-    unnamed = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    command = ("-m", "prefect", "deployment", "run", "nightly")
+    unnamed = python(*command, cwd=tmp_path, env=environment)
     assert (unnamed.returncode, unnamed.stderr) == (2, none.stderr)
     (tmp_path / "prefect.toml").unlink()
     outside = local.prefect("deployment", "run", "infer", cwd=tmp_path)
@@ -261,21 +229,24 @@ def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -
 
 def test_cancelling_a_run_stops_the_training_on_the_other_pool(local, scenes, tmp_path) -> None:
     long = {"epochs": 1000, "filters": 4, "batch_size": 1}
-    parameters = _parameters(scenes, tmp_path, train_config=long, train_on="gpu")
+    parameters = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
     parent = local.start(parameters)
     state = f"--state={tmp_path}/training"
-    (job,) = _until(lambda: _processes("model.train", state))
+    job = job_of("model.train", state)
+    # Stops the job, so that it cannot finish first.
+    os.kill(job, signal.SIGSTOP)
     queued = local.start(parameters)
-    _until(lambda: local.state(queued) == "AwaitingConcurrencySlot")
+    until(lambda: local.state(queued) == "AwaitingConcurrencySlot")
     assert local.state(parent) == "Running"
     (child,) = [one for one in local.children(parent) if one["state_name"] == "Running"]
     assert child["work_pool_name"] == "gpu"
+    os.kill(job, signal.SIGCONT)
     for run in (queued, parent):
         local.prefect("flow-run", "cancel", run)
-    _until(lambda: local.state(parent) == "Cancelled" and local.state(child["id"]) == "Cancelled")
-    _until(lambda: start_time(job) is None, 30)
-    assert _processes("model.train", state) == []
-    _until(lambda: local.state(queued) == "Cancelled")
+    until(lambda: local.state(parent) == "Cancelled" and local.state(child["id"]) == "Cancelled")
+    until(lambda: start_time(job) is None)
+    assert processes("model.train", state) == []
+    until(lambda: local.state(queued) == "Cancelled")
 
 
 IMPATIENT = """
@@ -299,25 +270,19 @@ print(impatient())
 def test_a_step_that_takes_too_long_is_stopped_and_not_tried_again(
     local, dataset, tmp_path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", IMPATIENT, str(dataset), str(tmp_path)],
-        cwd=ROOT,
-        env={**os.environ, "PREFECT_API_URL": local.api},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    environment = {**os.environ, "PREFECT_API_URL": local.api}
+    done = python("-c", IMPATIENT, str(dataset), str(tmp_path), env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "TimedOut"
     assert "retr" not in done.stderr.lower()
-    assert _processes("model.train", f"--state={tmp_path}/training") == []
+    assert processes("model.train", f"--state={tmp_path}/training") == []
 
 
 def test_up_twice_starts_only_what_is_missing(local) -> None:
     before = State.load(local.root)
     os.killpg(before.services["worker-gpu"].pid, signal.SIGKILL)
-    _until(lambda: not before.is_running("worker-gpu"))
-    report = _local("up", local.root)
+    until(lambda: not before.is_running("worker-gpu"))
+    report = run_local("up", local.root)
     after = State.load(local.root)
     assert after.ports == before.ports
     assert sorted(after.services) == sorted(SERVICES)

@@ -3,15 +3,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from conftest import ROOT
-from servers import free_port
+from servers import answering, free_port
 
 from flows import doctor
 from flows.doctor import Finding
@@ -23,36 +21,20 @@ def _levels(findings) -> dict[str, str]:
 
 @contextmanager
 def _answers(pages: dict[str, str]) -> Iterator[str]:
-    """A server that gives these pages, to GET and POST alike."""
+    """A server that answers with these pages, for both GET and POST."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            page = pages.get(self.path)
-            self.send_response(404 if page is None else 200)
-            self.end_headers()
-            self.wfile.write((page or "").encode())
+    def answer(path: str) -> tuple[int, bytes]:
+        return (200, pages[path].encode()) if path in pages else (404, b"")
 
-        do_POST = do_GET  # noqa: N815
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with answering(answer) as address:
+        yield address
 
 
 def test_versions_that_do_not_fit_are_found() -> None:
     python, packages = doctor.project_requirements()
     assert doctor.check_python(python, (3, 12, 1)).level == "ok"
-    assert doctor.check_python(python, (3, 10, 9)).level == "mend"
-    assert doctor.check_python(python, (3, 14, 0)).level == "mend"
+    assert doctor.check_python(python, (3, 10, 9)).level == "fix"
+    assert doctor.check_python(python, (3, 14, 0)).level == "fix"
     assert [one.level for one in doctor.check_packages(packages)] == ["ok"]
 
     def installed(name: str) -> str:
@@ -61,7 +43,7 @@ def test_versions_that_do_not_fit_are_found() -> None:
         return "0.155.0" if name == "fastapi" else version(name)
 
     found = list(doctor.check_packages(packages, installed))
-    assert _levels(found) == {"fastapi": "mend", "kornia-rs": "mend"}
+    assert _levels(found) == {"fastapi": "fix", "kornia-rs": "fix"}
     fastapi = next(one for one in found if one.what == "fastapi")
     assert "0.155.0, expected" in fastapi.found
     assert "pip install 'fastapi" in fastapi.advice
@@ -73,7 +55,7 @@ def test_beams_workers_are_started_or_it_is_said_why_not(monkeypatch, tmp_path) 
     broken = tmp_path / "apache_beam.py"
     broken.write_text("raise ImportError('grpc is broken')")
     found = doctor.check_beam()
-    assert found.level == "mend"
+    assert found.level == "fix"
     assert "grpc is broken" in found.found
 
 
@@ -88,10 +70,10 @@ def test_gpus_that_keras_does_not_see_are_found(tmp_path) -> None:
     assert found("tensorflow", 0).level == "ok"
     assert found("tensorflow", 2, str(driver)).level == "ok"
     hidden = found("tensorflow", 1, str(driver))
-    assert (hidden.level, hidden.found) == ("mend", "Keras sees 1, the driver shows 2")
-    assert found("jax", 0).level == "mend"
+    assert (hidden.level, hidden.found) == ("fix", "Keras sees 1, the driver shows 2")
+    assert found("jax", 0).level == "fix"
     broken = doctor.check_gpu("raise ImportError('no libcudart')")
-    assert broken.level == "mend"
+    assert broken.level == "fix"
     assert "no libcudart" in broken.found
 
 
@@ -99,12 +81,12 @@ def test_a_full_or_forbidden_disk_is_found(tmp_path) -> None:
     missing = tmp_path / "not" / "yet"
     assert doctor.check_disk(missing, scarce=0, too_little=0).level == "ok"
     assert doctor.check_disk(missing, scarce=1 << 60, too_little=0).level == "note"
-    assert doctor.check_disk(missing, scarce=1 << 60, too_little=1 << 60).level == "mend"
+    assert doctor.check_disk(missing, scarce=1 << 60, too_little=1 << 60).level == "fix"
     assert doctor.check_writable(missing).level == "ok"
     assert not missing.exists()
     assert list(tmp_path.iterdir()) == []
-    # A place that not even root may write to.
-    assert doctor.check_writable(Path("/proc/self")).level == "mend"
+    # A folder that not even root may write to.
+    assert doctor.check_writable(Path("/proc/self")).level == "fix"
 
 
 def test_a_prefect_server_that_does_not_fit_is_found() -> None:
@@ -118,10 +100,10 @@ def test_a_prefect_server_that_does_not_fit_is_found() -> None:
 
     assert found(ours, pools) == {"prefect": "ok", "pool cpu": "ok", "pool gpu": "note"}
     assert found(ours, "[]") == {"prefect": "ok", "pool cpu": "note", "pool gpu": "note"}
-    assert found("2.20.1", pools) == {"prefect": "mend"}
-    assert found(ours, "<html>") == {"prefect": "mend"}
+    assert found("2.20.1", pools) == {"prefect": "fix"}
+    assert found(ours, "<html>") == {"prefect": "fix"}
     dead = f"http://127.0.0.1:{free_port()}/api"
-    assert _levels(doctor.check_prefect(dead)) == {"prefect": "mend"}
+    assert _levels(doctor.check_prefect(dead)) == {"prefect": "fix"}
     assert _levels(doctor.check_prefect(None)) == {"prefect": "note"}
 
 
@@ -129,14 +111,14 @@ def test_an_mlflow_that_does_not_fit_is_found(tmp_path, trained) -> None:
     with _answers({"/version": version("mlflow")}) as address:
         assert doctor.check_mlflow(address).level == "ok"
     with _answers({"/version": "2.1.0"}) as address:
-        assert doctor.check_mlflow(address).level == "mend"
-    assert doctor.check_mlflow(f"http://127.0.0.1:{free_port()}").level == "mend"
-    assert doctor.check_mlflow("./mlruns").level == "mend"
+        assert doctor.check_mlflow(address).level == "fix"
+    assert doctor.check_mlflow(f"http://127.0.0.1:{free_port()}").level == "fix"
+    assert doctor.check_mlflow("./mlruns").level == "fix"
     assert doctor.check_mlflow(trained.tracking_uri).level == "ok"
     assert doctor.check_mlflow(f"sqlite:///{tmp_path}/new/mlflow.db").level == "ok"
     assert not (tmp_path / "new").exists()
     (tmp_path / "broken.db").write_bytes(b"not a database, by its first bytes" * 100)
-    assert doctor.check_mlflow(f"sqlite:///{tmp_path}/broken.db").level == "mend"
+    assert doctor.check_mlflow(f"sqlite:///{tmp_path}/broken.db").level == "fix"
 
 
 def test_the_command_says_what_to_do_and_fails_where_it_must(tmp_path) -> None:
@@ -155,9 +137,9 @@ def test_the_command_says_what_to_do_and_fails_where_it_must(tmp_path) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     lines = {line.split()[1]: line for line in done.stdout.splitlines()[1:]}
     for what in ("prefect", "mlflow"):
-        assert lines[what].startswith("mend")
+        assert lines[what].startswith("fix")
         assert "make up" in lines[what]
     for what in ("python", "packages", "disk", "outputs", "beam"):
-        assert not lines[what].startswith("mend")
+        assert not lines[what].startswith("fix")
     assert lines["gpu"]
     assert done.stderr == ""

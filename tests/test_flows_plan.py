@@ -1,19 +1,24 @@
 import json
+import os
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import ANY_MODEL, IN_MEMORY, SMALL
 
 from flows.durations import ingest_key, record, recorded, train_key
-from flows.plan import duration, human, parameters_of, plan
+from flows.plan import _last_inference, duration, human, parameters_of, plan
+from flows.table import table
 from schemas.config import InferConfig, TrainConfig
 from schemas.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def done(scenes, dataset, trained, tmp_path_factory) -> dict:
-    """Outputs of a whole run, put together from what the other tests made."""
+    """Outputs of a whole run, assembled from the shared fixtures, and the plan's parameters."""
     from beam.infer import run
     from beam.pipeline import pipeline_options
 
@@ -92,17 +97,56 @@ def test_what_is_damaged_changed_or_replaced_is_said(done, tmp_path) -> None:
 
 def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
     new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
-    record(str(tmp_path), ingest_key(SMALL), 400, 44)
+    record(str(tmp_path), ingest_key(SMALL), 400, 43)
     record(str(tmp_path), train_key(TrainConfig(filters=512), 32, 48), 1, 9999)
     ingest, train, _ = plan(**new)
-    # 4 s of start-up, and a tenth of a second for each of the 40 pairs.
-    assert ingest.seconds == pytest.approx(8)
+    # 3 s of start-up, and a tenth of a second for each of the 40 pairs.
+    assert ingest.seconds == pytest.approx(7)
     assert ingest.basis == "last run, 400 items"
     assert train.basis == "docs/operate.md"
     elsewhere = plan(**new, train_on="gpu")[1]
     assert (elsewhere.seconds, elsewhere.basis) == (0, "not known for pool gpu")
     (tmp_path / "durations.json").write_text("{")
     assert recorded(str(tmp_path)) == {}
+
+
+def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: Path) -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    for age, (version, reused, seconds) in enumerate([("v3", 60, 2), ("v2", 50, 9), ("v1", 0, 64)]):
+        row = {"images_read": 60, "images_reused": reused, "started_at": began}
+        row["finished_at"] = began + timedelta(seconds=seconds)
+        file = tmp_path / f"runs/model=m/version={version}/source=s/run.parquet"
+        file.parent.mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist([row]), file)
+        os.utime(file, (1000 - age, 1000 - age))
+    # From the run before the last one: 4 s of start-up, and 5 s for the ten images it predicted.
+    assert _last_inference(str(tmp_path), 60, 1) == (34, "last run, 10 items")
+
+
+@pytest.mark.parametrize(
+    ("size", "filters", "seconds"),
+    [
+        # Rates measured in docs/training.md, docs/infer.md and docs/scale.md, plus the start-up.
+        ((96, 128), 16, [3 + 40 / 214, 20 + 64 / 30.5, 4 + 40 / 122]),
+        ((96, 128), 32, [3 + 40 / 214, 20 + 64 / 30.5 * 4, 4 + 40 / 52.9]),
+        # With a small network, the time per image is mostly that of decoding.
+        ((32, 48), 4, [3 + 40 / 214, 20 + 64 / 30.5 / 100, 4 + 40 * 0.0046]),
+        ((0, 0), 16, [0, 0, 0]),
+    ],
+)
+def test_estimates_without_any_run_are_what_was_measured(
+    done, size, filters, seconds, tmp_path
+) -> None:
+    steps = plan(
+        source=done["source"],
+        output=str(tmp_path),
+        tracking_uri=f"sqlite:///{tmp_path}/m/mlflow.db",
+        ingest_config=SMALL.model_copy(update=dict(zip(("height", "width"), size, strict=True))),
+        train_config=TrainConfig(epochs=2, filters=filters),
+    )
+    assert [step.seconds for step in steps] == pytest.approx(seconds, rel=0.01)
+    basis = "docs/operate.md" if size[0] else "not known for images of many sizes"
+    assert {step.basis for step in steps} == {basis}
 
 
 def test_mistakes_are_said_before_anything_is_read(tmp_path, job) -> None:
@@ -134,6 +178,20 @@ def test_the_command_prints_one_line_for_each_step(done, job) -> None:
         ["ingest", "cached"],
         ["train", "cached"],
         ["infer", "cached"],
+    ]
+
+
+def test_columns_are_as_wide_as_their_cells() -> None:
+    cells = ["class", "share"], [["Roads", "9.1%"], ["TrafficSigns", "34.82%"]]
+    assert table(*cells).splitlines() == [
+        "class         share",
+        "Roads         9.1%",
+        "TrafficSigns  34.82%",
+    ]
+    assert table(*cells, numbers=True).splitlines() == [
+        "class          share",
+        "Roads           9.1%",
+        "TrafficSigns  34.82%",
     ]
 
 

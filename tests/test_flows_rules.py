@@ -1,17 +1,21 @@
-"""The small rules of the flows: names of runs, when a retry helps, whose process is stopped.
+"""The small rules of the flows: names of runs, when a retry helps, which processes are stopped.
 
-Prefect makes its folder when it is imported, so what imports it is imported in the tests, whose
-home is a temporary folder.
+Prefect creates its folder when it is imported, so modules that use it are imported inside the
+tests, whose home is a temporary folder.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
 import pytest
+from conftest import ROOT, python
+from servers import free_port, until
 
-from flows.state import Service, State, running_server, start_time
+from flows.state import Service, State, end_group, members, running_server, start_time
 from flows.steps import JobError, run_job
 from schemas.errors import UnavailableError, UserError
 
@@ -52,6 +56,51 @@ def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
     assert may_help(None, None, state) is helps
 
 
+@pytest.mark.parametrize(
+    ("line", "share"),
+    [
+        ("infer:  12.3 s  1,234 of 2,000 images done (62%), 1,234 predicted", 62),
+        ("ingest:   2.0 s  starting workers", None),
+        ("train: epoch 3/18, 12.3 s, loss 0.4000, val_loss 0.5000", 100 * 3 / 18),
+        ("train: epoch 3/18, step 20/40, 1.50 steps/s, loss 0.4000", 100 * 2.5 / 18),
+        ("train: going on after epoch 3", None),
+        ("nothing has changed: 40 records, all checksums verified", None),
+    ],
+)
+def test_how_far_a_job_is_stands_in_its_lines(line, share) -> None:
+    from flows.progress import percent
+
+    assert percent(line) == (None if share is None else pytest.approx(share))
+
+
+def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -> None:
+    from flows import progress
+
+    def refuse(*_: object) -> None:
+        sent.append(1)
+        raise ConnectionError("away")
+
+    sent: list[int] = []
+    monkeypatch.setattr(progress, "create_progress_artifact", refuse)
+    shown = progress.Progress("beam.ingest")
+    for share in range(100):
+        shown.show(share)
+    assert len(sent) == 1
+
+
+def test_ranges_of_versions_are_the_versions() -> None:
+    from flows.backfill import expand
+
+    assert expand(["models:/a/9-11", "models:/a/10", "models:/a-1@champion", "x/1-2.keras"]) == [
+        *(f"models:/a/{number}" for number in (9, 10, 11)),
+        "models:/a-1@champion",
+        "x/1-2.keras",
+    ]
+    for slip in ("models:/a/3-2", "models:/a/1-99999"):
+        with pytest.raises(UserError, match="expected FIRST-LAST with at most 1000 versions"):
+            expand([slip])
+
+
 def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> None:
     (tmp_path / "absent.py").write_text(
         "import sys\nprint('error: MLflow is away', file=sys.stderr)\nsys.exit(75)\n"
@@ -76,12 +125,93 @@ def test_the_name_is_found_among_the_options() -> None:
         full_name("nightly", known)
     with pytest.raises(LookupError, match="does not exist; found infer/infer, infer/nightly"):
         full_name("inf", known)
-    with pytest.raises(LookupError, match="found none; register them with `prefect deploy --all`"):
+    with pytest.raises(LookupError, match="found none; `make up` or"):
         full_name("infer", [])
 
 
+def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
+    shutil.copy(ROOT / "prefect.toml", tmp_path)
+    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment.pop("PREFECT_API_URL", None)
+    api = f"http://127.0.0.1:{free_port()}/api"
+    away = f"Prefect at {api} does not answer (ConnectError); `make up`, or correct PREFECT_API_URL"
+    unnamed = "no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL"
+    for server, said in (({}, unnamed), ({"PREFECT_API_URL": api}, away)):
+        command = ("-m", "prefect", "deployment", "run", "infer")
+        done = python(*command, cwd=tmp_path, env={**environment, **server})
+        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("flows.demo", ["--epochs=0"], "epochs: Input should be greater than or equal to 1"),
+        ("flows.demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder of this"),
+        ("flows.flink_demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.flink_demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder"),
+        ("flows.local", ["up", "--root=/proc/none"], "--root /proc/none: cannot be made: No such"),
+        ("flows.local", ["up", "--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.deploy", ["--tracking_uri=x"], "no server is named; set PREFECT_API_URL"),
+        ("flows.flink", ["up", "--slots=0"], "--slots=0: expected at least 1"),
+        ("flows.flink", ["up", "--task_managers=-1"], "--task_managers=-1: expected at least 1"),
+        ("flows.scenes", ["--output=a", "--count=0"], "expected a --count of at least 1"),
+        ("flows.scenes", ["--output=/dev/null"], "'/dev/null/CameraRGB': Not a directory"),
+        ("beam.ingest", ["--source=/", "--output="], "expected a folder or a URI, found an empty"),
+        ("beam.ingest", ["--source=", "--output=a"], "expected a folder or a URI, found an empty"),
+    ],
+)
+def test_a_mistake_is_one_line(module, arguments, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = python("-m", module, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+STUBBORN = """trap '' TERM; echo here; while :; do sleep 0.1; done"""
+
+
+@pytest.mark.parametrize(
+    ("script", "kills_leader"),
+    [
+        # The child is left behind when its leader is killed.
+        ("sleep 600 & echo here; wait", True),
+        # The leader ends on SIGTERM, but its child does not.
+        (f"({STUBBORN}) & wait", False),
+        (STUBBORN, False),
+    ],
+    ids=["orphans", "stubborn child", "stubborn leader"],
+)
+def test_the_whole_group_is_ended(script, kills_leader) -> None:
+    with subprocess.Popen(
+        ["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        try:
+            assert leader.stdout is not None
+            leader.stdout.readline()
+            service = Service(pid=leader.pid, started=start_time(leader.pid) or "")
+            if kills_leader:
+                leader.kill()
+                leader.wait()
+                assert not service.is_running()
+            assert members(leader.pid)
+            before = service.model_copy(update={"boot": "of another start of the machine"})
+            before.stop(0.5)
+            assert members(leader.pid)
+            assert service.has_processes()
+            service.stop(0.5)
+            until(lambda: not members(leader.pid), "the end of those that were killed")
+            assert not service.has_processes()
+            service.stop(0.5)
+        finally:
+            end_group(leader.pid, 0)
+
+
 def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
-    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    command = [sys.executable, "-c", "import time; time.sleep(3600)"]
     with subprocess.Popen(command, start_new_session=True) as process:
         ours = Service(pid=process.pid, started=start_time(process.pid) or "")
         other = ours.model_copy(update={"started": "1"})
@@ -96,8 +226,8 @@ def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
         state.services["prefect"] = ours
         state.save(tmp_path)
         assert running_server(tmp_path) == "http://127.0.0.1:4321/api"
-        ours.stop(10)
-        process.wait(10)
+        ours.stop(60)
+        process.wait()
         assert running_server(tmp_path) is None
     (tmp_path / "state.json").write_text("{")
     assert State.load(tmp_path) == State()

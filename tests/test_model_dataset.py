@@ -1,12 +1,16 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from model.checkpoint import Checkpoint
 from model.plan import plan
 from schemas.classes import VOID
 from schemas.config import TrainConfig
+from schemas.errors import UserError
 from schemas.geometry import Geometry
+from schemas.manifest import load_manifest
 
 
 def _plain(**changes) -> TrainConfig:
@@ -33,10 +37,40 @@ def test_each_epoch_yields_each_record_once_in_an_order_of_its_own(dataset, cach
     assert len(set(epochs[0])) == 32
     assert epochs[0] != epochs[1]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
-    # A stream that begins later is the same from there on.
+    # A stream that begins at a later epoch is the same from there on.
     assert _images(_batches(dataset, config, first_epoch=1)) == epochs[1] + epochs[2]
     other = _images(_batches(dataset, _plain(cache_mib=cache_mib, seed=1)))
     assert other != epochs[0] + epochs[1] + epochs[2]
+
+
+@pytest.mark.parametrize(("cache_mib", "passes"), [(2048, 1), (0, 6)])
+def test_what_fits_memory_is_decoded_once(dataset, monkeypatch, cache_mib, passes) -> None:
+    import tensorflow as tf
+
+    from model.dataset import Input
+
+    decode, decoded = Input._decode, []
+
+    def counted(source: Input, records: tf.data.Dataset) -> tf.data.Dataset:
+        def note(record: bytes) -> bytes:
+            decoded.append(record)
+            return record
+
+        def noted(record: tf.Tensor) -> tf.Tensor:
+            return tf.ensure_shape(tf.numpy_function(note, [record], tf.string), ())
+
+        return decode(source, records.map(noted))
+
+    monkeypatch.setattr(Input, "_decode", counted)
+    source = Input(plan(str(dataset), _plain(cache_mib=cache_mib)))
+    first, again = (
+        [image.tobytes() for images, _ in source.training() for image in images.numpy()]
+        for _ in range(2)
+    )
+    assert first == again
+    assert len(first) == 3 * 32
+    assert len(set(decoded)) == 32
+    assert len(decoded) == 32 * passes
 
 
 @pytest.mark.parametrize("cache_mib", [2048, 0])
@@ -50,11 +84,39 @@ def test_augmentation_follows_from_the_seed(dataset: Path, cache_mib: int) -> No
     assert np.array_equal(later[-1][0], first[-1][0])
 
 
+@pytest.mark.parametrize("cache_mib", [2048, 0])
+def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) -> None:
+    from model.dataset import Input, damage_is_named
+    from model.fit import fit
+
+    place = Path(shutil.copytree(dataset, tmp_path / "copy"))
+    name = load_manifest(place).shard_names("train")[0]
+    chosen = plan(str(place), _plain(cache_mib=cache_mib, filters=1))
+    shard = place / name
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+
+    def train() -> None:
+        with damage_is_named(chosen):
+            fit(chosen, Checkpoint(tmp_path), lambda _: None, lambda _: None)
+
+    with pytest.raises(UserError, match=f"shard {name} is damaged; ingest again"):
+        train()
+    shard.write_bytes(whole[:-1])
+    expected = f"shard {name} has {len(whole) - 1:,} bytes, expected {len(whole):,}; ingest again"
+    with pytest.raises(UserError, match=expected):
+        next(Input(chosen).pairs("train"))
+    shard.unlink()
+    with pytest.raises(UserError, match=f"shard {name} cannot be read .No such file"):
+        train()
+    assert next(Input(chosen).pairs("test"))
+
+
 def test_image_and_mask_move_together() -> None:
     from model.augment import augment
 
     random = np.random.default_rng(0)
-    # Blocks of one class, drawn in the class's own grey: each pixel says what its mask must be.
+    # Blocks of one class, drawn in that class's grey, so that each pixel gives its mask's value.
     masks = np.kron(random.integers(0, 6, (8, 4, 4)), np.ones((8, 8))).astype(np.uint8)[..., None]
     images = np.repeat(masks * 40, 3, axis=-1)
     moved, moved_masks = augment(images, masks, (0, 1), crop=0.5, colour=0.0)

@@ -13,7 +13,7 @@ def _batch(classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _reference(truth: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Truth and class probabilities of the pixels that are not void, by plain numpy."""
+    """Truth and class probabilities of the pixels that are not void, with plain numpy."""
     known = truth[..., 0] != VOID
     exponents = np.exp(logits[known].astype(np.float64))
     return truth[..., 0][known], exponents / exponents.sum(axis=-1, keepdims=True)
@@ -110,7 +110,7 @@ def test_metrics_agree_with_the_confusion_matrix(channels: int) -> None:
         truth = random.choice([0, 1, VOID], (2, 8, 6)).astype(np.uint8)
         logits = random.normal(size=(2, 8, 6, channels)).astype(np.float32)
         if channels > 1:
-            # Never in truth or prediction.
+            # This class is never in the truth or the prediction.
             logits[..., 4] = -100
         found = logits[..., 0] > 0 if channels == 1 else logits.argmax(-1)
         metric.update_state(truth[..., None], logits)

@@ -1,10 +1,11 @@
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from model.sweep import grid
+from model.sweep import _train, grid
 from schemas.config import TrainConfig
-from schemas.errors import UserError
+from schemas.errors import UnavailableError, UserError
 
 
 def test_a_grid_is_the_product_of_its_axes() -> None:
@@ -24,6 +25,18 @@ def test_a_grid_is_the_product_of_its_axes() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             grid(base, [axis])
+
+
+@pytest.mark.parametrize(
+    ("code", "error"), [(75, UnavailableError), (2, UserError), (-9, UserError)]
+)
+def test_what_a_training_ends_with_is_passed_on(monkeypatch, code: int, error: type) -> None:
+    """A flow retries a sweep if a service was unavailable, as it does a single training."""
+    done = subprocess.CompletedProcess([], code, stdout="")
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    with pytest.raises(UserError, match="see above") as found:
+        _train("dataset", TrainConfig(), "http://127.0.0.1:1", "state", "parent")
+    assert found.type is error
 
 
 def test_a_sweep_has_a_parent_run_and_judges_its_best(dataset, job, tmp_path: Path) -> None:

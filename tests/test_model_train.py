@@ -20,7 +20,7 @@ def test_the_small_dataset_is_what_these_tests_take_it_for(dataset: Path) -> Non
 
 
 def _changed(dataset: Path, folder: Path, **changes) -> str:
-    """A manifest alone, with some of its fields set otherwise."""
+    """Writes only a manifest, with some of its fields changed."""
     manifest = load_manifest(dataset).model_copy(update=changes)
     folder.mkdir()
     (folder / "manifest.json").write_text(manifest.model_dump_json())
@@ -139,18 +139,19 @@ def test_a_trained_model_in_mlflow(trained, dataset: Path) -> None:
 
 
 def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
-    """Evaluated again from the file, the registered network has the figures of its best epoch."""
+    """Evaluated again from the file, the registered network has the metrics of its best epoch."""
     import keras
     import mlflow
 
-    from model import tracking
+    from model import registry, tracking
     from model.dataset import Input
     from model.evaluate import evaluate
     from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
     chosen = plan(str(dataset), trained.config)
-    network = keras.saving.load_model(tracking.keras_file(trained.model), compile=False)
+    with registry.keras_file(trained.model) as path:
+        network = keras.saving.load_model(path, compile=False)
     found = evaluate(network, Input(chosen), chosen.taxonomy, "validation").metrics("val_")
     client = mlflow.MlflowClient()
     run_id = client.get_model_version("small-unet", trained.version[1:]).run_id
@@ -231,7 +232,7 @@ def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
     from model.fit import fit
     from model.plan import plan
 
-    # At this rate nothing is learnt, so that no epoch after the first is better.
+    # At this learning rate nothing is learnt, so no epoch after the first is better.
     config = TrainConfig(filters=1, epochs=9, patience=2, learning_rate=1e-12, batch_size=16)
     seen: list[int] = []
     _, progress = fit(
@@ -252,7 +253,7 @@ def test_training_again_with_reuse_returns_the_same_version(trained, dataset: Pa
 
 
 def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_path) -> None:
-    from model import tracking
+    from model import registry, tracking
     from model.plan import plan
     from model.train import run, starting_weights
 
@@ -260,9 +261,11 @@ def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_pat
 
     def start(**changes) -> Path | None:
         config = trained.config.model_copy(update={"start_from": trained.model, **changes})
-        return starting_weights(plan(str(dataset), config))
+        with starting_weights(plan(str(dataset), config)) as path:
+            return path
 
-    assert start() == tracking.keras_file(trained.model)
+    with registry.keras_file(trained.model) as path:
+        assert start() == path
     with pytest.raises(UserError, match="has the 13 classes of taxonomy"):
         start(target="Vehicles")
     with pytest.raises(UserError, match="cannot be found"):
@@ -272,6 +275,42 @@ def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_pat
     larger = TrainConfig(start_from=str(start()), filters=5, model_name="other")
     with pytest.raises(UserError, match="is another network or has other classes"):
         run(str(dataset), larger, trained.tracking_uri, state=str(tmp_path))
+
+
+def test_other_weights_to_begin_with_make_another_training(trained, dataset, tmp_path) -> None:
+    import mlflow
+
+    from model import registry, tracking
+    from model.plan import plan
+
+    tracking.connect(trained.tracking_uri)
+
+    def key(start_from: str) -> str:
+        config = trained.config.model_copy(update={"start_from": start_from})
+        return registry.pinned(plan(str(dataset), config)).key
+
+    client = mlflow.MlflowClient()
+    made = client.get_model_version("small-unet", trained.version[1:])
+    other = client.create_model_version("small-unet", made.source, made.run_id)
+    client.set_registered_model_alias("small-unet", "moving", made.version)
+    first = key("models:/small-unet@moving")
+    assert first == key(trained.model)
+    client.set_registered_model_alias("small-unet", "moving", other.version)
+    assert key("models:/small-unet@moving") == key(f"models:/small-unet/{other.version}") != first
+    client.delete_model_version("small-unet", other.version)
+
+    file, copy = tmp_path / "weights.keras", tmp_path / "copy.keras"
+    file.write_bytes(b"some")
+    copy.write_bytes(b"some")
+    same = key(str(file))
+    assert key(str(copy)) == same
+    file.write_bytes(b"other")
+    assert key(str(file)) != same
+    assert len({key(""), first, same}) == 3
+    assert registry.find_trained("small-unet", key("")) == trained.model
+    for nothing in ("models:/small-unet@nobody", "models:/small-unet/77"):
+        with pytest.raises(UserError, match="of a registered version"):
+            key(nothing)
 
 
 def test_a_champion_of_another_taxonomy_is_refused_before_training(trained, dataset) -> None:

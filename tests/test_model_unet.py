@@ -27,7 +27,7 @@ def test_the_unet_of_the_paper() -> None:
     transposed = [one for one in model.layers if isinstance(one, layers.Conv2DTranspose)]
     # "In total the network has 23 convolutional layers", the four up-convolutions among them.
     assert len({*convolutions, *transposed}) == 23
-    # Counted by hand: 3x3 and 2x2 kernels and biases of 64 to 1024 channels, RGB in.
+    # Counted by hand: 3x3 and 2x2 kernels and biases of 64 to 1024 channels, with RGB input.
     assert model.count_params() == _parameters_of_the_paper(classes=2, channels=3)
 
 

@@ -61,6 +61,7 @@ BLACK = "{id: %d, name: %s, colour: [0, 0, 0]}"
             "class ids must be 0 to 1 in order",
         ),
         ("name: [", "expected"),
+        ("name: \udcff", "can't decode byte 0xff"),
         (
             "{name: x, classes: [{id: 0, name: a, colour: [0, 0, 300]}]}",
             r"classes\.0\.colour\.2: Input should be less than or equal to 255, found 300",
@@ -69,7 +70,7 @@ BLACK = "{id: %d, name: %s, colour: [0, 0, 0]}"
 )
 def test_a_wrong_file_is_one_line(tmp_path, text: str, complaint: str) -> None:
     path = tmp_path / "wrong.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(UserError, match=complaint) as caught:
         load_taxonomy(str(path))
     assert "\n" not in str(caught.value)
@@ -84,4 +85,16 @@ def test_the_hash_follows_the_mapping() -> None:
     taxonomy = load_taxonomy("carla-0.8")
     other = Taxonomy(**{**taxonomy.model_dump(), "remap": {6: 7}})
     assert other.sha256 != taxonomy.sha256
+    assert other.mapping_sha256 != taxonomy.mapping_sha256
     assert load_taxonomy("carla-0.8").sha256 == taxonomy.sha256
+
+
+def test_what_is_only_looked_at_is_not_in_the_hash_of_the_mapping() -> None:
+    taxonomy = load_taxonomy("carla-0.8")
+    other = taxonomy.model_dump() | {"description": "Corrected."}
+    other["classes"][7]["colour"] = (1, 2, 3)
+    changed = Taxonomy(**other)
+    assert changed.sha256 != taxonomy.sha256
+    assert changed.mapping_sha256 == taxonomy.mapping_sha256
+    other["classes"][7]["name"] = "Highway"
+    assert Taxonomy(**other).mapping_sha256 != taxonomy.mapping_sha256

@@ -1,0 +1,169 @@
+"""The job on Spark, run for real inside its job server, and on Dataflow, as a dry run only."""
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import apache_beam as beam
+import clusters
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from conftest import ROOT, SMALL, started
+from servers import until
+
+from beam import boot, ingest, tools
+from beam.attempts import whole_file
+from beam.pipeline import pipeline_options, run_pipeline
+from beam.records import Recipe
+from beam.tfrecords import PublishedShards, WriteShards, _WriteShard
+from flows.flink_demo import published_bytes
+from flows.state import start_time
+from schemas.classes import load_taxonomy
+from schemas.cli import JobParser
+from schemas.errors import UserError
+from schemas.layout import SOURCES
+from schemas.manifest import load_manifest
+from schemas.sources import rows_of
+
+DATAFLOW = [
+    *("@beam/options/dataflow.args", "--project=lyft-unet", "--region=europe-west3"),
+    *("--temp_location=gs://bucket/temp", "--sdk_container_image=registry.example/worker:1"),
+]
+
+
+def test_a_file_of_arguments(tmp_path: Path) -> None:
+    parser = JobParser("job", "A job.")
+    parser.add_argument("--source")
+    (tmp_path / "options.args").write_text("# a remark\n\n--runner=X\n  --source=a b\n")
+    args, rest = parser.parse_known_args([f"@{tmp_path}/options.args", "--source=c"])
+    assert (args.source, rest) == ("c", ["--runner=X"])
+
+
+def test_a_file_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
+    path, aside = tmp_path / "file", tmp_path / "aside"
+    aside.mkdir()
+    with whole_file(path, aside) as first, whole_file(path, aside) as second:
+        first.write_text("one")
+        second.write_text("two")
+        assert not path.exists()
+    # The writer that finished last wins.
+    assert path.read_text() == "one"
+    with suppress(ValueError), whole_file(path, aside) as part:
+        part.write_text("half")
+        raise ValueError
+    assert path.read_text() == "one"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_shard_that_is_tried_again_is_the_same(
+    again: bool, dataset: Path, tmp_path: Path
+) -> None:
+    """Both attempts write the shard, or both reuse it from the previous version."""
+    manifest = load_manifest(dataset)
+    for name in ("shards", "rows", "progress"):
+        (tmp_path / name).mkdir()
+    recipe = Recipe(manifest.source, manifest.config, load_taxonomy("carla-0.8"))
+    into = WriteShards(
+        recipe,
+        *(str(tmp_path / name) for name in ("shards", "rows", "progress")),
+        PublishedShards.of(dataset, manifest) if again else None,
+    )
+    shard = manifest.shards[0]
+    rows = [row for row in rows_of(pq.read_table(dataset / SOURCES)) if row.shard == shard.name]
+    sizes = {shard.split: (shard.records, 1)}
+    found = []
+    for _ in range(2):
+        step = _WriteShard(into)
+        step.setup()
+        found += step.process(((shard.split, 0), rows), sizes)
+        assert [path.name for path in (tmp_path / "shards").iterdir()] == [shard.name]
+        assert (tmp_path / "shards" / shard.name).read_bytes() == (
+            dataset / shard.name
+        ).read_bytes()
+    assert found == [shard, shard]
+    assert step.counters._counts["kept" if again else "written"] == shard.records
+
+
+def test_a_worker_ends_with_its_parent(tmp_path: Path) -> None:
+    """A runner that is killed cannot stop its workers."""
+    script = (
+        "import os, subprocess, sys, time\n"
+        "from beam.boot import _end_with_parent\n"
+        "if len(sys.argv) > 1:\n"
+        "    _end_with_parent()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(3600)\n"
+        "child = subprocess.Popen([sys.executable, __file__, 'child'])\n"
+        "time.sleep(3600)\n"
+    )
+    (tmp_path / "parent.py").write_text(script)
+    with subprocess.Popen(
+        [sys.executable, tmp_path / "parent.py"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+        until(lambda: start_time(child) is None, "the child's end")
+
+
+def test_the_boot_program_can_be_started() -> None:
+    command, variables = boot.process_environment()
+    done = subprocess.run(
+        [command], check=False, env={**os.environ, **variables}, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert "--provision_endpoint" in done.stderr
+
+
+def test_spark_publishes_the_same_bytes(
+    scenes: Path, dataset: Path, plain_model: Path, tmp_path: Path
+) -> None:
+    clusters.need(tools.java, tools.spark_job_server)
+    size, output, log = ("--height=32", "--width=48"), tmp_path / "out", tmp_path / "log"
+    ingested = ("beam.ingest", "--name=small", "--block_length=1", f"--output={output}")
+    inferred = ("beam.infer", f"--model={plain_model}", f"--source={scenes}", "--part_mib=0.004")
+    spark = ("@beam/options/spark.args", *size)
+    for job in ((*ingested, f"--source={scenes}"), (*inferred, f"--output={output}/spark")):
+        process = started(log, *job, *spark, TMPDIR=str(tmp_path))
+        assert process.wait() == 0, log.read_text()
+    (version,) = (output / "small").iterdir()
+    assert published_bytes(version) == published_bytes(dataset)
+
+    assert started(log, *inferred, f"--output={output}/local", *size).wait() == 0
+    tables = published_bytes(output / "spark")
+    assert len(tables) > 8
+    assert tables == published_bytes(output / "local")
+
+
+def _dataflow(*more: str) -> tuple[PipelineOptions, Recipe, ingest.Staging]:
+    pytest.importorskip("google.cloud.dataflow", reason="needs apache-beam[gcp]")
+    _, arguments = JobParser("job", "A job.").parse_known_args([*DATAFLOW, "--dry_run=1", *more])
+    recipe = Recipe("gs://bucket/raw", SMALL, load_taxonomy("carla-0.8"))
+    staging = ingest.Staging(*(f"gs://bucket/{name}" for name in ("set", "rows", "counts")), "")
+    return pipeline_options(arguments), recipe, staging
+
+
+def test_dataflow_builds_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    options, recipe, staging = _dataflow()
+    with beam.Pipeline(options=options) as root:
+        ingest.build(root, recipe, staging)
+    job = root.result.job
+    steps = {one.unique_name for one in job.proto_pipeline.components.transforms.values()}
+    assert {"ListPairs", "Identify", "WriteShards/WriteShard", "WriteMetadata"} <= steps
+    environments = job.proto_pipeline.components.environments.values()
+    assert any(b"registry.example/worker:1" in one.payload for one in environments)
+    assert not any(one.dependencies for one in environments)
+
+
+def test_dataflow_refuses_options_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    options, recipe, staging = _dataflow("--project=Not A Project")
+    with pytest.raises(UserError, match="Invalid Project ID"):
+        run_pipeline(lambda root: ingest.build(root, recipe, staging), options)

@@ -1,0 +1,103 @@
+"""Many models over many sources: real jobs on Prefect's ephemeral server."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import pytest
+from conftest import ROOT
+
+FLOW = """
+import json, sys
+from prefect.client.orchestration import get_client
+from flows.backfill import backfill
+
+found = []
+for given in json.load(sys.stdin):
+    state = backfill(**given, return_state=True)
+    found.append([state.name, state.message])
+with get_client(sync_client=True) as client:
+    tables = client.request("POST", "/artifacts/filter", json={"sort": "CREATED_DESC"}).json()
+tables = [json.loads(one["data"]) for one in tables if one["key"] == "backfill"]
+print(json.dumps([found, tables[::-1]]))
+"""
+
+
+def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
+    scenes: Path, dataset: Path, trained, tmp_path: Path
+) -> None:
+    base = {"output": str(tmp_path), "tracking_uri": trained.tracking_uri, "at_once": 2}
+    runs = [
+        {**base, "models": [trained.model], "datasets": [str(dataset)]},
+        {
+            **base,
+            "models": ["models:/small-unet/1-2"],
+            "datasets": [str(dataset)],
+            "sources": [str(scenes), str(tmp_path / "none")],
+        },
+        {**base, "models": [trained.model]},
+        {**base, "models": []},
+        {**base, "models": [trained.model], "sources": ["a"], "at_once": 99},
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", FLOW],
+        cwd=ROOT,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        },
+        input=json.dumps(runs),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found, tables = json.loads(done.stdout.splitlines()[-1])
+
+    assert trained.model == "models:/small-unet/1"
+    (one, two), places = (
+        ("models:/small-unet/1", "models:/small-unet/2"),
+        [
+            str(dataset),
+            str(scenes),
+            str(tmp_path / "none"),
+        ],
+    )
+    assert found[0][0] == "Completed"
+    assert tables[0] == [{"model": one, "over": places[0], "outcome": "run", "what": ""}]
+    outcomes = [(row["model"], row["over"], row["outcome"]) for row in tables[1]]
+    assert outcomes == [
+        (one, places[0], "skipped"),
+        (one, places[1], "run"),
+        (one, places[2], "failed"),
+        *((two, place, "failed") for place in places),
+    ]
+    why = [row["what"] for row in tables[1]]
+    assert why[:2] == ["", ""]
+    assert "there is no such folder" in why[2]
+    assert "cannot be found" in why[3]
+    name, message = found[1]
+    assert name == "Failed"
+    failed = [f"{row['model']} over {row['over']}" for row in tables[1] if row["what"]]
+    assert f"4 of 6 failed: {'; '.join(failed)}" in message
+    assert "retr" not in done.stderr.lower()
+    masks = f"FROM '{tmp_path}/predictions/masks/**/*.parquet' SELECT count(*)"
+    assert duckdb.sql(masks).fetchall() == [(80,)]
+
+    assert "expected 1 to 1000 pairs of a model and a dataset or source, found 0" in found[2][1]
+    for (state, why), field in zip(found[3:], ("models", "at_once"), strict=True):
+        assert state == "Failed"
+        assert field in why
+
+
+def test_a_name_for_all_sources_is_refused() -> None:
+    from flows.backfill import backfill
+    from schemas.config import InferConfig
+    from schemas.errors import UserError
+
+    with pytest.raises(UserError, match="source_name is for one dataset or source"):
+        backfill.fn(["m"], sources=["a", "b"], config=InferConfig(source_name="x"))
