@@ -1,26 +1,37 @@
-# `make demo` runs the whole pipeline once, `make up` keeps it at hand, `make test` checks everything.
+# `make demo` runs the whole pipeline once, `make up` runs it as services, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo analyse up down doctor test lint unit bench clean lock
+.PHONY: help demo flink-demo analyse up down doctor test lint unit bench clean clean-outputs stop lock images
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
+	@echo "make flink-demo         both jobs on a Flink cluster of this machine [RAW=folder]"
 	@echo "make analyse            SQL over the predictions [PREDICTIONS=folder]"
-	@echo "make up | make down     start or stop servers and workers on this machine"
+	@echo "make up [RAW=folder]    start servers and workers on this machine; RAW is what the nightly run reads"
+	@echo "make down               stop them"
 	@echo "make doctor             check this machine and what it reaches"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test"
-	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, gpu"
-	@echo "make lock               resolve requirements.lock anew"
-	@echo "make clean              remove .venv and outputs"
+	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, flink, gpu;"
+	@echo "                        MODEL=file, ARGS='more arguments'"
+	@echo "make images             build the container images [BUILDER=buildah] [IMAGES=cpu] [PIP_CONF=file]"
+	@echo "make lock               resolve requirements.lock and docker/locks anew"
+	@echo "make clean              stop what make up started, remove .venv and tools' caches; outputs stay"
+	@echo "make clean-outputs      stop it, remove outputs: every dataset, model and table"
 
 demo: $(READY)
 	@$(BIN)/python -m flows.demo $(if $(RAW),--raw "$(RAW)")
 
-up down: $(READY)
-	@$(BIN)/python -m flows.local $@
+flink-demo: $(READY)
+	@$(BIN)/python -m flows.flink_demo $(if $(RAW),--raw "$(RAW)")
+
+up: $(READY)
+	@$(BIN)/python -m flows.local up $(if $(RAW),--raw "$(RAW)")
+
+down: $(READY)
+	@$(BIN)/python -m flows.local down
 
 doctor: $(READY)
 	@$(BIN)/python -m flows.doctor
@@ -32,12 +43,16 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
 
 analyse: $(READY)
 	@$(BIN)/python -m analysis.shell $(if $(PREDICTIONS),--predictions "$(PREDICTIONS)")
 
+# The benchmarks gpu and tables generate their own input.
+BENCH ?= ingest
 bench: $(READY)
-	$(BIN)/python benchmarks/$(or $(BENCH),ingest).py $(if $(RAW),--raw "$(RAW)") $(if $(MODEL),--model "$(MODEL)")
+	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu tables,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
+	  $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 unit: $(READY)
 	$(BIN)/pytest
@@ -47,16 +62,48 @@ $(READY): requirements.lock pyproject.toml
 	  f"error: Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}; name one with make PYTHON=python3.12")'
 	@echo "setting up .venv from requirements.lock: a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+# The images install the same versions as requirements.lock.
+COMPILE := .venv-lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url \
+  --no-header --no-annotate
+CONSTRAINED := $(COMPILE) --python-version 3.12 --constraint requirements.lock
 
 lock:
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet uv
 	.venv-lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --extra dev pyproject.toml -o requirements.lock
+	$(CONSTRAINED) pyproject.toml -o docker/locks/cpu.lock
+	$(CONSTRAINED) --extra gpu --constraint docker/locks/cpu.lock pyproject.toml -o docker/locks/gpu.lock \
+	  $$(sed -nE 's/^([a-z0-9._-]+)==.*/--no-emit-package \1/p' docker/locks/cpu.lock)
+	$(CONSTRAINED) docker/servers.in -o docker/locks/servers.lock
+	echo 'setuptools>=77' | $(CONSTRAINED) - -o docker/locks/build.lock
 	rm -rf .venv-lock
 
-clean:
-	rm -rf .venv outputs
+# PIP_CONF names a pip.conf with another index; it is mounted while pip runs and not stored in any layer.
+BUILDER ?= docker
+comma := ,
+IMAGES ?= cpu gpu flink worker servers
+TAG ?= latest
+BUILD_FLAGS ?=
+
+images:
+	@for image in $(IMAGES); do \
+	  echo "building lyft-unet-pipeline/$$image:$(TAG)"; \
+	  $(BUILDER) build --file docker/Dockerfile --target $$image --tag lyft-unet-pipeline/$$image:$(TAG) \
+	    --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) \
+	    $(if $(PIP_CONF),--secret id=pip$(comma)src=$(PIP_CONF)) $(BUILD_FLAGS) . || exit 1; \
+	done
+
+# Stop first: the servers would keep running without their files.
+stop:
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.local down && $(BIN)/python -m flows.flink down; fi
+
+clean: stop
+	rm -rf .venv .venv-lock build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info
+
+clean-outputs: stop
+	rm -rf outputs
