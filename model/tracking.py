@@ -89,6 +89,9 @@ class Run:
         # knows.
         history = self._client.get_metric_history(run_id, _LAST_OF_AN_EPOCH)
         self._sent = {metric.step for metric in history}
+        # Per epoch, in ms. A server that dies may have stored an epoch without answering; sent
+        # again with the same time, the store takes it for the same points.
+        self._times: dict[int, int] = {}
 
     def log_epochs(self, epochs: Epochs) -> None:
         """Sends the epochs, numbered from 1, that the store lacks; an outage loses none."""
@@ -104,12 +107,12 @@ class Run:
 
     def send(self, epochs: Epochs) -> None:
         """Like ``log_epochs``, but raises during an outage."""
-        now = int(time.time() * 1000)
         for step, metrics in enumerate(epochs, 1):
             if step not in self._sent:
+                at = self._times.setdefault(step, int(time.time() * 1000))
                 # One request, so that an epoch is logged whole or not at all.
                 entries = [
-                    Metric(name, value, now, step)
+                    Metric(name, value, at, step)
                     for name, value in metrics.items()
                     if np.isfinite(value)
                 ]

@@ -5,7 +5,6 @@ import math
 import os
 import re
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from typing import Any
 
 import servers
 from conftest import ROOT, SMALL, python
-from servers import PATIENCE_S, free_port
+from servers import free_port
 
 from flows.state import State, start_time
 
@@ -47,19 +46,7 @@ class Local:
             {"Content-Type": "application/json"},
             method=method,
         )
-        deadline = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-                    return json.loads(answer.read() or b"null")
-            except urllib.error.HTTPError as error:
-                # The server's database is briefly locked; Prefect's own client retries as well.
-                if error.code != 503 or time.monotonic() > deadline:
-                    raise
-            except ConnectionError:
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(1)
+        return servers.ask(request)
 
     def children(self, run: str) -> list[dict[str, Any]]:
         filters = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from flows.state import end_group
 
@@ -63,6 +64,23 @@ def start(
             time.sleep(0.2)
     stop(process)
     raise AssertionError(f"{command[0]} does not answer at {health}:\n{log.read_text()[-4000:]}")
+
+
+def ask(request: urllib.request.Request) -> Any:
+    """Sends a request to Prefect's API; returns the decoded response."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                return json.loads(answer.read() or b"null")
+        except urllib.error.HTTPError as error:
+            # The server's database is briefly locked; Prefect's own client retries as well.
+            if error.code != 503 or time.monotonic() > deadline:
+                raise
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(1)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import servers
 from conftest import ROOT, Job
 from operated import until
 from servers import free_port, serving
@@ -49,8 +50,7 @@ def ask(path: str, body: dict[str, Any] | None = None) -> Any:
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json", "Authorization": f"Basic {basic}"},
     )
-    with urllib.request.urlopen(request) as answer:
-        return json.loads(answer.read())
+    return servers.ask(request)
 
 
 def prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
