@@ -198,7 +198,7 @@ def _stage(
     """Runs the pipeline, writes the remaining tables and returns the counts of images.
 
     Raises:
-        UserError: no image could be predicted.
+        UserError: no image could be predicted, or the network failed on too many.
     """
     started = datetime.now(UTC)
     tables = join(staging, TABLES)
@@ -215,6 +215,7 @@ def _stage(
                 lambda pipeline: build(pipeline, job, staging, str(progress), previous), options
             )
     counts = runs.count(staging, tables)
+    runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)
     if counts["images_predicted"] == 0:
         raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
     facts = {
@@ -303,7 +304,7 @@ class _Describe(CountingDoFn):
             reject = Reject(
                 picture.image_id,
                 picture.path,
-                "predict",
+                runs.PREDICT_STAGE,
                 element.code,
                 element.message,
                 picture.image_sha256,

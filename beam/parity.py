@@ -16,6 +16,7 @@ import numpy as np
 
 from beam.engines import Engine, Runtime, choose, load_engine
 from beam.model_uri import ResolvedModel, resolve_model, with_graph
+from beam.plan import check_taxonomy
 from beam.png import resize_nearest
 from beam.predict import Picture, read_shard
 from schemas.classes import UInt8Array
@@ -95,9 +96,10 @@ def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Ru
     """A table of runtimes, each compared with TensorFlow in float32.
 
     Raises:
-        UserError: the split has no record, or an engine cannot be used.
+        UserError: the split has no record, the taxonomies differ, or an engine cannot be used.
     """
     manifest = load_manifest(dataset)
+    check_taxonomy(model, dataset, manifest)
     if not manifest.splits[split].records:
         raise UserError(f"dataset {dataset!r} has no record in split {split}")
     reference = load_engine(
@@ -112,7 +114,7 @@ def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Ru
             one
             for name in manifest.shard_names(split)
             for one in read_shard(dataset, split, name, model)
-            if isinstance(one, Picture)
+            if isinstance(one, Picture) and one.truth is not None
         )
         found = measure(pictures, reference, load_engine(model, runtime), model.taxonomy.names)
         change, name = found.iou_change

@@ -108,12 +108,8 @@ def plan(
         if images == 0:
             raise UserError(f"source {source!r} holds no PNG image")
     resolved = resolve_model(model, config, tracking_uri, scratch)
-    known = (resolved.taxonomy.mapping_sha256, resolved.dataset_mapping_sha256)
-    if manifest is not None and manifest.taxonomy.mapping_sha256 not in known:
-        raise UserError(
-            f"model {model!r} predicts taxonomy {resolved.taxonomy.name}, but dataset {dataset!r} "
-            f"holds {manifest.taxonomy.name}; their classes differ"
-        )
+    if manifest is not None:
+        check_taxonomy(resolved, place, manifest)
     runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
     recipe = _hash(
         SCHEMA_VERSION,
@@ -126,6 +122,8 @@ def plan(
         runtime.precision,
         runtime.batch_size,
         config.max_pixels,
+        # Decide which pixels, truth and split a dataset's record has for its source.
+        *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )
     return Job(
         model=resolved,
@@ -139,6 +137,20 @@ def plan(
         recipe=recipe,
         run_id=_hash(recipe, place, identity, config.sha256())[:16],
     )
+
+
+def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> None:
+    """Refuses a dataset whose class ids mean something else than the model's.
+
+    Raises:
+        UserError: names both taxonomies.
+    """
+    known = (model.taxonomy.mapping_sha256, model.dataset_mapping_sha256)
+    if manifest.taxonomy.mapping_sha256 not in known:
+        raise UserError(
+            f"model {model.uri!r} predicts taxonomy {model.taxonomy.name}, but dataset {dataset!r} "
+            f"holds {manifest.taxonomy.name}; their classes differ"
+        )
 
 
 def _hash(*parts: object) -> str:

@@ -13,17 +13,20 @@ from beam import png
 from beam.model_uri import ResolvedModel
 from beam.pairing import Pair, Reject
 from beam.parts import Ref
-from beam.previous import Known
+from beam.previous import Known, PreviousRun
 from beam.runs import TRUTH_STAGE
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.errors import RejectError, UserError
+from schemas.errors import RejectError, UserError, first_line
 from schemas.example import CorruptRecordError, Example, parse, read_records
 from schemas.layout import SOURCES
-from schemas.manifest import load_manifest
+from schemas.manifest import ShardInfo, load_manifest
 from schemas.parquet import read_table
 from schemas.storage import join, local, read_bytes, sha256
 
 Float32Array = npt.NDArray[np.float32]
+
+_ANY_SIZE = 1 << 31
+"""Pixels of a record's image: ingest has applied its own bound."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class Picture:
         pixels: RGB at the model's size, uint8 (height, width, 3).
         width, height: size of the image that was read.
         truth: class ids at the size that was read, uint8 (height, width), if known.
-        image_sha256, truth_sha256: hashes of the bytes of the source PNG and of its mask, if any.
+        image_sha256: hash of the bytes of the source PNG.
+        truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask, if there is one.
     """
 
     image_id: str
@@ -72,28 +76,38 @@ def read_shard(
     """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 
     Args:
-        known: images and rejects of an earlier run that need not be processed again.
+        known: images of an earlier run that need not be processed again.
+
+    Raises:
+        UserError: the dataset is damaged or incomplete.
     """
-    rows = read_table(
-        join(dataset, SOURCES), columns=["id", "image_path"], filters=[("shard", "=", name)]
-    )
-    paths = dict(zip(rows["id"].to_pylist(), rows["image_path"].to_pylist(), strict=True))
+    known = known or PreviousRun().open()
     manifest = load_manifest(dataset)
+    paths = _source_paths(dataset, name)
     table = None
     if manifest.taxonomy.mapping_sha256 != model.taxonomy.mapping_sha256 and model.class_table:
         table = np.array(model.class_table, np.uint8)
-    for example in _examples(dataset, name):
-        path, sha256 = paths[example.id], example.source_sha256
-        seen = known and (known.image(example.id, sha256, None) or known.reject(path, sha256))
-        if seen:
-            yield seen
+    (shard,) = (one for one in manifest.shards if one.name == name)
+    for example in _examples(dataset, shard):
+        (path, mask_path), image_sha256 = paths[example.id], example.source_sha256
+        truth_sha256 = sha256(example.mask)
+        if ref := known.image(example.id, image_sha256, truth_sha256):
+            if reject := known.reject(mask_path, truth_sha256):
+                yield reject
+            yield ref
             continue
         try:
-            image = png.decode_image(example.image, max_pixels=1 << 31)
-            truth = png.decode_mask(example.mask, max_pixels=1 << 31)
+            image = png.decode_image(example.image, _ANY_SIZE)
         except RejectError as error:
-            yield Reject(example.id, path, "read", error.code, error.message, sha256)
+            yield Reject(example.id, path, "read", error.code, error.message, image_sha256)
             continue
+        truth = None
+        try:
+            truth = png.decode_mask(example.mask, _ANY_SIZE)
+        except RejectError as error:
+            yield Reject(
+                example.id, mask_path, TRUTH_STAGE, error.code, error.message, truth_sha256
+            )
         yield Picture(
             image_id=example.id,
             path=path,
@@ -102,20 +116,43 @@ def read_shard(
             width=image.shape[1],
             height=image.shape[0],
             pixels=png.resize_image(image, model.height, model.width, model.resize),
-            truth=truth if table is None else table[truth],
-            image_sha256=sha256,
+            truth=truth if table is None or truth is None else table[truth],
+            image_sha256=image_sha256,
+            truth_sha256=truth_sha256,
         )
 
 
-def _examples(dataset: str, name: str) -> Iterator[Example]:
-    """Reads the records of a shard one at a time: it may be larger than a worker's memory."""
+def _source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
+    """Paths of image and mask by id, for the records of a shard."""
+    columns = ["id", "image_path", "mask_path"]
     try:
-        with local(join(dataset, name)) as path, open(path, "rb") as file:
-            yield from map(parse, read_records(file, name))
+        rows = read_table(join(dataset, SOURCES), columns, filters=[("shard", "=", shard)])
+    except (OSError, ValueError) as error:
+        raise _damaged(dataset, SOURCES, error) from error
+    return {row["id"]: (row["image_path"], row["mask_path"]) for row in rows.to_pylist()}
+
+
+def _examples(dataset: str, shard: ShardInfo) -> Iterator[Example]:
+    """Reads the records of a shard one at a time: it may be larger than a worker's memory."""
+    found = 0
+    try:
+        with local(join(dataset, shard.name)) as path, open(path, "rb") as file:
+            for record in read_records(file, shard.name):
+                found += 1
+                yield parse(record)
     except (OSError, CorruptRecordError) as error:
-        raise UserError(
-            f"dataset {dataset!r}: shard {name} cannot be read ({error}); ingest again to repair it"
-        ) from error
+        raise _damaged(dataset, f"shard {shard.name}", error) from error
+    if found != shard.records:
+        raise _damaged(
+            dataset, f"shard {shard.name}", f"expected {shard.records} records, found {found}"
+        )
+
+
+def _damaged(dataset: str, what: str, error: object) -> UserError:
+    return UserError(
+        f"dataset {dataset!r}: {what} cannot be read ({first_line(error)}); "
+        "ingest again to repair it"
+    )
 
 
 def read_pair(
@@ -124,8 +161,9 @@ def read_pair(
     """Reads the image of a pair, with its truth if there is a usable mask.
 
     Yields:
-        The reject of the mask, if it cannot be used. Then the picture; or the reject of the image;
-        or, if neither image nor mask has changed since an earlier run, a reference to their rows.
+        The reject of the image, if it cannot be used. Otherwise the reject of the mask, if that
+        cannot be used, and then the picture or, if neither image nor mask has changed since an
+        earlier run, a reference to their rows.
     """
     uri = join(source, pair.image.path)
     try:
@@ -137,17 +175,14 @@ def read_pair(
     if reject := known.reject(pair.image.path, image_sha256):
         yield reject
         return
-    mask, truth_sha256 = None, None
-    if pair.mask is not None:
-        try:
-            mask = read_bytes(join(source, pair.mask.path))
-            truth_sha256 = sha256(mask)
-        except OSError as error:
-            yield Reject(pair.id, pair.mask.path, TRUTH_STAGE, "unreadable", str(error))
-        if reject := known.reject(pair.mask.path, truth_sha256):
+    mask = _read_mask(pair, source)
+    if ref := known.image(pair.id, image_sha256, mask.sha256):
+        # Whether a mask can be used depends on its image too, so its reject is kept only with it.
+        reject = mask.reject
+        if pair.mask and not reject:
+            reject = known.reject(pair.mask.path, mask.sha256)
+        if reject:
             yield reject
-            mask = None
-    if ref := known.image(pair.id, image_sha256, truth_sha256):
         yield ref
         return
     try:
@@ -156,13 +191,9 @@ def read_pair(
         path = pair.image.path
         yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)
         return
-    truth = None
-    if pair.mask is not None and mask is not None:
-        try:
-            truth = decode_truth(mask, image.shape, model.taxonomy, max_pixels)
-        except RejectError as error:
-            path = pair.mask.path
-            yield Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, truth_sha256)
+    truth, reject = _truth_of(pair, mask, image.shape, model.taxonomy, max_pixels)
+    if reject:
+        yield reject
     yield Picture(
         image_id=pair.id,
         path=pair.image.path,
@@ -173,8 +204,40 @@ def read_pair(
         pixels=png.resize_image(image, model.height, model.width, model.resize),
         truth=truth,
         image_sha256=image_sha256,
-        truth_sha256=truth_sha256,
+        truth_sha256=mask.sha256,
     )
+
+
+class _Mask(NamedTuple):
+    """Bytes and hash of a mask; all None if there is none, and ``reject`` if it is unreadable."""
+
+    data: bytes | None = None
+    sha256: str | None = None
+    reject: Reject | None = None
+
+
+def _read_mask(pair: Pair, source: str) -> _Mask:
+    if pair.mask is None:
+        return _Mask()
+    try:
+        data = read_bytes(join(source, pair.mask.path))
+    except OSError as error:
+        reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, "unreadable", str(error))
+        return _Mask(reject=reject)
+    return _Mask(data, sha256(data))
+
+
+def _truth_of(
+    pair: Pair, mask: _Mask, shape: tuple[int, ...], taxonomy: Taxonomy, max_pixels: int
+) -> tuple[UInt8Array | None, Reject | None]:
+    """Class ids, or the reject of the mask, or neither where there is no mask."""
+    if pair.mask is None or mask.data is None:
+        return None, mask.reject
+    try:
+        return decode_truth(mask.data, shape, taxonomy, max_pixels), None
+    except RejectError as error:
+        path = pair.mask.path
+        return None, Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, mask.sha256)
 
 
 def decode_truth(

@@ -147,6 +147,9 @@ def _rejects(previous: PreviousRun) -> Iterator[tuple[str, Reject]]:
     if previous.rejects is None:
         return
     for row in read_table(list(previous.rejects)).to_pylist():
+        # The network may do better the next time, e.g. if there is more memory.
+        if row["stage"] == runs.PREDICT_STAGE:
+            continue
         path = row["source_uri"].removeprefix(f"{previous.images_root}/")
         names = ("image_id", "stage", "code", "message", "source_sha256")
         image_id, *rest = (row[name] for name in names)

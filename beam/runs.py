@@ -15,7 +15,7 @@ from beam.model_uri import ResolvedModel
 from beam.pairing import Reject
 from schemas import listing, storage
 from schemas.classes import Taxonomy
-from schemas.errors import UserError
+from schemas.errors import UserError, first_line
 from schemas.layout import partition_path
 from schemas.parquet import read_footer, read_table
 from schemas.prediction import CLASSES, RUNS, SCHEMAS, with_footer
@@ -27,6 +27,12 @@ TABLES = tuple(SCHEMAS)
 
 TRUTH_STAGE = "truth"
 """Stage of rejected masks; their images are predicted nevertheless."""
+
+PREDICT_STAGE = "predict"
+"""Stage of images that were read, but that the network failed on."""
+
+UNSETTLED = ("unreadable", "failed", "out_of_memory")
+"""Codes of rejects that the machine may be at fault for, not the file: the next run tries again."""
 
 IMAGES_READ, IMAGES_REUSED = "images_read", "images_reused"
 """Names of files in the staging folder, written by ``note_count``."""
@@ -73,6 +79,28 @@ def count(staging: str, tables: str) -> dict[str, int]:
     }
 
 
+def check_failures(tables: str, images: int, limit: float) -> None:
+    """Refuses to publish if the network failed on too many images: then it is not their fault.
+
+    Args:
+        images: number of images that were read.
+        limit: largest share of them that may have failed.
+
+    Raises:
+        UserError: more have failed; quotes the first.
+    """
+    columns = ["source_uri", "stage", "code", "message"]
+    rows = read_table(_staged(tables, "_rejects"), columns=columns).to_pylist()
+    failed = [row for row in rows if row["stage"] == PREDICT_STAGE]
+    if len(failed) > limit * images:
+        first = failed[0]
+        raise UserError(
+            f"the network failed on {len(failed):,} of {images:,} images, more than "
+            f"--max_failed_fraction={limit:g} allows; nothing is published; the first: "
+            f"{first['source_uri']}: {first['code']}: {first_line(first['message'])}"
+        )
+
+
 def check_source(root: str, partition: str, source: str) -> None:
     """Refuses to replace the rows of another source that has the same name.
 
@@ -108,7 +136,7 @@ def write_classes(
     ]
     table = pa.Table.from_pylist(rows, schema=with_footer(CLASSES, **footer))
     with writing(join(tables, "classes", CLASSES_FILE)) as path:
-        pq.write_table(table, path)
+        pq.write_table(table, path, compression="zstd")
 
 
 def write_run(
@@ -126,7 +154,8 @@ def write_run(
     schema = with_footer(RUNS, **footer)
     schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
     with writing(join(tables, "runs", RUN_FILE)) as path:
-        pq.write_table(pa.Table.from_pylist([dict(facts)], schema=schema), path)
+        row = pa.Table.from_pylist([dict(facts)], schema=schema)
+        pq.write_table(row, path, compression="zstd")
 
 
 def marked(name: str, mark: str) -> str:
@@ -145,19 +174,17 @@ def recipe_of(root: str, partition: str) -> str | None:
 
 
 def is_published(root: str, partition: str, run_id: str) -> bool:
-    """True if this run is published and intact, and no file of its source was unreadable.
+    """True if this run is published and intact, and trying again would not help any reject.
 
-    An unreadable file may be readable by now although its listing has not changed.
+    An unreadable file, for example, may be readable by now although its listing has not changed.
     """
     try:
         run = read_table(run_file(root, partition), columns=["run_id"])
         rejects = read_table(files_of(root, "_rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False
-    unreadable = "unreadable" in rejects["code"].to_pylist()
-    return (
-        bool(run["run_id"].to_pylist() == [run_id]) and not unreadable and is_whole(root, partition)
-    )
+    settled = not set(rejects["code"].to_pylist()) & set(UNSETTLED)
+    return bool(run["run_id"].to_pylist() == [run_id]) and settled and is_whole(root, partition)
 
 
 def is_whole(root: str, partition: str) -> bool:

@@ -178,6 +178,12 @@ class InferConfig(JobConfig):
     batch_size: int = Field(
         0, ge=0, le=1024, description="Images in one call of the model; 0 chooses by engine."
     )
+    max_failed_fraction: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of images the network may fail on; above it, nothing is published.",
+    )
     part_mib: float = Field(128, gt=0, le=4096, description="Target size of a Parquet file in MiB.")
     row_group_mib: int = Field(32, ge=1, le=1024, description="Target size of a row group in MiB.")
     max_pixels: int = Field(

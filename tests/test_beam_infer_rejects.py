@@ -234,3 +234,24 @@ def test_models_that_are_none_are_one_line(job: Job, scenes: Path, tmp_path: Pat
         assert len(errors) == 1, (name, done.stderr)
         assert complaint in errors[0]
         assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_network_that_fails_on_many_images_publishes_nothing(
+    trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, calls = handler.load_engine, iter(range(1000))
+
+    class Dying(_Failing):
+        def predict(self, images):
+            if next(calls) > 5:
+                raise RuntimeError("the device is lost")
+            return self._engine.predict(images)
+
+    monkeypatch.setattr(handler, "load_engine", lambda *a: Dying(load(*a), set()))
+    with pytest.raises(
+        UserError,
+        match=r"^the network failed on \d+ of 40 images, more than --max_failed_fraction=0.1 allows"
+        r".*CameraRGB/.*\.png: failed: RuntimeError: the device is lost$",
+    ):
+        _run(trained, tmp_path / "out", source=scenes)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,7 +1,9 @@
 """A run reuses the published one: only new images are predicted, and the tables are the same."""
 
+import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,13 @@ from conftest import IN_MEMORY
 from PIL import Image
 from test_beam_infer import _query, _run
 
-from beam import handler, infer, spool
+from beam import handler, infer, png, spool
+from beam.predict import Unpredicted
 from beam.runs import TABLES
 from schemas.config import InferConfig
 from schemas.errors import UnavailableError
+from schemas.example import encode, parse, read_records, write_record
+from schemas.manifest import load_manifest
 
 Predicted = Callable[[], list[str]]
 
@@ -309,3 +314,84 @@ def test_row_groups_count_what_a_reader_holds_of_a_matrix() -> None:
     groups = list(_row_groups(rows, 1 << 20))
     assert [count for _, count in groups] == [11, 11, 11, 8]
     assert all(rows.slice(*group).nbytes <= 1 << 20 for group in groups)
+
+
+def _rewritten(dataset: Path, **changes: bytes) -> None:
+    """Changes all records of a dataset in place, as another version at the same path would."""
+    for name in (shard.name for shard in load_manifest(dataset).shards):
+        with (dataset / name).open("rb") as file:
+            examples = [parse(record) for record in read_records(file, name)]
+        with (dataset / name).open("wb") as file:
+            for example in examples:
+                write_record(file, encode(replace(example, **changes)))
+
+
+def test_new_labels_at_the_same_place_are_new_truth(
+    trained, dataset: Path, tmp_path: Path, predicted
+) -> None:
+    place = Path(shutil.copytree(dataset, tmp_path / "current"))
+    config = InferConfig(source_name="current")
+    output = _run(trained, tmp_path / "out", config, dataset=place)
+    predicted()
+    _rewritten(place, mask=png.encode(np.zeros((32, 48), np.uint8)))
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 32}))
+    _run(trained, output, config, dataset=place)
+    assert len(predicted()) == 40
+    true = "FROM class_stats SELECT DISTINCT class_id WHERE true_pixel_count > 0"
+    assert _query(output, true) == [(0,)]
+    assert _tables(output) == _tables(_run(trained, tmp_path / "fresh", config, dataset=place))
+
+
+def test_a_record_without_a_readable_mask_is_predicted(trained, dataset, tmp_path, predicted):
+    place = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    _rewritten(place, mask=b"damaged")
+    config = InferConfig(split="test")
+    output = _run(trained, tmp_path / "out", config, dataset=place)
+    assert _query(output, "FROM _rejects SELECT DISTINCT stage, code") == [("truth", "not_png")]
+    assert _query(output, "FROM _rejects SELECT source_uri")[0][0].split("/")[-2] == "CameraSeg"
+    assert _query(output, "FROM masks SELECT count(*), count(pixel_accuracy)") == [(4, 0)]
+    assert len(predicted()) == 4
+    # The rejects are kept with the rows that are.
+    config = InferConfig(split="test", part_mib=0.01)
+    _run(trained, output, config, dataset=place)
+    assert predicted() == []
+    assert _tables(output) == _tables(_run(trained, tmp_path / "fresh", config, dataset=place))
+
+
+def test_a_masks_reject_lasts_as_long_as_its_image(trained, raw, tmp_path, predicted) -> None:
+    images = raw / "CameraRGB"
+    whole = (images / "000_0001.png").read_bytes()
+    Image.new("RGB", (80, 60)).save(images / "000_0001.png")
+    (raw / "CameraSeg/000_0002.png").write_bytes(b"")
+    output = _run(trained, tmp_path / "out", source=raw)
+    rejects = "FROM _rejects SELECT image_id, stage, code ORDER BY ALL"
+    assert _query(output, rejects) == [
+        ("000_0001", "truth", "size_mismatch"),
+        ("000_0002", "truth", "empty"),
+    ]
+    predicted()
+    # The mask was right, its image was not. And beside an unusable image, no mask is judged.
+    (images / "000_0001.png").write_bytes(whole)
+    (images / "000_0002.png").write_bytes(b"damaged")
+    _run(trained, output, source=raw)
+    assert predicted() == ["000_0001"]
+    assert _query(output, rejects) == [("000_0002", "read", "not_png")]
+    assert _tables(output) == _tables(_run(trained, tmp_path / "fresh", source=raw))
+
+
+def test_what_the_network_failed_on_is_tried_again(trained, raw, tmp_path, monkeypatch) -> None:
+    predict = handler.predict
+
+    def fail(batch, engine):
+        for one in predict(batch, engine):
+            lost = one.picture.image_id == "000_0007"
+            yield Unpredicted(one.picture, "failed", "a lost device") if lost else one
+
+    monkeypatch.setattr(handler, "predict", fail)
+    output = _run(trained, tmp_path / "out", source=raw)
+    assert _counts(output) == (12, 11, 0, 1)
+    monkeypatch.setattr(handler, "predict", predict)
+    _run(trained, output, source=raw)
+    assert _counts(output) == (12, 12, 11, 0)
+    assert _tables(output) == _tables(_run(trained, tmp_path / "fresh", source=raw))
