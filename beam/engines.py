@@ -35,7 +35,10 @@ _GEOMETRIES = (
 _COPIES = 3
 """Copies of a model's weights in memory: as read, as laid out by the engine, and some headroom."""
 
-_OUT_OF_MEMORY = re.compile(r"bad_alloc|bad allocation|out of memory|\boom\b", re.IGNORECASE)
+_OUT_OF_MEMORY = re.compile(
+    r"bad_alloc|bad allocation|out of memory|failed to allocate|cannot allocate memory|\boom\b",
+    re.IGNORECASE,
+)
 _BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
 """OpenVINO is as fast with few images, and a small last batch of a bundle needs less padding."""
 
@@ -75,7 +78,8 @@ class Engine(ABC):
         self._lock = threading.Lock()
         self._geometry = self._find_geometry()
         self._input = self._input_of(self._geometry)
-        self._call = self._compile((self.batch_size, *self._input, 3))
+        self._call: Compiled | None = None
+        self._compile_what_fits()
 
     @abstractmethod
     def _logits_shape(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
@@ -103,10 +107,36 @@ class Engine(ABC):
             if self.batch_size == 1:
                 return False
             self.batch_size //= 2
-            self._call = self._compile((self.batch_size, *self._input, 3))
+            self._compile_what_fits()
             return True
 
+    def _compile_what_fits(self) -> None:
+        """Compiles for the batch size, or the largest half, quarter … that fits into the memory.
+
+        Raises:
+            UserError: not even one image fits.
+        """
+        while True:
+            # What was compiled before would take memory beside it.
+            self._call = None
+            try:
+                self._call = self._compile((self.batch_size, *self._input, 3))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.batch_size == 1:
+                    height, width = self._input
+                    raise UserError(
+                        f"model {self._model.uri!r}: one image of {width}x{height} does not fit "
+                        "into the memory; free some, or name fewer --direct_num_workers or a "
+                        "smaller --height and --width"
+                    ) from error
+                self.batch_size //= 2
+            else:
+                return
+
     def _predict(self, images: UInt8Array) -> Predicted:
+        assert self._call is not None
         count, height, width = images.shape[:3]
         ids = np.empty((count, height, width), np.uint8)
         confidence = np.empty((count, height, width), np.float32)

@@ -117,9 +117,11 @@ def _from_mlflow(
         # Without dst_path, MLflow leaves downloads in the system's temporary folder for good. The
         # files of an SQLite store need no download, and a cluster's workers may see them in place.
         copied = None if tracking_uri.startswith("sqlite:") else scratch
-        folder = Path(mlflow.artifacts.download_artifacts(uri, dst_path=copied))
-        info = mlflow.models.Model.load(folder)
         name, version = _registered(mlflow.MlflowClient(), uri)
+        # An alias may move at any moment, so the files are those of the version that it named.
+        found = f"models:/{name}/{version.removeprefix('v')}" if version else uri
+        folder = Path(mlflow.artifacts.download_artifacts(found, dst_path=copied))
+        info = mlflow.models.Model.load(folder)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         if not is_missing(error):
             raise unusable(tracking_uri, error) from error
@@ -133,7 +135,7 @@ def _from_mlflow(
     _check_keras_file(files[0])
     sha256 = storage.file_sha256(files[0])
     return ResolvedModel(
-        uri=f"models:/{name}/{version.removeprefix('v')}" if version else uri,
+        uri=found,
         name=safe_name(name),
         version=version or f"run-{info.run_id[:8]}",
         keras_file=str(files[0]),

@@ -69,5 +69,7 @@ def first_line(error: object, most: int = 160) -> str:
         most: maximum length in characters; the default fits a terminal.
     """
     lines = str(error).strip().splitlines()
+    # OpenVINO says first where in its source the error arose.
+    lines = [line for line in lines if not line.startswith("Exception from ")] or lines
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= most else f"{line[: most - 3]}..."

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 
 from beam import engines, parity
+from beam.engine_openvino import OpenVINOEngine
 from beam.engines import Engine, Runtime, choose, has_fast_bfloat16, load_engine
 from beam.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.predict import Picture
@@ -153,7 +154,7 @@ def test_a_graph_of_another_file_is_passed_over(tmp_path: Path) -> None:
 def test_a_damaged_graph_is_named(model: ResolvedModel, tmp_path: Path) -> None:
     (tmp_path / "unet.xml").write_text("no graph")
     damaged = dataclasses.replace(model, graph=str(tmp_path / "unet.xml"))
-    with pytest.raises(UserError, match=r"model graph .*unet\.xml' cannot be read: "):
+    with pytest.raises(UserError, match=r"model graph .*unet\.xml' cannot be read: (?!Exception)"):
         _engine(damaged)
 
 
@@ -274,3 +275,61 @@ def test_the_parity_report(job, trained, dataset: Path) -> None:
     done = job("beam.parity", f"--model={trained.model}", *arguments, "--split=all")
     assert done.returncode == 2
     assert done.stderr == "error: expected one split: --split=train, validation or test\n"
+
+
+SCARCE = """
+import os, resource, sys
+import numpy as np
+from beam.engines import Runtime, load_engine
+from beam.model_uri import ResolvedModel
+from schemas.classes import load_taxonomy
+
+model = ResolvedModel("plain", "", "", "", "", load_taxonomy("carla-0.8"), 96, 128, "nearest",
+                      graph=sys.argv[1])
+load_engine(model, Runtime("openvino", "float32", 1, 1, shared=False))
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+limit = used + int(sys.argv[2]) * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+engine = load_engine(model, Runtime("openvino", "float32", 1024, 1, shared=False))
+ids, _ = engine.predict(np.zeros((3, 96, 128, 3), np.uint8))
+print(engine.batch_size, ids.shape)
+"""
+
+
+def test_a_batch_too_large_for_the_memory_is_made_smaller(plain_model: Path) -> None:
+    graph = plain_model.parent / "openvino/unet.xml"
+    done = subprocess.run(
+        [sys.executable, "-c", SCARCE, str(graph), "200"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    batch_size, shape = done.stdout.split(maxsplit=1)
+    assert 1 <= int(batch_size) < 1024
+    assert shape == "(3, 96, 128)\n"
+
+
+def test_an_image_too_large_for_the_memory_is_a_mistake(model, monkeypatch) -> None:
+    tried: list[int] = []
+
+    def fail(_: object, shape: tuple[int, ...]):
+        tried.append(shape[0])
+        raise RuntimeError(
+            "Exception from cpu.cpp:84:\nFailed to allocate 603979776 bytes of memory"
+        )
+
+    monkeypatch.setattr(OpenVINOEngine, "_compile", fail)
+    with pytest.raises(UserError, match=r"one image of 48x32 does not fit into the memory; free"):
+        _engine(model)
+    assert tried == [4, 2, 1]
+
+
+def test_parity_refuses_a_dataset_of_other_classes(job, plain_model: Path, dataset: Path) -> None:
+    arguments = (f"--model={plain_model}", f"--dataset={dataset}", "--taxonomy=carla-0.9")
+    done = job("beam.parity", *arguments, "--engine=openvino")
+    assert done.returncode == 2
+    assert "predicts taxonomy carla-0.9, but dataset" in done.stderr
+    assert done.stderr.count("\n") == 1

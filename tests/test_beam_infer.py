@@ -9,14 +9,14 @@ from conftest import IN_MEMORY, Job
 from PIL import Image
 
 from beam import infer
-from beam.model_uri import ResolvedModel
+from beam.model_uri import ResolvedModel, resolve_model
 from beam.pipeline import pipeline_options
 from beam.predict import Picture, read_shard
 from beam.runs import TABLES
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
 from schemas.errors import UserError
-from schemas.example import parse, read_records
+from schemas.example import parse, read_records, write_record
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 
@@ -336,3 +336,61 @@ def test_a_model_of_another_taxonomy_is_refused(trained, scenes: Path, tmp_path:
     other = ingest.run(str(scenes), str(tmp_path), config, pipeline_options(IN_MEMORY))
     with pytest.raises(UserError, match=r"predicts taxonomy carla-0\.8, but dataset"):
         _run(trained, tmp_path / "out", dataset=other)
+
+
+@pytest.mark.parametrize("lost", ["sources", "record"])
+def test_an_incomplete_dataset_is_named(trained, dataset: Path, tmp_path: Path, lost: str) -> None:
+    damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    name = load_manifest(damaged).shard_names("test")[0]
+    if lost == "sources":
+        (damaged / "sources.parquet").unlink()
+        complaint = r"sources\.parquet cannot be read"
+    else:
+        with (damaged / name).open("rb") as file:
+            records = list(read_records(file, name))
+        with (damaged / name).open("wb") as file:
+            for record in records[1:]:
+                write_record(file, record)
+        complaint = rf"shard {name} cannot be read \(expected {len(records)} records, found"
+    with pytest.raises(UserError, match=complaint):
+        _run(trained, tmp_path / "out", dataset=damaged)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_all_tables_are_compressed_with_zstd(trained, scenes: Path, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    output = _run(trained, tmp_path / "out", source=scenes)
+    for table in TABLES:
+        (file,) = output.glob(f"{table}/**/*.parquet")
+        metadata = pq.read_metadata(file)
+        groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+        codecs = {group.column(0).compression for group in groups}
+        assert codecs == {"ZSTD"}, table
+
+
+def test_an_alias_that_moves_meanwhile_names_one_version(
+    trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(trained.tracking_uri)
+    client = mlflow.MlflowClient()
+    first = client.get_model_version("small-unet", trained.version.removeprefix("v"))
+    second = client.create_model_version("small-unet", first.source, first.run_id)
+    client.set_registered_model_alias("small-unet", "moving", first.version)
+    download = mlflow.artifacts.download_artifacts
+    asked: list[str] = []
+
+    def moved(uri: str, **options):
+        asked.append(uri)
+        client.set_registered_model_alias("small-unet", "moving", second.version)
+        return download(uri, **options)
+
+    monkeypatch.setattr(mlflow.artifacts, "download_artifacts", moved)
+    try:
+        found = resolve_model("models:/small-unet@moving", InferConfig(), trained.tracking_uri)
+    finally:
+        client.delete_registered_model_alias("small-unet", "moving")
+        client.delete_model_version("small-unet", second.version)
+    assert asked == [found.uri] == [f"models:/small-unet/{first.version}"]
