@@ -58,7 +58,11 @@ def partition_lock(place: str, partition: str) -> Iterator[None]:
         elif left != partition:
             with lock(_lock_file(root, left), wait=False) as held:
                 if held:
-                    _complete(pending, root, left)
+                    try:
+                        _complete(pending, root, left)
+                    except OSError as error:
+                        # Its own next job fails with this error; the job of this one need not.
+                        say(f"cannot complete what a killed job published in {left}: {error}")
     path = _lock_file(root, partition)
     with lock(path, wait=False) as held:
         if held:
@@ -90,6 +94,9 @@ def publish(tables: str, place: str, partition: str, mark: str = "") -> None:
     for table in TABLES:
         (staged / table / _NEW).touch()
     (staged / _PARTITION).write_text(partition, encoding="utf-8")
+    # From the rename on, nothing may fail that fails again for the next job.
+    for table in TABLES:
+        (root / table / partition).parent.mkdir(parents=True, exist_ok=True)
     pending = _pending(root, partition)
     staged.rename(pending)
     _complete(pending, root, partition)

@@ -224,3 +224,35 @@ def test_a_lock_has_one_holder_among_many(tmp_path: Path) -> None:
         thread.join()
     assert len(most) == 200
     assert max(most) == 1
+
+
+def test_a_file_in_the_way_is_found_before_anything_is_published(tmp_path: Path) -> None:
+    (tmp_path / "masks").touch()
+    with pytest.raises(NotADirectoryError):
+        _publish(tmp_path, "new")
+    assert [_seen(tmp_path, one) for one in TABLES] == [[]] * len(TABLES)
+    assert list(tmp_path.glob(".publish-*")) == []
+
+
+def test_what_cannot_be_completed_keeps_no_other_partition_from_its_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "swap", Dying(staging.swap, 1, after=False))
+        with pytest.raises(Killed):
+            _publish(tmp_path, "new")
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "swap", fail)
+        with partition_lock(tmp_path, PARTITION.replace("v1", "v2")):
+            pass
+        assert f"cannot complete what a killed job published in {PARTITION}: " in (
+            capsys.readouterr().err
+        )
+        with pytest.raises(PermissionError), partition_lock(tmp_path, PARTITION):
+            pass
+    with partition_lock(tmp_path, PARTITION):
+        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
