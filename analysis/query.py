@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -60,9 +61,14 @@ def _text(relation: DuckDBPyRelation, form: str) -> str:
         writer.writerows(relation.fetchall())
     else:
         for row in relation.fetchall():
-            values = dict(zip(relation.columns, row, strict=True))
+            values = dict(zip(relation.columns, map(_jsonable, row), strict=True))
             out.write(json.dumps(values, default=_plain, ensure_ascii=False) + "\n")
     return out.getvalue().rstrip("\n")
+
+
+def _jsonable(value: Any) -> Any:
+    """JSON has neither NaN nor infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> str:

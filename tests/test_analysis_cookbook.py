@@ -1,9 +1,13 @@
 """Every query and snippet of docs/cookbook.md, on small tables."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
@@ -144,16 +148,47 @@ def test_every_image_is_accounted_for(database) -> None:
         assert (masks, classes) == (predicted, predicted * CLASSES)
 
 
+@pytest.fixture(scope="module")
+def without_walls(tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same tables, but no image has a wall, in truth or prediction."""
+    copy = tmp_path_factory.mktemp("walls") / "outputs/predictions"
+    shutil.copytree(tables, copy)
+    for file in copy.glob("class_stats/**/*.parquet"):
+        rows = pq.ParquetFile(file).read()
+        is_wall = pc.equal(rows["class_name"].cast("string"), "Walls")
+        for name, value in {"intersection": 0, "union": 0, "iou": None}.items():
+            at = rows.schema.get_field_index(name)
+            field = rows.schema.field(at)
+            changed = pc.if_else(is_wall, pa.scalar(value, field.type), rows[name])
+            rows = rows.set_column(at, field, changed)
+        pq.write_table(rows, file)
+    return copy
+
+
+def test_a_class_that_does_not_occur_has_no_iou(without_walls: Path) -> None:
+    with connect(without_walls) as connection:
+        for heading, column in (
+            ("How good is each class on the test split?", 1),
+            ("Which classes did the new model version gain or lose?", 3),
+        ):
+            rows = connection.sql(_query(heading)).fetchall()
+            assert [row[0] for row in rows if row[column] is None] == ["Walls"]
+            assert rows[-1][0] == "Walls"
+
+
+@pytest.mark.parametrize("place", ["tables", "without_walls"])
 @pytest.mark.parametrize("library", ["Polars", "pandas", "pyarrow"])
 def test_libraries_agree_with_duckdb(
-    database, tables: Path, library: str, monkeypatch: pytest.MonkeyPatch
+    library: str, place: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tables.parents[1])
+    predictions: Path = request.getfixturevalue(place)
+    monkeypatch.chdir(predictions.parents[1])
     names: dict = {}
     exec(SNIPPETS[library], names)
     queries = [sql for heading, sql in QUERIES if heading == "Without DuckDB"]
     for answer, sql in zip(("shares", "iou", "worst"), queries, strict=True):
-        expected = database.sql(sql).fetchall()
+        with connect(predictions) as connection:
+            expected = connection.sql(sql).fetchall()
         found = _rows(names[answer])
         assert [key for key, _ in found] == [key for key, _ in expected]
         values = [np.nan if value is None else value for _, value in found]

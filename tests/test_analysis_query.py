@@ -68,6 +68,8 @@ def test_forms_of_output(tables: Path) -> None:
     ]
     assert [json.loads(line)["images_read"] for line in text.splitlines()] == [20, 20, 40, 40]
     assert json.loads(masks)["mask"]["bytes"].startswith("89504e47")
+    undefined = query.run(database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json")
+    assert undefined == '{"none": null, "known": 1.5}'
 
 
 def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
