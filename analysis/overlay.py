@@ -14,6 +14,7 @@ from analysis.tables import add_run_options, connect, one_run
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 from schemas.layout import safe_name
+from schemas.storage import sha256
 
 _GAP = 8
 _HEAD = 22
@@ -41,9 +42,7 @@ def main(arguments: Sequence[str]) -> str:
     for scene in scenes:
         out = io.BytesIO()
         (strip(scene) if args.strip else Image.fromarray(scene.prediction())).save(out, "PNG")
-        # Ids come from file names; made safe, they cannot lead out of the folder.
-        name = "/".join(safe_name(part) for part in scene.image_id.split("/"))
-        files[Path(args.output, f"{name}.png")] = out.getvalue()
+        files[Path(args.output, f"{_file_name(scene.image_id)}.png")] = out.getvalue()
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +50,12 @@ def main(arguments: Sequence[str]) -> str:
     except OSError as error:
         raise UserError(f"output {args.output!r} is not writable: {error.strerror}") from error
     return str(args.output)
+
+
+def _file_name(image_id: str) -> str:
+    """A path for an id, which comes from file names: it stays in the folder, and is its own."""
+    name = "/".join(safe_name(part) for part in image_id.split("/"))
+    return name if name == image_id else f"{name}-{sha256(image_id.encode())[:8]}"
 
 
 def strip(scene: Scene) -> Image.Image:

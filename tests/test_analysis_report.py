@@ -266,6 +266,18 @@ def test_ids_never_lead_out_of_the_folder(tables: Path, tmp_path: Path, monkeypa
     assert files[0].is_relative_to(tmp_path / "in")
 
 
+def test_each_id_has_a_file_of_its_own(tables: Path, tmp_path: Path, monkeypatch) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    ids = ["日本/京都", "中国/上海", "a b", "a-b", "a/b"]
+    scenes = [Scene(one, None, mask, None, load_taxonomy("carla-0.8")) for one in ids]
+    monkeypatch.setattr(overlay, "load_scenes", lambda *_: scenes)
+    arguments = [f"--predictions={tables}", "--version=v1", "--source=lyft", "--ids", *ids]
+    overlay.main([*arguments, f"--output={tmp_path}"])
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert len(files) == len(ids)
+    assert {"a-b.png", "a/b.png"} <= files
+
+
 def test_mistakes_end_in_one_line_and_code_2(job, tables, dataset, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     data = f"--predictions={tables}"
