@@ -20,8 +20,7 @@ from inputs import repeated_pairs
 
 HERE = Path(__file__).parent
 WORKERS = 2
-PNGS = ("infer", "infer-tensorflow", "stock", "tfdata", "bare")
-RECORDS = ("infer", "infer-tensorflow", "bare")
+CONTENDERS = ("infer", "infer-tensorflow", "stock", "tfdata", "bare")
 
 
 @dataclass(frozen=True)
@@ -156,7 +155,7 @@ def main() -> None:
     parser.add_argument("--model")
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--contenders", nargs="+", default=PNGS, choices=PNGS)
+    parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
     parser.add_argument("--inputs", nargs="+", default=["pngs", "records"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -175,8 +174,7 @@ def main() -> None:
                 count: make_dataset(source, scratch / f"datasets-{count}")
                 for count, source in pairs.items()
             }
-            some = [one for one in args.contenders if one in RECORDS]
-            compare(datasets, some, args, model, scratch)
+            compare(datasets, list(args.contenders), args, model, scratch)
 
 
 if __name__ == "__main__":
