@@ -28,6 +28,7 @@ from schemas.errors import UserError
 from schemas.layout import STAGING_PREFIX
 from schemas.picture import UNJUDGED, WRONG
 from schemas.stats import ConfusionMatrix
+from schemas.storage import is_remote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -75,8 +76,19 @@ class SplitFigures:
     weighted_iou: float | None
 
 
-def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None = None) -> str:
+def report(
+    connection: DuckDBPyConnection,
+    run: dict[str, Any],
+    dataset: str | None = None,
+    *,
+    mlflow: str | None = None,
+    prefect: str | None = None,
+) -> str:
     """The HTML page for one row of ``runs``.
+
+    Args:
+        dataset: folder of the dataset that was predicted, if it has moved.
+        mlflow, prefect: addresses of the servers' pages, to link to.
 
     Raises:
         UserError: ``dataset`` is not the one that was predicted.
@@ -101,9 +113,10 @@ def report(connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | N
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"share": _share, "figure": _figure}
+    environment.filters |= {"share": _share, "figure": _figure, "file_uri": _file_uri}
     return environment.get_template(TEMPLATE).render(
         run=run,
+        links=_links(run, mlflow, prefect),
         taxonomy=taxonomy,
         scope=scope,
         matrix=matrix,
@@ -277,6 +290,24 @@ def _data_uri(pixels: UInt8Array) -> str:
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
+def _links(run: dict[str, Any], mlflow: str | None, prefect: str | None) -> dict[str, str]:
+    """Addresses to open, by column of ``runs``."""
+    links = {"source_uri": _file_uri(run["source_uri"])}
+    if mlflow:
+        links["mlflow_run_id"] = f"{mlflow}/#/runs/{run['mlflow_run_id']}"
+        scheme, _, version = run["model_uri"].partition(":/")
+        if scheme == "models":
+            links["model_uri"] = f"{mlflow}/#/models/{version.replace('/', '/versions/')}"
+    if prefect:
+        links["flow_run_id"] = f"{prefect}/runs/flow-run/{run['flow_run_id']}"
+    return {name: address for name, address in links.items() if address and run[name]}
+
+
+def _file_uri(place: str) -> str:
+    """``file://`` for a path of this machine; empty for a URI, which a browser cannot open."""
+    return "" if is_remote(place) else Path(place).as_uri()
+
+
 def _share(value: float | None) -> str:
     """Per cent; tells a rare class, below 0.1%, from an absent one."""
     if value is None:
@@ -315,10 +346,23 @@ def main(arguments: Sequence[str]) -> str:
     )
     add_run_options(parser)
     parser.add_argument("--dataset", help="the dataset that was predicted, where it has moved")
+    for server in ("mlflow", "prefect"):
+        parser.add_argument(f"--{server}", help=f"http://HOST:PORT of {server}'s pages, to link to")
     parser.add_argument("--output", required=True, help="the HTML file")
     args = parser.parse_args(arguments)
+    for server in ("mlflow", "prefect"):
+        address = getattr(args, server)
+        if address and not address.startswith(("http://", "https://")):
+            raise UserError(f"--{server}={address}: expected http://HOST:PORT")
     connection = connect(args.predictions)
-    write(report(connection, one_run(connection, args), args.dataset), Path(args.output))
+    page = report(
+        connection,
+        one_run(connection, args),
+        args.dataset,
+        mlflow=args.mlflow,
+        prefect=args.prefect,
+    )
+    write(page, Path(args.output))
     return str(args.output)
 
 

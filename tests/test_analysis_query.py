@@ -61,6 +61,9 @@ def test_forms_of_output(tables: Path) -> None:
     with connect(tables) as database:
         table, lines, text = (query.run(database, sql, form) for form in ("table", "csv", "json"))
         masks = query.run(database, "FROM masks SELECT mask LIMIT 1", "json")
+        undefined = query.run(
+            database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json"
+        )
     assert "│ v1      │ driveA  │          20 │" in table
     assert list(csv.reader(io.StringIO(lines)))[:2] == [
         ["version", "source", "images_read"],
@@ -68,7 +71,6 @@ def test_forms_of_output(tables: Path) -> None:
     ]
     assert [json.loads(line)["images_read"] for line in text.splitlines()] == [20, 20, 40, 40]
     assert json.loads(masks)["mask"]["bytes"].startswith("89504e47")
-    undefined = query.run(database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json")
     assert undefined == '{"none": null, "known": 1.5}'
 
 

@@ -4,6 +4,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,6 +34,7 @@ class _Page(HTMLParser):
         self.rows: list[list[str]] = []
         self.images: list[dict] = []
         self.addresses: list[str] = []
+        self.links: list[str] = []
         self.text = ""
         self.feed(page)
 
@@ -44,7 +46,8 @@ class _Page(HTMLParser):
             self.rows[-1].append("")
         elif tag == "img":
             self.images.append(attributes)
-        self.addresses += [attributes[name] for name in ("href", "src") if name in attributes]
+        addresses = self.links if tag == "a" else self.addresses
+        addresses += [attributes[name] for name in ("href", "src") if name in attributes]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -89,6 +92,36 @@ def test_lineage_is_there(database, page: str) -> None:
     for key in ("run_id", "model_uri", "model_sha256", "mlflow_run_id", "source_uri"):
         assert run[key] in text
     assert run["dataset_fingerprint"] in text
+
+
+def test_lineage_can_be_opened(database, job, tables: Path, page: str, tmp_path: Path) -> None:
+    files = [Path(unquote(link.removeprefix("file://"))) for link in _Page(page).links]
+    assert len(files) == 1 + 12
+    assert (files[-1] / "manifest.json").is_file()
+    assert {file.suffix for file in files[:-1] if file.is_file()} == {".png"}
+
+    path, servers = tmp_path / "report.html", ("http://mlflow:5000", "https://prefect:4200")
+    run = _run(database)
+    given = (f"--predictions={tables}", f"--partition={PARTITION}", f"--output={path}")
+    assert job("analysis.report", *given, *_options(*servers)).returncode == 0
+    links = _Page(path.read_text(encoding="utf-8")).links
+    assert f"{servers[0]}/#/runs/{run['mlflow_run_id']}" in links
+    assert f"{servers[0]}/#/models/lyft-unet/versions/1" in links
+    # No flow has made these tables.
+    assert len(links) == len(files) + 2
+    run["flow_run_id"] = "7f"
+    found = _Page(report.report(database, run, prefect=servers[1])).links
+    assert f"{servers[1]}/runs/flow-run/7f" in found
+
+    refused = job("analysis.report", *given, *_options("javascript:x", servers[1]))
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --mlflow=javascript:x: expected http://HOST:PORT\n",
+    )
+
+
+def _options(mlflow: str, prefect: str) -> tuple[str, str]:
+    return f"--mlflow={mlflow}", f"--prefect={prefect}"
 
 
 def test_the_gallery_shows_worst_best_and_random_images(database, page: str) -> None:
