@@ -130,7 +130,8 @@ class FlinkCluster:
         """Sends a request and returns the JSON of the answer.
 
         Raises:
-            UnavailableError: there is no answer; with ``patient``, none for a minute.
+            UnavailableError: there is no answer; with ``patient``, none for a minute, or the
+                JobManager does not know the job that is asked about.
             RuntimeError: the answer is an error.
         """
         request = urllib.request.Request(  # noqa: S310 - the user names the address
@@ -144,9 +145,16 @@ class FlinkCluster:
             try:
                 with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
                     return json.load(answer)
-            except urllib.error.HTTPError as error:
-                raise RuntimeError(_said(error)) from error
             except (OSError, http.client.HTTPException, ValueError) as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    # A JobManager answers 503 while one of several is elected.
+                    if not patient or error.code not in (404, 503):
+                        raise RuntimeError(_said(error)) from error
+                    if error.code == 404:
+                        raise UnavailableError(
+                            f"Flink at {self.url} no longer knows job {path.split('/')[1]}: its "
+                            "JobManager has restarted; run the same command again"
+                        ) from error
                 if time.monotonic() > deadline:
                     reason = getattr(error, "reason", error)
                     raise UnavailableError(
