@@ -67,10 +67,15 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     return options
 
 
+def is_local(options: PipelineOptions) -> bool:
+    """Whether all workers are processes of this machine, which see its temporary files."""
+    return bool(options.view_as(StandardOptions).runner == LOCAL_RUNNER)
+
+
 def processes_of(options: PipelineOptions) -> int:
     """Number of worker processes that share a machine's cores; one per core if unknown."""
     cores = len(os.sched_getaffinity(0))
-    if options.view_as(StandardOptions).runner != LOCAL_RUNNER:
+    if not is_local(options):
         return cores
     # 0 means one worker per core.
     return int(options.view_as(DirectOptions).direct_num_workers) or cores

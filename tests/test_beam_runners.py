@@ -5,24 +5,28 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import clusters
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from conftest import ROOT, SMALL, started
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from conftest import IN_MEMORY, ROOT, SMALL, started
 from servers import until
 
-from beam import boot, ingest, tools
+from beam import boot, infer, ingest, tools
 from beam.attempts import whole_file
 from beam.pipeline import pipeline_options, run_pipeline
+from beam.plan import Job
 from beam.records import Recipe
 from beam.tfrecords import PublishedShards, WriteShards, _WriteShard
 from flows.flink_demo import published_bytes
 from flows.state import start_time
 from schemas.classes import load_taxonomy
 from schemas.cli import JobParser
+from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
@@ -139,6 +143,34 @@ def test_spark_publishes_the_same_bytes(
     tables = published_bytes(output / "spark")
     assert len(tables) > 8
     assert tables == published_bytes(output / "local")
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_workers_elsewhere_find_the_model_in_the_staging_folder(
+    local: bool,
+    scenes: Path,
+    plain_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They do not see a folder of the driver, such as the one that MLflow downloads to."""
+    seen: list[bool] = []
+    build = infer.build
+
+    def note(root: beam.Pipeline, job: Job, staging: str, *rest: Any) -> None:
+        files = [Path(str(file)) for file in (job.model.keras_file, job.model.graph)]
+        assert all(file.is_file() for file in (*files, files[1].with_suffix(".bin")))
+        seen.extend(file.is_relative_to(staging) for file in files)
+        build(root, job, staging, *rest)
+
+    monkeypatch.setattr(infer, "build", note)
+    # By its full name, the local runner passes for another one.
+    other = f"--runner={FnApiRunner.__module__}.FnApiRunner"
+    options = pipeline_options([*IN_MEMORY, *([] if local else [other])])
+    config = InferConfig(height=32, width=48)
+    infer.run(str(plain_model), str(scenes), None, str(tmp_path), config, options=options)
+    assert seen == [not local] * 2
+    assert not list(tmp_path.glob("**/*.keras"))
 
 
 def _dataflow(*more: str) -> tuple[PipelineOptions, Recipe, ingest.Staging]:
