@@ -51,11 +51,11 @@ class FlinkCluster:
                 return int(entry["value"])
         return None
 
-    def upload(self, jar: IO[bytes]) -> str:
-        """Uploads a jar in pieces and returns the name that the cluster gives it."""
+    def upload(self, jar: IO[bytes], name: str) -> str:
+        """Uploads a jar in pieces and returns its id, which ends with ``name``."""
         mark = "----------lyft"
         head = (
-            f'--{mark}\r\nContent-Disposition: form-data; name="jarfile"; filename="beam.jar"\r\n'
+            f'--{mark}\r\nContent-Disposition: form-data; name="jarfile"; filename="{name}"\r\n'
             "Content-Type: application/java-archive\r\n\r\n"
         ).encode()
         tail = f"\r\n--{mark}--\r\n".encode()
@@ -100,9 +100,9 @@ class FlinkCluster:
         content = {"entryClass": main_class, "jobId": job, "parallelism": parallelism}
         self._ask("POST", f"jars/{jar}/run", content, seconds=_START_S)
 
-    def state(self, job: str) -> str:
+    def state(self, job: str, *, patient: bool = True) -> str:
         """State of a job, e.g. ``RUNNING``."""
-        return str(self._ask("GET", f"jobs/{job}/status", patient=True)["status"])
+        return str(self._ask("GET", f"jobs/{job}/status", patient=patient)["status"])
 
     def errors(self, job: str) -> str:
         """Stack traces of all failures so far, the last one first."""
@@ -114,9 +114,11 @@ class FlinkCluster:
         """Cancels a job."""
         self._ask("PATCH", f"jobs/{job}?mode=cancel")
 
-    def delete(self, jar: str) -> None:
-        """Deletes an uploaded jar."""
-        self._ask("DELETE", f"jars/{jar}")
+    def delete(self, name: str) -> None:
+        """Deletes the jar that was uploaded under a name, if it has arrived."""
+        for jar in self._ask("GET", "jars")["files"]:
+            if jar["name"] == name:
+                self._ask("DELETE", f"jars/{jar['id']}")
 
     def _ask(
         self,

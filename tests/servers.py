@@ -12,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -94,22 +94,23 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
     """Runs a server in this process during a block; yields its address.
 
     Args:
-        answer: maps a path to status and body, for both GET and POST.
+        answer: maps a path to status and body, whatever the method; requests may overlap.
     """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
             status, page = answer(self.path)
             self.send_response(status)
             self.end_headers()
             self.wfile.write(page)
 
-        do_POST = do_GET  # noqa: N815
+        do_POST = do_PATCH = do_DELETE = do_GET  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

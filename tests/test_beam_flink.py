@@ -203,6 +203,7 @@ def test_a_stopped_driver_takes_its_job_with_it(cluster: Path, pairs: Path, tmp_
     assert process.wait() == 130
     assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: interrupted")
     until(lambda: clusters.api(cluster).state(job) == "CANCELED", "the job's end")
+    assert clusters.api(cluster)._ask("GET", "jars")["files"] == []
     assert [path.name for path in (tmp_path / "out/lyft").iterdir()] == []
 
 

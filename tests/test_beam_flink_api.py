@@ -1,10 +1,19 @@
-"""Flink's REST API as answered by a JobManager that is being replaced."""
+"""Flink's REST API as answered by a stand-in: what a real cluster does too seldom or too fast."""
 
 import json
+import os
+import signal
+import threading
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
+import apache_beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from servers import answering
 
+from beam import flink
 from beam.flink_api import FlinkCluster
 from schemas.errors import UnavailableError
 
@@ -37,3 +46,72 @@ def test_a_server_that_is_asked_for_something_else_is_not_waited_for() -> None:
         pytest.raises(RuntimeError, match="HTTP 503: no"),
     ):
         FlinkCluster(address).version()
+
+
+def _run_on(address: str, folder: Path) -> None:
+    with zipfile.ZipFile(folder / "runner.jar", "w"):
+        pass
+    options = PipelineOptions(
+        [
+            f"--flink_master={address}",
+            "--parallelism=1",
+            f"--flink_job_server_jar={folder}/runner.jar",
+            "--experiments=disable_logging_submission_environment",
+        ]
+    )
+    with apache_beam.Pipeline(flink.FlinkRunner(is_final=bool), options) as root:
+        _ = root | apache_beam.Create([1])
+
+
+@pytest.mark.parametrize(
+    ("stopped_during", "attempts"), [("jars/upload", 0), (f"jars/1_{JOB}.jar/run", 3)]
+)
+def test_a_driver_that_is_stopped_early_leaves_nothing(
+    stopped_during: str, attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Flink goes on with what it was sent, and does not know a job that it still translates."""
+    jars, cancelled, ended = [], [], threading.Event()
+
+    def answer(path: str) -> tuple[int, bytes]:
+        step = path.removeprefix("/v1/")
+        content: object = {}
+        if step == "jars":
+            content = {"files": [{"id": f"1_{name}", "name": name} for name in jars]}
+        elif step == "jars/upload":
+            jars.append(f"{JOB}.jar")
+            content = {"filename": f"/flink/1_{JOB}.jar"}
+        elif step == f"jars/1_{JOB}.jar":
+            jars.clear()
+        elif step == f"jobs/{JOB}?mode=cancel":
+            cancelled.append(step)
+            return (202 if len(cancelled) == attempts else 404), b"{}"
+        elif step == f"jobs/{JOB}/status":
+            return 404, b"{}"
+        if step == stopped_during:
+            os.kill(os.getpid(), signal.SIGTERM)
+            ended.wait()
+        return 200, json.dumps(content).encode()
+
+    monkeypatch.setattr(flink, "uuid", SimpleNamespace(uuid4=lambda: SimpleNamespace(hex=JOB)))
+    with answering(answer) as address:
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                _run_on(address, tmp_path)
+        finally:
+            ended.set()
+    assert len(cancelled) == attempts
+    assert jars == []
+
+
+def test_a_job_that_flink_rejects_ends_at_once(tmp_path: Path) -> None:
+    asked = []
+
+    def answer(path: str) -> tuple[int, bytes]:
+        asked.append(path.rpartition("/")[2].partition("?")[2])
+        if path == "/v1/jars/upload":
+            return 200, b'{"filename": "1_x.jar"}'
+        return 400, b'{"errors": ["the main class has failed"]}'
+
+    with answering(answer) as address, pytest.raises(RuntimeError, match="main class has failed"):
+        _run_on(address, tmp_path)
+    assert asked.count("mode=cancel") == 1
