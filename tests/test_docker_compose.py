@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import PurePosixPath
 
 import prefect.settings
 import pytest
@@ -141,6 +142,11 @@ def test_task_managers_find_the_jobmanager_and_the_files_of_a_job(service):
     leader = next(one for one in program("jobmanager") if one.startswith("--host="))
     assert options["host"] == service
     assert f"--host={options['jobmanager']}" == leader == "--host=jobmanager"
+    # What Flink keeps on disk must not be in a tmpfs, which is memory.
+    volumes = [
+        one.split(":")[1] for one in SERVICES[service]["volumes"] if one.startswith("outputs:")
+    ]
+    assert PurePosixPath("/app", options["root"]).is_relative_to(*volumes)
     # A TaskManager's name in the cluster is that of its host.
     assert environment(service)["HEALTH_URL"] == f"http://jobmanager:8081/taskmanagers/{service}"
     # The workers have the driver's image and volumes, so that the paths it names exist there.
