@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
 
-from schemas.errors import UnavailableError
+from schemas.errors import UnavailableError, UserError, first_line
 
 _ANSWER_S = 20
 _START_S = 300
@@ -31,8 +31,19 @@ class FlinkCluster:
         self.url = (master if "://" in master else f"http://{master}").rstrip("/")
 
     def version(self) -> str:
-        """Flink's version, e.g. ``1.20.5``."""
-        return str(self._ask("GET", "config")["flink-version"])
+        """Flink's version, e.g. ``1.20.5``.
+
+        Raises:
+            UserError: another server answers at this address.
+        """
+        complaint = f"{self.url} is not a Flink JobManager: expected its version, found"
+        try:
+            found = self._ask("GET", "config")
+        except RuntimeError as error:
+            raise UserError(f"{complaint} {first_line(error)}") from error
+        if not isinstance(found, dict) or "flink-version" not in found:
+            raise UserError(f"{complaint} {first_line(found)}")
+        return str(found["flink-version"])
 
     def size(self) -> tuple[int, int]:
         """Number of TaskManagers and of their slots."""
@@ -81,7 +92,7 @@ class FlinkCluster:
             connection.request("POST", f"{place.path}/v1/jars/upload", body(), headers)
             answer = connection.getresponse()
             text = answer.read().decode()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise UnavailableError(
                 f"Flink at {self.url} cannot be sent the job: {error}"
             ) from error
@@ -146,23 +157,27 @@ class FlinkCluster:
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
-                    return json.load(answer)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                if isinstance(error, urllib.error.HTTPError):
-                    # A JobManager answers 503 while one of several is elected.
-                    if not patient or error.code not in (404, 503):
+                    text = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as error:
+                # A JobManager answers 503 while one of several is elected.
+                if isinstance(error, urllib.error.HTTPError) and error.code != 503:
+                    if not patient or error.code != 404:
                         raise RuntimeError(_said(error)) from error
-                    if error.code == 404:
-                        raise UnavailableError(
-                            f"Flink at {self.url} no longer knows job {path.split('/')[1]}: its "
-                            "JobManager has restarted; run the same command again"
-                        ) from error
+                    raise UnavailableError(
+                        f"Flink at {self.url} no longer knows job {path.split('/')[1]}: its "
+                        "JobManager has restarted; run the same command again"
+                    ) from error
                 if time.monotonic() > deadline:
                     reason = getattr(error, "reason", error)
                     raise UnavailableError(
                         f"Flink does not answer at {self.url}: {reason}"
                     ) from error
                 time.sleep(1)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RuntimeError(f"no JSON: {first_line(text.decode(errors='replace'))}") from error
 
 
 def _said(error: urllib.error.HTTPError) -> str:

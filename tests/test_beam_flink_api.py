@@ -1,8 +1,10 @@
 """Flink's REST API as answered by a stand-in: what a real cluster does too seldom or too fast."""
 
+import io
 import json
 import os
 import signal
+import socket
 import threading
 import zipfile
 from pathlib import Path
@@ -15,7 +17,8 @@ from servers import answering
 
 from beam import flink
 from beam.flink_api import FlinkCluster
-from schemas.errors import UnavailableError
+from beam.pipeline import pipeline_options
+from schemas.errors import UnavailableError, UserError
 
 JOB = "0123456789abcdef0123456789abcdef"
 
@@ -40,12 +43,48 @@ def test_a_job_manager_that_has_forgotten_the_job_is_one_line() -> None:
                 ask(JOB)
 
 
-def test_a_server_that_is_asked_for_something_else_is_not_waited_for() -> None:
+def test_the_first_answer_is_not_waited_for() -> None:
     with (
         answering(lambda _: (503, b"no")) as address,
-        pytest.raises(RuntimeError, match="HTTP 503: no"),
+        pytest.raises(UnavailableError, match="does not answer"),
     ):
         FlinkCluster(address).version()
+
+
+@pytest.mark.parametrize(
+    ("status", "page", "found"),
+    [
+        (404, b"<h1>Not Found</h1>", "HTTP 404"),
+        (200, b"<h1>Hello</h1>", "no JSON: <h1>Hello"),
+        (200, b'{"version": "1.19.3"}', "{'version': '1.19.3'}"),
+        (200, b'["1.19.3"]', r"\['1.19.3'\]"),
+    ],
+)
+def test_a_server_that_is_not_flinks_is_the_users_mistake(
+    status: int, page: bytes, found: str
+) -> None:
+    with answering(lambda _: (status, page)) as address:
+        complaint = f"^{address} is not a Flink JobManager: expected its version, found .*{found}"
+        with pytest.raises(UserError, match=complaint) as caught:
+            pipeline_options(["--runner=FlinkRunner", f"--flink_master={address}"])
+    assert not isinstance(caught.value, UnavailableError)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_breaks_off_an_upload_is_unavailable() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def garble() -> None:
+            with server.accept()[0] as connection:
+                while b"lyft--" not in connection.recv(1 << 16):
+                    pass
+                connection.sendall(b"not HTTP\r\n\r\n")
+
+        thread = threading.Thread(target=garble)
+        thread.start()
+        with pytest.raises(UnavailableError, match="cannot be sent the job"):
+            FlinkCluster(f"127.0.0.1:{server.getsockname()[1]}").upload(io.BytesIO(), "x.jar")
+        thread.join()
 
 
 def _run_on(address: str, folder: Path) -> None:
