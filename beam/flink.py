@@ -172,10 +172,10 @@ class FlinkRunner(PortableRunner):
         while state not in _ENDED:
             time.sleep(_POLL_S)
             state = cluster.state(job)
-            errors = cluster.errors(job)
+            failure = cluster.failure(job)
             # Otherwise Flink would retry a job that can only fail again.
-            if state == "FAILED" or self._is_final(errors):
-                raise RuntimeError(errors or "Flink names no reason")
+            if state == "FAILED" or self._is_final(failure):
+                raise RuntimeError(failure or "Flink names no reason")
         if state == "CANCELED":
             raise UserError(f"job {job} was cancelled on Flink's side; nothing was published")
 

@@ -115,11 +115,15 @@ class FlinkCluster:
         """State of a job, e.g. ``RUNNING``."""
         return str(self._ask("GET", f"jobs/{job}/status", patient=patient)["status"])
 
-    def errors(self, job: str) -> str:
-        """Stack traces of all failures so far, the last one first."""
+    def failure(self, job: str) -> str:
+        """Stack trace of a job's last failure; empty if there was none.
+
+        Earlier ones say nothing about a job that has failed again since: a store that did not
+        answer, for example, may be back.
+        """
         found = self._ask("GET", f"jobs/{job}/exceptions", patient=True)
-        history = [entry["stacktrace"] for entry in found["exceptionHistory"]["entries"]]
-        return "\n".join([found.get("root-exception") or "", *history]).strip()
+        newest = [entry["stacktrace"] for entry in found["exceptionHistory"]["entries"][:1]]
+        return "\n".join([found.get("root-exception") or "", *newest]).strip()
 
     def cancel(self, job: str) -> None:
         """Cancels a job."""

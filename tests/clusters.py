@@ -48,6 +48,12 @@ def last_job(root: Path) -> str:
     return str(max(found, key=lambda one: one["start-time"])["jid"])
 
 
+def failures(root: Path) -> str:
+    """Stack traces of all failures of the last job."""
+    found = api(root)._ask("GET", f"jobs/{last_job(root)}/exceptions")
+    return "\n".join(entry["stacktrace"] for entry in found["exceptionHistory"]["entries"])
+
+
 def pid_of(root: Path, service: str) -> int:
     return State.load(root).services[service].pid
 

@@ -153,7 +153,7 @@ def test_a_killed_task_manager_costs_nothing(
     # No worker is left that could write for the lost attempt.
     until(lambda: not any(map(start_time, workers)), "the workers' end")
     assert process.wait() == 0, (tmp_path / "log").read_text()
-    assert "taskmanager-1" in clusters.api(cluster).errors(clusters.last_job(cluster))
+    assert "taskmanager-1" in clusters.failures(cluster)
     assert published_bytes(output) == published_bytes(local / name)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -167,7 +167,7 @@ def test_a_killed_worker_costs_nothing(
     process, workers = _at_work(cluster, output, tmp_path / "log", "written", command)
     _signal(workers, signal.SIGKILL)
     assert process.wait() == 0, (tmp_path / "log").read_text()
-    assert clusters.api(cluster).errors(clusters.last_job(cluster))
+    assert clusters.failures(cluster)
     assert published_bytes(output) == published_bytes(local / "ingest")
 
 

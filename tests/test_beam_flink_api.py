@@ -17,7 +17,7 @@ from servers import answering
 
 from beam import flink
 from beam.flink_api import FlinkCluster
-from beam.pipeline import pipeline_options
+from beam.pipeline import pipeline_options, run_pipeline
 from schemas.errors import UnavailableError, UserError
 
 JOB = "0123456789abcdef0123456789abcdef"
@@ -38,7 +38,7 @@ def test_a_job_manager_that_has_forgotten_the_job_is_one_line() -> None:
     said = json.dumps({"errors": ["FlinkJobNotFoundException", "its stack trace"]}).encode()
     with answering(lambda _: (404, said)) as address:
         cluster = FlinkCluster(address)
-        for ask in (cluster.state, cluster.errors):
+        for ask in (cluster.state, cluster.failure):
             with pytest.raises(UnavailableError, match=f"no longer knows job {JOB}"):
                 ask(JOB)
 
@@ -87,19 +87,22 @@ def test_a_server_that_breaks_off_an_upload_is_unavailable() -> None:
         thread.join()
 
 
-def _run_on(address: str, folder: Path) -> None:
+def _options(address: str, folder: Path) -> PipelineOptions:
     with zipfile.ZipFile(folder / "runner.jar", "w"):
         pass
-    options = PipelineOptions(
+    return PipelineOptions(
         [
+            "--runner=FlinkRunner",
             f"--flink_master={address}",
             "--parallelism=1",
             f"--flink_job_server_jar={folder}/runner.jar",
             "--experiments=disable_logging_submission_environment",
         ]
     )
-    with apache_beam.Pipeline(flink.FlinkRunner(is_final=bool), options) as root:
-        _ = root | apache_beam.Create([1])
+
+
+def _run_on(address: str, folder: Path) -> None:
+    run_pipeline(lambda root: root | apache_beam.Create([1]), _options(address, folder))
 
 
 @pytest.mark.parametrize(
@@ -154,3 +157,25 @@ def test_a_job_that_flink_rejects_ends_at_once(tmp_path: Path) -> None:
     with answering(answer) as address, pytest.raises(RuntimeError, match="main class has failed"):
         _run_on(address, tmp_path)
     assert asked.count("mode=cancel") == 1
+
+
+def test_the_last_failure_is_the_one_that_counts(tmp_path: Path) -> None:
+    """The store was away for a while; then a worker met an error that the user can fix."""
+    traces = [
+        "java.lang.RuntimeException: schemas.errors.UserError: no space",
+        "java.lang.RuntimeException: schemas.errors.UnavailableError: the store does not answer",
+    ]
+
+    def answer(path: str) -> tuple[int, bytes]:
+        step = path.rpartition("/")[2]
+        entries = [{"stacktrace": trace} for trace in traces]
+        content: object = {
+            "upload": {"filename": "1_x.jar"},
+            "status": {"status": "RESTARTING"},
+            "exceptions": {"exceptionHistory": {"entries": entries}},
+        }.get(step, {})
+        return 200, json.dumps(content).encode()
+
+    with answering(answer) as address, pytest.raises(UserError, match=r"^no space$") as caught:
+        _run_on(address, tmp_path)
+    assert not isinstance(caught.value, UnavailableError)
