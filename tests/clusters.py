@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from conftest import python
+from servers import not_fetched
 
 from beam.flink_api import FlinkCluster
 from flows import flink
@@ -16,12 +16,15 @@ from schemas.errors import UserError
 
 
 def need(*fetched: Callable[[], object]) -> None:
-    """Skips the test if Java or a package cannot be fetched; each is fetched only once."""
+    """Skips the test if Java or a package cannot be fetched; each is fetched only once.
+
+    A package whose hash is not the expected one fails the test.
+    """
     try:
         for fetch in fetched:
             fetch()
     except UserError as error:
-        pytest.skip(str(error))
+        not_fetched(str(error), str(error))
 
 
 def up(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -14,7 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
+
+import pytest
 
 from flows.state import end_group
 
@@ -33,6 +36,18 @@ def until(
         assert time.monotonic() < deadline, f"not within {PATIENCE_S} s: {what}"
         time.sleep(pause_s)
     return found
+
+
+def not_fetched(said: str, reason: str) -> NoReturn:
+    """Skips the test, but fails it if what was fetched is not what was expected.
+
+    Args:
+        said: what the program that fetches has said.
+        reason: one line of it, to report.
+    """
+    if re.search("hash|checksum", said, re.IGNORECASE):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
 
 def free_port() -> int:

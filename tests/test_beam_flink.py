@@ -46,6 +46,11 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("real")
+def test_the_pairs_are_real() -> None:
+    """Skipped, so that the summary says it, where the other tests use synthetic scenes."""
+
+
 @pytest.fixture(scope="module")
 def local(pairs: Path, plain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the output that the local runner publishes."""

@@ -1,6 +1,7 @@
 """The job on Spark, run for real inside its job server, and on Dataflow, as a dry run only."""
 
 import os
+import re
 import subprocess
 import sys
 from contextlib import suppress
@@ -123,6 +124,25 @@ def test_the_boot_program_can_be_started() -> None:
     )
     assert done.returncode == 2
     assert "--provision_endpoint" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "outcome"),
+    [
+        ("mvn: expected Maven, to fetch Beam's runners in Java; install maven", pytest.skip),
+        ("jars of flink.xml: expected hash a, found b; not used", pytest.fail),
+        ("pip … failed: ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE …", pytest.fail),
+        ("mvn … failed: [ERROR] Checksum validation failed, expected 'a' but is 'b'", pytest.fail),
+    ],
+)
+def test_a_package_with_another_hash_is_not_skipped(said: str, outcome: Any) -> None:
+    def fetch() -> None:
+        raise UserError(said)
+
+    either = (pytest.skip.Exception, pytest.fail.Exception)
+    with pytest.raises(either, match=re.escape(said)) as caught:
+        clusters.need(fetch)
+    assert caught.type is outcome.Exception
 
 
 def test_spark_publishes_the_same_bytes(
