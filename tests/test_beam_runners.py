@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from servers import until
 
 from beam import boot, infer, ingest, tools
 from beam.attempts import whole_file
+from beam.engines import Runtime
+from beam.model_uri import ResolvedModel
 from beam.pipeline import pipeline_options, run_pipeline
 from beam.plan import Job
+from beam.previous import PreviousRun
 from beam.records import Recipe
 from beam.tfrecords import PublishedShards, WriteShards, _WriteShard
 from flows.flink_demo import published_bytes
@@ -193,29 +197,49 @@ def test_workers_elsewhere_find_the_model_in_the_staging_folder(
     assert not list(tmp_path.glob("**/*.keras"))
 
 
-def _dataflow(*more: str) -> tuple[PipelineOptions, Recipe, ingest.Staging]:
+def _dataflow(monkeypatch: pytest.MonkeyPatch, *more: str) -> PipelineOptions:
     pytest.importorskip("google.cloud.dataflow", reason="needs apache-beam[gcp]")
+    monkeypatch.chdir(ROOT)
     _, arguments = JobParser("job", "A job.").parse_known_args([*DATAFLOW, "--dry_run=1", *more])
+    return pipeline_options(arguments)
+
+
+def _ingest(root: beam.Pipeline) -> None:
     recipe = Recipe("gs://bucket/raw", SMALL, load_taxonomy("carla-0.8"))
     staging = ingest.Staging(*(f"gs://bucket/{name}" for name in ("set", "rows", "counts")), "")
-    return pipeline_options(arguments), recipe, staging
+    ingest.build(root, recipe, staging)
 
 
-def test_dataflow_builds_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    options, recipe, staging = _dataflow()
+def _infer(root: beam.Pipeline) -> None:
+    uri, taxonomy = "gs://bucket/tables", load_taxonomy("carla-0.8")
+    model = ResolvedModel("m", "m", "v1", f"{uri}/m.keras", "0", taxonomy, 96, 128, "nearest")
+    config, runtime = InferConfig(), Runtime("openvino", "float32", 16, 1, shared=True)
+    job = Job(model, config, "gs://bucket/raw", None, "raw", False, 1, runtime, "0", "0")
+    infer.build(root, job, f"{uri}/.staging", "counts", PreviousRun())
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (_ingest, {"ListPairs", "Identify", "WriteShards/WriteShard", "WriteMetadata"}),
+        (_infer, {"Read", "Predict", "Spool", "WriteImages", "SumMatrices", "WriteOthers"}),
+    ],
+)
+def test_dataflow_builds_the_job(
+    build: Callable[[beam.Pipeline], None], expected: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = _dataflow(monkeypatch)
     with beam.Pipeline(options=options) as root:
-        ingest.build(root, recipe, staging)
+        build(root)
     job = root.result.job
     steps = {one.unique_name for one in job.proto_pipeline.components.transforms.values()}
-    assert {"ListPairs", "Identify", "WriteShards/WriteShard", "WriteMetadata"} <= steps
+    assert expected <= steps
     environments = job.proto_pipeline.components.environments.values()
     assert any(b"registry.example/worker:1" in one.payload for one in environments)
     assert not any(one.dependencies for one in environments)
 
 
 def test_dataflow_refuses_options_that_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    options, recipe, staging = _dataflow("--project=Not A Project")
+    options = _dataflow(monkeypatch, "--project=Not A Project")
     with pytest.raises(UserError, match="Invalid Project ID"):
-        run_pipeline(lambda root: ingest.build(root, recipe, staging), options)
+        run_pipeline(_ingest, options)
