@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import uuid
 import zipfile
@@ -142,7 +140,7 @@ class FlinkRunner(PortableRunner):
         # Inside the job, [auto] means the cluster that it was submitted to.
         flink.flink_master = "[auto]"
         job = uuid.uuid4().hex
-        with _sigterm_interrupts(), _uber_jar(Path(jar), self._packed(pipeline, options)) as file:
+        with _uber_jar(Path(jar), self._packed(pipeline, options)) as file:
             try:
                 uploaded = cluster.upload(file, f"{job}.jar")
                 with _cancelled_on_error(cluster, job, _TRANSLATED_S):
@@ -214,20 +212,3 @@ def _uber_jar(jar: Path, files: dict[str, str]) -> Iterator[IO[bytes]]:
             for name, text in files.items():
                 archive.writestr(name, text)
         yield copy
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Turns SIGTERM, with which a flow stops a job, into KeyboardInterrupt to cancel the job."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -9,9 +9,11 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import apache_beam as beam
@@ -165,6 +167,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     try:
         with (
             contextlib.redirect_stderr(cast(Any, WithoutTracebacks(sys.stderr))),
+            contextlib.nullcontext() if is_local(options) else _sigterm_interrupts(),
             beam.Pipeline(_runner(options), options) as root,
         ):
             build(root)
@@ -178,6 +181,27 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         if mistake is None:
             raise
         raise UserError(mistake) from error
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Turns SIGTERM, with which a flow stops a job, into KeyboardInterrupt.
+
+    It lets the runner end what it has started elsewhere: a job on Flink, or Beam's job server in
+    Java, which is stopped when Python exits. Local workers need no help.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -147,6 +148,30 @@ def test_a_package_with_another_hash_is_not_skipped(said: str, outcome: Any) -> 
     with pytest.raises(either, match=re.escape(said)) as caught:
         clusters.need(fetch)
     assert caught.type is outcome.Exception
+
+
+def test_a_stopped_driver_takes_sparks_job_server_with_it(scenes: Path, tmp_path: Path) -> None:
+    """Beam stops the server when Python exits, which SIGTERM by itself prevents."""
+    java, log, pid = (tmp_path / name for name in ("java", "log", "pid"))
+    java.write_text(f"#!/bin/sh\necho $$ > {pid}.part\nmv {pid}.part {pid}\nexec sleep 3600\n")
+    java.chmod(0o755)
+    (tmp_path / "server.jar").touch()
+    process = started(
+        log,
+        *("beam.ingest", f"--source={scenes}", f"--output={tmp_path}/out"),
+        *("@beam/options/spark.args", f"--spark_job_server_jar={tmp_path}/server.jar"),
+        f"--job_server_java_launcher={java}",
+    )
+    until(lambda: pid.exists() or process.poll() is not None, "a job server")
+    assert process.poll() is None, log.read_text()
+    server = int(pid.read_text())
+    try:
+        process.terminate()
+        assert process.wait() == 130, log.read_text()
+        assert start_time(server) is None
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
 
 
 def test_spark_publishes_the_same_bytes(
