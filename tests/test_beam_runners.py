@@ -150,6 +150,19 @@ def test_a_package_with_another_hash_is_not_skipped(said: str, outcome: Any) -> 
     assert caught.type is outcome.Exception
 
 
+def test_what_the_page_replaces_for_a_spark_cluster_comes_last() -> None:
+    """Of a JVM's properties with one name, the last one counts."""
+    page = (ROOT / "docs/runners.md").read_text(encoding="utf-8")
+    replaced = re.findall(r"--job_server_jvm_properties=\S+", page)
+    file = f"@{ROOT}/beam/options/spark.args"
+    _, arguments = JobParser("job", "A job.").parse_known_args([file, *replaced])
+    given: list[str] = PipelineOptions(arguments).get_all_options()["job_server_jvm_properties"]
+    found = dict(one.split("=") for one in given)
+    assert len(found) == len(given) - len(replaced) == len(given) - 2
+    assert found["-Dspark.driver.host"] == "THIS_HOST"
+    assert found["-Dspark.driver.bindAddress"] == "0.0.0.0"
+
+
 def test_a_stopped_driver_takes_sparks_job_server_with_it(scenes: Path, tmp_path: Path) -> None:
     """Beam stops the server when Python exits, which SIGTERM by itself prevents."""
     java, log, pid = (tmp_path / name for name in ("java", "log", "pid"))
