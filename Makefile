@@ -98,9 +98,14 @@ images:
 	    $(if $(PIP_CONF),--secret id=pip$(comma)src=$(PIP_CONF)) $(BUILD_FLAGS) . || exit 1; \
 	done
 
+# Where make flink-demo, if it was killed, has left a cluster.
+DEMO_CLUSTER := outputs/flink-demo/cluster
+
 # Stop first: the servers would keep running without their files.
 stop:
-	@if [ -x $(BIN)/python ]; then $(BIN)/python -m flows.local down && $(BIN)/python -m flows.flink down; fi
+	@if [ -x $(BIN)/python ]; then \
+	  $(BIN)/python -m flows.local down && $(BIN)/python -m flows.flink down && \
+	  { [ ! -d $(DEMO_CLUSTER) ] || $(BIN)/python -m flows.flink down --root=$(DEMO_CLUSTER); }; fi
 
 clean: stop
 	rm -rf .venv .venv-lock build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis *.egg-info

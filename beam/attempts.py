@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from beam.staging import copy_or_link
-from schemas.storage import is_remote, writing
+from schemas.storage import is_remote, join, writing, writing_folder
 
 
 @contextmanager
@@ -31,6 +31,25 @@ def whole_file(place: str, aside: str) -> Iterator[Path]:
     part = Path(aside, f"{uuid.uuid4().hex}.part")
     yield part
     os.replace(part, place)
+
+
+@contextmanager
+def whole_files(folder: str, aside: str, last: str) -> Iterator[Path]:
+    """A local folder to write to; when the block ends, its files appear in ``folder`` one by one.
+
+    Args:
+        aside: as in ``whole_file``.
+        last: name of the file that appears when all others are there.
+    """
+    if is_remote(folder):
+        with writing_folder(folder) as made:
+            yield made
+        return
+    made = Path(aside, uuid.uuid4().hex)
+    made.mkdir()
+    yield made
+    for path in sorted(made.iterdir(), key=lambda path: path.name == last):
+        os.replace(path, join(folder, path.name))
 
 
 def take_whole(source: str, place: str, aside: str) -> None:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import tempfile
-import threading
 import time
 import uuid
 import zipfile
@@ -42,6 +40,9 @@ _ENDED = ("FINISHED", "FAILED", "CANCELED")
 _IDLE_MS = 3_000
 """How long an idle Python worker waits for the next step before it ends. It must be less than
 Flink's restart delay, so that a retry does not meet a worker that has died."""
+
+_TRANSLATED_S = 30
+"""How long a stopped driver waits for a job to appear that the JobManager is still translating."""
 
 _MAIN_CLASS = "org.apache.beam.runners.flink.FlinkPipelineRunner"
 _IN_JAR = "BEAM-PIPELINE"
@@ -139,18 +140,17 @@ class FlinkRunner(PortableRunner):
         # Inside the job, [auto] means the cluster that it was submitted to.
         flink.flink_master = "[auto]"
         job = uuid.uuid4().hex
-        with _sigterm_interrupts(), _uber_jar(Path(jar), self._packed(pipeline, options)) as file:
-            uploaded = cluster.upload(file)
+        with _uber_jar(Path(jar), self._packed(pipeline, options)) as file:
             try:
-                cluster.run(uploaded, _MAIN_CLASS, job, flink.parallelism)
-                self._wait(cluster, job)
-            except BaseException:
-                with suppress(Exception):
-                    cluster.cancel(job)
-                raise
+                uploaded = cluster.upload(file, f"{job}.jar")
+                with _cancelled_on_error(cluster, job, _TRANSLATED_S):
+                    cluster.run(uploaded, _MAIN_CLASS, job, flink.parallelism)
+                with _cancelled_on_error(cluster, job):
+                    self._wait(cluster, job)
             finally:
+                # Also after an upload that was interrupted, of which the jar's id is not known.
                 with suppress(Exception):
-                    cluster.delete(uploaded)
+                    cluster.delete(f"{job}.jar")
         return PipelineResult(PipelineState.DONE)
 
     def _packed(
@@ -170,12 +170,36 @@ class FlinkRunner(PortableRunner):
         while state not in _ENDED:
             time.sleep(_POLL_S)
             state = cluster.state(job)
-            errors = cluster.errors(job)
+            failure = cluster.failure(job)
             # Otherwise Flink would retry a job that can only fail again.
-            if state == "FAILED" or self._is_final(errors):
-                raise RuntimeError(errors or "Flink names no reason")
+            if state == "FAILED" or self._is_final(failure):
+                raise RuntimeError(failure or "Flink names no reason")
         if state == "CANCELED":
             raise UserError(f"job {job} was cancelled on Flink's side; nothing was published")
+
+
+@contextmanager
+def _cancelled_on_error(cluster: FlinkCluster, job: str, patience_s: float = 0) -> Iterator[None]:
+    """Cancels a job if the block fails; for ``patience_s``, waits for Flink to know the job."""
+    try:
+        yield
+    except BaseException as error:
+        # If Flink has answered, it translates nothing any more.
+        deadline = time.monotonic() + (0 if isinstance(error, RuntimeError) else patience_s)
+        while not _is_cancelled(cluster, job) and time.monotonic() < deadline:
+            time.sleep(1)
+        raise
+
+
+def _is_cancelled(cluster: FlinkCluster, job: str) -> bool:
+    """Asks for a job's cancellation; False if Flink does not know the job, or does not answer."""
+    try:
+        cluster.cancel(job)
+    except Exception:  # noqa: BLE001 - the error that ends the job is the one to report
+        with suppress(Exception):
+            return cluster.state(job, patient=False) in _ENDED
+        return False
+    return True
 
 
 @contextmanager
@@ -188,20 +212,3 @@ def _uber_jar(jar: Path, files: dict[str, str]) -> Iterator[IO[bytes]]:
             for name, text in files.items():
                 archive.writestr(name, text)
         yield copy
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Turns SIGTERM, with which a flow stops a job, into KeyboardInterrupt to cancel the job."""
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

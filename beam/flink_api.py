@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from typing import IO, Any
 
-from schemas.errors import UnavailableError
+from schemas.errors import UnavailableError, UserError, first_line
 
 _ANSWER_S = 20
 _START_S = 300
@@ -31,8 +31,19 @@ class FlinkCluster:
         self.url = (master if "://" in master else f"http://{master}").rstrip("/")
 
     def version(self) -> str:
-        """Flink's version, e.g. ``1.20.5``."""
-        return str(self._ask("GET", "config")["flink-version"])
+        """Flink's version, e.g. ``1.20.5``.
+
+        Raises:
+            UserError: another server answers at this address.
+        """
+        complaint = f"{self.url} is not a Flink JobManager: expected its version, found"
+        try:
+            found = self._ask("GET", "config")
+        except RuntimeError as error:
+            raise UserError(f"{complaint} {first_line(error)}") from error
+        if not isinstance(found, dict) or "flink-version" not in found:
+            raise UserError(f"{complaint} {first_line(found)}")
+        return str(found["flink-version"])
 
     def size(self) -> tuple[int, int]:
         """Number of TaskManagers and of their slots."""
@@ -51,11 +62,11 @@ class FlinkCluster:
                 return int(entry["value"])
         return None
 
-    def upload(self, jar: IO[bytes]) -> str:
-        """Uploads a jar in pieces and returns the name that the cluster gives it."""
+    def upload(self, jar: IO[bytes], name: str) -> str:
+        """Uploads a jar in pieces and returns its id, which ends with ``name``."""
         mark = "----------lyft"
         head = (
-            f'--{mark}\r\nContent-Disposition: form-data; name="jarfile"; filename="beam.jar"\r\n'
+            f'--{mark}\r\nContent-Disposition: form-data; name="jarfile"; filename="{name}"\r\n'
             "Content-Type: application/java-archive\r\n\r\n"
         ).encode()
         tail = f"\r\n--{mark}--\r\n".encode()
@@ -81,7 +92,7 @@ class FlinkCluster:
             connection.request("POST", f"{place.path}/v1/jars/upload", body(), headers)
             answer = connection.getresponse()
             text = answer.read().decode()
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise UnavailableError(
                 f"Flink at {self.url} cannot be sent the job: {error}"
             ) from error
@@ -100,23 +111,29 @@ class FlinkCluster:
         content = {"entryClass": main_class, "jobId": job, "parallelism": parallelism}
         self._ask("POST", f"jars/{jar}/run", content, seconds=_START_S)
 
-    def state(self, job: str) -> str:
+    def state(self, job: str, *, patient: bool = True) -> str:
         """State of a job, e.g. ``RUNNING``."""
-        return str(self._ask("GET", f"jobs/{job}/status", patient=True)["status"])
+        return str(self._ask("GET", f"jobs/{job}/status", patient=patient)["status"])
 
-    def errors(self, job: str) -> str:
-        """Stack traces of all failures so far, the last one first."""
+    def failure(self, job: str) -> str:
+        """Stack trace of a job's last failure; empty if there was none.
+
+        Earlier ones say nothing about a job that has failed again since: a store that did not
+        answer, for example, may be back.
+        """
         found = self._ask("GET", f"jobs/{job}/exceptions", patient=True)
-        history = [entry["stacktrace"] for entry in found["exceptionHistory"]["entries"]]
-        return "\n".join([found.get("root-exception") or "", *history]).strip()
+        newest = [entry["stacktrace"] for entry in found["exceptionHistory"]["entries"][:1]]
+        return "\n".join([found.get("root-exception") or "", *newest]).strip()
 
     def cancel(self, job: str) -> None:
         """Cancels a job."""
         self._ask("PATCH", f"jobs/{job}?mode=cancel")
 
-    def delete(self, jar: str) -> None:
-        """Deletes an uploaded jar."""
-        self._ask("DELETE", f"jars/{jar}")
+    def delete(self, name: str) -> None:
+        """Deletes the jar that was uploaded under a name, if it has arrived."""
+        for jar in self._ask("GET", "jars")["files"]:
+            if jar["name"] == name:
+                self._ask("DELETE", f"jars/{jar['id']}")
 
     def _ask(
         self,
@@ -130,7 +147,8 @@ class FlinkCluster:
         """Sends a request and returns the JSON of the answer.
 
         Raises:
-            UnavailableError: there is no answer; with ``patient``, none for a minute.
+            UnavailableError: there is no answer; with ``patient``, none for a minute, or the
+                JobManager does not know the job that is asked about.
             RuntimeError: the answer is an error.
         """
         request = urllib.request.Request(  # noqa: S310 - the user names the address
@@ -143,16 +161,27 @@ class FlinkCluster:
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
-                    return json.load(answer)
-            except urllib.error.HTTPError as error:
-                raise RuntimeError(_said(error)) from error
-            except (OSError, http.client.HTTPException, ValueError) as error:
+                    text = answer.read()
+                break
+            except (OSError, http.client.HTTPException) as error:
+                # A JobManager answers 503 while one of several is elected.
+                if isinstance(error, urllib.error.HTTPError) and error.code != 503:
+                    if not patient or error.code != 404:
+                        raise RuntimeError(_said(error)) from error
+                    raise UnavailableError(
+                        f"Flink at {self.url} no longer knows job {path.split('/')[1]}: its "
+                        "JobManager has restarted; run the same command again"
+                    ) from error
                 if time.monotonic() > deadline:
                     reason = getattr(error, "reason", error)
                     raise UnavailableError(
                         f"Flink does not answer at {self.url}: {reason}"
                     ) from error
                 time.sleep(1)
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise RuntimeError(f"no JSON: {first_line(text.decode(errors='replace'))}") from error
 
 
 def _said(error: urllib.error.HTTPError) -> str:

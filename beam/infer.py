@@ -27,6 +27,7 @@ from beam.parquet import WriteSmallTables
 from beam.parts import Columns, Row
 from beam.pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
 from beam.pipeline import (
+    is_local,
     pipeline_options,
     processes_of,
     run_pipeline,
@@ -207,7 +208,8 @@ def _stage(
         model, progress = job.model, own / "progress"
         if job.runtime.engine == "openvino":
             model = with_graph(model, own / "openvino")
-        if is_remote(staging):
+        # Workers elsewhere see the staging folder, but not where this process found the model.
+        if is_remote(staging) or not is_local(options):
             model = copied(model, join(staging, MODEL))
         job = replace(job, model=model)
         with watched("infer", progress, job.images, "images"):

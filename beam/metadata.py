@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from beam.attempts import whole_files
 from beam.card import write_card
 from beam.pairing import Reject
 from beam.records import DUPLICATE, Recipe, settle_duplicates
@@ -26,7 +27,7 @@ from schemas.prediction import REJECTS as REJECTS_SCHEMA
 from schemas.sources import SOURCES as SOURCES_SCHEMA
 from schemas.sources import SourceRow, rows_of, source_table
 from schemas.stats import PixelStats
-from schemas.storage import file_sha256, join, writing_folder
+from schemas.storage import file_sha256, join
 
 NEAR_DUPLICATE_BITS = 3
 """Most bits, of 64, in which the difference hashes of two similar images may differ."""
@@ -53,7 +54,7 @@ def write_metadata(
 
     Args:
         listing: digest of the source's listing, by which a later run sees that nothing changed.
-        rows_folder: folder of the Parquet files with the rows of each shard.
+        rows_folder: folder of the Parquet files with the rows of each shard; not published.
         left_out: rows that were rejected before they were assigned to a shard.
     """
     parts = [read_table(join(rows_folder, f"{shard.name}.parquet")) for shard in shards]
@@ -66,7 +67,7 @@ def write_metadata(
     records = written.filter(is_record)
     sources = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
     manifest = make_manifest(recipe, shards, sources, rejects)
-    with writing_folder(folder) as made:
+    with whole_files(folder, rows_folder, MANIFEST) as made:
         pq.write_table(
             sources.replace_schema_metadata({LISTING_KEY: listing}),
             made / SOURCES,
@@ -77,10 +78,7 @@ def write_metadata(
         write_json(made / "features.json", tfds_features(recipe))
         write_json(made / "dataset_info.json", tfds_info(manifest))
         write_card(made, manifest, folder)
-        # If this step is retried, a manifest may already exist.
-        others = {MANIFEST, *(shard.name for shard in shards)}
-        beside = sorted(path for path in made.iterdir() if path.name not in others)
-        files = {path.name: file_sha256(path) for path in beside}
+        files = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
         manifest = manifest.model_copy(update={"files": files})
         (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest

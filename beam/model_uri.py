@@ -179,6 +179,8 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
 
 def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
     """Copies the model's files to a folder, local or on a store, and returns the copy."""
+    if not storage.is_remote(folder):
+        os.makedirs(folder, exist_ok=True)
     keras_file, graph = storage.join(folder, "unet.keras"), None
     storage.copy(model.keras_file, keras_file)
     if model.graph:

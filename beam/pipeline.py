@@ -9,9 +9,11 @@ import logging
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import apache_beam as beam
@@ -67,10 +69,15 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     return options
 
 
+def is_local(options: PipelineOptions) -> bool:
+    """Whether all workers are processes of this machine, which see its temporary files."""
+    return bool(options.view_as(StandardOptions).runner == LOCAL_RUNNER)
+
+
 def processes_of(options: PipelineOptions) -> int:
     """Number of worker processes that share a machine's cores; one per core if unknown."""
     cores = len(os.sched_getaffinity(0))
-    if options.view_as(StandardOptions).runner != LOCAL_RUNNER:
+    if not is_local(options):
         return cores
     # 0 means one worker per core.
     return int(options.view_as(DirectOptions).direct_num_workers) or cores
@@ -160,6 +167,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     try:
         with (
             contextlib.redirect_stderr(cast(Any, WithoutTracebacks(sys.stderr))),
+            contextlib.nullcontext() if is_local(options) else _sigterm_interrupts(),
             beam.Pipeline(_runner(options), options) as root,
         ):
             build(root)
@@ -173,6 +181,27 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         if mistake is None:
             raise
         raise UserError(mistake) from error
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Turns SIGTERM, with which a flow stops a job, into KeyboardInterrupt.
+
+    It lets the runner end what it has started elsewhere: a job on Flink, or Beam's job server in
+    Java, which is stopped when Python exits. Local workers need no help.
+    """
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _is_worth_saying(record: logging.LogRecord) -> bool:

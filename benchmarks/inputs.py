@@ -5,24 +5,32 @@ import struct
 import zlib
 from pathlib import Path
 
+from PIL import Image
+
 from flows.scenes import write_scenes
 
 _HEADER_END = 33
 """Bytes of a PNG's signature and header chunk."""
 
 
-def repeated_pairs(raw: Path | None, folder: Path, count: int) -> Path:
+def repeated_pairs(
+    raw: Path | None, folder: Path, count: int, size: tuple[int, int] | None = None
+) -> Path:
     """Writes ``count`` pairs in Lyft's layout below ``folder``; returns their folder.
 
     Repeats the pairs of ``raw``, or synthetic scenes if it is None. A tEXt chunk makes the bytes of
-    each copy different.
+    each copy different. ``size`` (width, height) resizes the pairs before they are repeated.
     """
     if raw is None:
         raw = folder / "scenes"
         write_scenes(str(raw), 100)
-    images = sorted(raw.rglob("CameraRGB/*.png"))
+    images = sorted(raw.rglob("CameraRGB/*.png"))[:count]
     if not images:
         raise SystemExit(f"error: {raw}: expected CameraRGB/*.png at any depth, found none")
+    if size:
+        images = [
+            _resized(image, folder / "resized" / image.relative_to(raw), size) for image in images
+        ]
     target = folder / f"pairs-{count}"
     if target.exists():
         shutil.rmtree(target)
@@ -36,6 +44,19 @@ def repeated_pairs(raw: Path | None, folder: Path, count: int) -> Path:
             marked = data[:_HEADER_END] + _text_chunk(f"copy {copy}") + data[_HEADER_END:]
             name = f"{copy:03d}{image.parents[1].name}_{image.name}"
             (target / source.parent.name / name).write_bytes(marked)
+    return target
+
+
+def _resized(image: Path, target: Path, size: tuple[int, int]) -> Path:
+    """Writes a pair in another size: the image by bilinear interpolation, class ids as they are."""
+    for name, how in (
+        ("CameraRGB", Image.Resampling.BILINEAR),
+        ("CameraSeg", Image.Resampling.NEAREST),
+    ):
+        path = target.parents[1] / name / target.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(image.parents[1] / name / image.name) as source:
+            source.resize(size, how).save(path)
     return target
 
 

@@ -3,6 +3,7 @@
 Runs whole processes, one after the other, over ``--counts`` pairs with 1 and 2 workers; CPU time
 covers all processes of a job. Listing is measured separately. ``RAW=folder`` names the pairs to
 repeat and ``MODEL=file.keras`` the network, by default the U-Net of 16 filters with random weights.
+``--size 1600x1200`` resizes the pairs first, to measure how the cost grows with their pixels.
 """
 
 import argparse
@@ -61,6 +62,14 @@ def make_model(path: Path) -> Path:
     return path
 
 
+def size_from(text: str) -> tuple[int, int]:
+    """Width and height from ``WIDTHxHEIGHT``."""
+    width, height = (int(part) for part in text.split("x"))
+    if min(width, height) < 1:
+        raise ValueError
+    return width, height
+
+
 def size_of(folder: Path) -> int:
     """Bytes of all files below a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -72,6 +81,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2500, 10_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--size", type=size_from, metavar="WIDTHxHEIGHT")
     args = parser.parse_args()
     print("| pairs | job | workers | seconds | CPU seconds | images/s | peak MiB | KiB an image |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
@@ -80,7 +90,7 @@ def main() -> None:
         for count in args.counts:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 scratch = Path(place)
-                source = repeated_pairs(args.raw, scratch, count)
+                source = repeated_pairs(args.raw, scratch, count, args.size)
                 started = time.perf_counter()
                 survey(str(source))
                 listing = time.perf_counter() - started

@@ -22,6 +22,7 @@ from prefect.client.schemas.filters import (
 )
 
 from flows.summary import ClassSummary, class_rows
+from schemas.errors import without_password
 from schemas.storage import absolute, is_remote, join, read_bytes
 
 _MODEL = "model"
@@ -126,7 +127,7 @@ def publish_links(dataset: str, model: str, predictions: str, tracking_uri: str)
                 "| what | where |",
                 "| --- | --- |",
                 f"| dataset | `{dataset}` |",
-                f"| model | `{model}` in `{tracking_uri}` |",
+                f"| model | `{model}` in `{without_password(tracking_uri)}` |",
                 f"| tables | `{predictions}` |",
             ]
         ),

@@ -20,6 +20,7 @@ from flows.retries import HOUR_S, RETRIED
 from schemas.config import InferConfig
 from schemas.errors import UserError, first_line
 from schemas.layout import TRACKING_URI
+from schemas.storage import join
 
 _RANGE = re.compile(r"(models:/[^/@]+/)(\d+)-(\d+)")
 _MOST = 1000
@@ -116,7 +117,7 @@ def backfill(
                 {
                     "model": model,
                     "place": place,
-                    "output": f"{output}/predictions",
+                    "output": join(output, "predictions"),
                     "config": config,
                     "tracking_uri": tracking_uri,
                 },

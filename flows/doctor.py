@@ -35,7 +35,7 @@ from flows.state import ROOT, State, running_server
 from flows.steps import JobError, run_job
 from flows.table import table
 from schemas.cli import Parser, run_main
-from schemas.errors import UserError
+from schemas.errors import UserError, without_password
 from schemas.layout import TRACKING_URI
 from schemas.storage import is_remote, on_this_machine, require_writable
 
@@ -212,19 +212,20 @@ def check_mlflow(tracking_uri: str) -> Finding:
     scheme, _, path = tracking_uri.partition(":///")
     if scheme == "sqlite":
         return _check_store(Path(path).absolute())
+    shown = without_password(tracking_uri)
     if not tracking_uri.startswith(("http://", "https://")):
-        found = f"{tracking_uri!r} is neither sqlite:///FILE nor http://HOST"
+        found = f"{shown!r} is neither sqlite:///FILE nor http://HOST"
         return Finding("fix", "mlflow", found, "correct --tracking_uri")
     ours = version("mlflow")
     try:
         theirs = _get(f"{tracking_uri}/version").decode()
     except (OSError, ValueError) as error:
-        found = f"{tracking_uri} does not answer: {error}"
+        found = f"{shown} does not answer: {error}"
         return Finding("fix", "mlflow", found, "make up, or correct --tracking_uri")
     if _minor(theirs) != _minor(ours):
         found = f"server {theirs[:20]}, here {ours}"
         return Finding("fix", "mlflow", found, "bring both to the same minor version")
-    return Finding("ok", "mlflow", f"{tracking_uri}, {theirs}")
+    return Finding("ok", "mlflow", f"{shown}, {theirs}")
 
 
 def _check_store(file: Path) -> Finding:

@@ -14,6 +14,7 @@ from flows.steps import Done, run_job
 from schemas.cli import to_arguments
 from schemas.config import InferConfig
 from schemas.layout import TRACKING_URI
+from schemas.storage import join
 
 
 @task(
@@ -73,4 +74,4 @@ def infer(
     """
     given = {"dataset": dataset, "source": source}
     places = [f"--{name}={place}" for name, place in given.items() if place]
-    return infer_tables(model, places, f"{output}/predictions", config, tracking_uri)
+    return infer_tables(model, places, join(output, "predictions"), config, tracking_uri)

@@ -12,6 +12,7 @@ from flows.retries import HOUR_S, RETRIED
 from schemas.cli import to_arguments
 from schemas.config import IngestConfig
 from schemas.manifest import load_manifest
+from schemas.storage import join
 
 
 @task(
@@ -25,7 +26,7 @@ def ingest_dataset(source: str, output: str, config: IngestConfig) -> str:
     with watched("beam.ingest") as log:
         return timed_job(
             "beam.ingest",
-            [f"--source={source}", f"--output={output}/datasets", *to_arguments(config)],
+            [f"--source={source}", f"--output={join(output, 'datasets')}", *to_arguments(config)],
             log,
             output,
             lambda folder: (ingest_key(config), load_manifest(folder).records),

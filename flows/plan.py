@@ -20,7 +20,7 @@ from flows.table import table
 from schemas import storage
 from schemas.cli import Parser, add_tracking_uri, run_main
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
-from schemas.errors import UserError
+from schemas.errors import UserError, without_password
 from schemas.layout import TRACKING_URI
 from schemas.manifest import Manifest
 from schemas.parquet import read_table
@@ -168,7 +168,7 @@ def plan_train(
         seconds, basis = 0, f"{_NOT_KNOWN} for pool {train_on}"
     size = _PARAMETERS * (config.filters / _MEASURED_FILTERS) ** 2 * _FLOAT_BYTES
     reads = f"{images:,} images, {config.epochs} times"
-    writes = f"a version of {config.model_name} in {tracking_uri}"
+    writes = f"a version of {config.model_name} in {without_password(tracking_uri)}"
     return Step("train", "runs", reads, writes, size, seconds, basis), None
 
 

@@ -81,7 +81,10 @@ def _fetched(dataset: str, shard: ShardInfo, cache: Path) -> Path:
         return path
     part = cache / f"{uuid.uuid4().hex}.part"
     try:
-        storage.fetch(storage.join(dataset, shard.name), part)
+        try:
+            storage.fetch(storage.join(dataset, shard.name), part)
+        except FileNotFoundError as error:
+            raise _unusable(dataset, shard, "is missing") from error
         if storage.file_sha256(part) != shard.sha256:
             raise _unusable(dataset, shard, "is damaged")
         os.replace(part, path)

@@ -22,7 +22,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.plan import Plan
-from schemas.errors import UnavailableError, first_line
+from schemas.errors import UnavailableError, first_line, without_password
 from schemas.locks import lock
 from schemas.tracking import database, is_outage, prepare, unusable
 
@@ -74,7 +74,8 @@ def patiently(what: Callable[[], Result], seconds: float, say: Callable[[str], N
                 raise UnavailableError(
                     f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}"
                 ) from error
-            say(f"MLflow does not answer ({first_line(error)}); trying again")
+            reason = without_password(first_line(error))
+            say(f"MLflow does not answer ({reason}); trying again")
             time.sleep(min(5.0, seconds / 10))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import re
 from collections.abc import Iterator
 
 MENDABLE_ERRNOS = (
@@ -13,11 +14,23 @@ MENDABLE_ERRNOS = (
 """File-system errors that a user can fix: full disk, missing permission, a file in the way."""
 
 
+_USER_INFO = re.compile(r"(?<=://)[^/\s]+@")
+
+
+def without_password(text: str) -> str:
+    """A text in whose URIs ``***`` stands for the user's name and password."""
+    return _USER_INFO.sub("***@", text)
+
+
 class UserError(Exception):
     """A mistake in the input or setup; one line says what is wrong, what was expected, what to do.
 
-    Command lines print the message and exit with code 2; flows fail without a retry.
+    Command lines print the message and exit with code 2; flows fail without a retry. A URI in the
+    message, such as an MLflow server's, is shown without its password.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_password(message))
 
 
 class UnavailableError(UserError):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -24,6 +25,9 @@ REQUESTS = 16
 """Concurrent requests when many objects are moved: each waits for the network, not for a core."""
 
 _CHUNK = 8 << 20
+
+_TRAILING = re.compile(r"(?<=[^:/])/+$")
+"""Slashes at a place's end, but not those of ``s3://`` or the root folder."""
 
 _LEVELS = 8
 """Nested folders that ``remove_tree`` can remove on a store."""
@@ -46,8 +50,8 @@ def absolute(place: Place) -> str:
 
 
 def join(root: Place, *parts: str) -> str:
-    """A place below ``root``."""
-    return "/".join((str(root), *parts))
+    """A place below ``root``, which may end with a slash."""
+    return "/".join((_TRAILING.sub("", str(root)), *parts))
 
 
 def on_this_machine(root: Place) -> str:

@@ -55,12 +55,15 @@ def request(
 
     Raises:
         FileNotFoundError: there is no such object or folder.
-        UserError: the store refuses.
+        UserError: the store refuses, or the place has an empty name in it.
         UnavailableError: the store does not answer, or has stopped answering.
     """
     import tenacity
 
     scheme, _, rest = str(place).partition("://")
+    # For pyarrow, this would be a bug of its caller.
+    if "//" in rest.rstrip("/"):
+        raise UserError(f"{str(place)!r}: expected one slash between names, found two")
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_outage),
         wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_LONGEST_WAIT_S, jitter=1),

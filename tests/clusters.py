@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from conftest import python
+from servers import not_fetched
 
 from beam.flink_api import FlinkCluster
 from flows import flink
@@ -16,12 +16,15 @@ from schemas.errors import UserError
 
 
 def need(*fetched: Callable[[], object]) -> None:
-    """Skips the test if Java or a package cannot be fetched; each is fetched only once."""
+    """Skips the test if Java or a package cannot be fetched; each is fetched only once.
+
+    A package whose hash is not the expected one fails the test.
+    """
     try:
         for fetch in fetched:
             fetch()
     except UserError as error:
-        pytest.skip(str(error))
+        not_fetched(str(error), str(error))
 
 
 def up(root: Path) -> None:
@@ -46,6 +49,12 @@ def running_jobs(root: Path) -> list[str]:
 def last_job(root: Path) -> str:
     found = api(root)._ask("GET", "jobs/overview")["jobs"]
     return str(max(found, key=lambda one: one["start-time"])["jid"])
+
+
+def failures(root: Path) -> str:
+    """Stack traces of all failures of the last job."""
+    found = api(root)._ask("GET", f"jobs/{last_job(root)}/exceptions")
+    return "\n".join(entry["stacktrace"] for entry in found["exceptionHistory"]["entries"])
 
 
 def pid_of(root: Path, service: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 from conftest import IN_MEMORY, ROOT, SMALL, Job
 from PIL import Image
 
-from beam import ingest, png, splitting
+from beam import ingest, metadata, png, splitting
 from beam.pipeline import pipeline_options
 from flows.flink_demo import published_bytes
 from schemas.classes import load_taxonomy
@@ -19,7 +19,7 @@ from schemas.config import IngestConfig
 from schemas.errors import UserError
 from schemas.example import Example, parse, read_records
 from schemas.layout import SPLITS
-from schemas.manifest import load_manifest
+from schemas.manifest import Manifest, load_manifest
 from schemas.stats import PixelStats
 
 
@@ -135,6 +135,27 @@ def test_metadata_that_are_written_again_are_the_same(
 
     monkeypatch.setattr(ingest, "write_metadata", twice)
     assert published_bytes(run_ingest(scenes, tmp_path)) == published_bytes(dataset)
+
+
+def test_metadata_appear_when_they_are_whole_and_the_manifest_last(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that the engine believes to be lost may be writing them too."""
+    draw, replace, moved = metadata.write_card, os.replace, []
+
+    def look(made: Path, manifest: Manifest, folder: str) -> None:
+        draw(made, manifest, folder)
+        assert set(os.listdir(folder)) == {shard.name for shard in manifest.shards}
+
+    def note(source: Path, target: str) -> None:
+        moved.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(metadata, "write_card", look)
+    monkeypatch.setattr(os, "replace", note)
+    published = run_ingest(scenes, tmp_path)
+    assert moved[-1] == "manifest.json"
+    assert {path.name for path in published.iterdir()} <= set(moved)
 
 
 def test_tfds_and_tensorflow_read_a_dataset(dataset: Path) -> None:

@@ -364,6 +364,7 @@ def test_mistakes_are_one_line_at_the_start(
         ({}, ("beam.ingest", f"{good}-none", output), 2, "there is no such folder"),
         ({}, ("beam.ingest", good, "--output=s3://none/x"), 2, "no bucket 'none'"),
         ({}, ("beam.ingest", good, "--output=ftp://none/x"), 2, "expected s3://"),
+        ({}, ("beam.ingest", good, f"{output}//x"), 2, "expected one slash between names"),
         ({}, (*predict, f"--dataset={raw}", output), 2, "has no manifest.json"),
         ({}, (*predict, f"--dataset={on_store}", "--output=s3://none/x"), 2, "no bucket 'none'"),
         ({}, ("model.train", "--dataset=s3://none/x"), 2, "there is no such folder"),

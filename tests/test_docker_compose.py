@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import PurePosixPath
 
 import prefect.settings
 import pytest
@@ -26,15 +27,16 @@ def test_services_are_pinned_watched_and_bound_to_this_machine(service):
         assert (ROOT / "docker" / one["build"]["context"]).resolve() == ROOT
         assert (ROOT / one["build"]["dockerfile"]).is_file()
     else:
-        assert re.search(r":v?\d+\.\d+\.?\d*[^@]*(@sha256:[0-9a-f]{64})?$", one["image"]), one[
-            "image"
-        ]
+        # As docs/containers.md promises.
+        assert re.search(r":v?\d+\.\d+\.?\d*[^@]*@sha256:[0-9a-f]{64}$", one["image"])
     if one["restart"] == "unless-stopped":
         # Our services have the health check of their image, except Beam's worker, which has none.
         assert "healthcheck" in one or (service in OURS and target != "worker")
     else:
         assert one["restart"] == "on-failure:3"
         assert one["healthcheck"] == {"disable": True}
+    # Our images name their own user; docs/containers.md tells whom the others run as.
+    assert one.get("user") == {"postgres": "999:999"}.get(service)
     for port in one.get("ports", []):
         assert port.startswith("127.0.0.1:"), port
     assert one["cap_drop"] == ["ALL"]
@@ -141,6 +143,11 @@ def test_task_managers_find_the_jobmanager_and_the_files_of_a_job(service):
     leader = next(one for one in program("jobmanager") if one.startswith("--host="))
     assert options["host"] == service
     assert f"--host={options['jobmanager']}" == leader == "--host=jobmanager"
+    # What Flink keeps on disk must not be in a tmpfs, which is memory.
+    volumes = [
+        one.split(":")[1] for one in SERVICES[service]["volumes"] if one.startswith("outputs:")
+    ]
+    assert PurePosixPath("/app", options["root"]).is_relative_to(*volumes)
     # A TaskManager's name in the cluster is that of its host.
     assert environment(service)["HEALTH_URL"] == f"http://jobmanager:8081/taskmanagers/{service}"
     # The workers have the driver's image and volumes, so that the paths it names exist there.

@@ -52,7 +52,8 @@ def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
 def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, monkeypatch) -> None:
     source, output = bucket.put(scenes, "raw"), bucket.uri("pipeline")
     lines: list[str] = []
-    with _flow(source, output, tmp_path) as process:
+    # The output ends with a slash, as people write folders.
+    with _flow(source, f"{output}/", tmp_path) as process:
         reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
         reader.start()
         # Until the job has staged something, it would wait only ten seconds for the store.

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from flows.flink_demo import ROOT as ROOT_OF_DEMO
+
 NOTES = """#!/bin/sh
 echo "$@" >> notes
 test -d outputs || echo "outputs are gone" >> notes
@@ -50,6 +52,12 @@ def test_clean_stops_servers_and_keeps_what_was_made(project: Path) -> None:
     assert left == {"Makefile", "requirements.lock", "pyproject.toml", "code", "outputs", "data"}
     assert (project / "outputs/datasets").is_dir()
     assert make(project, "clean") == (0, [])
+
+
+def test_what_a_killed_demo_has_left_is_stopped(project: Path) -> None:
+    cluster = f"{ROOT_OF_DEMO}/cluster"
+    (project / cluster).mkdir(parents=True)
+    assert make(project, "stop") == (0, [*STOPPED, f"-m flows.flink down --root={cluster}"])
 
 
 def test_outputs_are_removed_by_name_only_and_after_servers_have_stopped(project: Path) -> None:

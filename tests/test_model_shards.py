@@ -75,12 +75,12 @@ def test_a_shard_that_is_damaged_or_gone_is_named(bucket, dataset: Path, cache: 
     place = bucket.put(dataset, "damaged")
     manifest = load_manifest(place)
     name = manifest.shards[0].name
-    for harm in (
-        lambda shard: storage.write_bytes(shard, b"damaged"),
-        storage.remove,
+    for harm, how in (
+        (lambda shard: storage.write_bytes(shard, b"damaged"), "is damaged"),
+        (storage.remove, "is missing"),
     ):
         harm(storage.join(place, name))
-        with pytest.raises(UserError, match=name):
+        with pytest.raises(UserError, match=f"shard {name} {how}; ingest again to repair it$"):
             shards.shard_paths(place, manifest.shards)
         assert manifest.shards[0].sha256 not in {path.name for path in cache.iterdir()}
         assert list(cache.glob("*.part")) == []

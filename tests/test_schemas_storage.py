@@ -170,6 +170,24 @@ def test_places_that_are_none_are_named(bucket: Store) -> None:
         storage.require_folder(bucket.uri("none"), "source")
     with pytest.raises(UserError, match=r"expected s3://<bucket>"):
         storage.read_bytes("https://somewhere/file")
+    for use in (storage.read_bytes, storage.require_writable, storage.is_file):
+        with pytest.raises(UserError, match=r"a//b.*: expected one slash between names"):
+            use(bucket.uri("a//b"))
+
+
+@pytest.mark.parametrize(
+    ("root", "place"),
+    [
+        ("outputs//", "outputs/datasets"),
+        ("/", "//datasets"),
+        ("s3://lyft/", "s3://lyft/datasets"),
+        ("s3://lyft/outputs/", "s3://lyft/outputs/datasets"),
+        # Not a folder of this machine, but a place that the store refuses.
+        ("s3://", "s3:///datasets"),
+    ],
+)
+def test_a_root_may_end_with_a_slash(root: str, place: str) -> None:
+    assert storage.join(root, "datasets") == place
 
 
 def test_the_check_of_an_output_leaves_nothing(bucket: Store) -> None:
