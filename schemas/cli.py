@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -116,6 +117,8 @@ def run_main(main: Callable[[Sequence[str]], str]) -> int:
         return TRY_AGAIN if isinstance(error, UnavailableError) else 2
     except KeyboardInterrupt:
         print("error: interrupted; what was published before is intact", file=sys.stderr)
+        # A runner's threads may fail while the process ends, when their server has been stopped.
+        threading.excepthook = lambda _: None
         return 130
     try:
         print(result, flush=True)
