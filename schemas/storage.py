@@ -115,10 +115,10 @@ def local(place: Place) -> Iterator[Path]:
 
 @contextmanager
 def writing_folder(place: Place) -> Iterator[Path]:
-    """Like ``writing``, for an existing folder; on a store, each file is put separately."""
-    if not is_remote(place):
-        yield Path(place)
-        return
+    """Yields a local folder; when the block succeeds, its files are put below a store's ``place``.
+
+    Each file is put separately.
+    """
     with _scratch() as folder:
         yield folder
         each(

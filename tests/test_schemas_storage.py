@@ -50,8 +50,6 @@ def test_a_local_place_is_written_where_it_is(tmp_path: Path) -> None:
     for context in (storage.writing, storage.local):
         with context(str(tmp_path / "file")) as path:
             assert path == tmp_path / "file"
-    with storage.writing_folder(str(tmp_path)) as path:
-        assert path == tmp_path
 
 
 def test_an_object_that_is_not_finished_is_not_there(bucket: Store) -> None:
