@@ -138,6 +138,11 @@ def _decide_on(
         regardless = decide(challenger, None, plan.taxonomy, config)
         reason = "Promoted regardless, as asked for."
         return regardless.model_copy(update={"promoted": True, "reason": reason})
+    from model import registry
+
+    if champion is not None and registry.is_damaged(champion):
+        say(f"the files of the champion {champion} are damaged, so it is not compared with")
+        champion = None
     if champion is None:
         return decide(challenger, None, plan.taxonomy, config)
     say(f"the gate: {uri} against the champion {champion}")
