@@ -77,7 +77,8 @@ def ask(request: urllib.request.Request) -> Any:
             # The server's database is briefly locked; Prefect's own client retries as well.
             if error.code != 503 or time.monotonic() > deadline:
                 raise
-        except ConnectionError:
+        except (urllib.error.URLError, ConnectionError):
+            # Refused or cut off: the server may be starting.
             if time.monotonic() > deadline:
                 raise
         time.sleep(1)
@@ -90,11 +91,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+def answering(answer: Callable[[str], tuple[int, bytes]], port: int = 0) -> Iterator[str]:
     """Runs a server in this process during a block; yields its address.
 
     Args:
         answer: maps a path to status and body, for both GET and POST.
+        port: 0 for any that is free.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -109,7 +111,7 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+    with HTTPServer(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -10,7 +10,7 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SMALL
+from conftest import RETRIED, ROOT, SMALL
 from PIL import Image
 from test_beam_infer import check_counts
 
@@ -162,4 +162,4 @@ def test_a_users_mistake_fails_the_flow_without_a_retry(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(AssertionError, match="holds no pairs") as caught:
         _flow(tmp_path / "raw", tmp_path / "out")
-    assert "retr" not in str(caught.value).lower()
+    assert not RETRIED.search(str(caught.value))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from conftest import ROOT
+from conftest import RETRIED, ROOT
 
 FLOW = """
 import json, sys
@@ -84,7 +84,7 @@ def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
     assert name == "Failed"
     failed = [f"{row['model']} over {row['over']}" for row in tables[1] if row["what"]]
     assert f"4 of 6 failed: {'; '.join(failed)}" in message
-    assert "retr" not in done.stderr.lower()
+    assert not RETRIED.search(done.stderr)
     masks = f"FROM '{tmp_path}/predictions/masks/**/*.parquet' SELECT count(*)"
     assert duckdb.sql(masks).fetchall() == [(80,)]
 

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, python
-from servers import free_port, until
+from servers import answering, ask, free_port, until
 
 from flows.state import Service, State, end_group, members, running_server, start_time
 from flows.steps import JobError, run_job
@@ -86,6 +88,16 @@ def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -
     for share in range(100):
         shown.show(share)
     assert len(sent) == 1
+
+
+def test_a_request_waits_for_a_server_that_is_about_to_start() -> None:
+    port = free_port()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask, request)
+        time.sleep(0.5)
+        with answering(lambda _: (200, b"[1]"), port):
+            assert asked.result() == [1]
 
 
 def test_ranges_of_versions_are_the_versions() -> None:
