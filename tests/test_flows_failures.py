@@ -237,8 +237,13 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
         return list(local.ask("/task_runs/filter", of_run))
 
     until(lambda: [one["state"]["name"] for one in tasks()] == ["AwaitingRetry"])
+    # The next attempt is stopped until the server answers, however long that takes.
+    job = job_of("model.train", f"--state={tmp_path}/training")
+    os.kill(job, signal.SIGSTOP)
     run_local("up", local.root)
+    os.kill(job, signal.SIGCONT)
     _completed(local, run)
+    until(lambda: _logged(local, run, "Retry 1/3 will start"))
     (task,) = tasks()
     assert 1 < task["run_count"] <= 4
 
