@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import urllib.parse
 import urllib.request
@@ -16,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
-from conftest import RETRIED, ROOT, python
+from conftest import RETRIED, ROOT, SMALL, python
 from operated import (
     RUN,
     SERVICES,
@@ -247,6 +248,40 @@ def test_cancelling_a_run_stops_the_training_on_the_other_pool(local, scenes, tm
     until(lambda: start_time(job) is None)
     assert processes("model.train", state) == []
     until(lambda: local.state(queued) == "Cancelled")
+
+
+ALONE = """
+import sys
+from flows.ingest_train_infer import ingest_train_infer
+from schemas.config import IngestConfig, TrainConfig
+
+source, output, ingest = sys.argv[1:]
+ingest_train_infer(
+    source,
+    output,
+    tracking_uri=f"sqlite:///{output}/mlflow.db",
+    ingest_config=IngestConfig.model_validate_json(ingest),
+    train_config=TrainConfig(epochs=1000, filters=2, batch_size=1),
+)
+"""
+
+
+def test_a_flow_that_no_worker_cancels_ends_its_job_by_itself(local, scenes, tmp_path) -> None:
+    """Such as one whose worker has been through an outage of the server."""
+    environment = {**os.environ, "PREFECT_API_URL": local.api}
+    arguments = [str(scenes), str(tmp_path), SMALL.model_dump_json()]
+    with subprocess.Popen([sys.executable, "-c", ALONE, *arguments], cwd=ROOT, env=environment):
+        job = job_of("model.train", f"--state={tmp_path}/training")
+        (run,) = [
+            one["id"]
+            for one in local.ask("/flow_runs/filter")
+            if one["parameters"].get("output") == str(tmp_path) and not one["parent_task_run_id"]
+        ]
+        local.prefect("flow-run", "cancel", run)
+        until(lambda: start_time(job) is None)
+    until(lambda: local.state(run) == "Cancelled")
+    # The server follows with the subflow.
+    until(lambda: {one["state_name"] for one in local.children(run)} == {"Completed", "Cancelled"})
 
 
 IMPATIENT = """

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, python
+from operated import processes
 from servers import answering, ask, free_port, until
 
 from flows.state import Service, State, end_group, members, running_server, start_time
-from flows.steps import JobError, run_job
+from flows.steps import JobError, Watch, run_job
 from schemas.errors import UnavailableError, UserError
 
 
@@ -119,7 +120,28 @@ def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> No
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UnavailableError, match=r"^MLflow is away$"):
-        run_job("absent", [], lambda _: None)
+        run_job("absent", [], Watch(lambda _: None))
+
+
+SILENT = "import time\ntime.sleep(60)\n"
+
+
+def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, monkeypatch) -> None:
+    from prefect.utilities.timeout import timeout
+
+    (tmp_path / "silent.py").write_text(SILENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run() -> None:
+        # Around each task, Prefect sets its timeout so.
+        with timeout(1):
+            run_job("silent", [str(tmp_path)], Watch(lambda _: None))
+
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool, pytest.raises(TimeoutError, match="timed out after 1"):
+        pool.submit(run).result()
+    assert time.monotonic() - began < 50
+    assert not processes("silent", str(tmp_path))
 
 
 def test_the_name_is_found_among_the_options() -> None:
