@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefect.task_engine import TaskRunTimeoutError
+
 from schemas.errors import UnavailableError, UserError
 
 HOUR_S = 3600
@@ -14,7 +16,8 @@ def may_help(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Pr
     error = state.result(raise_on_failure=False)
     if isinstance(error, UserError):
         return isinstance(error, UnavailableError)
-    return not isinstance(error, TimeoutError)
+    # Any other TimeoutError comes from a connection.
+    return not isinstance(error, TaskRunTimeoutError)
 
 
 RETRIED: dict[str, Any] = {

@@ -49,7 +49,7 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
         (UnavailableError("MLflow does not answer"), True),
         (JobError("killed"), True),
         (OSError("no space left"), True),
-        (TimeoutError("48 hours"), False),
+        (TimeoutError("a connection's"), True),
     ],
 )
 def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
@@ -57,6 +57,24 @@ def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
 
     state = SimpleNamespace(result=lambda **_: error)
     assert may_help(None, None, state) is helps
+
+
+def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
+    from prefect.task_engine import TaskRunTimeoutError
+
+    from flows import backfill, infer, ingest, report, retries, train
+
+    for step in (
+        backfill.infer_one,
+        infer.infer_tables,
+        ingest.ingest_dataset,
+        report.write_report,
+        train.train_model,
+    ):
+        assert step.retries == 3
+        assert step.retry_condition_fn is retries.may_help
+    state = SimpleNamespace(result=lambda **_: TaskRunTimeoutError("48 hours"))
+    assert not retries.may_help(None, None, state)
 
 
 @pytest.mark.parametrize(
