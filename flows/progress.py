@@ -20,8 +20,11 @@ _EPOCH = re.compile(r"epoch (\d+)/(\d+), (?:step (\d+)/(\d+))?")
 _UPDATE_S = 5.0
 _AFTER_FAILURE_S = 60.0
 _POLL_S = 2.0
-PATIENCE_S = 1800.0
-"""Longest wait, after a job has ended, for a Prefect server that does not answer."""
+PATIENCE_S = 900.0
+"""Longest wait, after a job has ended, for a Prefect server that does not answer.
+
+After about 16 minutes without a server, Prefect's workers end, and their runs with them.
+"""
 
 
 def percent(line: str) -> float | None:
