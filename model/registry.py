@@ -107,6 +107,14 @@ def is_damaged(uri: str) -> bool:
         return True
 
 
+def end_run_of(uri: str) -> None:
+    """Ends the run that made a version, if an outage has left it open."""
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id)
+
+
 def set_alias(uri: str, alias: str) -> None:
     """Points an alias at the version ``models:/<name>/<version>``."""
     name, number = _name_and_version(uri)
