@@ -11,7 +11,7 @@ import duckdb
 import pytest
 from conftest import RETRIED, ROOT
 from operated import processes
-from servers import until
+from servers import stop, until
 
 FLOW = """
 import json, sys
@@ -130,15 +130,19 @@ def test_no_more_run_at_once_than_may_and_they_end_with_the_flow(tmp_path: Path)
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
             "PYTHONPATH": f"{ROOT}:{tmp_path}",
         },
+        start_new_session=True,
     )
-    jobs = until(lambda: len(found := processes("silent", output)) >= 2 and found, pause_s=0.2)
-    time.sleep(5)
-    assert processes("silent", output) == jobs
-    assert len(jobs) == 2
-    # As the worker does when the run is cancelled.
-    began = time.monotonic()
-    flow.terminate()
-    assert flow.wait() != 0
-    # The worker would wait for 30 seconds.
-    assert time.monotonic() - began < 120
-    assert not processes("silent", output)
+    try:
+        jobs = until(lambda: len(found := processes("silent", output)) >= 2 and found, pause_s=0.2)
+        time.sleep(5)
+        assert processes("silent", output) == jobs
+        assert len(jobs) == 2
+        # As the worker does when the run is cancelled; it would wait for 30 seconds.
+        began = time.monotonic()
+        flow.terminate()
+        assert flow.wait() != 0
+        assert time.monotonic() - began < 120
+        assert not processes("silent", output)
+    finally:
+        # The flow's own server is left behind.
+        stop(flow)
