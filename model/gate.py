@@ -70,6 +70,23 @@ def judge(
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
+def foresee(uri: str, name: str, config: GateConfig) -> str | None:
+    """What ``judge`` would return for a version of ``name``, or None if it would have to evaluate.
+
+    Changes nothing.
+
+    Raises:
+        NotPromotedError: as ``judge``.
+    """
+    from model import registry
+
+    champion = registry.champion(name)
+    if config.promote != "gate" or champion == uri:
+        return uri
+    reason = registry.refused_before(uri, champion, config)
+    return _champion_or_error(uri, champion, reason) if reason else None
+
+
 def check_champion(name: str, taxonomy: Taxonomy) -> None:
     """Refuses a training whose result cannot be compared with the champion.
 
