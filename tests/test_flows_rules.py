@@ -11,7 +11,9 @@ import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from conftest import ROOT, python
@@ -117,6 +119,34 @@ def test_a_request_waits_for_a_server_that_is_about_to_start() -> None:
         time.sleep(0.5)
         with answering(lambda _: (200, b"[1]"), port):
             assert asked.result() == [1]
+
+
+def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> None:
+    import httpx
+    from prefect.states import Completed, Running
+
+    from flows import elsewhere
+
+    class Client(AbstractContextManager):
+        answers: ClassVar[list] = [Running(), *[httpx.ConnectError("away")] * 99, Completed()]
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read_flow_run(self, _: str) -> SimpleNamespace:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(state=answer, start_time="now")
+
+    monkeypatch.setattr(elsewhere, "get_client", lambda **_: Client())
+    monkeypatch.setattr(elsewhere, "_POLL_S", 0)
+    run = SimpleNamespace(id="some", name="some")
+    assert elsewhere._wait_for(run, lambda: None).state.is_completed()
+    monkeypatch.setattr(elsewhere, "PATIENCE_S", -1)
+    Client.answers[:] = [Running(), httpx.ConnectError("away")]
+    with pytest.raises(httpx.ConnectError):
+        elsewhere._wait_for(run, lambda: None)
 
 
 def test_ranges_of_versions_are_the_versions() -> None:
