@@ -17,6 +17,7 @@ from pydantic import Field
 from flows.infer import run_infer
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
+from flows.stopping import ended_together
 from schemas.config import InferConfig
 from schemas.errors import UserError, first_line
 from schemas.layout import TRACKING_URI
@@ -63,8 +64,8 @@ def _name() -> str:
 )
 def infer_one(model: str, place: str, output: str, config: InferConfig, tracking_uri: str) -> bool:
     """Runs the job on ``--dataset=…`` or ``--source=…``; returns whether there was work to do."""
-    with watched("beam.infer") as log:
-        return not run_infer(model, [place], output, config, tracking_uri, log).idle
+    with watched("beam.infer") as watch:
+        return not run_infer(model, [place], output, config, tracking_uri, watch).idle
 
 
 @flow(name="backfill", flow_run_name=_name)
@@ -110,7 +111,7 @@ def backfill(
     rows = []
     runner: ThreadPoolTaskRunner[Any]
     futures: list[PrefectFuture[Any]]
-    with ThreadPoolTaskRunner(max_workers=at_once) as runner:
+    with ThreadPoolTaskRunner(max_workers=at_once) as runner, ended_together():
         futures = [
             runner.submit(
                 cast(Any, infer_one),

@@ -32,7 +32,7 @@ from packaging.specifiers import SpecifierSet
 
 from flows.deploy import PROJECT
 from flows.state import ROOT, State, running_server
-from flows.steps import JobError, run_job
+from flows.steps import JobError, Watch, run_job
 from flows.table import table
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError, without_password
@@ -99,9 +99,10 @@ def check_beam() -> Finding:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lyft-doctor-") as scratch:
         try:
-            run_job("flows.scenes", [f"--output={scratch}/raw", "--count=4"], lambda _: None)
+            silent = Watch(lambda _: None)
+            run_job("flows.scenes", [f"--output={scratch}/raw", "--count=4"], silent)
             arguments = [f"--source={scratch}/raw", f"--output={scratch}/out", "--name=doctor"]
-            run_job("beam.ingest", [*arguments, "--block_length=1"], lambda _: None)
+            run_job("beam.ingest", [*arguments, "--block_length=1"], silent)
         except (JobError, UserError) as error:
             last = str(error).splitlines()[-1]
             return Finding("fix", "beam", last, "run make test; /tmp must be writable and not full")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.steps import run_job
+from flows.steps import Watch, run_job
 from schemas.config import IngestConfig, TrainConfig
 from schemas.storage import on_this_machine
 
@@ -28,7 +28,7 @@ def train_key(config: TrainConfig, height: int, width: int) -> str:
 def timed_job(
     module: str,
     arguments: Sequence[str],
-    log: Callable[[str], None],
+    watch: Watch,
     output: str,
     measure: Callable[[str], tuple[str, int]],
 ) -> str:
@@ -39,7 +39,7 @@ def timed_job(
         measure: maps the job's result to its key and the number of items that it processed.
     """
     started = time.monotonic()
-    done = run_job(module, arguments, log)
+    done = run_job(module, arguments, watch)
     if not done.idle:
         key, items = measure(done.result)
         record(output, key, items, time.monotonic() - started)

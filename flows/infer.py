@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from prefect import flow, task
 from prefect.runtime import flow_run
 
 from flows.names import named
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
-from flows.steps import Done, run_job
+from flows.steps import Done, Watch, run_job
 from schemas.cli import to_arguments
 from schemas.config import InferConfig
 from schemas.layout import TRACKING_URI
@@ -27,8 +25,8 @@ def infer_tables(
     model: str, places: list[str], output: str, config: InferConfig, tracking_uri: str
 ) -> str:
     """Runs the Beam job on ``--dataset=…`` or ``--source=…``; returns the root of the tables."""
-    with watched("beam.infer") as log:
-        return run_infer(model, places, output, config, tracking_uri, log).result
+    with watched("beam.infer") as watch:
+        return run_infer(model, places, output, config, tracking_uri, watch).result
 
 
 def run_infer(
@@ -37,7 +35,7 @@ def run_infer(
     output: str,
     config: InferConfig,
     tracking_uri: str,
-    log: Callable[[str], None],
+    watch: Watch,
 ) -> Done:
     """Runs the job and passes it the id of the root flow run of the calling task."""
     arguments = [
@@ -47,7 +45,7 @@ def run_infer(
         f"--tracking_uri={tracking_uri}",
         f"--flow_run_id={flow_run.root_flow_run_id}",
     ]
-    return run_job("beam.infer", [*arguments, *to_arguments(config)], log)
+    return run_job("beam.infer", [*arguments, *to_arguments(config)], watch)
 
 
 @flow(name="infer", flow_run_name=named("infer-with", "model"))

@@ -23,11 +23,11 @@ from schemas.storage import join
 )
 def ingest_dataset(source: str, output: str, config: IngestConfig) -> str:
     """Runs the Beam job; returns the published folder."""
-    with watched("beam.ingest") as log:
+    with watched("beam.ingest") as watch:
         return timed_job(
             "beam.ingest",
             [f"--source={source}", f"--output={join(output, 'datasets')}", *to_arguments(config)],
-            log,
+            watch,
             output,
             lambda folder: (ingest_key(config), load_manifest(folder).records),
         )

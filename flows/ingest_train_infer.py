@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from prefect import flow, get_run_logger
-from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
+from prefect import flow
 
-from flows.artifacts import model_of, publish_class_table, publish_links
+from flows.artifacts import publish_class_table, publish_links
+from flows.elsewhere import train_elsewhere
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.names import named
@@ -16,7 +15,6 @@ from flows.report import write_report
 from flows.summary import class_summary, partition_of
 from flows.train import train
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
-from schemas.errors import UserError
 from schemas.layout import TRACKING_URI, dataset_source_name, folder_source_name
 from schemas.manifest import load_manifest
 
@@ -37,29 +35,6 @@ class Results(NamedTuple):
     predictions: str
     partition: str
     report: str
-
-
-def train_elsewhere(
-    dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
-) -> str:
-    """Runs the deployment ``train/train`` as a subflow and waits; cancelling the flow cancels it.
-
-    Raises:
-        UserError: the run did not complete; its own page says why.
-    """
-    parameters: dict[str, Any] = {
-        "dataset": dataset,
-        "output": output,
-        "config": config.model_dump(),
-        "gate": gate.model_dump(),
-        "tracking_uri": tracking_uri,
-    }
-    get_run_logger().info("train/train runs on pool gpu; waiting for it")
-    run = run_deployment("train/train", parameters=parameters, poll_interval=2)
-    assert isinstance(run, FlowRun)
-    if run.state is None or not run.state.is_completed():
-        raise UserError(f"training on pool gpu, flow run {run.name!r}, ended as {run.state}")
-    return model_of(run.id)
 
 
 @flow(name="ingest-train-infer", flow_run_name=named("ingest-train-infer", "source"))

@@ -148,17 +148,16 @@ def plan_train(
         # Querying a store that does not exist would create it.
         if (store := database(tracking_uri)) is None or store.exists():
             from model import registry, tracking
+            from model.gate import foresee
 
             tracking.connect(tracking_uri)
             known = registry.find_trained(config.model_name, registry.pinned(chosen).key)
             if known is not None:
-                champion = registry.champion(config.model_name)
-                settled = known == champion or (
-                    champion and registry.refused_before(known, champion, gate)
-                )
-                writes = "nothing" if settled else "the gate's decision"
-                step = Step("train", "cached", dataset, f"{writes}; {known} is registered")
-                return step, champion if settled else None
+                model = foresee(known, config.model_name, gate)
+                # Asked to promote it regardless, the gate changes the champion.
+                decides = gate.promote == "always" and registry.champion(config.model_name) != known
+                writes = "the gate's decision" if decides or model is None else "nothing"
+                return Step("train", "cached", dataset, f"{writes}; {known} is registered"), model
     work = images * config.epochs
     network = network_size(config.filters, ingest_config.height, ingest_config.width)
     key = train_key(config, ingest_config.height, ingest_config.width)
@@ -306,10 +305,13 @@ def main(arguments: Sequence[str]) -> str:
     """The command line; returns the plan as a table."""
     parser = Parser(prog="python -m flows.plan", description=__doc__)
     parser.add_argument("--source", required=True, help="folder or URI of the raw pairs")
-    parser.add_argument("--output", default="outputs", help="root of all outputs")
+    parser.add_argument("--output", help="root of all outputs (default: outputs)")
     add_tracking_uri(parser)
+    defaults = {"tracking_uri": parser.get_default("tracking_uri")}
+    # Tells what was given, which counts for more than --params, from what was not.
+    parser.set_defaults(tracking_uri=None)
     parser.add_argument(
-        "--params", default="{}", help="the flow's other parameters, as JSON, as for Prefect"
+        "--params", default="{}", help="the flow's parameters, as JSON, as for Prefect"
     )
     args = parser.parse_args(arguments)
     try:
@@ -318,7 +320,8 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(f"--params is not valid JSON: {error}") from error
     if not isinstance(given, dict):
         raise UserError(f"--params: expected an object, found {args.params!r}")
-    given |= {"source": args.source, "output": args.output, "tracking_uri": args.tracking_uri}
+    named = {"source": args.source, "output": args.output, "tracking_uri": args.tracking_uri}
+    given = defaults | given | {name: value for name, value in named.items() if value is not None}
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     steps = plan(**parameters_of(given))
     total = sum(step.seconds for step in steps)

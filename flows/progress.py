@@ -11,14 +11,20 @@ from uuid import UUID
 from prefect import get_client, get_run_logger
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
+from flows.steps import Watch
+from flows.stopping import ended_with_the_flow
+
 _BEAM = re.compile(r" done \((\d+)%\)")
 _EPOCH = re.compile(r"epoch (\d+)/(\d+), (?:step (\d+)/(\d+))?")
 
 _UPDATE_S = 5.0
 _AFTER_FAILURE_S = 60.0
 _POLL_S = 2.0
-PATIENCE_S = 1800.0
-"""Longest wait, after a job has ended, for a Prefect server that does not answer."""
+PATIENCE_S = 900.0
+"""Longest wait, after a job has ended, for a Prefect server that does not answer.
+
+After about 16 minutes without a server, Prefect's workers end, and their runs with them.
+"""
 
 
 def percent(line: str) -> float | None:
@@ -35,8 +41,8 @@ def percent(line: str) -> float | None:
 
 
 @contextmanager
-def watched(job: str) -> Iterator[Callable[[str], None]]:
-    """Yields a function that takes the lines of the job that runs in the block.
+def watched(job: str) -> Iterator[Watch]:
+    """Yields what watches the job that runs in the block: logs its lines, may end it.
 
     On exit, waits until Prefect's server answers: only then can the run report how the job ended.
     """
@@ -48,9 +54,8 @@ def watched(job: str) -> Iterator[Callable[[str], None]]:
             progress.show(share)
 
     try:
-        yield take
-    except TimeoutError:
-        raise
+        with ended_with_the_flow() as check:
+            yield Watch(take, check)
     except Exception:
         wait_for_server(logger.warning)
         raise

@@ -8,13 +8,13 @@ from pathlib import Path
 from prefect import get_run_logger, task
 
 from flows.artifacts import publish_examples, publish_report
-from flows.retries import HOUR_S
-from flows.steps import run_job
+from flows.retries import HOUR_S, RETRIED
+from flows.steps import Watch, run_job
 from flows.summary import draw_examples
 from schemas.storage import absolute, copy, join, writing
 
 
-@task(name="analysis.report", tags={"duckdb"}, timeout_seconds=HOUR_S)
+@task(name="analysis.report", tags={"duckdb"}, timeout_seconds=HOUR_S, **RETRIED)
 def write_report(output: str, predictions: str, partition: str, dataset: str | None) -> str:
     """Writes ``<output>/reports/<partition>.html``; returns its path or URI.
 
@@ -25,7 +25,7 @@ def write_report(output: str, predictions: str, partition: str, dataset: str | N
     page = join(absolute(output), "reports", f"{partition}.html")
     with writing(page) as path:
         arguments = [f"--predictions={predictions}", f"--partition={partition}", f"--output={path}"]
-        run_job("analysis.report", arguments, get_run_logger().info)
+        run_job("analysis.report", arguments, Watch(get_run_logger().info))
     publish_report(page)
     if dataset is not None:
         with tempfile.TemporaryDirectory(prefix="lyft-report-") as scratch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect.tasks import exponential_backoff
+from prefect.task_engine import TaskRunTimeoutError
 
 from schemas.errors import UnavailableError, UserError
 
@@ -16,13 +16,15 @@ def may_help(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Pr
     error = state.result(raise_on_failure=False)
     if isinstance(error, UserError):
         return isinstance(error, UnavailableError)
-    return not isinstance(error, TimeoutError)
+    # Any other TimeoutError comes from a connection.
+    return not isinstance(error, TaskRunTimeoutError)
 
 
 RETRIED: dict[str, Any] = {
     "retries": 3,
-    # 10, 20, 40 seconds, with jitter so that runs do not all retry at once.
-    "retry_delay_seconds": exponential_backoff(backoff_factor=10),
+    # Long enough in all for a service to be started again.
+    "retry_delay_seconds": [10, 30, 90],
+    # 0.6 to 1.5 times the delay, so that runs do not all retry at once.
     "retry_jitter_factor": 0.5,
     "retry_condition_fn": may_help,
 }

@@ -11,6 +11,8 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, Queue
 from typing import NamedTuple
 
 from flows.state import end_group
@@ -23,6 +25,7 @@ _NOTHING_TO_DO = "nothing has changed"
 
 _LAST_LINES = 20
 _GRACE_S = 10
+_CHECK_S = 1
 
 
 class Done(NamedTuple):
@@ -41,11 +44,20 @@ class JobError(RuntimeError):
     """A job failed, and not because of a user's mistake; carries the last lines that it printed."""
 
 
-def run_job(module: str, arguments: Sequence[str], log: Callable[[str], None]) -> Done:
-    """Runs ``python -m module arguments`` to its end.
+class Watch(NamedTuple):
+    """What is called while a job runs, in the thread that runs it.
 
-    Args:
-        log: is called with each line of the job's standard error.
+    Attributes:
+        log: with each line of the job's standard error.
+        check: at least once a second; the job is ended if this raises an exception.
+    """
+
+    log: Callable[[str], None]
+    check: Callable[[], None] = lambda: None
+
+
+def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
+    """Runs ``python -m module arguments`` to its end.
 
     Raises:
         UserError: the job ended with code 2; carries its last line.
@@ -61,28 +73,48 @@ def run_job(module: str, arguments: Sequence[str], log: Callable[[str], None]) -
         env={**tied_to_me(), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stderr is not None
     last: deque[str] = deque(maxlen=_LAST_LINES)
     output: list[str] = []
     idle = False
-    reader = threading.Thread(target=lambda: output.extend(process.stdout or ()), daemon=True)
+    lines: Queue[str | None] = Queue()
+    readers = [
+        threading.Thread(target=read, daemon=True)
+        for read in (lambda: output.extend(process.stdout or ()), lambda: _read(process, lines))
+    ]
     with process:
-        reader.start()
         try:
-            for line in process.stderr:
-                last.append(line.rstrip())
+            for reader in readers:
+                reader.start()
+            # Prefect cannot interrupt a thread other than the main one in a read, only between
+            # two steps of Python; so nothing here waits for longer than a second.
+            while (line := _next(lines, watch.check)) is not None:
+                last.append(line)
                 idle |= _NOTHING_TO_DO in line
-                log(line.rstrip())
+                watch.log(line)
             code = process.wait()
         except BaseException:
             # Its workers are in its process group.
             end_group(process.pid, _GRACE_S)
             raise
-        reader.join()
+        for reader in readers:
+            reader.join()
     if code in (2, TRY_AGAIN):
         said = (last or ["the job refused its arguments"])[-1].removeprefix("error: ")
         raise UserError(said) if code == 2 else UnavailableError(said)
     if code != 0:
         raise JobError(f"{module} ended with code {code}; its last lines:\n" + "\n".join(last))
     return Done(output[-1].strip(), idle)
+
+
+def _read(process: subprocess.Popen[str], lines: Queue[str | None]) -> None:
+    for line in process.stderr or ():
+        lines.put(line.rstrip())
+    lines.put(None)
+
+
+def _next(lines: Queue[str | None], check: Callable[[], None]) -> str | None:
+    """The next line; None at the end. Calls ``check`` first, and every second that it waits."""
+    while True:
+        check()
+        with suppress(Empty):
+            return lines.get(timeout=_CHECK_S)

@@ -46,9 +46,9 @@ def train_model(
     with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
         decision = Path(scratch, "gate.md")
         try:
-            with watched("model.train") as log:
+            with watched("model.train") as watch:
                 arguments.append(f"--decision={decision}")
-                return timed_job("model.train", arguments, log, output, measure)
+                return timed_job("model.train", arguments, watch, output, measure)
         finally:
             publish_decision(decision)
 

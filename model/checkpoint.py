@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,27 +98,59 @@ class Checkpoint:
 
 
 @contextmanager
-def checkpoint(state: str, key: str) -> Iterator[Checkpoint]:
+def checkpoint(
+    state: str, key: str, say: Callable[[str], None] | None = None
+) -> Iterator[Checkpoint]:
     """Yields the checkpoint of one training, locked against other processes.
+
+    Args:
+        say: if given, a process that is running this training is waited for, and this is told so.
 
     Raises:
         UserError: the folder cannot be written, or another process is running this training.
     """
-    folder = Path(state, key[:16]).absolute()
+    folder = _folder(state, key)
+    running = "another process trains on this dataset with this configuration"
     with ExitStack() as stack:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            held = stack.enter_context(lock(folder / "lock", wait=False))
+            held = stack.enter_context(_locked(folder, wait=False))
+            if not held and say:
+                say(f"{running}; waiting for it (its state is in {folder})")
+                held = stack.enter_context(_locked(folder, wait=True))
         except OSError as error:
             raise UserError(
                 f"state folder {state!r} cannot be written: {error.strerror}"
             ) from error
         if not held:
-            raise UserError(
-                f"another process trains on this dataset with this configuration; wait for it, or "
-                f"stop it (its state is in {folder})"
-            )
+            raise UserError(f"{running}; wait for it, or stop it (its state is in {folder})")
         yield Checkpoint(folder)
+
+
+def discard(state: str, key: str) -> None:
+    """Removes the checkpoint of a training, if there is one, unless another process uses it."""
+    folder = _folder(state, key)
+    if folder.is_dir():
+        # What cannot be removed does no harm.
+        with suppress(OSError), lock(folder / "lock", wait=False) as held:
+            if held:
+                Checkpoint(folder).remove()
+
+
+def _folder(state: str, key: str) -> Path:
+    return Path(state, key[:16]).absolute()
+
+
+@contextmanager
+def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Holds the lock in a folder, which is made if it is missing."""
+    with ExitStack() as stack:
+        while True:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A training that ends removes the folder, at any moment.
+            with suppress(FileNotFoundError):
+                held = stack.enter_context(lock(folder / "lock", wait=wait))
+                break
+        yield held
 
 
 def _variables(model: Any) -> list[Any]:

@@ -70,6 +70,23 @@ def judge(
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
+def foresee(uri: str, name: str, config: GateConfig) -> str | None:
+    """What ``judge`` would return for a version of ``name``, or None if it would have to evaluate.
+
+    Changes nothing.
+
+    Raises:
+        NotPromotedError: as ``judge``.
+    """
+    from model import registry
+
+    champion = registry.champion(name)
+    if config.promote != "gate" or champion == uri:
+        return uri
+    reason = registry.refused_before(uri, champion, config)
+    return _champion_or_error(uri, champion, reason) if reason else None
+
+
 def check_champion(name: str, taxonomy: Taxonomy) -> None:
     """Refuses a training whose result cannot be compared with the champion.
 
@@ -138,6 +155,11 @@ def _decide_on(
         regardless = decide(challenger, None, plan.taxonomy, config)
         reason = "Promoted regardless, as asked for."
         return regardless.model_copy(update={"promoted": True, "reason": reason})
+    from model import registry
+
+    if champion is not None and registry.is_damaged(champion):
+        say(f"the files of the champion {champion} are damaged, so it is not compared with")
+        champion = None
     if champion is None:
         return decide(challenger, None, plan.taxonomy, config)
     say(f"the gate: {uri} against the champion {champion}")

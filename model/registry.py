@@ -23,12 +23,13 @@ from model.plan import Plan, training_key
 from model.tracking import without_advice
 from schemas.config import GateConfig, TrainConfig
 from schemas.errors import UserError, first_line
+from schemas.storage import file_sha256
 from schemas.tracking import is_missing, is_outage, unusable
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 _KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolled_back"
-_GATE_TAG, _CONFIG_TAG = "gate", "train_config"
+_GATE_TAG, _CONFIG_TAG, _FILES_TAG = "gate", "train_config", "files_sha256"
 _DECISION = "gate.md"
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
 
@@ -37,7 +38,8 @@ def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card
     """Logs the model with signature, example and metadata, and registers it.
 
     Args:
-        files: the ``.keras`` file as ``keras_file``, and the folder of its graph as ``openvino``.
+        files: the ``.keras`` file as ``keras_file``, and the folder of its graph as ``openvino``;
+            both are in one folder, with nothing else.
 
     Returns:
         ``models:/<name>/<version>``.
@@ -65,6 +67,7 @@ def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card
             tags={
                 _KEY_TAG: plan.key,
                 _CONFIG_TAG: plan.config.model_dump_json(),
+                _FILES_TAG: _checksums(files["keras_file"].parent),
                 "dataset_fingerprint": plan.manifest.fingerprint,
                 **{name: f"{value:.4f}" for name, value in metrics.items()},
             },
@@ -74,21 +77,42 @@ def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card
 
 
 def find_trained(name: str, key: str, run_id: str | None = None) -> str | None:
-    """URI of the newest intact version trained with this key, by this run if given; or None."""
+    """URI of the newest intact version trained with this key, by this run if given; or None.
+
+    Intact means that the model's files have the checksums recorded when it was registered. A
+    version without recorded checksums cannot be verified, so it does not count.
+    """
     client = mlflow.MlflowClient()
     found = client.search_model_versions(f"name = '{name}' and tags.{_KEY_TAG} = '{key}'")
     for one in sorted(found, key=lambda one: int(one.version), reverse=True):
         if run_id not in (None, one.run_id):
             continue
         uri = f"models:/{name}/{one.version}"
-        try:
-            _model(uri)
-        except (MlflowException, OSError) as error:
-            if is_outage(error):
-                raise
-            continue
-        return uri
+        if _FILES_TAG in one.tags and not is_damaged(uri):
+            return uri
     return None
+
+
+def is_damaged(uri: str) -> bool:
+    """Whether a version's files are missing, or differ from the checksums recorded, if any were."""
+    name, number = _name_and_version(uri)
+    recorded = mlflow.MlflowClient().get_model_version(name, number).tags.get(_FILES_TAG)
+    try:
+        _model(uri)
+        with _artifacts(uri) as folder:
+            return recorded not in (None, _checksums(folder))
+    except (MlflowException, OSError) as error:
+        if is_outage(error):
+            raise
+        return True
+
+
+def end_run_of(uri: str) -> None:
+    """Ends the run that made a version, if an outage has left it open."""
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    if client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id)
 
 
 def set_alias(uri: str, alias: str) -> None:
@@ -255,11 +279,8 @@ def train_config(uri: str) -> dict[str, Any]:
 @contextmanager
 def keras_file(uri: str) -> Iterator[Path]:
     """Yields a local path of a model's ``.keras`` file, valid during the block."""
-    with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
-        # The artifacts of a SQLite store are on this machine already.
-        copied = None if mlflow.get_tracking_uri().startswith("sqlite:") else scratch
-        folder = mlflow.artifacts.download_artifacts(f"{uri}/artifacts", dst_path=copied)
-        yield next(Path(folder).glob("*.keras"))
+    with _artifacts(uri) as folder:
+        yield next(folder.glob("*.keras"))
 
 
 def best_of(uri: str, metric: str) -> float:
@@ -275,6 +296,21 @@ def _model(uri: str) -> mlflow.models.Model:
         return mlflow.models.Model.load(
             mlflow.artifacts.download_artifacts(f"{uri}/MLmodel", dst_path=scratch)
         )
+
+
+@contextmanager
+def _artifacts(uri: str) -> Iterator[Path]:
+    """Yields a local folder of a model's files, valid during the block."""
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
+        # The artifacts of a SQLite store are on this machine already.
+        copied = None if mlflow.get_tracking_uri().startswith("sqlite:") else scratch
+        yield Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts", dst_path=copied))
+
+
+def _checksums(folder: Path) -> str:
+    """sha256 of all files of a folder by path below it, as JSON."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return json.dumps({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
 
 
 def _name_and_version(uri: str) -> tuple[str, str]:

@@ -126,13 +126,19 @@ class Run:
 
 @contextmanager
 def training_run(
-    plan: Plan, run_id: str | None, parent: str | None, say: Callable[[str], None]
+    plan: Plan,
+    run_id: str | None,
+    parent: str | None,
+    say: Callable[[str], None],
+    keep: Callable[[str], None],
 ) -> Iterator[Run]:
     """Starts an MLflow run with parameters, dataset and system metrics, or continues one.
 
     Args:
         run_id: run of an interrupted training, to be continued if it still exists.
         parent: run of the sweep that this training is part of.
+        keep: is called with the run's id before anything else is sent, so that an interrupted
+            training can always be continued in its run.
     """
     config, manifest = plan.config, plan.manifest
     mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
@@ -150,14 +156,10 @@ def training_run(
             log_system_metrics=True,
         )
         run_id = started.info.run_id
-        mlflow.log_params({**config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
-        # The digest is given, so that MLflow does not scan the data for one.
-        with without_advice():
-            source = resolve_dataset_source(plan.folder)
-            dataset = MetaDataset(source=source, name=manifest.name, digest=manifest.fingerprint)
-            mlflow.log_input(dataset, "training")
     status = "FAILED"
     try:
+        keep(run_id)
+        _describe(plan)
         yield Run(run_id, say)
         status = "FINISHED"
     finally:
@@ -167,6 +169,17 @@ def training_run(
             if not is_outage(error):
                 raise
             say(f"MLflow does not answer, so run {run_id} stays open: {first_line(error)}")
+
+
+def _describe(plan: Plan) -> None:
+    """Logs parameters and dataset to the active run; once more, the same changes nothing."""
+    manifest = plan.manifest
+    mlflow.log_params({**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
+    # The digest is given, so that MLflow does not scan the data for one.
+    with without_advice():
+        source = resolve_dataset_source(plan.folder)
+        dataset = MetaDataset(source=source, name=manifest.name, digest=manifest.fingerprint)
+        mlflow.log_input(dataset, "training")
 
 
 def start_sweep(plan: Plan, keys: list[str]) -> str:

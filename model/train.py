@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model.checkpoint import Checkpoint, Progress, checkpoint
+from model.checkpoint import Checkpoint, Progress, checkpoint, discard
 from model.gate import NotPromotedError, check_champion, judge
 from model.plan import REGISTERED, Plan, plan
 from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
@@ -53,7 +53,8 @@ def run(
         tracking_uri: MLflow's store or server.
         gate: when the version becomes champion; by default, if it is better.
         state: folder of the checkpoints of unfinished trainings.
-        reuse: whether to take a version already trained with the same dataset and config.
+        reuse: whether to take a version already trained with the same dataset and config, and to
+            wait for a process that is training it.
         parent: MLflow run of the sweep that this training is part of.
         decision: file to which the gate's decision is written as Markdown, if there is one.
 
@@ -74,10 +75,15 @@ def run(
     if gate.promote == "gate":
         check_champion(config.model_name, chosen.taxonomy)
     if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
-        say(f"nothing has changed: {known} was trained on this dataset with this configuration")
-        return _judge(known, chosen, gate, decision)
+        discard(state, chosen.key)
+        return _reuse(known, chosen, gate, decision)
 
-    with starting_weights(chosen) as start, checkpoint(state, chosen.key) as kept:
+    waiting = say if reuse else None
+    with starting_weights(chosen) as start, checkpoint(state, chosen.key, waiting) as kept:
+        # Another process may have ended this training meanwhile.
+        if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
+            kept.remove()
+            return _reuse(known, chosen, gate, decision)
         import_tensorflow()
         try:
             uri, counts = _train(chosen, kept, start, parent)
@@ -94,6 +100,15 @@ def run(
             raise
         kept.remove()
         return better
+
+
+def _reuse(known: str, chosen: Plan, gate: GateConfig, decision: str | None) -> str:
+    """Lets the gate decide on a version that an earlier training has registered."""
+    from model import registry
+
+    say(f"nothing has changed: {known} was trained on this dataset with this configuration")
+    registry.end_run_of(known)
+    return _judge(known, chosen, gate, decision)
 
 
 def _judge(
@@ -147,8 +162,14 @@ def _train(
 
     config = chosen.config
     say(f"{chosen.manifest.splits['train'].records} training images, {config.epochs} epochs")
-    with damage_is_named(chosen), tracking.training_run(chosen, kept.run_id, parent, say) as run:
-        kept.run_id = run.id
+
+    def keep(run_id: str) -> None:
+        kept.run_id = run_id
+
+    with (
+        damage_is_named(chosen),
+        tracking.training_run(chosen, kept.run_id, parent, say, keep) as run,
+    ):
         model, progress = fit(chosen, kept, run.log_epochs, say, start)
         return _deliver(chosen, model, progress, run)
 

@@ -59,7 +59,9 @@ class TrainConfig(JobConfig):
     """How a dataset becomes a registered model."""
 
     model_name: str = Field(
-        "lyft-unet", description="Registered name.", pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,62}$"
+        "lyft-unet",
+        description="Registered name.",
+        pattern=r"^[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$",
     )
     architecture: Literal["unet", "unet-2015", "unet-dropout"] = Field(
         "unet", description="The notebooks' U-Net, the paper's unpadded one, or the small one."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,9 @@ SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
 
 ANY_MODEL = GateConfig(floor=0)
 """Lets the first version become champion, however poor it is."""
+
+RETRIED = re.compile(r"Retry \d+/\d+ will start")
+"""What Prefect logs when it tries a task again; its client has other words for its own requests."""
 
 Job = Callable[..., subprocess.CompletedProcess[str]]
 

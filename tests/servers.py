@@ -92,7 +92,8 @@ def ask(request: urllib.request.Request) -> Any:
             # The server's database is briefly locked; Prefect's own client retries as well.
             if error.code != 503 or time.monotonic() > deadline:
                 raise
-        except ConnectionError:
+        except (urllib.error.URLError, ConnectionError):
+            # Refused or cut off: the server may be starting.
             if time.monotonic() > deadline:
                 raise
         time.sleep(1)
@@ -105,11 +106,12 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @contextmanager
-def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
+def answering(answer: Callable[[str], tuple[int, bytes]], port: int = 0) -> Iterator[str]:
     """Runs a server in this process during a block; yields its address.
 
     Args:
         answer: maps a path to status and body, whatever the method; requests may overlap.
+        port: 0 for any that is free.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -125,7 +127,7 @@ def answering(answer: Callable[[str], tuple[int, bytes]]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:

@@ -10,12 +10,12 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SMALL
+from conftest import RETRIED, ROOT, SMALL
 from PIL import Image
 from test_beam_infer import check_counts
 
 from flows.scenes import draw_scene, write_scenes
-from flows.steps import JobError, run_job
+from flows.steps import JobError, Watch, run_job
 from flows.summary import class_rows, class_summary
 from schemas.classes import load_taxonomy
 from schemas.cli import add_config, config_from, to_arguments
@@ -42,7 +42,7 @@ def test_configs_survive_the_command_line(config) -> None:
 def test_scenes_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
     lines: list[str] = []
     output = str(tmp_path / "a")
-    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], lines.append)
+    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], Watch(lines.append))
     assert done == (str(output), False)
     assert lines == ["scenes: 40/40 drawn"]
     write_scenes(str(tmp_path / "b"), 2)
@@ -65,9 +65,9 @@ def test_scenes_hold_the_classes_of_a_street() -> None:
 
 def test_a_jobs_mistake_is_the_users_and_a_defect_is_not() -> None:
     with pytest.raises(UserError, match="source '/none': there is no such folder"):
-        run_job("beam.ingest", ["--source=/none", "--output=/none"], lambda _: None)
+        run_job("beam.ingest", ["--source=/none", "--output=/none"], Watch(lambda _: None))
     with pytest.raises(JobError, match=r"No module named flows\.none"):
-        run_job("flows.none", [], lambda _: None)
+        run_job("flows.none", [], Watch(lambda _: None))
 
 
 def test_flow_modules_import_nothing_heavy() -> None:
@@ -162,4 +162,4 @@ def test_a_users_mistake_fails_the_flow_without_a_retry(tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     with pytest.raises(AssertionError, match="holds no pairs") as caught:
         _flow(tmp_path / "raw", tmp_path / "out")
-    assert "retr" not in str(caught.value).lower()
+    assert not RETRIED.search(str(caught.value))

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import duckdb
 import pytest
-from conftest import ROOT
+from conftest import RETRIED, ROOT
+from operated import processes
+from servers import stop, until
 
 FLOW = """
 import json, sys
@@ -84,7 +87,7 @@ def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
     assert name == "Failed"
     failed = [f"{row['model']} over {row['over']}" for row in tables[1] if row["what"]]
     assert f"4 of 6 failed: {'; '.join(failed)}" in message
-    assert "retr" not in done.stderr.lower()
+    assert not RETRIED.search(done.stderr)
     masks = f"FROM '{tmp_path}/predictions/masks/**/*.parquet' SELECT count(*)"
     assert duckdb.sql(masks).fetchall() == [(80,)]
 
@@ -101,3 +104,45 @@ def test_a_name_for_all_sources_is_refused() -> None:
 
     with pytest.raises(UserError, match="source_name is for one dataset or source"):
         backfill.fn(["m"], sources=["a", "b"], config=InferConfig(source_name="x"))
+
+
+STOPPED = """
+import sys
+import flows.infer
+from flows.backfill import backfill
+from flows.steps import run_job
+
+output, *sources = sys.argv[1:]
+flows.infer.run_job = lambda _, arguments, watch: run_job("silent", [output], watch)
+backfill(["m"], sources=sources, output=output, at_once=2)
+"""
+
+
+def test_no_more_run_at_once_than_may_and_they_end_with_the_flow(tmp_path: Path) -> None:
+    (tmp_path / "silent.py").write_text("import time\ntime.sleep(300)\n")
+    output = str(tmp_path / "out")
+    flow = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, output, *"abcd"],
+        cwd=ROOT,
+        env={
+            **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+            "PYTHONPATH": f"{ROOT}:{tmp_path}",
+        },
+        start_new_session=True,
+    )
+    try:
+        jobs = until(lambda: len(found := processes("silent", output)) >= 2 and found, pause_s=0.2)
+        time.sleep(5)
+        assert processes("silent", output) == jobs
+        assert len(jobs) == 2
+        # As the worker does when the run is cancelled; it would wait for 30 seconds.
+        began = time.monotonic()
+        flow.terminate()
+        assert flow.wait() != 0
+        assert time.monotonic() - began < 120
+        assert not processes("silent", output)
+    finally:
+        # The flow's own server is left behind.
+        stop(flow)

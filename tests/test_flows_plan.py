@@ -10,7 +10,7 @@ import pytest
 from conftest import ANY_MODEL, IN_MEMORY, SMALL
 
 from flows.durations import ingest_key, record, recorded, train_key
-from flows.plan import _last_inference, duration, human, parameters_of, plan
+from flows.plan import _last_inference, duration, human, main, parameters_of, plan
 from flows.table import table
 from schemas.config import InferConfig, TrainConfig
 from schemas.errors import UserError
@@ -93,6 +93,42 @@ def test_what_is_damaged_changed_or_replaced_is_said(done, tmp_path) -> None:
     damaged = plan(**here)
     assert [step.action for step in damaged] == ["runs", "runs", "runs"]
     assert "beside 1" in damaged[0].writes
+
+
+def test_the_model_is_the_one_that_the_gate_would_leave(done, trained, dataset, tmp_path) -> None:
+    import mlflow
+
+    from model import registry, tracking
+    from model.gate import NotPromotedError
+    from model.plan import plan as plan_training
+
+    # A store of its own, in which another version is champion: made of the same run's files.
+    store = f"sqlite:///{shutil.copy(trained.tracking_uri.removeprefix('sqlite:///'), tmp_path)}"
+    tracking.connect(store)
+    client = mlflow.MlflowClient()
+    first = client.get_model_version("small-unet", "1")
+    client.create_model_version("small-unet", first.source, first.run_id)
+    key = plan_training(str(dataset), trained.config).key
+    assert registry.find_trained("small-unet", key) == "models:/small-unet/1"
+    client.set_registered_model_alias("small-unet", "champion", "2")
+
+    def planned(**gate) -> tuple[str, str]:
+        config = ANY_MODEL.model_copy(update=gate)
+        train, infer = plan(**{**done, "tracking_uri": store, "gate_config": config})[1:]
+        return train.writes.partition(";")[0], infer.writes
+
+    assert planned()[0] == "the gate's decision"
+    assert "partitions of a new version" in planned()[1]
+    assert planned(promote="never")[0] == "nothing"
+    assert "version=v1/" in planned(promote="never")[1]
+    assert planned(promote="always")[0] == "the gate's decision"
+    assert "version=v1/" in planned(promote="always")[1]
+    client.set_model_version_tag("small-unet", "1", "rolled_back", "true")
+    assert planned()[0] == "nothing"
+    assert "version=v2/" in planned()[1]
+    client.delete_registered_model_alias("small-unet", "champion")
+    with pytest.raises(NotPromotedError, match=r"was not promoted: It was rolled back\."):
+        planned()
 
 
 def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
@@ -179,6 +215,21 @@ def test_the_command_prints_one_line_for_each_step(done, job) -> None:
         ["train", "cached"],
         ["infer", "cached"],
     ]
+
+
+def test_what_is_named_counts_for_more_than_the_parameters(done, tmp_path, monkeypatch) -> None:
+    params = {
+        key: value if isinstance(value, str) else value.model_dump() for key, value in done.items()
+    }
+    source, given = f"--source={done['source']}", f"--params={json.dumps(params)}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+
+    def actions(*arguments: str) -> list[str]:
+        return [line.split()[1] for line in main([source, given, *arguments]).splitlines()[1:4]]
+
+    assert actions() == ["cached"] * 3
+    assert actions(f"--output={tmp_path}") == ["runs"] * 3
+    assert actions(f"--tracking_uri=sqlite:///{tmp_path}/none.db") == ["cached", "runs", "runs"]
 
 
 def test_columns_are_as_wide_as_their_cells() -> None:

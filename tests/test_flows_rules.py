@@ -9,14 +9,19 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 from conftest import ROOT, python
-from servers import free_port, until
+from operated import processes
+from servers import answering, ask, free_port, until
 
 from flows.state import Service, State, end_group, members, running_server, start_time
-from flows.steps import JobError, run_job
+from flows.steps import JobError, Watch, run_job
 from schemas.errors import UnavailableError, UserError
 
 
@@ -46,7 +51,7 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
         (UnavailableError("MLflow does not answer"), True),
         (JobError("killed"), True),
         (OSError("no space left"), True),
-        (TimeoutError("48 hours"), False),
+        (TimeoutError("a connection's"), True),
     ],
 )
 def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
@@ -54,6 +59,24 @@ def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
 
     state = SimpleNamespace(result=lambda **_: error)
     assert may_help(None, None, state) is helps
+
+
+def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
+    from prefect.task_engine import TaskRunTimeoutError
+
+    from flows import backfill, infer, ingest, report, retries, train
+
+    for step in (
+        backfill.infer_one,
+        infer.infer_tables,
+        ingest.ingest_dataset,
+        report.write_report,
+        train.train_model,
+    ):
+        assert step.retries == 3
+        assert step.retry_condition_fn is retries.may_help
+    state = SimpleNamespace(result=lambda **_: TaskRunTimeoutError("48 hours"))
+    assert not retries.may_help(None, None, state)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +111,44 @@ def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -
     assert len(sent) == 1
 
 
+def test_a_request_waits_for_a_server_that_is_about_to_start() -> None:
+    port = free_port()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask, request)
+        time.sleep(0.5)
+        with answering(lambda _: (200, b"[1]"), port):
+            assert asked.result() == [1]
+
+
+def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> None:
+    import httpx
+    from prefect.states import Completed, Running
+
+    from flows import elsewhere
+
+    class Client(AbstractContextManager):
+        answers: ClassVar[list] = [Running(), *[httpx.ConnectError("away")] * 99, Completed()]
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read_flow_run(self, _: str) -> SimpleNamespace:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(state=answer, start_time="now")
+
+    monkeypatch.setattr(elsewhere, "get_client", lambda **_: Client())
+    monkeypatch.setattr(elsewhere, "_POLL_S", 0)
+    run = SimpleNamespace(id="some", name="some")
+    assert elsewhere._wait_for(run, lambda: None).state.is_completed()
+    monkeypatch.setattr(elsewhere, "PATIENCE_S", -1)
+    Client.answers[:] = [Running(), httpx.ConnectError("away")]
+    with pytest.raises(httpx.ConnectError):
+        elsewhere._wait_for(run, lambda: None)
+
+
 def test_ranges_of_versions_are_the_versions() -> None:
     from flows.backfill import expand
 
@@ -107,7 +168,28 @@ def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> No
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UnavailableError, match=r"^MLflow is away$"):
-        run_job("absent", [], lambda _: None)
+        run_job("absent", [], Watch(lambda _: None))
+
+
+SILENT = "import time\ntime.sleep(60)\n"
+
+
+def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, monkeypatch) -> None:
+    from prefect.utilities.timeout import timeout
+
+    (tmp_path / "silent.py").write_text(SILENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run() -> None:
+        # Around each task, Prefect sets its timeout so.
+        with timeout(1):
+            run_job("silent", [str(tmp_path)], Watch(lambda _: None))
+
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool, pytest.raises(TimeoutError, match="timed out after 1"):
+        pool.submit(run).result()
+    assert time.monotonic() - began < 50
+    assert not processes("silent", str(tmp_path))
 
 
 def test_the_name_is_found_among_the_options() -> None:

@@ -133,6 +133,9 @@ class _Registry:
     def set_alias(self, uri: str, alias: str) -> None:
         assert (uri, alias) == ("models:/m/9", "challenger")
 
+    def is_damaged(self, _: str) -> bool:
+        return False
+
     def refused_before(self, *_: object) -> None:
         return None
 

@@ -203,12 +203,17 @@ def _mlflow_server(folder: Path, port: int) -> tuple[list[str], str, Path]:
 
 def _nothing_is_left_of_what_was_fetched(version: str, uri: str, scratch: Path) -> None:
     """Only the server has the files: each use fetches copies and removes them when it ends."""
+    import mlflow
+
     from beam.model_uri import resolve_model
     from model import registry
 
     assert list(scratch.iterdir()) == []
     assert registry.metadata(version)["geometry"]
-    assert registry.find_trained("cut-short", "0" * 64) is None
+    name, _, number = version.removeprefix("models:/").rpartition("/")
+    key = mlflow.MlflowClient().get_model_version(name, number).tags["train_key"]
+    assert registry.find_trained(name, key) == version
+    assert registry.find_trained(name, "0" * 64) is None
     with registry.keras_file(version) as path:
         assert path.is_relative_to(scratch)
         expected = path.read_bytes()

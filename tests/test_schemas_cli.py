@@ -40,6 +40,9 @@ def test_mlflow_is_named_by_argument_environment_or_nobody(
 def test_a_value_out_of_bounds_is_named() -> None:
     with pytest.raises(UserError, match=r"^epochs: Input should be greater.*, found 0$"):
         checked(TrainConfig, epochs=0)
+    # The tables could not be named after such a model.
+    with pytest.raises(UserError, match=r"^model_name: .*, found 'lyft-'$"):
+        checked(TrainConfig, model_name="lyft-")
 
 
 def test_an_interruption_claims_nothing_of_what_was_published(
