@@ -83,6 +83,8 @@ def ingest_train_infer(
         source_name = dataset_source_name(ingest_config.name, fingerprint, infer_config.split)
     partition = partition_of(model, infer_config.source_name or source_name)
     publish_class_table(class_summary(predictions, partition), model)
-    report = write_report(output, predictions, partition, None if infer_source else dataset)
+    report = write_report(
+        output, predictions, partition, None if infer_source else dataset, tracking_uri
+    )
     publish_links(dataset, model, predictions, tracking_uri)
     return Results(dataset, model, predictions, partition, report)

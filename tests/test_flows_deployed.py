@@ -110,6 +110,10 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
 
     pools = {one["name"].split("-")[0]: one["work_pool_name"] for one in local.children(first)}
     assert pools == {"ingest": None, "train": "gpu", "infer": None}
+    (page,) = (tmp_path / "reports").rglob("*.html")
+    mlflow = State.load(local.root).url("mlflow")
+    for address in (f"{local.api.removesuffix('/api')}/runs/flow-run/{first}", f"{mlflow}/#/runs/"):
+        assert address in page.read_text(encoding="utf-8")
     names = {one["name"] for one in local.ask("/flow_runs/filter", {})}
     (dataset,) = (tmp_path / "datasets/small").glob("[!.]*")
     assert {
