@@ -43,18 +43,18 @@ def ended_with_the_flow() -> Iterator[Callable[[], None]]:
     Usually the worker stops a cancelled flow's process. After an outage of Prefect's server it
     hears of no cancellation any more, and without a worker nobody does: the server is asked too.
     """
-    over = threading.Event()
-    cancelled: list[UUID] = []
+    over, cancelled = threading.Event(), threading.Event()
 
     def ask() -> None:
-        while not cancelled and not over.wait(_ASK_S):
+        while not cancelled.is_set() and not over.wait(_ASK_S):
             # Whatever the transport raises: it is asked again.
             with suppress(Exception):
-                cancelled.extend(_cancelled())
+                if _is_cancelled():
+                    cancelled.set()
 
     def check() -> None:
         # Prefect does not try again what raises this, and reports no state for it.
-        if cancelled:
+        if cancelled.is_set():
             raise Abort("the flow run has been cancelled")
         if (ends := _ENDS.get()) and ends.is_set():
             raise Abort("the flow has been stopped")
@@ -64,24 +64,31 @@ def ended_with_the_flow() -> Iterator[Callable[[], None]]:
     try:
         yield check
     except Abort:
-        _conclude(cancelled)
+        if cancelled.is_set():
+            _conclude()
         raise
     finally:
         over.set()
 
 
-def _cancelled() -> list[UUID]:
-    """Which of this flow run and its root are being cancelled, or are cancelled."""
-    runs = {UUID(str(flow_run.id)), UUID(str(flow_run.root_flow_run_id))}
+def _runs() -> set[UUID]:
+    """This flow run and its root, which may be the same."""
+    return {UUID(str(flow_run.id)), UUID(str(flow_run.root_flow_run_id))}
+
+
+def _is_cancelled() -> bool:
+    """Whether this flow run or its root is being cancelled, or is cancelled."""
     with get_client(sync_client=True) as client:
-        states = {run: client.read_flow_run(run).state for run in runs}
-    return [
-        run for run, now in states.items() if now and (now.is_cancelling() or now.is_cancelled())
-    ]
+        states = [client.read_flow_run(run).state for run in _runs()]
+    return any(now and (now.is_cancelling() or now.is_cancelled()) for now in states)
 
 
-def _conclude(runs: list[UUID]) -> None:
-    """Reports that the cancelled runs have ended, as the worker would."""
-    with suppress(Exception), get_client(sync_client=True) as client:
-        for run in runs:
+def _conclude() -> None:
+    """Reports that the runs have ended, as the worker would.
+
+    Also this run, if only its root has been cancelled so far: the server follows with it some
+    seconds later, when no process is left to answer.
+    """
+    for run in _runs():
+        with suppress(Exception), get_client(sync_client=True) as client:
             client.set_flow_run_state(run, Cancelled(message="The flow's job has been ended."))
