@@ -29,8 +29,9 @@ class UserError(Exception):
     message, such as an MLflow server's, is shown without its password.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(without_password(message))
+    # TensorFlow would not raise an exception again that has an __init__ of its own.
+    def __str__(self) -> str:
+        return without_password(super().__str__())
 
 
 class UnavailableError(UserError):

@@ -19,11 +19,11 @@ from schemas.lifeline import PARENT, end_with_parent, tied_to_me
 
 FLOW = """
 import sys, threading
-from flows.steps import run_job
+from flows.steps import Watch, run_job
 
 module, *arguments = sys.argv[1:]
 # As Prefect's pool of threads does.
-thread = threading.Thread(target=run_job, args=(module, arguments, print))
+thread = threading.Thread(target=run_job, args=(module, arguments, Watch(print)))
 thread.start()
 thread.join()
 """
