@@ -35,8 +35,10 @@ class SegmentationMetrics(keras.metrics.Metric):
         cells = self.classes * self.classes
         # Void pixels go to an extra last cell, which is dropped.
         pairs = ops.where(truth == VOID, cells, truth * self.classes + predicted)
+        # Not bincount, whose result has no fixed shape: JAX cannot compile it.
         counts = ops.reshape(
-            ops.bincount(pairs, minlength=cells + 1)[:cells], (self.classes, self.classes)
+            ops.segment_sum(ops.ones_like(pairs), pairs, cells + 1)[:cells],
+            (self.classes, self.classes),
         )
         self.matrix.assign_add(ops.cast(counts, self.count_dtype))
 
