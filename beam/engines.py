@@ -21,6 +21,7 @@ from schemas.classes import UInt8Array
 from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.geometry import UNPADDED, Geometry
+from schemas.processor import has_fast_bfloat16
 
 Float32Array = npt.NDArray[np.float32]
 Predicted = tuple[UInt8Array, Float32Array]
@@ -234,20 +235,6 @@ def has_gpu() -> bool:
     return not hidden and bool(glob.glob("/dev/nvidia[0-9]*")) and find_spec("nvidia") is not None
 
 
-def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
-    """True if bfloat16 is faster than float32: with AMX, or with ``avx512_bf16`` on AMD.
-
-    Intel processors without AMX, or with AMX hidden from a virtual machine, may have
-    ``avx512_bf16`` too, but on an Emerald Rapids it runs at half the speed of float32 in both
-    OpenVINO and TensorFlow.
-    """
-    text = _read_cpuinfo() if cpuinfo is None else cpuinfo
-    facts = dict(_facts(line) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    flags = facts.get("flags", "").split()
-    amd = facts.get("vendor_id") == "AuthenticAMD"
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
-
-
 def free_memory() -> float:
     """Bytes that the kernel can give to new processes; infinity if it does not say."""
     try:
@@ -263,13 +250,3 @@ def is_out_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
         return True
     return bool(_OUT_OF_MEMORY.search(str(error)))
-
-
-def _facts(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.strip(), value.strip()
-
-
-def _read_cpuinfo() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text(encoding="utf-8") if path.exists() else ""

@@ -60,7 +60,7 @@ class Seconds(keras.callbacks.Callback):
 
 def network(args: argparse.Namespace, classes: int, policy: str) -> keras.Model:
     keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(args.seed)
     model = unet(classes, args.filters, normalisation=args.normalisation)
     model.compile(
         keras.optimizers.Adam(1e-3), SegmentationLoss(), metrics=[SegmentationMetrics(classes)]
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--filters", type=int, default=32)
     parser.add_argument("--normalisation", default="none")
     parser.add_argument("--epochs", type=int, default=18)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeat", type=int, default=1, help="copies of the train split")
     parser.add_argument(
         "--policies", nargs="+", default=["float32", "mixed_float16", "mixed_bfloat16"]

@@ -109,7 +109,7 @@ class TrainConfig(JobConfig):
         0, ge=0, description="Epochs without improvement before stopping; 0: never."
     )
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
-        "auto", description="auto: float32 on CPUs, 16 bits on GPUs that are fast at it."
+        "auto", description="auto: 16 bits if the GPU, or else the CPU, is faster at it."
     )
     xla: Literal["on", "off"] = Field("off", description="Compile with XLA: slower on CPUs.")
     deterministic: Literal["on", "off"] = Field(

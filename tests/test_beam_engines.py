@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from beam import engines, parity
 from beam.engine_openvino import OpenVINOEngine
-from beam.engines import Engine, Runtime, choose, has_fast_bfloat16, load_engine
+from beam.engines import Engine, Runtime, choose, load_engine
 from beam.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.predict import Picture
 from schemas.classes import load_taxonomy
@@ -185,20 +185,6 @@ sys.exit(f"imported: {{found}}" if found else 0)
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("vendor", "flags", "fast"),
-    [
-        ("GenuineIntel", "avx512f avx512_bf16 amx_bf16 amx_tile", True),
-        ("GenuineIntel", "avx512f avx512_bf16", False),
-        ("AuthenticAMD", "avx512f avx512_bf16", True),
-        ("AuthenticAMD", "avx2", False),
-    ],
-)
-def test_where_bfloat16_is_fast(vendor: str, flags: str, fast: bool) -> None:
-    text = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n\nprocessor\t: 1\n"
-    assert has_fast_bfloat16(text) == fast
 
 
 def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,6 @@ def test_the_learning_rate_warms_up_and_falls(dataset: Path) -> None:
 @pytest.mark.parametrize(
     ("capabilities", "policy"),
     [
-        ([], "float32"),
         ([(6, 1)], "float32"),
         ([(7, 5)], "mixed_float16"),
         ([(8, 0), (9, 0)], "mixed_bfloat16"),
@@ -92,6 +91,15 @@ def test_the_precision_is_what_all_gpus_are_fast_at(capabilities, policy) -> Non
 
     assert precision(TrainConfig(), capabilities) == policy
     assert precision(TrainConfig(precision="float32"), capabilities) == "float32"
+
+
+@pytest.mark.parametrize(("fast", "policy"), [(True, "mixed_bfloat16"), (False, "float32")])
+def test_the_precision_on_a_cpu_is_what_it_is_fast_at(fast, policy, monkeypatch) -> None:
+    from model import hardware
+
+    monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: fast)
+    assert hardware.precision(TrainConfig(), []) == policy
+    assert hardware.precision(TrainConfig(precision="float32"), []) == "float32"
 
 
 def test_a_trained_model_in_mlflow(trained, dataset: Path) -> None:

@@ -1,0 +1,32 @@
+"""What this machine's processor is fast at, without importing a framework."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
+    """True if bfloat16 is faster than float32: with AMX, or with ``avx512_bf16`` on AMD.
+
+    Intel processors without AMX, or with AMX hidden from a virtual machine, may have
+    ``avx512_bf16`` too, but on an Emerald Rapids it runs at half the speed of float32 in both
+    OpenVINO and TensorFlow.
+
+    Args:
+        cpuinfo: text of ``/proc/cpuinfo``; by default, that of this machine.
+    """
+    text = _read_cpuinfo() if cpuinfo is None else cpuinfo
+    facts = dict(_facts(line) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    flags = facts.get("flags", "").split()
+    amd = facts.get("vendor_id") == "AuthenticAMD"
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
+
+
+def _facts(line: str) -> tuple[str, str]:
+    name, _, value = line.partition(":")
+    return name.strip(), value.strip()
+
+
+def _read_cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""
