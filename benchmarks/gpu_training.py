@@ -3,7 +3,7 @@
 ``KERAS_BACKEND=jax python benchmarks/gpu_training.py --dataset DIR``. It needs keras, a backend,
 pillow, pydantic, protobuf, pyarrow and google-crc32c, but not TensorFlow. The recipe: Adam at 1e-3,
 cross-entropy, batches of 32, no augmentation. Each policy trains a network of its own; the
-predictions of the float32 network are then computed with each policy and compared.
+weights of the first then predict the test split with each policy, and the masks are compared.
 """
 
 import argparse
