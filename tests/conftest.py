@@ -1,39 +1,32 @@
-"""Shared inputs: synthetic scenes drawn once, the real pairs if present, one small dataset."""
+"""Shared inputs, each made once for all test processes, and which tests run in one process."""
 
 from __future__ import annotations
 
+import json
 import os
-import random
-import re
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import store
 from hypothesis import settings
+from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained, python
+from operated import Local, local_services
 from servers import PATIENCE_S
 
 from flows.scenes import write_scenes
-from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
+from schemas.config import GateConfig, InferConfig, TrainConfig
+from schemas.locks import lock
 
-ROOT = Path(__file__).parents[1]
-REAL = ROOT.parent / "shared/data/lyft"
+SERVERS = {"local": "operated", "cluster": "flink", "bucket": "store"}
+"""Fixtures that start servers, and the group of the tests that use them, the slowest first."""
 
-SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
-"""Small images, split one by one: 40 of them give 32, 4 and 4."""
-
-ANY_MODEL = GateConfig(floor=0)
-"""Lets the first version become champion, however poor it is."""
-
-RETRIED = re.compile(r"Retry \d+/\d+ will start")
-"""What Prefect logs when it tries a task again; its client has other words for its own requests."""
-
-Job = Callable[..., subprocess.CompletedProcess[str]]
+SLOW = {*SERVERS, "trained", "tables", "plain_model"}
+"""Fixtures that take more than a few seconds: ``make unit-fast`` leaves their tests out."""
 
 
 def pytest_configure() -> None:
@@ -46,12 +39,60 @@ def pytest_configure() -> None:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups tests for the parallel run: by the servers they share, else by file.
+
+    The groups with servers come first, so that a long one does not start last.
+    """
+    ranks = {group: rank for rank, group in enumerate(SERVERS.values())}
+
+    def rank(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("xdist_group")
+        assert marker is not None
+        return ranks.get(marker.args[0], len(ranks))
+
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if SLOW.intersection(fixtures):
+            item.add_marker("slow")
+        if item.get_closest_marker("xdist_group") is None:
+            shared = [group for fixture, group in SERVERS.items() if fixture in fixtures]
+            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _homes(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Temporary home folders, for Prefect and in general, that every test process inherits."""
     home = tmp_path_factory.mktemp("home")
     os.environ["HOME"] = str(home)
     os.environ["PREFECT_HOME"] = str(home / "prefect")
+
+
+Once = Callable[[str, Callable[[Path], Any]], Any]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """Fills a folder in the first test process that asks for it; the others wait and reuse it.
+
+    What the function returns is passed on as JSON.
+    """
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def make(name: str, fill: Callable[[Path], Any]) -> Any:
+        folder, made = base / f"shared-{name}", base / f"shared-{name}.json"
+        with lock(base / f"shared-{name}.lock", wait=True):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                made.write_text(json.dumps(fill(folder)))
+        return json.loads(made.read_text())
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -63,21 +104,27 @@ def real() -> Path:
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scenes(once: Once) -> Path:
     """40 synthetic pairs of 160x120."""
-    folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(str(folder), 40, seed=1, width=160, height=120)
-    return folder
+
+    def fill(folder: Path) -> str:
+        write_scenes(str(folder), 40, seed=1, width=160, height=120)
+        return str(folder)
+
+    return Path(once("scenes", fill))
 
 
 @pytest.fixture(scope="session")
-def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(once: Once, scenes: Path) -> Path:
     """The scenes as a published dataset."""
-    from beam.ingest import run
-    from beam.pipeline import pipeline_options
 
-    output = tmp_path_factory.mktemp("datasets")
-    return Path(run(str(scenes), str(output), SMALL, pipeline_options(IN_MEMORY)))
+    def fill(folder: Path) -> str:
+        from beam.ingest import run
+        from beam.pipeline import pipeline_options
+
+        return run(str(scenes), str(folder), SMALL, pipeline_options(IN_MEMORY))
+
+    return Path(once("datasets", fill))
 
 
 @pytest.fixture
@@ -87,118 +134,109 @@ def copy(scenes: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plain_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain_model(once: Once) -> Path:
     """An untrained network as a file with its graph beside it, with which a job starts fast."""
-    import keras
 
-    from model.export import export_openvino
-    from model.unet import unet
+    def fill(folder: Path) -> str:
+        import keras
 
-    keras.utils.set_random_seed(0)
-    path = tmp_path_factory.mktemp("model") / "plain.keras"
-    unet(13, filters=2).save(path)
-    export_openvino(path, path.parent / "openvino")
-    return path
+        from model.export import export_openvino
+        from model.unet import unet
+
+        keras.utils.set_random_seed(0)
+        path = folder / "plain.keras"
+        unet(13, filters=2).save(path)
+        export_openvino(path, folder / "openvino")
+        return str(path)
+
+    return Path(once("model", fill))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A registered model of the small dataset."""
-
-    model: str
-    tracking_uri: str
-    config: TrainConfig
-
-    @property
-    def version(self) -> str:
-        """The version as written in partitions."""
-        return f"v{self.model.rpartition('/')[2]}"
+def _copy_store(store_folder: Path, folder: Path) -> None:
+    """Copies an MLflow store with its files; the copy refers to its own files."""
+    shutil.copytree(store_folder, folder, ignore=shutil.ignore_patterns("mlflow.db*"))
+    with (
+        closing(sqlite3.connect(store_folder / "mlflow.db")) as ours,
+        closing(sqlite3.connect(folder / "mlflow.db")) as theirs,
+    ):
+        dump = "\n".join(ours.iterdump())
+        theirs.executescript(dump.replace(str(store_folder), str(folder)))
 
 
 @pytest.fixture(scope="session")
-def trained(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A network of 4 filters after 2 epochs: enough to be a model, not to be a good one."""
-    from model import tracking
-    from model.train import run
+def trained(dataset: Path, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A network of 4 filters after 2 epochs: enough to be a model, not to be a good one.
 
-    # The training ends before the first sample of the default interval would be taken.
-    tracking.SYSTEM_METRICS_SECONDS = 1
-    folder = tmp_path_factory.mktemp("mlflow")
+    Each test process has its own copy of the store, since tests write to it.
+    """
     # In float32 on any machine: in 16 bits, an epoch's metrics are not those of the saved network.
     config = TrainConfig(
         model_name="small-unet", epochs=2, filters=4, batch_size=8, precision="float32"
     )
-    tracking_uri = f"sqlite:///{folder}/mlflow.db"
-    model = run(str(dataset), config, tracking_uri, ANY_MODEL, state=str(folder / "training"))
-    return Trained(model, tracking_uri, config)
+
+    def fill(folder: Path) -> list[str]:
+        from model import tracking
+        from model.train import run
+
+        # The training ends before the first sample of the default interval would be taken.
+        tracking.SYSTEM_METRICS_SECONDS = 1
+        uri = f"sqlite:///{folder}/mlflow.db"
+        model = run(str(dataset), config, uri, ANY_MODEL, state=str(folder / "training"))
+        return [str(folder), model]
+
+    made, model = once("trained", fill)
+    folder = tmp_path_factory.mktemp("mlflow") / "store"
+    _copy_store(Path(made), folder)
+    return Trained(model, f"sqlite:///{folder}/mlflow.db", config)
 
 
 @pytest.fixture(scope="session")
-def tables(scenes: Path, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tables(scenes: Path, dataset: Path, once: Once) -> Path:
     """Tables as in the cookbook: v1 and v2 over ``lyft``, v1 over ``driveA`` and ``driveB``."""
-    from beam.infer import run as infer
-    from beam.pipeline import pipeline_options
-    from model.train import run as train
 
-    folder = tmp_path_factory.mktemp("tables")
-    tracking_uri = f"sqlite:///{folder}/mlflow.db"
-    first, second = (
-        train(
-            str(dataset),
-            TrainConfig(epochs=epochs, filters=filters, batch_size=8),
-            tracking_uri,
-            GateConfig(promote="always"),
-            state=str(folder / "training"),
+    def fill(folder: Path) -> str:
+        from beam.infer import run as infer
+        from beam.pipeline import pipeline_options
+        from model.train import run as train
+
+        tracking_uri = f"sqlite:///{folder}/mlflow.db"
+        first, second = (
+            train(
+                str(dataset),
+                TrainConfig(epochs=epochs, filters=filters, batch_size=8),
+                tracking_uri,
+                GateConfig(promote="always"),
+                state=str(folder / "training"),
+            )
+            for epochs, filters in ((2, 4), (1, 2))
         )
-        for epochs, filters in ((2, 4), (1, 2))
-    )
-    jobs = [(first, None, str(dataset), "lyft"), (second, None, str(dataset), "lyft")]
-    paths = sorted(path.name for path in (scenes / "CameraRGB").iterdir())
-    for drive, names in (("driveA", paths[:20]), ("driveB", paths[20:])):
-        for camera in ("CameraRGB", "CameraSeg"):
-            (folder / drive / camera).mkdir(parents=True)
-            for name in names:
-                shutil.copy(scenes / camera / name, folder / drive / camera)
-        jobs.append((first, str(folder / drive), None, drive))
-    for model, source, place, name in jobs:
-        infer(
-            model,
-            source,
-            place,
-            str(folder / "outputs/predictions"),
-            InferConfig(source_name=name),
-            tracking_uri,
-            options=pipeline_options(IN_MEMORY),
-        )
-    return folder / "outputs/predictions"
+        jobs = [(first, None, str(dataset), "lyft"), (second, None, str(dataset), "lyft")]
+        paths = sorted(path.name for path in (scenes / "CameraRGB").iterdir())
+        for drive, names in (("driveA", paths[:20]), ("driveB", paths[20:])):
+            for camera in ("CameraRGB", "CameraSeg"):
+                (folder / drive / camera).mkdir(parents=True)
+                for name in names:
+                    shutil.copy(scenes / camera / name, folder / drive / camera)
+            jobs.append((first, str(folder / drive), None, drive))
+        for model, source, place, name in jobs:
+            infer(
+                model,
+                source,
+                place,
+                str(folder / "outputs/predictions"),
+                InferConfig(source_name=name),
+                tracking_uri,
+                options=pipeline_options(IN_MEMORY),
+            )
+        return str(folder / "outputs/predictions")
 
-
-IN_MEMORY = ["--direct_running_mode=in_memory", "--direct_num_workers=1"]
-"""Runs Beam in the test's own process, without starting workers."""
-
-
-def python(
-    *arguments: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Runs this Python to completion, whatever its exit code."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    return Path(once("tables", fill))
 
 
 @pytest.fixture
 def job() -> Job:
     """Runs ``python -m module …`` as a user does."""
-
-    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return python("-m", module, *arguments)
-
-    return run
+    return lambda module, *arguments: python("-m", module, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -208,61 +246,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Store]:
         yield started
 
 
-def on_small_disk(folder: Path, then: str = '"$@"') -> list[str]:
-    """Prefix for a command that runs it with a file system of a few pages mounted at ``folder``.
-
-    Args:
-        then: shell command to run after mounting; only it and its children see the mount.
-    """
-    folder.mkdir()
-    mount = f"mount -t tmpfs -o size=64k tmpfs {folder}"
-    enter = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if subprocess.run([*enter, mount], capture_output=True, check=False).returncode:
-        pytest.skip("this machine lets no process mount a file system of its own")
-    return [*enter, f"{mount} && {then}", "sh"]
-
-
-def started(log: Path, module: str, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
-    """Starts ``python -m module …`` in its own process group; its output is appended to ``log``."""
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            cwd=ROOT,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-            env={**os.environ, **variables},
-        )
-
-
-def killed_at_random_instants(
-    start: Callable[[], subprocess.Popen[bytes]],
-    has_published: Callable[[], bool],
-    kills: int,
-    seconds: float,
-) -> Iterator[bool]:
-    """Starts jobs and kills their process groups until ``kills`` died before they had published.
-
-    Args:
-        seconds: how long the job takes undisturbed.
-
-    Yields:
-        After each job, whether it had published before it was killed.
-    """
-    instants = random.Random(0)
-    for _ in range(6 * kills):
-        process = start()
-        instant = instants.uniform(0.3, 1) * seconds
-        try:
-            process.wait(instant)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        published = has_published()
-        yield published
-        # The machine's speed varies: adapts the next instants, so that they stay close to the end.
-        seconds = instant if published else 1.1 * seconds
-        kills -= not published
-        if not kills:
-            return
-    raise AssertionError(f"{kills} more jobs should have been killed before they had published")
+@pytest.fixture(scope="session")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+    """The servers and workers of `make up`, for all tests that need them."""
+    with local_services(tmp_path_factory.mktemp("work") / "outputs/local") as services:
+        yield services

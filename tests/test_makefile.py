@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from jobs import ROOT
 
 from flows.flink_demo import ROOT as ROOT_OF_DEMO
 

@@ -1,0 +1,125 @@
+import csv
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jobs import ROOT, Job
+
+from analysis import query
+from analysis.tables import connect
+from schemas.errors import UserError
+
+VIEWS = ["class_stats", "classes", "confusion", "image_quality", "masks", "rejects", "runs"]
+
+
+def test_views(tables: Path) -> None:
+    with connect(tables) as database:
+        assert [name for (name,) in database.sql("SHOW TABLES").fetchall()] == VIEWS
+        for view in VIEWS:
+            columns = database.sql(f"FROM {view}").columns
+            assert {"model", "version", "source", "run_id"} <= set(columns)
+
+
+def test_a_window_over_one_partition_sees_no_other(tables: Path) -> None:
+    # On its own, DuckDB 2.0.0 sums the true pixels of both versions here.
+    with connect(tables) as database:
+        rows = database.sql(
+            "SELECT DISTINCT true_class_id, true_pixels FROM (SELECT *, sum(pixel_count)"
+            " OVER (PARTITION BY true_class_id) AS true_pixels FROM confusion"
+            " WHERE version = 'v1' AND source = 'lyft' AND split = 'test')"
+        ).fetchall()
+    assert sum(pixels for _, pixels in rows) == 4 * 32 * 48
+
+
+def test_image_quality_has_one_row_an_image(tables: Path) -> None:
+    with connect(tables) as database:
+        rows = database.sql(
+            "SELECT run_id, image_id, mean_iou, worst_class, worst_iou, classes_found,"
+            " class_entropy FROM image_quality"
+        ).fetchall()
+        assert len(rows) == 120
+        for run_id, image_id, mean_iou, worst_class, worst_iou, found, entropy in rows[::11]:
+            classes = database.sql(
+                "SELECT class_name, iou, pixel_count, pixel_fraction FROM class_stats"
+                f" WHERE run_id = '{run_id}' AND image_id = '{image_id}'"
+            ).fetchall()
+            ious = {name: iou for name, iou, *_ in classes if iou is not None}
+            assert mean_iou == pytest.approx(np.mean(list(ious.values())))
+            assert worst_iou == min(ious.values()) == ious[worst_class]
+            assert found == sum(count > 0 for _, _, count, _ in classes)
+            shares = np.array([share for *_, share in classes if share])
+            assert entropy == pytest.approx(-(shares * np.log2(shares)).sum())
+
+
+def test_forms_of_output(tables: Path) -> None:
+    sql = "FROM runs SELECT version, source, images_read ORDER BY ALL"
+    with connect(tables) as database:
+        table, lines, text = (query.run(database, sql, form) for form in ("table", "csv", "json"))
+        masks = query.run(database, "FROM masks SELECT mask LIMIT 1", "json")
+        undefined = query.run(
+            database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json"
+        )
+    assert "│ v1      │ driveA  │          20 │" in table
+    assert list(csv.reader(io.StringIO(lines)))[:2] == [
+        ["version", "source", "images_read"],
+        ["v1", "driveA", "20"],
+    ]
+    assert [json.loads(line)["images_read"] for line in text.splitlines()] == [20, 20, 40, 40]
+    assert json.loads(masks)["mask"]["bytes"].startswith("89504e47")
+    assert undefined == '{"none": null, "known": 1.5}'
+
+
+def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
+    with connect(tables) as database:
+        for sql, complaint in (
+            ("SELEC 1", "syntax error"),
+            ("SELECT nothing FROM masks", '"nothing" not found'),
+            ("FROM nowhere", "nowhere does not exist"),
+            ("SELECT error('line\nbreak')", "line break"),
+        ):
+            with pytest.raises(UserError, match=complaint) as caught:
+                query.run(database, sql)
+            assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="there is no table of runs"):
+        connect(tmp_path)
+    older = Path(shutil.copytree(tables, tmp_path / "older"))
+    shutil.rmtree(older / "classes")
+    with pytest.raises(UserError, match=r"classes.*run `python -m beam\.infer` again"):
+        connect(older)
+    damaged = next(Path(shutil.copytree(tables, tmp_path / "damaged")).glob("runs/**/*.parquet"))
+    damaged.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"{damaged.name}.*run `python -m beam\.infer` again"):
+        connect(tmp_path / "damaged")
+
+
+def test_the_command_line(job: Job, tables: Path, tmp_path: Path) -> None:
+    # A folder's name is not treated as a pattern.
+    strange = Path(shutil.copytree(tables, tmp_path / "a [1]*"))
+    done = job(
+        "analysis.query", f"--predictions={strange}", "--format=csv", "SELECT count(*) n FROM masks"
+    )
+    assert (done.returncode, done.stdout) == (0, "n\n120\n"), done.stderr
+    done = job("analysis.query", f"--predictions={tables}", "SELECT")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_shell_goes_on_after_a_mistake(tables: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis.shell", f"--predictions={tables}"],
+        cwd=ROOT,
+        input="SELECT count(*) AS images\nFROM masks;\n\nSELEC;\nSELECT 'still' || ' here';",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert "│    120 │" in done.stdout
+    assert "error: query: Parser Error" in done.stdout
+    assert "still here" in done.stdout

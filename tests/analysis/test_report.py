@@ -1,0 +1,390 @@
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from jobs import IN_MEMORY, Job
+from PIL import Image
+
+from analysis import overlay, report
+from analysis.overlay import strip
+from analysis.pictures import Scene, load_scenes
+from analysis.tables import connect
+from beam import infer
+from beam.pipeline import pipeline_options
+from schemas.classes import VOID, load_taxonomy
+from schemas.config import InferConfig
+from schemas.picture import UNJUDGED, WRONG
+
+PARTITION = "model=lyft-unet/version=v1/source=lyft"
+MEBIBYTE = 1 << 20
+
+
+class _Page(HTMLParser):
+    """The content of a page: the rows of its tables, its pictures and its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.images: list[dict] = []
+        self.addresses: list[str] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs) -> None:
+        attributes = dict(attrs)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in ("td", "th"):
+            self.rows[-1].append("")
+        elif tag == "img":
+            self.images.append(attributes)
+        addresses = self.links if tag == "a" else self.addresses
+        addresses += [attributes[name] for name in ("href", "src") if name in attributes]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip()
+
+
+def _run(database, version: str = "v1", source: str = "lyft") -> dict:
+    result = database.sql(f"FROM runs WHERE version = '{version}' AND source = '{source}'")
+    return dict(zip(result.columns, result.fetchall()[0], strict=True))
+
+
+@pytest.fixture(scope="module")
+def database(tables: Path):
+    with connect(tables) as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def page(database) -> str:
+    return report.report(database, _run(database))
+
+
+def test_figures_of_the_classes(database, page: str) -> None:
+    expected = database.sql(
+        "SELECT class_name, sum(pixel_count) / sum(sum(pixel_count)) OVER () AS share,"
+        " sum(intersection) FILTER (split = 'test') / sum(\"union\") FILTER (split = 'test')"
+        " FROM class_stats WHERE version = 'v1' AND source = 'lyft'"
+        " GROUP BY class_id, class_name ORDER BY share DESC, class_id"
+    ).fetchall()
+    rows = [row for row in _Page(page).rows if row[0] in {name for name, *_ in expected}]
+    assert [row[0] for row in rows] == [name for name, *_ in expected]
+    for row, (_, share, iou) in zip(rows, expected, strict=True):
+        shown = "0" if share == 0 else f"{share:.1%}" if share >= 0.001 else "< 0.1%"
+        assert row[1] == shown
+        assert row[7] == (report.NOTHING if iou is None or np.isnan(iou) else f"{iou:.3f}")
+
+
+def test_lineage_is_there(database, page: str) -> None:
+    run = _run(database)
+    text = _Page(page).text
+    for key in ("run_id", "model_uri", "model_sha256", "mlflow_run_id", "source_uri"):
+        assert run[key] in text
+    assert run["dataset_fingerprint"] in text
+
+
+def test_lineage_can_be_opened(database, job, tables: Path, page: str, tmp_path: Path) -> None:
+    files = [Path(unquote(link.removeprefix("file://"))) for link in _Page(page).links]
+    assert len(files) == 1 + 12
+    assert (files[-1] / "manifest.json").is_file()
+    assert {file.suffix for file in files[:-1] if file.is_file()} == {".png"}
+
+    path, servers = tmp_path / "report.html", ("http://mlflow:5000", "https://prefect:4200")
+    run = _run(database)
+    given = (f"--predictions={tables}", f"--partition={PARTITION}", f"--output={path}")
+    assert job("analysis.report", *given, *_options(*servers)).returncode == 0
+    links = _Page(path.read_text(encoding="utf-8")).links
+    assert f"{servers[0]}/#/runs/{run['mlflow_run_id']}" in links
+    assert f"{servers[0]}/#/models/lyft-unet/versions/1" in links
+    # No flow has made these tables.
+    assert len(links) == len(files) + 2
+    run["flow_run_id"] = "7f"
+    found = _Page(report.report(database, run, prefect=servers[1])).links
+    assert f"{servers[1]}/runs/flow-run/7f" in found
+
+    refused = job("analysis.report", *given, *_options("javascript:x", servers[1]))
+    assert (refused.returncode, refused.stderr) == (
+        2,
+        "error: --mlflow=javascript:x: expected http://HOST:PORT\n",
+    )
+
+
+def _options(mlflow: str, prefect: str) -> tuple[str, str]:
+    return f"--mlflow={mlflow}", f"--prefect={prefect}"
+
+
+def test_the_gallery_shows_worst_best_and_random_images(database, page: str) -> None:
+    ids = [
+        image_id
+        for (image_id,) in database.sql(
+            "SELECT image_id FROM image_quality WHERE version = 'v1' AND source = 'lyft'"
+            " ORDER BY mean_iou, image_id"
+        ).fetchall()
+    ]
+    shown = list(dict.fromkeys(image["alt"].split(" of ")[1] for image in _Page(page).images))
+    assert len(shown) == 12
+    assert shown[:4] == ids[:4]
+    assert sorted(shown[4:8]) == sorted(ids[-4:])
+    names = [image["alt"].split(" of ")[0] for image in _Page(page).images[:4]]
+    assert names == ["Input", "Truth", "Prediction", "Errors"]
+    for image in _Page(page).images:
+        picture = Image.open(io.BytesIO(base64.b64decode(image["src"].partition(",")[2])))
+        assert picture.size == (int(image["width"]), int(image["height"])) == (48, 32)
+
+
+def test_the_page_stands_by_itself(page: str) -> None:
+    assert all(address.startswith("data:") for address in _Page(page).addresses)
+    assert "<script" not in page
+    assert not re.search(r"url\(|@import|https?:", page)
+    assert len(page.encode()) < MEBIBYTE
+
+
+def test_the_same_tables_give_the_same_bytes(
+    job: Job, tables: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "reports/report.html"
+    monkeypatch.setenv("TZ", "America/New_York")
+    done = job(
+        "analysis.report", f"--predictions={tables}", f"--partition={PARTITION}", f"--output={path}"
+    )
+    assert (done.returncode, done.stdout) == (0, f"{path}\n"), done.stderr
+    assert path.read_text(encoding="utf-8") == page
+    assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_a_run_without_truth_and_with_rejects(tables, scenes, tmp_path: Path) -> None:
+    raw = Path(shutil.copytree(scenes / "CameraRGB", tmp_path / "raw"))
+    (raw / "<b>.png").write_bytes(b"")
+    (raw / "a & b.png").write_bytes((raw / "000_0001.png").read_bytes())
+    output = infer.run(
+        "models:/lyft-unet/1",
+        str(raw),
+        None,
+        str(tmp_path / "out"),
+        InferConfig(),
+        f"sqlite:///{tables.parents[1]}/mlflow.db",
+        options=pipeline_options(IN_MEMORY),
+    )
+    with connect(output) as database:
+        (run,) = database.sql("FROM runs").fetchall()
+        columns = database.sql("FROM runs").columns
+        found = _Page(text := report.report(database, dict(zip(columns, run, strict=True))))
+    assert "No truth is known" in found.text
+    assert "1 rejected" in found.text
+    assert "Highest confidence" in found.text
+    assert "Confusion" not in found.text
+    assert ["read", "empty", "1"] in [row[:3] for row in found.rows]
+    assert {image["alt"].split(" of ")[0] for image in found.images} == {"Input", "Prediction"}
+    assert "<b>.png" not in text
+
+
+def test_pictures_that_are_gone_leave_the_masks(database, tables: Path, tmp_path: Path) -> None:
+    run = _run(database, source="driveA")
+    (image_id,) = database.sql(
+        "SELECT min(image_id) FROM masks WHERE version = 'v1' AND source = 'driveA'"
+    ).fetchall()[0]
+    (scene,) = load_scenes(database, run, [image_id])
+    assert scene.image is not None
+    assert scene.truth is not None
+    moved = Path(shutil.copytree(tables, tmp_path / "moved"))
+    (path,) = moved.glob("masks/*/version=v1/source=driveA/*.parquet")
+    table = pq.ParquetFile(path).read()
+    gone = table.set_column(
+        table.column_names.index("source_uri"),
+        table.field("source_uri"),
+        [[f"/none/{name}.png" for name in table["image_id"].to_pylist()]],
+    )
+    pq.write_table(gone, path)
+    with connect(moved) as other:
+        (scene,) = load_scenes(other, run, [image_id])
+        assert scene.image is scene.truth is scene.errors() is None
+        colours = np.array([c.colour for c in load_taxonomy("carla-0.8").classes], np.uint8)
+        assert np.array_equal(scene.prediction(), colours[scene.mask])
+        assert "Prediction of" in report.report(other, run)
+
+
+def test_scenes_hold_what_the_tables_say(database, scenes: Path) -> None:
+    run = _run(database, source="driveA")
+    rows = database.sql(
+        "SELECT image_id, source_uri, pixel_accuracy FROM masks"
+        " WHERE version = 'v1' AND source = 'driveA' ORDER BY image_id DESC LIMIT 3"
+    ).fetchall()
+    loaded = load_scenes(database, run, [row[0] for row in rows])
+    for scene, (image_id, uri, accuracy) in zip(loaded, rows, strict=True):
+        assert scene.image_id == image_id
+        assert np.array_equal(scene.image, _pixels(uri))
+        assert np.array_equal(scene.truth, _pixels(scenes / "CameraSeg" / Path(uri).name)[..., 0])
+        wrong = (scene.errors() == WRONG).all(axis=-1)
+        assert 1 - wrong.mean() == pytest.approx(accuracy)
+        blend = (scene.image.astype(int) + scene.coloured_truth()) // 2
+        right = scene.mask == scene.truth
+        assert np.array_equal(scene.prediction()[right], blend[right])
+
+
+def test_truth_that_has_changed_is_not_shown(database) -> None:
+    run = _run(database, source="driveA")
+    uri, image_id = database.sql(
+        "SELECT source_uri, image_id FROM masks WHERE version = 'v1' AND source = 'driveA' LIMIT 1"
+    ).fetchall()[0]
+    mask = Path(uri.replace("CameraRGB", "CameraSeg"))
+    kept = mask.read_bytes()
+    try:
+        Image.new("RGB", (160, 120)).save(mask)
+        (scene,) = load_scenes(database, run, [image_id])
+    finally:
+        mask.write_bytes(kept)
+    assert scene.truth is None
+    assert scene.image is not None
+
+
+def test_void_is_neither_right_nor_wrong() -> None:
+    truth = np.array([[0, VOID], [1, 1]], np.uint8)
+    mask = np.array([[0, 0], [1, 2]], np.uint8)
+    scene = Scene("a", None, mask, truth, load_taxonomy("carla-0.8"))
+    errors = scene.errors()
+    assert tuple(errors[0, 1]) == UNJUDGED
+    assert tuple(errors[1, 1]) == WRONG
+    assert (errors[[0, 1], [0, 0]] == 248).all()
+
+
+def test_a_strip_enlarges_small_masks() -> None:
+    mask = np.zeros((32, 48), np.uint8)
+    scene = Scene("a", np.zeros((32, 48, 3), np.uint8), mask, mask, load_taxonomy("carla-0.8"))
+    assert strip(scene).size == (4 * 96 + 3 * 8, 64 + 22)
+    alone = Scene("a", None, mask, None, scene.taxonomy)
+    assert strip(alone).size == (96, 86)
+
+
+def test_overlays_of_chosen_images(job: Job, database, tables: Path, tmp_path: Path) -> None:
+    ids = [
+        image_id
+        for (image_id,) in database.sql(
+            "SELECT image_id FROM masks WHERE version = 'v1' AND source = 'driveB' LIMIT 2"
+        ).fetchall()
+    ]
+    chosen = (f"--predictions={tables}", "--version=v1", "--source=driveB", "--ids", *ids)
+    for name, more, size in (("plain", (), (160, 120)), ("strips", ("--strip",), (664, 142))):
+        folder = tmp_path / name
+        done = job("analysis.overlay", *chosen, f"--output={folder}", *more)
+        assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
+        files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
+        assert files == sorted(Path(f"{image_id}.png") for image_id in ids)
+        assert {Image.fromarray(_pixels(folder / file)).size for file in files} == {size}
+
+
+def _pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_ids_never_lead_out_of_the_folder(tables: Path, tmp_path: Path, monkeypatch) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    scene = Scene("../../x/..", None, mask, None, load_taxonomy("carla-0.8"))
+    monkeypatch.setattr(overlay, "load_scenes", lambda *_: [scene])
+    arguments = [f"--predictions={tables}", "--version=v1", "--source=lyft", "--ids", "a"]
+    overlay.main([*arguments, f"--output={tmp_path / 'in'}"])
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path.suffix for path in files] == [".png"]
+    assert files[0].is_relative_to(tmp_path / "in")
+
+
+def test_each_id_has_a_file_of_its_own(tables: Path, tmp_path: Path, monkeypatch) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    ids = ["日本/京都", "中国/上海", "a b", "a-b", "a/b"]
+    scenes = [Scene(one, None, mask, None, load_taxonomy("carla-0.8")) for one in ids]
+    monkeypatch.setattr(overlay, "load_scenes", lambda *_: scenes)
+    arguments = [f"--predictions={tables}", "--version=v1", "--source=lyft", "--ids", *ids]
+    overlay.main([*arguments, f"--output={tmp_path}"])
+    files = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.png")}
+    assert len(files) == len(ids)
+    assert {"a-b.png", "a/b.png"} <= files
+
+
+def test_mistakes_end_in_one_line_and_code_2(job, tables, dataset, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    data = f"--predictions={tables}"
+    one = (data, "--version=v1", "--source=lyft")
+    page = f"--output={tmp_path}/report.html"
+    for module, arguments, complaint in (
+        ("report", (data, page), "4 runs are chosen, expected one; choose by"),
+        ("report", (data, page, "--version=v9"), "0 runs are chosen"),
+        ("report", (data, page, "--partition=v1"), "expected model=…/version=…/source=…"),
+        ("report", (*one, f"--output={tmp_path}/file/report.html"), "is not writable"),
+        ("report", (*one, page, f"--dataset={tmp_path}"), "has no manifest.json"),
+        ("report", (data, "--source=driveA", page, f"--dataset={dataset}"), "expected fingerprint"),
+        ("overlay", (*one, "--ids", "none", f"--output={tmp_path}"), "has no image 'none'"),
+        ("overlay", (*one, "--ids", "000_0001", f"--output={tmp_path}/file"), "is not writable"),
+    ):
+        done = job(f"analysis.{module}", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert done.stdout == ""
+        assert done.stderr.count("\n") == 1, done.stderr
+        assert complaint in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("no Chromium is installed; on Debian: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_in_a_browser(browser, page: str, tmp_path: Path, scheme, width: int) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(page, encoding="utf-8")
+    tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 844})
+    said: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(path.as_uri())
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth === 48)")
+    assert tab.evaluate("document.images.length") == 48
+    # Contrast of text with its background required by WCAG 2.2 AA: 4.5 to 1.
+    assert tab.evaluate(CONTRAST) >= 4.5
+    tab.close()
+
+
+CONTRAST = """() => {
+  const luminance = colour => {
+    const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+      .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const colour = getComputedStyle(e).backgroundColor;
+      if (!colour.endsWith(', 0)')) return colour;
+    }
+  };
+  const texts = [...document.querySelectorAll('h1,h2,h3,p,td,th,dt,dd,li,figcaption,code')];
+  return Math.min(...texts.filter(e => e.textContent.trim()).map(e => {
+    const pair = [luminance(getComputedStyle(e).color), luminance(behind(e))];
+    const [a, b] = pair.sort((x, y) => y - x);
+    return (a + 0.05) / (b + 0.05);
+  }));
+}"""

@@ -1,0 +1,359 @@
+"""A Prefect server, MLflow, two workers and the command line, as `make up` starts them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.parse
+import urllib.request
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import duckdb
+from jobs import RETRIED, ROOT, SMALL, python
+from operated import (
+    RUN,
+    SERVICES,
+    job_of,
+    parameters_of,
+    processes,
+    run_local,
+    until,
+)
+
+from flows.state import State, start_time
+
+
+def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeypatch) -> None:
+    server = State.load(local.root).url("mlflow")
+    work = local.root.parents[1]
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def said(module: str, *arguments: str) -> str:
+        done = python("-m", module, *arguments, cwd=work)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    training = [f"--dataset={dataset}", "--filters=2", "--model_name=shared"]
+    at_server = f"--tracking_uri={server}"
+    first = said("model.train", *training, "--epochs=1", "--floor=0")
+    second = said("model.train", *training, "--epochs=2", "--promote=always", at_server)
+    assert [first, second] == ["models:/shared/1", "models:/shared/2"]
+
+    # Each version is read the other way, including its files, which the gate and the job open.
+    assert said("model.gate", "--rollback=shared") == first
+    assert said("model.gate", f"--model={second}", f"--dataset={dataset}", "--promote=gate") in (
+        first,
+        second,
+    )
+    for model, store in ((first, [at_server]), (second, [])):
+        output = f"{work}/outputs/predictions"
+        said("beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store)
+    rows = f"FROM '{work}/outputs/predictions/masks/**/*.parquet' SELECT version, count(*)"
+    assert duckdb.sql(f"{rows} GROUP BY ALL ORDER BY ALL").fetchall() == [("v1", 40), ("v2", 40)]
+
+    # The requests of MLflow's pages: the runs of both versions, and the files of each.
+    def ask(page: str, **given: str) -> Any:
+        query = urllib.parse.urlencode(given)
+        with urllib.request.urlopen(f"{server}/{page}?{query}") as answer:
+            return answer.read()
+
+    for number in ("1", "2"):
+        version = json.loads(
+            ask("api/2.0/mlflow/model-versions/get", name="shared", version=number)
+        )
+        run, source = (version["model_version"][key] for key in ("run_id", "source"))
+        listed = json.loads(ask("ajax-api/2.0/mlflow/artifacts/list", run_id=run))
+        card = next(one["path"] for one in listed["files"] if one["path"].endswith(".md"))
+        assert ask("get-artifact", run_uuid=run, path=card).startswith(b"#")
+        file = f"ajax-api/2.0/mlflow/logged-models/{source.rpartition('/')[2]}/artifacts/files"
+        assert b"python_function" in ask(file, artifact_file_path="MLmodel")
+
+
+def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
+    parameters = json.dumps(parameters_of(scenes, tmp_path))
+    # The worker of the other pool trains the model; then the parent itself finds it again.
+    done = local.prefect(*RUN, "--watch", "-p", "train_on=gpu", "--params", parameters)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (first,) = re.findall(r"UUID: (\S+)", done.stdout)
+
+    artifacts = {
+        one["key"]: one["data"]
+        for one in local.ask("/artifacts/filter", {})
+        if one["flow_run_id"] == first or one["key"] == "model"
+    }
+    classes = json.loads(artifacts["class-statistics"])
+    assert {row["class"] for row in classes} >= {"Roads", "Vehicles"}
+    (model,) = json.loads(artifacts["model"])
+    assert model["tracking_uri"] == State.load(local.root).url("mlflow")
+    assert f"`{model['model']}`" in artifacts["results"]
+    rows = "FROM '{}/predictions/{}/**/*.parquet' SELECT count(*)"
+    assert duckdb.sql(rows.format(tmp_path, "masks")).fetchall() == [(40,)]
+    flow_run = "FROM '{}/predictions/runs/**/*.parquet' SELECT flow_run_id"
+    assert duckdb.sql(flow_run.format(tmp_path)).fetchall() == [(first,)]
+
+    pools = {one["name"].split("-")[0]: one["work_pool_name"] for one in local.children(first)}
+    assert pools == {"ingest": None, "train": "gpu", "infer": None}
+    (page,) = (tmp_path / "reports").rglob("*.html")
+    mlflow = State.load(local.root).url("mlflow")
+    for address in (f"{local.api.removesuffix('/api')}/runs/flow-run/{first}", f"{mlflow}/#/runs/"):
+        assert address in page.read_text(encoding="utf-8")
+    names = {one["name"] for one in local.ask("/flow_runs/filter", {})}
+    (dataset,) = (tmp_path / "datasets/small").glob("[!.]*")
+    assert {
+        f"ingest-train-infer-{scenes.name}",
+        f"ingest-{scenes.name}",
+        f"train-on-small-{dataset.name}",
+        f"infer-with-{model['model'].removeprefix('models:/').replace('/', '-')}",
+    } <= names
+    assert {"ingest 32x48 nearest", "train unet 4 filters 32x48"} == set(
+        json.loads((tmp_path / "durations.json").read_text())
+    )
+
+    again = local.prefect(
+        "deployment", "run", "--watch", f"{RUN[2]}/{RUN[2]}", "--params", parameters
+    )
+    assert again.returncode == 0, again.stdout + again.stderr
+    (second,) = re.findall(r"UUID: (\S+)", again.stdout)
+    until(lambda: "\n".join(local.logs(second)).count("nothing has changed") == 3)
+    assert duckdb.sql(flow_run.format(tmp_path)).fetchall() == [(first,)]
+
+
+def test_a_parameter_out_of_bounds_is_refused_before_the_run(local) -> None:
+
+    def made(runs: list[dict[str, Any]]) -> set[str]:
+        return {one["id"] for one in runs if not one["auto_scheduled"]}
+
+    before = local.ask("/flow_runs/filter", {})
+    for given, field in (
+        ({"train_config": {"epochs": 0}}, "train_config.epochs"),
+        ({"ingest_config": {"height": -1}}, "ingest_config.height"),
+        ({"train_on": "moon"}, "train_on"),
+        ({"infer_config": {"nonsense": 1}}, "infer_config"),
+    ):
+        done = local.prefect(*RUN, "--params", json.dumps(given))
+        assert done.returncode == 1
+        assert f"'{field}'" in done.stdout + done.stderr
+    assert made(local.ask("/flow_runs/filter", {})) == made(before)
+
+
+def test_the_nightly_schedule_and_the_queue_behind_it(local) -> None:
+    listed = local.prefect("deployment", "schedule", "ls", "ingest-train-infer/ingest-train-infer")
+    assert "cron: 30 3 * * *" in listed.stdout
+    found = {one["name"]: one for one in local.ask("/deployments/filter")}
+    assert all(one["description"] and one["tags"] for one in found.values())
+    whole = found["ingest-train-infer"]
+    (schedule,) = whole["schedules"]
+    assert schedule["active"]
+    assert schedule["schedule"]["timezone"] == "Europe/Berlin"
+
+    def nights() -> set[tuple[int, int]]:
+        of_whole = {"flow_runs": {"deployment_id": {"any_": [whole["id"]]}}}
+        runs = [one for one in local.ask("/flow_runs/filter", of_whole) if one["auto_scheduled"]]
+        berlin = ZoneInfo("Europe/Berlin")
+        starts = [datetime.fromisoformat(one["expected_start_time"]) for one in runs]
+        return {(at.hour, at.minute) for at in (one.astimezone(berlin) for one in starts)}
+
+    # Checks the runs that the server's scheduler has planned, not only the schedule it was given.
+    assert until(nights) == {(3, 30)}
+    assert whole["global_concurrency_limit"]["limit"] == 1
+    assert whole["concurrency_options"]["collision_strategy"] == "ENQUEUE"
+    assert {name: one["work_pool_name"] for name, one in found.items()} == {
+        "ingest-train-infer": "cpu",
+        "ingest": "cpu",
+        "train": "gpu",
+        "infer": "cpu",
+        "backfill": "cpu",
+    }
+
+
+def test_the_nights_read_the_folder_that_was_named_until_another_is(local, scenes) -> None:
+    def sources() -> dict[str, str | None]:
+        found = local.ask("/deployments/filter")
+        return {one["name"]: one["parameters"].get("source") for one in found}
+
+    whole = {"backfill": None, "train": None, "infer": None}
+    assert sources() == {**whole, "ingest-train-infer": "data/raw", "ingest": "data/raw"}
+    for arguments in ([f"--raw={scenes}"], []):
+        report = run_local("up", local.root, *arguments)
+        assert sources() == {**whole, "ingest-train-infer": str(scenes), "ingest": str(scenes)}
+        assert f"names no source: {scenes}\n" in report
+    program = Path(sys.executable).with_name("prefect")
+    assert f"{program} deployment run ingest-train-infer/ingest-train-infer --watch" in report
+
+
+def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -> None:
+    none = local.prefect("deployment", "run", "nightly")
+    assert none.returncode == 2
+    assert none.stderr.strip() == (
+        "error: deployment 'nightly' does not exist; found backfill/backfill, infer/infer, "
+        "ingest-train-infer/ingest-train-infer, ingest/ingest, train/train"
+    )
+    flow = local.ask("/flows/", {"name": "hourly"})["id"]
+    other = local.ask("/deployments/", {"name": "infer", "flow_id": flow})["id"]
+    try:
+        two = local.prefect("deployment", "run", "--watch", "infer")
+    finally:
+        local.ask(f"/deployments/{other}", method="DELETE")
+        local.ask(f"/flows/{flow}", method="DELETE")
+    assert two.returncode == 2
+    assert two.stderr.strip() == (
+        "error: deployment 'infer' is ambiguous: expected one of hourly/infer, infer/infer"
+    )
+
+    # If no server is named, the one that `make up` started in this folder is used.
+    (tmp_path / "outputs").mkdir()
+    (tmp_path / "outputs/local").symlink_to(local.root)
+    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment.pop("PREFECT_API_URL", None)
+    shutil.copy(ROOT / "prefect.toml", tmp_path)
+    command = ("-m", "prefect", "deployment", "run", "nightly")
+    unnamed = python(*command, cwd=tmp_path, env=environment)
+    assert (unnamed.returncode, unnamed.stderr) == (2, none.stderr)
+    (tmp_path / "prefect.toml").unlink()
+    outside = local.prefect("deployment", "run", "infer", cwd=tmp_path)
+    assert outside.returncode == 1
+    assert "Invalid deployment name" in outside.stdout + outside.stderr
+
+
+def test_cancelling_a_run_stops_the_training_on_the_other_pool(local, scenes, tmp_path) -> None:
+    long = {"epochs": 1000, "filters": 4, "batch_size": 1}
+    parameters = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
+    parent = local.start(parameters)
+    state = f"--state={tmp_path}/training"
+    job = job_of("model.train", state)
+    # Stops the job, so that it cannot finish first.
+    os.kill(job, signal.SIGSTOP)
+    queued = local.start(parameters)
+    until(lambda: local.state(queued) == "AwaitingConcurrencySlot")
+    assert local.state(parent) == "Running"
+    (child,) = [one for one in local.children(parent) if one["state_name"] == "Running"]
+    assert child["work_pool_name"] == "gpu"
+    os.kill(job, signal.SIGCONT)
+    for run in (queued, parent):
+        local.prefect("flow-run", "cancel", run)
+    until(lambda: local.state(parent) == "Cancelled" and local.state(child["id"]) == "Cancelled")
+    until(lambda: start_time(job) is None)
+    assert processes("model.train", state) == []
+    until(lambda: local.state(queued) == "Cancelled")
+
+
+UNATTENDED = """
+from prefect import flow
+from flows import elsewhere
+from schemas.config import GateConfig, TrainConfig
+
+elsewhere.START_WITHIN_S = 3
+
+@flow(name="unattended")
+def unattended() -> None:
+    elsewhere.train_elsewhere("none", "none", TrainConfig(), GateConfig(), "none")
+
+print(unattended(return_state=True).message)
+"""
+
+
+def test_a_training_that_no_worker_starts_is_given_up(local) -> None:
+    def pause(is_paused: bool) -> None:
+        local.ask("/work_pools/gpu", {"is_paused": is_paused}, "PATCH")
+
+    pause(True)
+    try:
+        done = python("-c", UNATTENDED, env={**os.environ, "PREFECT_API_URL": local.api})
+        assert done.returncode == 0, done.stderr
+        assert "no worker of pool gpu has started flow run" in done.stdout.splitlines()[-1]
+        (parent,) = (
+            one["id"]
+            for one in local.ask("/flow_runs/filter", {"flows": {"name": {"any_": ["unattended"]}}})
+        )
+        (child,) = local.children(parent)
+        assert child["state_name"] == "Cancelled"
+    finally:
+        pause(False)
+
+
+ALONE = """
+import sys
+from flows.ingest_train_infer import ingest_train_infer
+from schemas.config import IngestConfig, TrainConfig
+
+source, output, ingest = sys.argv[1:]
+ingest_train_infer(
+    source,
+    output,
+    tracking_uri=f"sqlite:///{output}/mlflow.db",
+    ingest_config=IngestConfig.model_validate_json(ingest),
+    train_config=TrainConfig(epochs=1000, filters=2, batch_size=1),
+)
+"""
+
+
+def test_a_flow_that_no_worker_cancels_ends_its_job_by_itself(local, scenes, tmp_path) -> None:
+    """Such as one whose worker has been through an outage of the server."""
+    environment = {**os.environ, "PREFECT_API_URL": local.api}
+    arguments = [str(scenes), str(tmp_path), SMALL.model_dump_json()]
+    with subprocess.Popen(
+        [sys.executable, "-c", ALONE, *arguments], cwd=ROOT, env=environment
+    ) as flow:
+        job = job_of("model.train", f"--state={tmp_path}/training")
+        (run,) = [
+            one["id"]
+            for one in local.ask("/flow_runs/filter")
+            if one["parameters"].get("output") == str(tmp_path) and not one["parent_task_run_id"]
+        ]
+        local.prefect("flow-run", "cancel", run)
+        try:
+            until(lambda: start_time(job) is None)
+        except AssertionError:
+            flow.kill()
+            raise
+    until(lambda: local.state(run) == "Cancelled")
+    # The server follows with the subflow.
+    until(lambda: {one["state_name"] for one in local.children(run)} == {"Completed", "Cancelled"})
+
+
+IMPATIENT = """
+import sys
+from prefect import flow
+from flows.train import train_model
+from schemas.config import GateConfig, TrainConfig
+
+dataset, output = sys.argv[1:]
+
+@flow
+def impatient() -> str:
+    task = train_model.with_options(timeout_seconds=1)
+    given = (dataset, output, TrainConfig(), GateConfig(), f"sqlite:///{output}/mlflow.db")
+    return task(*given, return_state=True).name
+
+print(impatient())
+"""
+
+
+def test_a_step_that_takes_too_long_is_stopped_and_not_tried_again(
+    local, dataset, tmp_path
+) -> None:
+    environment = {**os.environ, "PREFECT_API_URL": local.api}
+    done = python("-c", IMPATIENT, str(dataset), str(tmp_path), env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "TimedOut"
+    assert not RETRIED.search(done.stderr)
+    assert processes("model.train", f"--state={tmp_path}/training") == []
+
+
+def test_up_twice_starts_only_what_is_missing(local) -> None:
+    before = State.load(local.root)
+    os.killpg(before.services["worker-gpu"].pid, signal.SIGKILL)
+    until(lambda: not before.is_running("worker-gpu"))
+    report = run_local("up", local.root)
+    after = State.load(local.root)
+    assert after.ports == before.ports
+    assert sorted(after.services) == sorted(SERVICES)
+    assert [n for n in SERVICES if after.services[n] != before.services[n]] == ["worker-gpu"]
+    assert "stopped" not in report

@@ -1,0 +1,145 @@
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from jobs import ROOT
+from servers import answering, free_port
+
+from flows import doctor
+from flows.doctor import Finding
+
+
+def _levels(findings) -> dict[str, str]:
+    return {one.what: one.level for one in findings}
+
+
+@contextmanager
+def _answers(pages: dict[str, str]) -> Iterator[str]:
+    """A server that answers with these pages, for both GET and POST."""
+
+    def answer(path: str) -> tuple[int, bytes]:
+        return (200, pages[path].encode()) if path in pages else (404, b"")
+
+    with answering(answer) as address:
+        yield address
+
+
+def test_versions_that_do_not_fit_are_found() -> None:
+    python, packages = doctor.project_requirements()
+    assert doctor.check_python(python, (3, 12, 1)).level == "ok"
+    assert doctor.check_python(python, (3, 10, 9)).level == "fix"
+    assert doctor.check_python(python, (3, 14, 0)).level == "fix"
+    assert [one.level for one in doctor.check_packages(packages)] == ["ok"]
+
+    def installed(name: str) -> str:
+        if name == "kornia-rs":
+            raise PackageNotFoundError(name)
+        return "0.155.0" if name == "fastapi" else version(name)
+
+    found = list(doctor.check_packages(packages, installed))
+    assert _levels(found) == {"fastapi": "fix", "kornia-rs": "fix"}
+    fastapi = next(one for one in found if one.what == "fastapi")
+    assert "0.155.0, expected" in fastapi.found
+    assert "pip install 'fastapi" in fastapi.advice
+
+
+def test_beams_workers_are_started_or_it_is_said_why_not(monkeypatch, tmp_path) -> None:
+    assert doctor.check_beam().level == "ok"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    broken = tmp_path / "apache_beam.py"
+    broken.write_text("raise ImportError('grpc is broken')")
+    found = doctor.check_beam()
+    assert found.level == "fix"
+    assert "grpc is broken" in found.found
+
+
+def test_gpus_that_keras_does_not_see_are_found(tmp_path) -> None:
+    driver = tmp_path / "smi"
+    driver.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
+    driver.chmod(0o755)
+
+    def found(backend: str, seen: int, driver: str = "no-such-driver") -> Finding:
+        return doctor.check_gpu(f"print('{json.dumps([backend, seen])}')", driver)
+
+    assert found("tensorflow", 0).level == "ok"
+    assert found("tensorflow", 2, str(driver)).level == "ok"
+    hidden = found("tensorflow", 1, str(driver))
+    assert (hidden.level, hidden.found) == ("fix", "Keras sees 1, the driver shows 2")
+    assert found("jax", 0).level == "fix"
+    broken = doctor.check_gpu("raise ImportError('no libcudart')")
+    assert broken.level == "fix"
+    assert "no libcudart" in broken.found
+
+
+def test_a_full_or_forbidden_disk_is_found(tmp_path) -> None:
+    missing = tmp_path / "not" / "yet"
+    assert doctor.check_disk(missing, scarce=0, too_little=0).level == "ok"
+    assert doctor.check_disk(missing, scarce=1 << 60, too_little=0).level == "note"
+    assert doctor.check_disk(missing, scarce=1 << 60, too_little=1 << 60).level == "fix"
+    assert doctor.check_writable(missing).level == "ok"
+    assert not missing.exists()
+    assert list(tmp_path.iterdir()) == []
+    # A folder that not even root may write to.
+    assert doctor.check_writable(Path("/proc/self")).level == "fix"
+
+
+def test_a_prefect_server_that_does_not_fit_is_found() -> None:
+    ours = version("prefect")
+    pools = json.dumps([{"name": "cpu", "status": "READY"}, {"name": "gpu", "status": "NOT_READY"}])
+
+    def found(theirs: str, pools: str) -> dict[str, str]:
+        pages = {"/api/admin/version": json.dumps(theirs), "/api/work_pools/filter": pools}
+        with _answers(pages) as address:
+            return _levels(doctor.check_prefect(f"{address}/api"))
+
+    assert found(ours, pools) == {"prefect": "ok", "pool cpu": "ok", "pool gpu": "note"}
+    assert found(ours, "[]") == {"prefect": "ok", "pool cpu": "note", "pool gpu": "note"}
+    assert found("2.20.1", pools) == {"prefect": "fix"}
+    assert found(ours, "<html>") == {"prefect": "fix"}
+    dead = f"http://127.0.0.1:{free_port()}/api"
+    assert _levels(doctor.check_prefect(dead)) == {"prefect": "fix"}
+    assert _levels(doctor.check_prefect(None)) == {"prefect": "note"}
+
+
+def test_an_mlflow_that_does_not_fit_is_found(tmp_path, trained) -> None:
+    with _answers({"/version": version("mlflow")}) as address:
+        assert doctor.check_mlflow(address).level == "ok"
+    with _answers({"/version": "2.1.0"}) as address:
+        assert doctor.check_mlflow(address).level == "fix"
+    assert doctor.check_mlflow(f"http://127.0.0.1:{free_port()}").level == "fix"
+    assert doctor.check_mlflow("./mlruns").level == "fix"
+    assert doctor.check_mlflow(trained.tracking_uri).level == "ok"
+    assert doctor.check_mlflow(f"sqlite:///{tmp_path}/new/mlflow.db").level == "ok"
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "broken.db").write_bytes(b"not a database, by its first bytes" * 100)
+    assert doctor.check_mlflow(f"sqlite:///{tmp_path}/broken.db").level == "fix"
+
+
+def test_the_command_says_what_to_do_and_fails_where_it_must(tmp_path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        silent.close()
+        arguments = (f"--output={tmp_path}", f"--tracking_uri=http://127.0.0.1:{port}")
+        done = subprocess.run(
+            [sys.executable, "-m", "flows.doctor", *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1, done.stdout + done.stderr
+    lines = {line.split()[1]: line for line in done.stdout.splitlines()[1:]}
+    for what in ("prefect", "mlflow"):
+        assert lines[what].startswith("fix")
+        assert "make up" in lines[what]
+    for what in ("python", "packages", "disk", "outputs", "beam"):
+        assert not lines[what].startswith("fix")
+    assert lines["gpu"]
+    assert done.stderr == ""

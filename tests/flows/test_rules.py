@@ -1,0 +1,315 @@
+"""The small rules of the flows: names of runs, when a retry helps, which processes are stopped.
+
+Prefect creates its folder when it is imported, so modules that use it are imported inside the
+tests, whose home is a temporary folder.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from types import SimpleNamespace
+from typing import ClassVar
+
+import pytest
+from jobs import ROOT, python
+from operated import processes
+from servers import answering, ask, free_port, until
+
+from flows.state import Service, State, end_group, members, running_server, start_time
+from flows.steps import JobError, Watch, run_job
+from schemas.errors import UnavailableError, UserError
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        ("/data/raw/lyft/", "lyft"),
+        ("data/raw", "raw"),
+        ("gs://bucket/lyft/raw", "raw"),
+        ("outputs/datasets/lyft/1f0c2ab34d5e", "lyft-1f0c2ab34d5e"),
+        ("models:/lyft-unet@champion", "lyft-unet@champion"),
+        ("models:/lyft-unet/3", "lyft-unet-3"),
+        ("outputs/unet.keras", "unet.keras"),
+        ("..", "unnamed"),
+    ],
+)
+def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
+    from flows.names import short
+
+    assert short(place) == name
+
+
+@pytest.mark.parametrize(
+    ("error", "helps"),
+    [
+        (UserError("no such folder"), False),
+        (UnavailableError("MLflow does not answer"), True),
+        (JobError("killed"), True),
+        (OSError("no space left"), True),
+        (TimeoutError("a connection's"), True),
+    ],
+)
+def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
+    from flows.retries import may_help
+
+    state = SimpleNamespace(result=lambda **_: error)
+    assert may_help(None, None, state) is helps
+
+
+def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
+    from prefect.task_engine import TaskRunTimeoutError
+
+    from flows import backfill, infer, ingest, report, retries, train
+
+    for step in (
+        backfill.infer_one,
+        infer.infer_tables,
+        ingest.ingest_dataset,
+        report.write_report,
+        train.train_model,
+    ):
+        assert step.retries == 3
+        assert step.retry_condition_fn is retries.may_help
+    state = SimpleNamespace(result=lambda **_: TaskRunTimeoutError("48 hours"))
+    assert not retries.may_help(None, None, state)
+
+
+@pytest.mark.parametrize(
+    ("line", "share"),
+    [
+        ("infer:  12.3 s  1,234 of 2,000 images done (62%), 1,234 predicted", 62),
+        ("ingest:   2.0 s  starting workers", None),
+        ("train: epoch 3/18, 12.3 s, loss 0.4000, val_loss 0.5000", 100 * 3 / 18),
+        ("train: epoch 3/18, step 20/40, 1.50 steps/s, loss 0.4000", 100 * 2.5 / 18),
+        ("train: going on after epoch 3", None),
+        ("nothing has changed: 40 records, all checksums verified", None),
+    ],
+)
+def test_how_far_a_job_is_stands_in_its_lines(line, share) -> None:
+    from flows.progress import percent
+
+    assert percent(line) == (None if share is None else pytest.approx(share))
+
+
+def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -> None:
+    from flows import progress
+
+    def refuse(*_: object) -> None:
+        sent.append(1)
+        raise ConnectionError("away")
+
+    sent: list[int] = []
+    monkeypatch.setattr(progress, "create_progress_artifact", refuse)
+    shown = progress.Progress("beam.ingest")
+    for share in range(100):
+        shown.show(share)
+    assert len(sent) == 1
+
+
+def test_a_request_waits_for_a_server_that_is_about_to_start() -> None:
+    port = free_port()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/")
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(ask, request)
+        time.sleep(0.5)
+        with answering(lambda _: (200, b"[1]"), port):
+            assert asked.result() == [1]
+
+
+def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> None:
+    import httpx
+    from prefect.states import Completed, Running
+
+    from flows import elsewhere
+
+    class Client(AbstractContextManager):
+        answers: ClassVar[list] = [Running(), *[httpx.ConnectError("away")] * 99, Completed()]
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read_flow_run(self, _: str) -> SimpleNamespace:
+            answer = self.answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return SimpleNamespace(state=answer, start_time="now")
+
+    monkeypatch.setattr(elsewhere, "get_client", lambda **_: Client())
+    monkeypatch.setattr(elsewhere, "_POLL_S", 0)
+    run = SimpleNamespace(id="some", name="some")
+    assert elsewhere._wait_for(run, lambda: None).state.is_completed()
+    monkeypatch.setattr(elsewhere, "PATIENCE_S", -1)
+    Client.answers[:] = [Running(), httpx.ConnectError("away")]
+    with pytest.raises(httpx.ConnectError):
+        elsewhere._wait_for(run, lambda: None)
+
+
+def test_ranges_of_versions_are_the_versions() -> None:
+    from flows.backfill import expand
+
+    assert expand(["models:/a/9-11", "models:/a/10", "models:/a-1@champion", "x/1-2.keras"]) == [
+        *(f"models:/a/{number}" for number in (9, 10, 11)),
+        "models:/a-1@champion",
+        "x/1-2.keras",
+    ]
+    for slip in ("models:/a/3-2", "models:/a/1-99999"):
+        with pytest.raises(UserError, match="expected FIRST-LAST with at most 1000 versions"):
+            expand([slip])
+
+
+def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> None:
+    (tmp_path / "absent.py").write_text(
+        "import sys\nprint('error: MLflow is away', file=sys.stderr)\nsys.exit(75)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"^MLflow is away$"):
+        run_job("absent", [], Watch(lambda _: None))
+
+
+SILENT = "import time\ntime.sleep(60)\n"
+
+
+def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, monkeypatch) -> None:
+    from prefect.utilities.timeout import timeout
+
+    (tmp_path / "silent.py").write_text(SILENT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def run() -> None:
+        # Around each task, Prefect sets its timeout so.
+        with timeout(1):
+            run_job("silent", [str(tmp_path)], Watch(lambda _: None))
+
+    began = time.monotonic()
+    with ThreadPoolExecutor() as pool, pytest.raises(TimeoutError, match="timed out after 1"):
+        pool.submit(run).result()
+    assert time.monotonic() - began < 50
+    assert not processes("silent", str(tmp_path))
+
+
+def test_the_name_is_found_among_the_options() -> None:
+    from flows.deployment_names import bare_name, full_name
+
+    run = ["prefect", "deployment", "run"]
+    assert bare_name([*run, "infer"]) == 3
+    assert bare_name([*run, "--watch", "-p", "a=1", "--params={}", "infer", "--tag", "x"]) == 7
+    for others in ([*run, "infer/infer"], [*run, "--id", "x"], run, [*run, "--help"]):
+        assert bare_name(others) is None
+    assert bare_name(["prefect", "deployment", "inspect", "infer"]) is None
+    known = ["ingest/nightly", "infer/nightly", "infer/infer"]
+    assert full_name("infer", known) == "infer/infer"
+    with pytest.raises(LookupError, match="ambiguous: expected one of infer/nightly, ingest/night"):
+        full_name("nightly", known)
+    with pytest.raises(LookupError, match="does not exist; found infer/infer, infer/nightly"):
+        full_name("inf", known)
+    with pytest.raises(LookupError, match="found none; `make up` or"):
+        full_name("infer", [])
+
+
+def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
+    shutil.copy(ROOT / "prefect.toml", tmp_path)
+    environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
+    environment.pop("PREFECT_API_URL", None)
+    api = f"http://127.0.0.1:{free_port()}/api"
+    away = f"Prefect at {api} does not answer (ConnectError); `make up`, or correct PREFECT_API_URL"
+    unnamed = "no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL"
+    for server, said in (({}, unnamed), ({"PREFECT_API_URL": api}, away)):
+        command = ("-m", "prefect", "deployment", "run", "infer")
+        done = python(*command, cwd=tmp_path, env={**environment, **server})
+        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "said"),
+    [
+        ("flows.demo", ["--epochs=0"], "epochs: Input should be greater than or equal to 1"),
+        ("flows.demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder of this"),
+        ("flows.flink_demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.flink_demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder"),
+        ("flows.local", ["up", "--root=/proc/none"], "--root /proc/none: cannot be made: No such"),
+        ("flows.local", ["up", "--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.deploy", ["--tracking_uri=x"], "no server is named; set PREFECT_API_URL"),
+        ("flows.flink", ["up", "--slots=0"], "--slots=0: expected at least 1"),
+        ("flows.flink", ["up", "--task_managers=-1"], "--task_managers=-1: expected at least 1"),
+        ("flows.scenes", ["--output=a", "--count=0"], "expected a --count of at least 1"),
+        ("flows.scenes", ["--output=/dev/null"], "'/dev/null/CameraRGB': Not a directory"),
+        ("beam.ingest", ["--source=/", "--output="], "expected a folder or a URI, found an empty"),
+        ("beam.ingest", ["--source=", "--output=a"], "expected a folder or a URI, found an empty"),
+    ],
+)
+def test_a_mistake_is_one_line(module, arguments, said, tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = python("-m", module, *arguments, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+STUBBORN = """trap '' TERM; echo here; while :; do sleep 0.1; done"""
+
+
+@pytest.mark.parametrize(
+    ("script", "kills_leader"),
+    [
+        # The child is left behind when its leader is killed.
+        ("sleep 600 & echo here; wait", True),
+        # The leader ends on SIGTERM, but its child does not.
+        (f"({STUBBORN}) & wait", False),
+        (STUBBORN, False),
+    ],
+    ids=["orphans", "stubborn child", "stubborn leader"],
+)
+def test_the_whole_group_is_ended(script, kills_leader) -> None:
+    with subprocess.Popen(
+        ["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as leader:
+        try:
+            assert leader.stdout is not None
+            leader.stdout.readline()
+            service = Service(pid=leader.pid, started=start_time(leader.pid) or "")
+            if kills_leader:
+                leader.kill()
+                leader.wait()
+                assert not service.is_running()
+            assert members(leader.pid)
+            before = service.model_copy(update={"boot": "of another start of the machine"})
+            before.stop(0.5)
+            assert members(leader.pid)
+            assert service.has_processes()
+            service.stop(0.5)
+            until(lambda: not members(leader.pid), "the end of those that were killed")
+            assert not service.has_processes()
+            service.stop(0.5)
+        finally:
+            end_group(leader.pid, 0)
+
+
+def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(3600)"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        ours = Service(pid=process.pid, started=start_time(process.pid) or "")
+        other = ours.model_copy(update={"started": "1"})
+        state = State(ports={"prefect": 4321}, services={"prefect": other})
+        state.save(tmp_path)
+        assert State.load(tmp_path) == state
+        assert running_server(tmp_path) is None
+        other.stop(1)
+        time.sleep(0.2)
+        assert process.poll() is None
+
+        state.services["prefect"] = ours
+        state.save(tmp_path)
+        assert running_server(tmp_path) == "http://127.0.0.1:4321/api"
+        ours.stop(60)
+        process.wait()
+        assert running_server(tmp_path) is None
+    (tmp_path / "state.json").write_text("{")
+    assert State.load(tmp_path) == State()

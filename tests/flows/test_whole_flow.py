@@ -1,0 +1,141 @@
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from inference import check_counts
+from jobs import RETRIED, ROOT, SMALL
+from PIL import Image
+from whole_flow import FLOW
+
+from flows.scenes import draw_scene, write_scenes
+from flows.steps import JobError, Watch, run_job
+from flows.summary import class_rows, class_summary
+from schemas.classes import load_taxonomy
+from schemas.cli import add_config, config_from, to_arguments
+from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
+from schemas.errors import UserError
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        IngestConfig(),
+        TrainConfig(architecture="unet-dropout", channels=1),
+        GateConfig(),
+        InferConfig(source_name="x-1"),
+    ],
+)
+def test_configs_survive_the_command_line(config) -> None:
+    parser = argparse.ArgumentParser()
+    add_config(parser, type(config))
+    assert config_from(type(config), parser.parse_args(to_arguments(config))) == config
+    assert config_from(type(config), parser.parse_args([])) == type(config)()
+
+
+def test_scenes_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
+    lines: list[str] = []
+    output = str(tmp_path / "a")
+    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], Watch(lines.append))
+    assert done == (str(output), False)
+    assert lines == ["scenes: 40/40 drawn"]
+    write_scenes(str(tmp_path / "b"), 2)
+    for folder in ("CameraRGB", "CameraSeg"):
+        for name in ("000_0000.png", "000_0001.png"):
+            first, second = (tmp_path / run / folder / name for run in "ab")
+            assert first.read_bytes() == second.read_bytes()
+
+
+def test_scenes_hold_the_classes_of_a_street() -> None:
+    found: set[int] = set()
+    for seed in range(12):
+        image, mask = draw_scene(seed)
+        assert image.shape == mask.shape == (600, 800, 3)
+        assert not mask[..., 1:].any()
+        found |= {int(value) for value in np.unique(mask[..., 0])}
+    taxonomy = load_taxonomy("carla-0.8")
+    assert {taxonomy.names[class_id] for class_id in found} == set(taxonomy.names)
+
+
+def test_a_jobs_mistake_is_the_users_and_a_defect_is_not() -> None:
+    with pytest.raises(UserError, match="source '/none': there is no such folder"):
+        run_job("beam.ingest", ["--source=/none", "--output=/none"], Watch(lambda _: None))
+    with pytest.raises(JobError, match=r"No module named flows\.none"):
+        run_job("flows.none", [], Watch(lambda _: None))
+
+
+def test_flow_modules_import_nothing_heavy() -> None:
+    script = (
+        "import sys, flows.ingest_train_infer\n"
+        "print(sorted({'tensorflow', 'keras', 'mlflow', 'apache_beam'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def _flow(source: Path, output: Path) -> tuple[dict, str]:
+    """Runs the flow in a fresh interpreter, on Prefect's ephemeral server in the test's folder."""
+    home = output / "prefect"
+    home.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "PREFECT_HOME": str(home), "HOME": str(output)}
+    environment.pop("PREFECT_API_URL", None)
+    environment["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+    done = subprocess.run(
+        [sys.executable, "-c", FLOW, str(source), str(output)],
+        cwd=ROOT,
+        env=environment,
+        input=SMALL.model_dump_json(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
+    results, log = _flow(scenes, tmp_path)
+    predictions = Path(results["predictions"])
+    truth = {}
+    for path in (scenes / "CameraSeg").iterdir():
+        red = Image.open(path).getchannel("R")
+        truth[path.stem] = np.asarray(red.resize((48, 32), Image.Resampling.NEAREST))
+    check_counts(predictions, truth)
+
+    share = "FROM read_parquet('{}/class_stats/**/*.parquet') SELECT avg(pixel_fraction) WHERE {}"
+    roads = duckdb.sql(share.format(predictions, "class_name = 'Roads'")).fetchall()[0][0]
+    masks = pq.read_table(predictions / "masks")["mask"].to_pylist()
+    counted = [(np.asarray(Image.open(io.BytesIO(m["bytes"]))) == 7).mean() for m in masks]
+    assert roads == pytest.approx(np.mean(counted))
+
+    rows = class_rows(class_summary(predictions, results["partition"]))
+    assert results["artifacts"]["class-statistics"] == rows
+    assert "Pedestrians" in {row["class"] for row in rows}
+    for place in (results["dataset"], results["model"], results["predictions"]):
+        assert f"`{place}`" in results["artifacts"]["results"]
+    assert results["runs"] == [
+        f"{name}:Completed" for name in ("infer", "ingest", "ingest", "train")
+    ]
+    for line in ("40 written", "epoch 1/1", "40 images read, 40 predicted"):
+        assert line in log
+
+    again, log = _flow(scenes, tmp_path)
+    assert log.count("nothing has changed") == 3
+    for key in ("dataset", "model", "predictions", "partition"):
+        assert again[key] == results[key]
+
+
+def test_a_users_mistake_fails_the_flow_without_a_retry(tmp_path: Path) -> None:
+    (tmp_path / "raw").mkdir()
+    with pytest.raises(AssertionError, match="holds no pairs") as caught:
+        _flow(tmp_path / "raw", tmp_path / "out")
+    assert not RETRIED.search(str(caught.value))

@@ -1,0 +1,149 @@
+"""The services of `make up`, for tests: real servers, real workers, the real command line."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import servers
+from jobs import ROOT, SMALL, python
+from servers import free_port
+
+from flows.state import State, start_time
+
+SERVICES = ["prefect", "mlflow", "worker-cpu", "worker-gpu"]
+
+
+class Local:
+    """The services that `up` started, with Prefect's command line and API."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.api = f"{State.load(root).url('prefect')}/api"
+
+    def prefect(self, *arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PREFECT_API_URL": self.api, "COLUMNS": "400"}
+        return python("-m", "prefect", *arguments, cwd=cwd, env=environment)
+
+    def start(self, parameters: dict[str, Any]) -> str:
+        """Starts a run; returns its id."""
+        done = self.prefect(*RUN, "--params", json.dumps(parameters))
+        assert done.returncode == 0, done.stdout + done.stderr
+        return re.findall(r"UUID: (\S+)", done.stdout)[0]
+
+    def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
+        """Calls Prefect's API; returns the decoded response."""
+        request = urllib.request.Request(
+            self.api + path,
+            None if method == "GET" else json.dumps(body or {}).encode(),
+            {"Content-Type": "application/json"},
+            method=method,
+        )
+        return servers.ask(request)
+
+    def children(self, run: str) -> list[dict[str, Any]]:
+        filters = {"flow_runs": {"parent_flow_run_id": {"any_": [run]}}}
+        return self.ask("/flow_runs/filter", filters)
+
+    def logs(self, run: str) -> list[str]:
+        """The log messages of a run's subflows."""
+        ids = [child["id"] for child in self.children(run)]
+        filters = {"logs": {"flow_run_id": {"any_": ids}}}
+        return [line["message"] for line in self.ask("/logs/filter", filters)]
+
+    def state(self, run: str) -> str:
+        return self.ask(f"/flow_runs/{run}", method="GET")["state"]["name"]
+
+
+def run_local(command: str, root: Path, *arguments: str) -> str:
+    """Runs `up` or `down`, as make does, in its own process; returns what it prints."""
+    done = python("-m", "flows.local", command, f"--root={root}", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout.strip()
+
+
+RUN = ("deployment", "run", "ingest-train-infer")
+
+
+def parameters_of(scenes: Path, output: Path, **others: Any) -> dict[str, Any]:
+    return {
+        "source": str(scenes),
+        "output": str(output),
+        "ingest_config": SMALL.model_dump(),
+        "train_config": {"epochs": 1, "filters": 4},
+        "gate_config": {"floor": 0},
+        **others,
+    }
+
+
+def until(what: Callable[[], Any]) -> Any:
+    """As ``servers.until``, with a longer pause, for conditions that query a server."""
+    return servers.until(what, pause_s=0.5)
+
+
+def processes(*wanted: str) -> list[int]:
+    """Ids of the processes with these words in their command line, such as a module's name.
+
+    They are ordered by start time, so that a job comes before its children, which have the same
+    words until they become another program.
+    """
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if set(wanted) <= set(words):
+            found.append(int(path.parent.name))
+    return sorted(found, key=lambda pid: (float(start_time(pid) or math.inf), pid))
+
+
+def job_of(module: str, argument: str, *others: int) -> int:
+    """Waits for a job with these words in its command line; returns its process id.
+
+    Args:
+        others: ids of processes with the same words to ignore.
+    """
+
+    def found() -> list[int]:
+        return [pid for pid in processes(module, argument) if pid not in others]
+
+    return servers.until(found, "a job", 0.1)[0]
+
+
+def children(pid: int) -> list[int]:
+    """Ids of a process's children; empty once it has ended."""
+    found: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        # A thread may end in the meantime.
+        with suppress(OSError):
+            found += map(int, path.read_text().split())
+    return found
+
+
+@contextmanager
+def local_services(root: Path) -> Iterator[Local]:
+    """Runs the services of `make up` during a block; MLflow's store is beside ``root``."""
+    root.mkdir(parents=True)
+    State(ports={"prefect": free_port(), "mlflow": free_port()}).save(root)
+    try:
+        report = run_local("up", root)
+        state = State.load(root)
+        assert list(state.services) == SERVICES
+        for name in ("prefect", "mlflow"):
+            assert state.url(name) in report
+        yield Local(root)
+        services = State.load(root).services
+    finally:
+        said = run_local("down", root)
+    assert said == "stopped: worker-gpu, worker-cpu, mlflow, prefect"
+    assert not any(start_time(service.pid) for service in services.values())
+    assert State.load(root).ports == state.ports
+    assert run_local("down", root).startswith("nothing runs in")

@@ -1,0 +1,25 @@
+"""A script that runs the whole flow and prints what it has left on the server."""
+
+FLOW = """
+import json, sys
+from prefect.client.orchestration import get_client
+from flows.ingest_train_infer import ingest_train_infer
+from schemas.config import GateConfig, IngestConfig, InferConfig, TrainConfig
+
+source, output = sys.argv[1:]
+results = ingest_train_infer(
+    source,
+    output,
+    tracking_uri=f"sqlite:///{output}/mlflow/mlflow.db",
+    ingest_config=IngestConfig.model_validate_json(sys.stdin.read()),
+    train_config=TrainConfig(epochs=1, filters=4, batch_size=8),
+    gate_config=GateConfig(floor=0),
+)
+with get_client(sync_client=True) as client:
+    found = client.request("POST", "/artifacts/filter", json={}).json()
+    artifacts = {one["key"]: json.loads(one["data"]) if one["type"] == "table" else one["data"]
+                 for one in found}
+    runs = client.request("POST", "/flow_runs/filter", json={}).json()
+    runs = sorted(run["name"].split("-")[0] + ":" + run["state_name"] for run in runs)
+print(json.dumps({**results._asdict(), "artifacts": artifacts, "runs": runs}))
+"""
