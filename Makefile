@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo flink-demo analyse up down doctor test lint unit bench clean clean-outputs stop lock images
+.PHONY: help demo flink-demo analyse up down doctor test lint unit unit-fast soak bench clean clean-outputs stop lock images
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
@@ -13,7 +13,8 @@ help:
 	@echo "make down               stop them"
 	@echo "make doctor             check this machine and what it reaches"
 	@echo "make test               lint, types, import rules and all tests"
-	@echo "make lint | make unit   each half of make test"
+	@echo "make lint | make unit   each half of make test; make unit-fast leaves slow tests out"
+	@echo "make soak               the long tests: random kills, 10,000 damaged PNGs, servers that fail again and again"
 	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, flink, gpu;"
 	@echo "                        MODEL=file, ARGS='more arguments'"
 	@echo "make images             build the container images [BUILDER=buildah] [IMAGES=cpu] [PIP_CONF=file]"
@@ -54,8 +55,18 @@ bench: $(READY)
 	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu tables,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
 	  $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
+# Two processes: more would share what one test process keeps in memory, TensorFlow above all.
+WORKERS ?= 2
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+
 unit: $(READY)
-	$(BIN)/pytest
+	$(PYTEST)
+
+unit-fast: $(READY)
+	$(PYTEST) -m "not slow and not soak"
+
+soak: $(READY)
+	$(BIN)/pytest -m soak -rA --durations=0
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else \
