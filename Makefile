@@ -57,7 +57,7 @@ bench: $(READY)
 
 # Two processes: more would share what one test process keeps in memory, TensorFlow above all.
 WORKERS ?= 2
-PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup
+PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 
 unit: $(READY)
 	$(PYTEST)

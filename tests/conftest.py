@@ -17,15 +17,26 @@ from hypothesis import settings
 from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained, python
 from operated import Local, local_services
 from servers import PATIENCE_S
+from xdist.scheduler import LoadScopeScheduling
 
 from flows.scenes import write_scenes
 from schemas.config import GateConfig, InferConfig, TrainConfig
 from schemas.locks import lock
 
-SERVERS = {"local": "operated", "cluster": "flink", "bucket": "store"}
-"""Fixtures that start servers, and the group of the tests that use them, the slowest first."""
+SERVERS = {
+    "operated": ("flows/test_deployed.py", "flows/test_failures.py"),
+    "flink": ("beam/test_flink.py", "beam/test_runners.py", "flows/test_flink.py"),
+    "store": (
+        "beam/test_store.py",
+        "flows/test_store.py",
+        "analysis/test_store.py",
+        "schemas/test_storage.py",
+        "model/test_shards.py",
+    ),
+}
+"""Files whose tests share servers, the slowest first; all others share nothing but their inputs."""
 
-SLOW = {*SERVERS, "trained", "tables", "plain_model"}
+SLOW = {"local", "cluster", "bucket", "trained", "tables", "plain_model"}
 """Fixtures that take more than a few seconds: ``make unit-fast`` leaves their tests out."""
 
 
@@ -39,27 +50,31 @@ def pytest_configure() -> None:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 
 
-@pytest.hookimpl(tryfirst=True)
+def _group(nodeid: str) -> str:
+    """Tests of one group run in one process, one after the other: those of a file, or of several."""
+    path = nodeid.partition("::")[0].removeprefix("tests/")
+    return next((group for group, files in SERVERS.items() if path in files), path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups tests for the parallel run: by the servers they share, else by file.
-
-    The groups with servers come first, so that a long one does not start last.
-    """
-    ranks = {group: rank for rank, group in enumerate(SERVERS.values())}
-
-    def rank(item: pytest.Item) -> int:
-        marker = item.get_closest_marker("xdist_group")
-        assert marker is not None
-        return ranks.get(marker.args[0], len(ranks))
-
+    """Marks slow tests, and puts the groups with servers first: a long one must not start last."""
+    ranks = {group: rank for rank, group in enumerate(SERVERS)}
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        if SLOW.intersection(fixtures):
+        if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
-        if item.get_closest_marker("xdist_group") is None:
-            shared = [group for fixture, group in SERVERS.items() if fixture in fixtures]
-            item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.stem))
-    items.sort(key=rank)
+    items.sort(key=lambda item: ranks.get(_group(item.nodeid), len(ranks)))
+
+
+class Groups(LoadScopeScheduling):
+    """Deals groups out to test processes, each to the next that is free."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    """Called by pytest-xdist, whose own groups pytest 9.2 does not see."""
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)
