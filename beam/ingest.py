@@ -15,23 +15,23 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam import staging as stages
 from beam.ahead import AtOnce
-from beam.listing import UNPAIRED, ListPairs
+from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
-from beam.records import DUPLICATE, Recipe, deduplicate, identify
+from beam.records import DUPLICATE, Recipe, deduplicate, identify, recipe_of
 from beam.survey import survey_pairs
 from beam.tfrecords import PublishedShards, WriteShards
 from beam.versions import is_unchanged, known_rows, published_versions
 from schemas import storage
-from schemas.classes import load_taxonomy
 from schemas.cli import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import MANIFEST, REJECTS, version_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_table
+from schemas.raw_layout import layout_of
 from schemas.sources import SourceRow
 from schemas.storage import join
 
@@ -60,7 +60,8 @@ class Staging:
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """Builds the graph from the source folder to shards and metadata in the staging folder."""
-    listed = root | "ListPairs" >> ListPairs(recipe.source, "ingest", staging.progress)
+    layout = layout_of(recipe.config)
+    listed = root | "ListPairs" >> ListPairs(recipe.source, layout, "ingest", staging.progress)
     rows = (
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
@@ -88,6 +89,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             beam.pvalue.AsList(shards),
             beam.pvalue.AsIter(left_out),
             beam.pvalue.AsIter(listed[UNPAIRED]),
+            beam.pvalue.AsDict(listed[FILES]),
         )
     )
 
@@ -110,10 +112,10 @@ def run(
         UserError: there is nothing to read, too many inputs are bad, or the output cannot be
             written.
     """
-    recipe = Recipe(storage.absolute(source), config, load_taxonomy(config.taxonomy))
+    recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     datasets = join(stages.make_output(output), config.name)
-    found = survey_pairs(recipe.source)
+    found = survey_pairs(recipe.source, layout_of(config))
     published = published_versions(datasets, recipe)
     for folder, manifest in published:
         if is_unchanged(folder, manifest, found.digest):

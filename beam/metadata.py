@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def write_metadata(
     shards: Sequence[ShardInfo],
     left_out: Iterable[SourceRow],
     unpaired: Iterable[Reject],
+    files: Mapping[str, int],
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards are in ``folder``.
 
@@ -56,17 +57,23 @@ def write_metadata(
         listing: digest of the source's listing, by which a later run sees that nothing changed.
         rows_folder: folder of the Parquet files with the rows of each shard; not published.
         left_out: rows that were rejected before they were assigned to a shard.
+        files: number of files that were listed, under "", and of those skipped, by reason.
+
+    Raises:
+        RuntimeError: the files do not add up: one is neither in a record nor accounted for.
     """
     parts = [read_table(join(rows_folder, f"{shard.name}.parquet")) for shard in shards]
     written = pa.concat_tables([SOURCES_SCHEMA.empty_table(), *parts])
     is_record = pc.is_valid(written["shard"])
     settled = settle_duplicates([*rows_of(written.filter(pc.invert(is_record))), *left_out])
+    alone = list(unpaired)
     rejects = sorted(
-        [*unpaired, *(_reject(row) for row in settled)], key=lambda one: (one.path, one.code)
+        [*alone, *(_reject(row) for row in settled)], key=lambda one: (one.path, one.code)
     )
     records = written.filter(is_record)
     sources = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
-    manifest = make_manifest(recipe, shards, sources, rejects)
+    manifest = make_manifest(recipe, shards, sources, rejects, files)
+    account_for(manifest, len(settled), len(alone))
     with whole_files(folder, rows_folder, MANIFEST) as made:
         pq.write_table(
             sources.replace_schema_metadata({LISTING_KEY: listing}),
@@ -78,14 +85,37 @@ def write_metadata(
         write_json(made / "features.json", tfds_features(recipe))
         write_json(made / "dataset_info.json", tfds_info(manifest))
         write_card(made, manifest, folder)
-        files = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
-        manifest = manifest.model_copy(update={"files": files})
+        digests = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
+        manifest = manifest.model_copy(update={"files": digests})
         (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
+def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
+    """Checks that every listed file is in a record, in a reject or skipped for a reason.
+
+    Args:
+        pairs: rejected pairs of two files; alone: rejected files.
+
+    Raises:
+        RuntimeError: they do not add up.
+    """
+    skipped = sum(manifest.skipped.values())
+    expected = 2 * (manifest.records + pairs) + alone + skipped
+    if manifest.files_listed != expected:
+        raise RuntimeError(
+            f"{manifest.files_listed} files were listed, but {expected} are accounted for: "
+            f"{manifest.records} pairs in records, {pairs} pairs and {alone} files rejected, "
+            f"{skipped} skipped; nothing is published"
+        )
+
+
 def make_manifest(
-    recipe: Recipe, shards: Sequence[ShardInfo], sources: pa.Table, rejects: Sequence[Reject]
+    recipe: Recipe,
+    shards: Sequence[ShardInfo],
+    sources: pa.Table,
+    rejects: Sequence[Reject],
+    files: Mapping[str, int],
 ) -> Manifest:
     """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
 
@@ -123,6 +153,8 @@ def make_manifest(
         class_weights=dict(zip(taxonomy.names, train.class_weights(), strict=True)),
         near_duplicates=near_duplicates(sources),
         rejects=dict(sorted(Counter(one.code for one in rejects).items())),
+        files_listed=files.get("", 0),
+        skipped={reason: count for reason, count in sorted(files.items()) if reason},
         warnings=[
             *_split_warnings(splits),
             *_shared_image_warnings(sources),

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from schemas.listing import SourceFile
+from schemas.raw_layout import RawLayout
 
-IMAGE_FOLDERS = frozenset({"CameraRGB"})
-MASK_FOLDERS = frozenset({"CameraSeg", "CameraMask"})
-
-_CAMERA_FOLDERS = IMAGE_FOLDERS | MASK_FOLDERS
-_OTHER_IMAGES = frozenset({".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".npy"})
+_OTHER_IMAGES = frozenset(
+    ".avif .bmp .exr .gif .heic .jp2 .jpe .jpeg .jpg .jxl .npy .pgm .png .ppm .tga .tif .tiff .webp".split()
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +40,20 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An image or mask file that has not been paired yet."""
+    """An image or mask file that has not been paired yet; ``key`` is that of its pair."""
 
     id: str
+    key: str
     is_mask: bool
     file: SourceFile
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A file that is none of a job's business, and why."""
+
+    path: str
+    reason: str
 
 
 def is_png(path: str) -> bool:
@@ -53,39 +61,39 @@ def is_png(path: str) -> bool:
     return path.lower().endswith(".png")
 
 
-def is_mask(path: str) -> bool:
-    """True if the nearest camera folder above a file holds masks."""
-    folders = [one for one in PurePosixPath(path).parts[:-1] if one in _CAMERA_FOLDERS]
-    return bool(folders) and folders[-1] in MASK_FOLDERS
-
-
-def candidate(file: SourceFile, *, loose: bool = False) -> Candidate | Reject | None:
-    """Classifies a file: an image or a mask, a reject (e.g. another format), or None if unrelated.
-
-    The nearest camera folder above the file decides; the id is the path without it and without
-    the suffix, so ``dataA/CameraRGB/7.png`` and ``dataA/CameraSeg/7.png`` are both ``dataA/7``.
+def candidate(
+    file: SourceFile, layout: RawLayout, *, loose: bool = False
+) -> Candidate | Reject | Skip:
+    """Classifies a file: an image or a mask, a reject, or a file to skip.
 
     Args:
-        loose: treats every PNG outside of camera folders as an image.
+        loose: treats every PNG outside of the layout's places as an image.
     """
+    if file.skipped:
+        return Skip(file.path, file.skipped)
     path = PurePosixPath(file.path)
-    parts = list(path.parts[:-1])
-    depth = next((i for i in reversed(range(len(parts))) if parts[i] in _CAMERA_FOLDERS), None)
-    if depth is None and not (loose and is_png(file.path)):
-        return None
-    if depth is not None:
-        del parts[depth]
-    sample_id = "/".join([*parts, path.stem])
+    found = layout.find(file.path)
+    if found is None and not (loose and is_png(file.path)):
+        return Skip(file.path, "outside the layout")
+    sample_id = found.id if found else str(path.with_suffix(""))
     if not _is_text(file.path):
         shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
         return Reject(shown_id, shown, "pair", "name", "expected a file name in UTF-8")
-    suffix = path.suffix.lower()
-    if suffix in _OTHER_IMAGES:
-        message = f"expected a .png file, found {path.suffix}"
-        return Reject(sample_id, file.path, "pair", "not_png", message)
-    if not is_png(file.path):
-        return None
-    return Candidate(sample_id, is_mask(file.path), file)
+    if file.error:
+        return Reject(sample_id, file.path, "pair", "unreadable", file.error)
+    if found is None:
+        return Candidate(sample_id, sample_id, is_mask=False, file=file)
+    if found.fits:
+        return Candidate(sample_id, found.key, found.is_mask, file)
+    suffix = path.suffix.strip().lower()
+    if suffix not in _OTHER_IMAGES:
+        return Skip(file.path, f"no image ({suffix or 'no suffix'})")
+    if suffix != path.suffix.lower():
+        message = f"expected a name that ends in {suffix}, found {path.name!r}; rename it"
+        return Reject(sample_id, file.path, "pair", "name", message)
+    kind, wanted = ("mask", layout.masks) if found.is_mask else ("image", layout.images)
+    message = f"expected a {kind} like {' or '.join(wanted)}, found {path.suffix}"
+    return Reject(sample_id, file.path, "pair", "format", message)
 
 
 def _is_text(path: str) -> bool:
@@ -99,13 +107,13 @@ def _is_text(path: str) -> bool:
 def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
     """Yields the pair that an id's candidates form, or a reject for each file if they form none.
 
-    If an id has several images (or masks), all its files are rejected, because nothing shows which
-    one is meant.
+    If an id has several images (or masks), or an image and a mask whose folders differ elsewhere,
+    all its files are rejected, because nothing shows which one is meant.
     """
     found = sorted(candidates, key=lambda one: one.file.path)
     images = [one.file for one in found if not one.is_mask]
     masks = [one.file for one in found if one.is_mask]
-    if len(images) > 1 or len(masks) > 1:
+    if len(images) > 1 or len(masks) > 1 or len({one.key for one in found}) > 1:
         paths = ", ".join(one.file.path for one in found)
         for one in found:
             yield Reject(

@@ -11,13 +11,14 @@ import apache_beam as beam
 from beam import runs
 from beam.ahead import AtOnce
 from beam.listing import UNPAIRED, ListPairs
-from beam.pairing import Pair, Reject, is_mask
+from beam.pairing import Pair, Reject
 from beam.parts import Ref
 from beam.plan import Job
 from beam.predict import Picture, read_pair, read_shard
 from beam.previous import PreviousRun
 from beam.progress import CountingDoFn
 from schemas.layout import SPLITS
+from schemas.raw_layout import RawLayout
 from schemas.storage import each
 
 PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
@@ -59,14 +60,14 @@ class ReadPngs(beam.PTransform):
         """The graph: list, pair, read."""
         job = self.job
         listed = root | "ListPairs" >> ListPairs(
-            job.source, "infer", self.progress, need_mask=False, loose=job.loose
+            job.source, job.layout, "infer", self.progress, need_mask=False, loose=job.loose
         )
         read = (
             listed["pairs"]
             | "SeveralPairs" >> AtOnce(job.source)
             | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
-        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind)
+        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind, job.layout)
         rejects = (read[REJECTS], unpaired) | "ReadRejects" >> beam.Flatten()
         # Counted before anything is read, so that the results can be checked against it.
         lost = unpaired | "LostImages" >> beam.Filter(runs.is_lost_image)
@@ -78,9 +79,10 @@ class ReadPngs(beam.PTransform):
         return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
 
 
-def _staged_by_kind(reject: Reject) -> Reject:
+def _staged_by_kind(reject: Reject, layout: RawLayout) -> Reject:
     """Gives the reject of an unpaired mask the stage ``truth``, because no image is lost."""
-    return replace(reject, stage=runs.TRUTH_STAGE) if is_mask(reject.path) else reject
+    found = layout.find(reject.path)
+    return replace(reject, stage=runs.TRUTH_STAGE) if found and found.is_mask else reject
 
 
 class _Reader(CountingDoFn):
@@ -127,5 +129,4 @@ class _ReadPng(_Reader):
 
     def _read(self, element: tuple[str, Pair]) -> list[Picture | Ref | Reject]:
         job = self._job
-        bound = job.config.max_pixels
-        return list(read_pair(element[1], job.source, job.model, bound, self._known))
+        return list(read_pair(element[1], job.source, job.model, job.config, self._known))

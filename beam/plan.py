@@ -8,13 +8,14 @@ from pathlib import Path
 
 from beam.engines import Runtime, choose
 from beam.model_uri import ResolvedModel, resolve_model
-from beam.survey import survey
+from beam.survey import survey_images
 from schemas import storage
 from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS, dataset_source_name, folder_source_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.prediction import SCHEMA_VERSION
+from schemas.raw_layout import RawLayout, layout_of
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Job:
         source: the dataset's folder, or the root of the raw PNGs.
         manifest: of the dataset; None for raw PNGs.
         source_name: name of the source in the tables' partitions.
-        loose: whether every PNG is an image, for a source without camera folders.
+        layout: where the images and masks of raw PNGs lie.
+        loose: whether every PNG is an image, for a source without the layout's places.
         images: number of images to read.
         runtime: the chosen engine, precision and batch size.
         recipe: hash of everything that determines an image's rows, except its own bytes and its
@@ -39,6 +41,7 @@ class Job:
     source: str
     manifest: Manifest | None
     source_name: str
+    layout: RawLayout
     loose: bool
     images: int
     runtime: Runtime
@@ -89,6 +92,7 @@ def plan(
         raise UserError("expected either --source or --dataset")
     manifest = None
     loose = False
+    layout = layout_of(config)
     if dataset is not None:
         place = storage.absolute(dataset)
         manifest = load_manifest(place)
@@ -101,12 +105,10 @@ def plan(
     else:
         place = storage.absolute(str(source))
         storage.require_folder(place, "source")
-        found = survey(place)
+        found = survey_images(place, layout)
         loose = not found.images
         images = found.images or found.loose_pngs
         identity, name = found.digest, folder_source_name(place)
-        if images == 0:
-            raise UserError(f"source {source!r} holds no PNG image")
     resolved = resolve_model(model, config, tracking_uri, scratch)
     if manifest is not None:
         check_taxonomy(resolved, place, manifest)
@@ -122,6 +124,8 @@ def plan(
         runtime.precision,
         runtime.batch_size,
         config.max_pixels,
+        # Decide how raw images and masks are read.
+        *((config.mask_encoding, config.image_channels, layout.model_dump_json()) if source else ()),
         # Decide which pixels, truth and split a dataset's record has for its source.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )
@@ -131,6 +135,7 @@ def plan(
         source=place,
         manifest=manifest,
         source_name=config.source_name or name,
+        layout=layout,
         loose=loose,
         images=images,
         runtime=runtime,

@@ -1,14 +1,17 @@
-"""Decodes PNG bytes to checked arrays and encodes arrays; any bad file raises a RejectError.
+"""Decodes PNG and JPEG bytes to checked arrays and encodes PNGs; a bad file is a RejectError.
 
 kornia-rs (Rust's png crate) decodes the plain 8-bit RGB files that make up a Lyft export, more than
-twice as fast as Pillow. Pillow decodes every other kind, and any file that kornia-rs refuses. The
-two differ in one respect: kornia-rs relies on each chunk's CRC and ignores zlib's own checksum.
+twice as fast as Pillow. It checks the CRC of every chunk and the number of decoded bytes. Pillow
+decodes every other kind, and any file that kornia-rs refuses; it checks neither, and leaves missing
+rows black, so both are checked here first, and zlib's own checksum with them.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar, cast
@@ -16,9 +19,9 @@ from typing import TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 from kornia_rs.io import decode_image_png_u8
-from PIL import Image
+from PIL import Image, ImageOps
 
-from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.classes import UInt8Array
 from schemas.config import Resize
 from schemas.errors import RejectError
 
@@ -28,9 +31,24 @@ Pixels = TypeVar("Pixels", bound=npt.NDArray[np.uint8 | np.float32])
 Image.MAX_IMAGE_PIXELS = None
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG = b"\xff\xd8\xff"
 _GREY, _RGB, _PALETTE, _GREY_ALPHA, _RGBA = 0, 2, 3, 4, 6
 _RUNS = 3
 """zlib's Z_RLE."""
+
+_EXIF = b"eXIf"
+_VIEWED_OTHERWISE = frozenset({b"tRNS", _EXIF})
+"""Chunks that make a viewer show other pixels than those stored."""
+
+_ANY_SIZE = 1 << 31
+"""Pixels of a record's mask: ingest has applied its own bound."""
+
+_CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
+
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Interlacing passes: first column and row, steps between columns and rows (PNG, section 8.2)."""
+
+_PIECE = 1 << 20
 
 _BIT_DEPTHS = {
     _GREY: (1, 2, 4, 8, 16),
@@ -61,12 +79,12 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     """Reads the header of a PNG and checks that the file has all its chunks.
 
     Raises:
-        RejectError: empty, not_png, truncated, corrupt, animated, bit_depth or too_large.
+        RejectError: empty, format, truncated, corrupt, animated or too_large.
     """
     if not data:
         raise RejectError("empty", "expected a PNG, found no bytes")
     if not data.startswith(_SIGNATURE):
-        raise RejectError("not_png", f"expected a PNG signature, found {data[:8]!r}")
+        raise RejectError("format", f"expected a PNG, found {_format_of(data)}")
     if len(data) < 33:
         raise RejectError("truncated", f"expected a header of 33 bytes, found {len(data)}")
     length, kind = struct.unpack_from(">I4s", data, 8)
@@ -79,76 +97,99 @@ def read_header(data: bytes, max_pixels: int) -> Header:
             f"impossible header: {width}x{height}, depth {depth}, colour type {colour}, "
             f"interlace {interlace}",
         )
-    if width * height > max_pixels:
-        raise RejectError(
-            "too_large", f"expected at most {max_pixels} pixels, found {width}x{height}"
-        )
-    if depth == 16:
-        raise RejectError("bit_depth", "expected 8 bits a channel, found 16")
-    chunks = _chunk_types(data)
+    _check_size(width, height, max_pixels)
+    chunks = frozenset(kind for kind, _, _ in _chunks(data))
     if b"acTL" in chunks:
         raise RejectError("animated", "expected a still image, found an animation")
     return Header(width, height, depth, colour, interlace == 1, chunks)
 
 
 def decode_image(data: bytes, max_pixels: int) -> UInt8Array:
-    """RGB image, uint8 (height, width, 3).
+    """RGB pixels of a PNG or JPEG as a viewer shows them, uint8 (height, width, 3).
 
-    Greyscale and palette images become RGB; an opaque alpha channel is dropped.
+    Greyscale and palette images become RGB, an opaque alpha channel is dropped, and an EXIF
+    orientation is applied.
 
     Raises:
-        RejectError: as for ``read_header``, or transparent.
+        RejectError: as for ``decode_pixels``.
+    """
+    if data.startswith(_JPEG):
+        return _decode_jpeg(data, max_pixels)
+    pixels = decode_pixels(data, max_pixels)
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+
+
+def decode_pixels(data: bytes, max_pixels: int) -> UInt8Array:
+    """Pixels of a PNG as a viewer shows them: uint8 (height, width) if grey, else (…, 3) in RGB.
+
+    Raises:
+        RejectError: as for ``read_header``, or transparent, bit_depth.
     """
     header = read_header(data, max_pixels)
+    if header.bit_depth == 16:
+        raise RejectError("bit_depth", "expected 8 bits a channel, found 16")
     pixels = _decode_plain_rgb(data, header)
     if pixels is not None:
         return pixels
     image = _decode_any(data, header)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = _opaque(image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+        image = _opaque(image if image.mode in ("RGBA", "LA") else image.convert("RGBA"))
+    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
-def decode_mask(data: bytes, max_pixels: int) -> UInt8Array:
-    """Raw class values of a mask, uint8 (height, width), as the file holds them.
+def decode_stored(data: bytes, max_pixels: int) -> UInt8Array:
+    """Numbers that a single-channel PNG stores, uint8 (height, width), whatever a viewer shows.
 
-    The value is the red channel of an RGB mask (green and blue are 0, or the same as red), the
-    grey value of a greyscale mask, or the index of a palette mask.
+    They are palette indices, or grey values of 1 to 16 bits.
 
     Raises:
-        RejectError: as for ``read_header``, or transparent, mask_channels.
+        RejectError: as for ``read_header``, or mask_channels, bit_depth (a number above 255).
     """
     header = read_header(data, max_pixels)
-    pixels = _decode_plain_rgb(data, header)
-    if pixels is not None:
-        return _red(pixels)
+    if header.colour_type not in (_GREY, _PALETTE):
+        raise RejectError("mask_channels", "expected a palette or one channel, found colours")
     image = _decode_any(data, header)
     if header.colour_type == _PALETTE:
         return np.asarray(image)
-    if header.colour_type == _GREY:
-        # Pillow stretches 1, 2 and 4 bits to 0..255; the class is the value in the file.
-        steps = 255 // (2**header.bit_depth - 1)
-        return np.asarray(image.convert("L")) // np.uint8(steps)
-    if image.mode in ("RGBA", "LA"):
-        image = _opaque(image)
-    return np.asarray(image) if image.mode == "L" else _red(np.asarray(image.convert("RGB")))
+    if header.bit_depth == 16:
+        wide = np.asarray(image).astype(np.int64)
+        if wide.max() > 255:
+            raise RejectError("bit_depth", f"expected numbers up to 255, found {wide.max()}")
+        return wide.astype(np.uint8)
+    # Pillow stretches 1, 2 and 4 bits to 0..255.
+    return np.asarray(image.convert("L")) // np.uint8(255 // (2**header.bit_depth - 1))
 
 
-def check_mask(raw: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
-    """Class ids of a raw mask, uint8 (height, width); void is 255.
+def channel_of(data: bytes, max_pixels: int, channel: str) -> UInt8Array:
+    """One channel of an 8-bit colour PNG, uint8 (height, width).
+
+    Args:
+        channel: red, green, blue or alpha.
 
     Raises:
-        RejectError: unknown_class for values outside the taxonomy (as anti-aliased or resized
-            masks have them), all_void if nothing is left to learn from.
+        RejectError: as for ``read_header``, or bit_depth, mask_channels if there is no such channel.
     """
-    unknown = taxonomy.unknown_values(raw)
-    if unknown:
-        shown = ", ".join(map(str, unknown[:8])) + (" …" if len(unknown) > 8 else "")
-        raise RejectError("unknown_class", f"values outside taxonomy {taxonomy.name}: {shown}")
-    ids = taxonomy.class_ids(raw)
-    if not taxonomy.is_identity and (ids == VOID).all():
-        raise RejectError("all_void", f"every pixel is void in taxonomy {taxonomy.name}")
-    return ids
+    header = read_header(data, max_pixels)
+    if header.bit_depth == 16:
+        raise RejectError("bit_depth", "expected 8 bits a channel, found 16")
+    if header.colour_type not in (_RGB, _RGBA):
+        raise RejectError("mask_channels", f"expected a colour PNG with {channel}, found none")
+    image = _decode_any(data, header)
+    if (name := channel[0].upper()) not in image.getbands():
+        raise RejectError("mask_channels", f"expected a channel {channel}, found {image.mode}")
+    return np.asarray(image.getchannel(name))
+
+
+def decode_ids(data: bytes) -> UInt8Array:
+    """The mask of a dataset's record: the grey values of an 8-bit PNG, uint8 (height, width).
+
+    Raises:
+        RejectError: as for ``read_header``, or mask_channels.
+    """
+    header = read_header(data, _ANY_SIZE)
+    if header.colour_type != _GREY or header.bit_depth != 8:
+        raise RejectError("mask_channels", "expected one channel of 8 bits")
+    return np.asarray(_decode_any(data, header))
 
 
 def encode(pixels: UInt8Array) -> bytes:
@@ -207,20 +248,100 @@ def _centres(old: int, new: int) -> npt.NDArray[np.intp]:
     return np.minimum(np.cumsum(steps).astype(np.intp), old - 1)
 
 
-def _chunk_types(data: bytes) -> frozenset[bytes]:
-    kinds: set[bytes] = set()
-    offset = len(_SIGNATURE)
+def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """Type, content and CRC of each chunk before IEND."""
+    view, offset = memoryview(data), len(_SIGNATURE)
     while offset + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, offset)
         if kind == b"IEND":
-            return frozenset(kinds)
-        kinds.add(kind)
-        offset += 12 + length
+            return
+        end = offset + 8 + length
+        crc = int.from_bytes(view[end : end + 4])
+        yield kind, view[offset + 8 : end], crc
+        offset = end + 4
     raise RejectError("truncated", f"the file ends after {len(data)} bytes, before its IEND chunk")
 
 
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise RejectError(
+            "too_large", f"expected at most {max_pixels} pixels, found {width}x{height}"
+        )
+
+
+def _format_of(data: bytes) -> str:
+    """What a file that is no PNG seems to be."""
+    known = {
+        _JPEG: "a JPEG (a mask must be lossless)",
+        b"GIF8": "a GIF",
+        b"BM": "a BMP",
+        b"II*\0": "a TIFF",
+        b"MM\0*": "a TIFF",
+        b"\x93NUMPY": "a numpy array",
+    }
+    if data[4:12] == b"ftypavif":
+        return "an AVIF"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "a WebP"
+    found = (name for magic, name in known.items() if data.startswith(magic))
+    return next(found, f"a file that begins with {data[:8]!r}")
+
+
+def _check_content(data: bytes, header: Header) -> None:
+    """Checks each chunk's CRC, zlib's checksum and the number of decoded bytes.
+
+    Raises:
+        RejectError: corrupt, truncated.
+    """
+    inflate = zlib.decompressobj()
+    found = 0
+    try:
+        for kind, content, crc in _chunks(data):
+            if zlib.crc32(content, zlib.crc32(kind)) != crc:
+                raise RejectError("corrupt", f"the checksum of chunk {kind!r} does not match")
+            if kind == b"IDAT":
+                rest: bytes | memoryview = content
+                while rest and not inflate.eof:
+                    found += len(inflate.decompress(rest, _PIECE))
+                    rest = inflate.unconsumed_tail
+        found += len(inflate.flush())
+    except zlib.error as error:
+        raise RejectError("corrupt", f"cannot be decoded: {error}") from error
+    expected = _decoded_bytes(header)
+    if found < expected or not inflate.eof:
+        raise RejectError("truncated", f"expected {expected} bytes of pixels, found {found}")
+    if found > expected:
+        raise RejectError("corrupt", f"expected {expected} bytes of pixels, found {found}")
+
+
+def _decoded_bytes(header: Header) -> int:
+    """Bytes of all rows with their filter types, of all passes if interlaced."""
+    bits = header.bit_depth * _CHANNELS[header.colour_type]
+    sizes = [(header.width, header.height)]
+    if header.interlaced:
+        sizes = [
+            (-(-(header.width - left) // across), -(-(header.height - top) // down))
+            for left, top, across, down in _ADAM7
+        ]
+    return sum(
+        height * (1 + (width * bits + 7) // 8) for width, height in sizes if width > 0 < height
+    )
+
+
+def _decode_jpeg(data: bytes, max_pixels: int) -> UInt8Array:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("JPEG",))
+        _check_size(*image.size, max_pixels)
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except RejectError:
+        raise
+    except Exception as error:
+        # Pillow raises many types on damaged files; the reject quotes its message.
+        raise RejectError("corrupt", f"cannot be decoded: {error}") from error
+
+
 def _decode_plain_rgb(data: bytes, header: Header) -> UInt8Array | None:
-    if header.colour_type != _RGB or header.interlaced or b"tRNS" in header.chunks:
+    if header.colour_type != _RGB or header.interlaced or header.chunks & _VIEWED_OTHERWISE:
         return None
     try:
         pixels: UInt8Array = decode_image_png_u8(data, (header.height, header.width), "rgb")
@@ -230,6 +351,8 @@ def _decode_plain_rgb(data: bytes, header: Header) -> UInt8Array | None:
 
 
 def _decode_any(data: bytes, header: Header) -> Image.Image:
+    """Any PNG whose content is whole, turned as its EXIF orientation says."""
+    _check_content(data, header)
     try:
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         image.load()
@@ -241,7 +364,7 @@ def _decode_any(data: bytes, header: Header) -> Image.Image:
             "corrupt",
             f"expected {header.width}x{header.height} as its header says, found {image.size}",
         )
-    return image
+    return ImageOps.exif_transpose(image) if _EXIF in header.chunks else image
 
 
 def _save(image: Image.Image, **options: int) -> bytes:
@@ -255,18 +378,3 @@ def _opaque(image: Image.Image) -> Image.Image:
     if lowest != 255:
         raise RejectError("transparent", f"expected an opaque image, found alpha from {lowest}")
     return image.convert("L" if image.mode == "LA" else "RGB")
-
-
-def _red(pixels: UInt8Array) -> UInt8Array:
-    # A maximum along whole rows of bytes is ten times as fast as one along the channel axis.
-    highest = pixels.reshape(pixels.shape[0], -1).max(axis=0).reshape(-1, 3).max(axis=0)
-    red = pixels[..., 0]
-    if highest[1:].any() and not (
-        np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2])
-    ):
-        raise RejectError(
-            "mask_channels",
-            "expected the class in the red channel and 0 in green and blue, "
-            f"found values up to {highest[1]} and {highest[2]} there",
-        )
-    return np.ascontiguousarray(red)

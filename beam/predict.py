@@ -9,13 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beam import png
+from beam import masks, png
 from beam.model_uri import ResolvedModel
 from beam.pairing import Pair, Reject
 from beam.parts import Ref
 from beam.previous import Known, PreviousRun
+from beam.records import read_image
 from beam.runs import TRUTH_STAGE
 from schemas.classes import Taxonomy, UInt8Array
+from schemas.config import SourceConfig
 from schemas.errors import RejectError, UserError, first_line
 from schemas.example import CorruptRecordError, Example, parse, read_records
 from schemas.layout import SOURCES
@@ -103,7 +105,7 @@ def read_shard(
             continue
         truth = None
         try:
-            truth = png.decode_mask(example.mask, _ANY_SIZE)
+            truth = png.decode_ids(example.mask)
         except RejectError as error:
             yield Reject(
                 example.id, mask_path, TRUTH_STAGE, error.code, error.message, truth_sha256
@@ -156,7 +158,7 @@ def _damaged(dataset: str, what: str, error: object) -> UserError:
 
 
 def read_pair(
-    pair: Pair, source: str, model: ResolvedModel, max_pixels: int, known: Known
+    pair: Pair, source: str, model: ResolvedModel, config: SourceConfig, known: Known
 ) -> Iterator[Picture | Ref | Reject]:
     """Reads the image of a pair, with its truth if there is a usable mask.
 
@@ -186,12 +188,12 @@ def read_pair(
         yield ref
         return
     try:
-        image = png.decode_image(data, max_pixels)
+        image = read_image(data, config)
     except RejectError as error:
         path = pair.image.path
         yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)
         return
-    truth, reject = _truth_of(pair, mask, image.shape, model.taxonomy, max_pixels)
+    truth, reject = _truth_of(pair, mask, image, model.taxonomy, config)
     if reject:
         yield reject
     yield Picture(
@@ -228,30 +230,13 @@ def _read_mask(pair: Pair, source: str) -> _Mask:
 
 
 def _truth_of(
-    pair: Pair, mask: _Mask, shape: tuple[int, ...], taxonomy: Taxonomy, max_pixels: int
+    pair: Pair, mask: _Mask, image: UInt8Array, taxonomy: Taxonomy, config: SourceConfig
 ) -> tuple[UInt8Array | None, Reject | None]:
     """Class ids, or the reject of the mask, or neither where there is no mask."""
     if pair.mask is None or mask.data is None:
         return None, mask.reject
     try:
-        return decode_truth(mask.data, shape, taxonomy, max_pixels), None
+        return masks.read_mask_of(mask.data, image, taxonomy, config), None
     except RejectError as error:
         path = pair.mask.path
         return None, Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, mask.sha256)
-
-
-def decode_truth(
-    data: bytes, shape: tuple[int, ...], taxonomy: Taxonomy, max_pixels: int
-) -> UInt8Array:
-    """Decodes the mask of an image of ``shape`` (height, width, 3) to class ids.
-
-    Raises:
-        RejectError: the mask cannot be decoded or used, or its size differs from the image's.
-    """
-    raw = png.decode_mask(data, max_pixels)
-    if raw.shape != shape[:2]:
-        raise RejectError(
-            "size_mismatch",
-            f"expected {shape[1]}x{shape[0]} as the image, found {raw.shape[1]}x{raw.shape[0]}",
-        )
-    return png.check_mask(raw, taxonomy)

@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from beam import png, splitting
+from beam import masks, png, splitting
 from beam.pairing import Pair
-from schemas.classes import Taxonomy, UInt8Array
-from schemas.config import IngestConfig
+from schemas.classes import Taxonomy, UInt8Array, load_taxonomy, with_void
+from schemas.config import IngestConfig, SourceConfig
 from schemas.errors import RejectError
 from schemas.example import Example
 from schemas.sample import Sample
 from schemas.sources import SourceRow
-from schemas.storage import is_remote, join, modified, read_bytes
+from schemas.storage import absolute, is_remote, join, modified, read_bytes
 
 DUPLICATE = "duplicate"
 """Code of rejects that lose no data: their pixels are in the dataset under another id."""
@@ -34,6 +34,16 @@ class Recipe:
     source: str
     config: IngestConfig
     taxonomy: Taxonomy
+
+
+def recipe_of(source: str, config: IngestConfig) -> Recipe:
+    """The recipe that a job's parameters name.
+
+    Raises:
+        UserError: there is no such taxonomy.
+    """
+    taxonomy = with_void(load_taxonomy(config.taxonomy), config.void)
+    return Recipe(absolute(source), config, taxonomy)
 
 
 def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
@@ -131,16 +141,10 @@ def make_record(
     if _changed(row, recipe.source, image_bytes, mask_bytes):
         raise RejectError("changed", "the files changed while the job ran; run it again")
     with _blame(row.image_path):
-        image = png.decode_image(image_bytes, config.max_pixels)
+        image = read_image(image_bytes, config)
     with _blame(row.mask_path):
-        raw = png.decode_mask(mask_bytes, config.max_pixels)
-        height, width = image.shape[:2]
-        if raw.shape != (height, width):
-            raise RejectError(
-                "size_mismatch",
-                f"expected {width}x{height} as the image, found {raw.shape[1]}x{raw.shape[0]}",
-            )
-        mask = png.check_mask(raw, recipe.taxonomy)
+        mask = masks.read_mask_of(mask_bytes, image, recipe.taxonomy, config)
+        height, width = mask.shape
     target = (config.height or height, config.width or width)
     sample = Sample(
         id=row.id,
@@ -159,6 +163,16 @@ def make_record(
         row, source_height=height, source_width=width, dhash=difference_hash(sample.image)
     )
     return done, sample, example
+
+
+def read_image(data: bytes, config: SourceConfig) -> UInt8Array:
+    """RGB image of a file's bytes, uint8 (height, width, 3).
+
+    Raises:
+        RejectError: it cannot be decoded.
+    """
+    image = png.decode_image(data, config.max_pixels)
+    return np.ascontiguousarray(image[..., ::-1]) if config.image_channels == "bgr" else image
 
 
 def difference_hash(image: UInt8Array) -> str:

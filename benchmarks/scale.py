@@ -18,6 +18,7 @@ from typing import NamedTuple
 from inputs import repeated_pairs
 
 from beam.survey import survey
+from schemas.raw_layout import load_layout
 
 HERE = Path(__file__).parent
 
@@ -92,7 +93,7 @@ def main() -> None:
                 scratch = Path(place)
                 source = repeated_pairs(args.raw, scratch, count, args.size)
                 started = time.perf_counter()
-                survey(str(source))
+                survey(str(source), load_layout("lyft"))
                 listing = time.perf_counter() - started
                 read = size_of(source) / count / 1024
                 print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)

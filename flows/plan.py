@@ -98,14 +98,14 @@ def plan(
 
 def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:
     """The step, the published version that it would reuse, if any, and the number of pairs."""
-    from beam.records import Recipe
+    from beam.records import recipe_of
     from beam.survey import survey_pairs
     from beam.versions import is_unchanged, published_versions
-    from schemas.classes import load_taxonomy
+    from schemas.raw_layout import layout_of
 
-    recipe = Recipe(storage.absolute(source), config, load_taxonomy(config.taxonomy))
+    recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
-    found = survey_pairs(recipe.source)
+    found = survey_pairs(recipe.source, layout_of(config))
     reads = f"{found.images:,} pairs, {human(found.size)}"
     root = storage.join(storage.absolute(output), "datasets", config.name)
     published = published_versions(root, recipe)
@@ -190,9 +190,10 @@ def plan_infer(
     images, action = pairs, "runs"
     writes = f"partitions of a new version in {root}"
     if source is not None:
-        from beam.survey import survey
+        from beam.survey import survey_images
+        from schemas.raw_layout import layout_of
 
-        found = survey(source)
+        found = survey_images(source, layout_of(config))
         images = found.images or found.loose_pngs
     if model is not None and (source is not None or dataset is not None):
         from beam import runs

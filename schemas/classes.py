@@ -112,6 +112,10 @@ class Taxonomy(BaseModel):
         Models and datasets with the same mapping are compatible.
         """
         mapping = self.model_dump(mode="json", include={"remap", "void_regions"})
+        # That 255 is void goes for every dataset's masks.
+        mapping["remap"] = {
+            raw: target for raw, target in self.remap.items() if (raw, target) != (VOID, VOID)
+        }
         return _sha256({**mapping, "names": self.names})
 
     @cached_property
@@ -223,6 +227,14 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
         return Taxonomy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"taxonomy file {path}: {explain(error)}") from error
+
+
+def with_void(taxonomy: Taxonomy, values: str) -> Taxonomy:
+    """The taxonomy with these raw values (separated by commas) as void; the same for none."""
+    if not values:
+        return taxonomy
+    remap = {**taxonomy.remap, **dict.fromkeys(map(int, values.split(",")), VOID)}
+    return Taxonomy.model_validate({**taxonomy.model_dump(), "remap": remap})
 
 
 def explain(error: Exception) -> str:

@@ -20,7 +20,48 @@ class JobConfig(BaseModel):
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
-class IngestConfig(JobConfig):
+class SourceConfig(JobConfig):
+    """Where a job finds images and masks, and how it reads them."""
+
+    layout: str = Field(
+        "lyft",
+        min_length=1,
+        description="Where images and masks lie: lyft, carla, cityscapes, camvid, or a YAML file.",
+    )
+    images: str = Field(
+        "", description="Pattern of images in place of a layout, e.g. 'rgb/{id}.jpg'."
+    )
+    masks: str = Field(
+        "", description="Pattern of their masks, e.g. 'semantic/{id}_L.png'; goes with images."
+    )
+    mask_encoding: str = Field(
+        "auto",
+        pattern=r"^(auto|red|grey|index|colour|channel:(red|green|blue|alpha))$",
+        description="Where a mask holds the class: red, grey, index, colour, channel:blue and so "
+        "on; auto: red, grey or colour, whichever fits.",
+    )
+    void: str = Field(
+        "",
+        pattern=r"^(\d{1,3}(,\d{1,3})*)?$",
+        description="Mask values that belong to no class, beside the taxonomy's, e.g. 255.",
+    )
+    image_channels: Literal["rgb", "bgr"] = Field(
+        "rgb", description="Order of an image's channels; bgr puts red and blue back."
+    )
+    max_pixels: int = Field(
+        64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> SourceConfig:
+        if bool(self.images) != bool(self.masks):
+            raise ValueError("images and masks are patterns that go together")
+        if any(int(value) > 255 for value in self.void.split(",") if value):
+            raise ValueError("void: expected mask values from 0 to 255")
+        return self
+
+
+class IngestConfig(SourceConfig):
     """How raw pairs become a dataset."""
 
     name: str = Field("lyft", description="Name of the dataset.", pattern=r"^[a-z][a-z0-9_]{0,62}$")
@@ -39,9 +80,6 @@ class IngestConfig(JobConfig):
     block_length: int = Field(10, ge=1, le=100_000, description="Consecutive frames in a block.")
     seed: int = Field(0, ge=0, description="Seed of the split and of the record order.")
     shard_mib: int = Field(64, ge=1, le=4096, description="Target size of a shard in MiB.")
-    max_pixels: int = Field(
-        64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
-    )
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="Share of rejects above which nothing is published."
     )
@@ -152,7 +190,7 @@ class GateConfig(JobConfig):
     )
 
 
-class InferConfig(JobConfig):
+class InferConfig(SourceConfig):
     """How a model's predictions become tables."""
 
     split: Literal["all", "train", "validation", "test"] = Field(
@@ -188,9 +226,6 @@ class InferConfig(JobConfig):
     )
     part_mib: float = Field(128, gt=0, le=4096, description="Target size of a Parquet file in MiB.")
     row_group_mib: int = Field(32, ge=1, le=1024, description="Target size of a row group in MiB.")
-    max_pixels: int = Field(
-        64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
-    )
 
     @model_validator(mode="after")
     def _check(self) -> InferConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from schemas.errors import UserError
 from schemas.storage import is_remote, join
@@ -14,39 +14,60 @@ from schemas.store import Place, object_of, request
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file below a root: relative path, size in bytes, last change in seconds since the epoch."""
+    """A file below a root: relative path, size in bytes, last change in seconds since the epoch.
+
+    Attributes:
+        skipped: why it is not looked at: it is hidden, or a folder that was listed already.
+        error: why nothing can be known about it, e.g. a link that leads nowhere.
+    """
 
     path: str
     size: int
     modified: float
+    skipped: str = ""
+    error: str = ""
 
 
 def files(folder: Place) -> list[SourceFile]:
     """The files in a folder, sorted by name, without hidden ones; none if it does not exist."""
-    found = [one for one in _entries(folder) if isinstance(one, SourceFile)]
+    found = [one for one in _entries(folder) if isinstance(one, SourceFile) and _counts(one)]
     return sorted(found, key=lambda one: one.path)
 
 
 def folders(folder: Place) -> list[str]:
     """Sorted names of the folders in a folder, hidden ones too; none if it does not exist."""
-    return sorted(one for one in _entries(folder, hidden=True) if isinstance(one, str))
+    return sorted(one for one in _entries(folder) if isinstance(one, str))
 
 
-def _entries(folder: Place, *, hidden: bool = False) -> Iterator[SourceFile | str]:
+def _entries(folder: Place) -> Iterator[SourceFile | str]:
     try:
-        yield from _children(str(folder), hidden=hidden)
+        yield from _children(str(folder))
     except FileNotFoundError:
         return
 
 
-def walk(root: Place) -> Iterator[SourceFile]:
-    """Yields all files below a folder, without hidden ones.
+def _counts(file: SourceFile) -> bool:
+    return not (file.skipped or file.error or file.path.startswith("."))
 
-    Links to folders are followed last, and only to folders not seen yet, so that a file's path does
-    not depend on the order in which the file system lists entries.
+
+def walk(root: Place) -> Iterator[SourceFile]:
+    """Yields all files below a folder that can be read, without hidden ones.
 
     Raises:
         UserError: a folder cannot be listed.
+    """
+    return (one for one in walk_all(root) if not one.skipped and not one.error)
+
+
+def walk_all(root: Place) -> Iterator[SourceFile]:
+    """Yields all entries below a folder that are no folders, and folders that are not entered.
+
+    Hidden files and folders are skipped, with a mark. Links to folders are followed last, and only
+    to folders not seen yet, so that a file's path does not depend on the order in which the file
+    system lists entries.
+
+    Raises:
+        UserError: a folder cannot be listed: what it holds is unknown, so no job goes on without it.
     """
     waiting, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()
@@ -59,46 +80,47 @@ def walk(root: Place) -> Iterator[SourceFile]:
             if not is_remote(place):
                 status = os.stat(place)
                 if (status.st_dev, status.st_ino) in seen:
+                    yield SourceFile(folder, 0, 0, skipped="folder listed under another name")
                     continue
                 seen.add((status.st_dev, status.st_ino))
             for one in _children(place):
                 prefix = f"{folder}/" if folder else ""
-                if isinstance(one, str):
+                name = one if isinstance(one, str) else one.path
+                if name.startswith("."):
+                    yield SourceFile(prefix + name, 0, 0, skipped="hidden")
+                elif isinstance(one, str):
                     is_link = not is_remote(place) and os.path.islink(join(place, one))
                     (links if is_link else waiting).append(prefix + one)
                 else:
-                    yield SourceFile(prefix + one.path, one.size, one.modified)
+                    yield replace(one, path=prefix + name)
         except OSError as error:
             raise UserError(
                 f"folder {place!r} cannot be listed: {error.strerror or error}"
             ) from error
 
 
-def _children(folder: str, *, hidden: bool = False) -> Iterator[SourceFile | str]:
-    """Yields the files of one folder and the names of its subfolders.
-
-    Args:
-        hidden: whether to include names that begin with a dot.
-    """
+def _children(folder: str) -> Iterator[SourceFile | str]:
+    """Yields the files of one folder and the names of its subfolders."""
     if is_remote(folder):
-        yield from _remote_children(folder, hidden=hidden)
+        yield from _remote_children(folder)
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") and not hidden:
-                continue
             try:
                 status = entry.stat()
-            except OSError:
+            except OSError as error:
                 # A broken link, or one that leads to itself.
+                yield SourceFile(entry.name, 0, 0, error=f"cannot be read: {error.strerror}")
                 continue
             if stat.S_ISDIR(status.st_mode):
                 yield entry.name
             elif stat.S_ISREG(status.st_mode):
                 yield SourceFile(entry.name, status.st_size, status.st_mtime)
+            else:
+                yield SourceFile(entry.name, 0, 0, skipped="no regular file")
 
 
-def _remote_children(folder: str, *, hidden: bool) -> Iterator[SourceFile | str]:
+def _remote_children(folder: str) -> Iterator[SourceFile | str]:
     from pyarrow.fs import FileSelector
 
     # On Google's store, pyarrow omits folders without an object of their own: list all below.
@@ -109,8 +131,6 @@ def _remote_children(folder: str, *, hidden: bool) -> Iterator[SourceFile | str]
         folder, lambda store, key: store.get_file_info(FileSelector(key, recursive=everything))
     ):
         name, _, below = info.path[inside:].partition("/")
-        if name.startswith(".") and not hidden:
-            continue
         if info.is_file and not below:
             yield SourceFile(name, info.size, info.mtime_ns / 1e9)
         elif name not in named:

@@ -1,0 +1,163 @@
+"""Reads the class ids of a mask from the pixels that a viewer would show, in any lossless PNG.
+
+A container decides nothing: a palette index means nothing without its palette, since a lossless
+optimiser reorders it, and 4 bits of grey are shown as 8. So the same picture gives the same class
+ids, however it was saved, or it is rejected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from beam import png
+from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.config import SourceConfig
+from schemas.errors import RejectError
+
+_SHOWN = 8
+"""Values or colours that a reject quotes."""
+
+
+def read_mask(
+    data: bytes, max_pixels: int, taxonomy: Taxonomy, encoding: str = "auto"
+) -> UInt8Array:
+    """Class ids of a mask's PNG, uint8 (height, width); void is 255.
+
+    Args:
+        encoding: where the class is. ``red``: in the red channel, green and blue are 0; ``grey``:
+            all channels hold it; ``colour``: the taxonomy's colours; ``index``: the stored number
+            of a palette or single channel; ``channel:blue`` and so on: that channel, whatever the
+            others hold; ``auto``: red, grey or colour, if only one of them fits.
+
+    Raises:
+        RejectError: the PNG cannot be decoded; mask_channels or mask_colours if it is not encoded
+            like this; ambiguous_mask if two readings differ; as for ``check_mask``.
+    """
+    if encoding == "index":
+        return check_mask(png.decode_stored(data, max_pixels), taxonomy)
+    if encoding.startswith("channel:"):
+        channel = encoding.removeprefix("channel:")
+        return check_mask(png.channel_of(data, max_pixels, channel), taxonomy)
+    return ids_of(png.decode_pixels(data, max_pixels), taxonomy, encoding)
+
+
+def read_mask_of(
+    data: bytes, image: UInt8Array, taxonomy: Taxonomy, config: SourceConfig
+) -> UInt8Array:
+    """Class ids of the mask of an image (height, width, 3), uint8 (height, width).
+
+    Raises:
+        RejectError: as for ``read_mask``, or size_mismatch.
+    """
+    mask = read_mask(data, config.max_pixels, taxonomy, config.mask_encoding)
+    if mask.shape != image.shape[:2]:
+        (height, width), (found_height, found_width) = image.shape[:2], mask.shape
+        raise RejectError(
+            "size_mismatch",
+            f"expected {width}x{height} as the image, found {found_width}x{found_height}",
+        )
+    return mask
+
+
+def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UInt8Array:
+    """Class ids of the pixels of a mask, (height, width) or RGB (height, width, 3), as shown.
+
+    Raises:
+        RejectError: as for ``read_mask``.
+    """
+    if encoding == "colour":
+        return _from_colours(pixels, taxonomy)
+    kind, values = _numbers(pixels)
+    if encoding != "auto":
+        if values is None or kind not in (encoding, "both"):
+            raise RejectError("mask_channels", f"expected {_EXPECTED[encoding]}, {_found(pixels)}")
+        return check_mask(values, taxonomy)
+    if values is None:
+        return _from_colours(pixels, taxonomy)
+    top = int(values.max(initial=0))
+    colour = (top, top, top) if kind == "grey" else (top, 0, 0)
+    if not taxonomy.has_colour(colour):
+        return check_mask(values, taxonomy)
+    # Perhaps every pixel is a class colour as well, e.g. greys alone or black alone.
+    by_number = _attempt(lambda: check_mask(values, taxonomy))
+    by_colour = _attempt(lambda: _from_colours(pixels, taxonomy))
+    if isinstance(by_number, RejectError):
+        if isinstance(by_colour, RejectError):
+            raise by_number
+        return by_colour
+    if not isinstance(by_colour, RejectError) and not np.array_equal(by_number, by_colour):
+        raise RejectError(
+            "ambiguous_mask",
+            f"values up to {top} are numbers and colours of taxonomy {taxonomy.name}, of different "
+            "classes; name one with --mask_encoding red, grey or colour",
+        )
+    return by_number
+
+
+def _attempt(read: Callable[[], UInt8Array]) -> UInt8Array | RejectError:
+    try:
+        return read()
+    except RejectError as error:
+        return error
+
+
+def check_mask(raw: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+    """Class ids of a mask's numbers, uint8 (height, width); void is 255.
+
+    Raises:
+        RejectError: unknown_class for numbers outside the taxonomy (as anti-aliased or resized
+            masks have them), all_void if nothing is left to learn from.
+    """
+    unknown = taxonomy.unknown_values(raw)
+    if unknown:
+        message = f"values outside taxonomy {taxonomy.name}: {_list(unknown)}"
+        raise RejectError("unknown_class", message)
+    return _learnable(taxonomy.class_ids(raw), taxonomy)
+
+
+_EXPECTED = {
+    "red": "the class in the red channel and 0 in green and blue",
+    "grey": "the class in one channel, or in all three",
+}
+
+
+def _numbers(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
+    """How the pixels may hold numbers, red, grey or both (black), and the numbers; or none."""
+    if pixels.ndim == 2:
+        return ("grey" if pixels.any() else "both"), pixels
+    # A maximum along whole rows of bytes is ten times as fast as one along the channel axis.
+    highest = pixels.reshape(pixels.shape[0], -1).max(axis=0).reshape(-1, 3).max(axis=0)
+    red = pixels[..., 0]
+    if not highest[1:].any():
+        return ("red" if highest[0] else "both"), np.ascontiguousarray(red)
+    if np.array_equal(red, pixels[..., 1]) and np.array_equal(red, pixels[..., 2]):
+        return "grey", np.ascontiguousarray(red)
+    return "colour", None
+
+
+def _from_colours(pixels: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+    rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+    ids, unknown = taxonomy.ids_of_colours(rgb)
+    if unknown:
+        shown = ", ".join(map(str, unknown[:_SHOWN])) + (" …" if len(unknown) > _SHOWN else "")
+        raise RejectError("mask_colours", f"colours outside taxonomy {taxonomy.name}: {shown}")
+    return _learnable(ids, taxonomy)
+
+
+def _learnable(ids: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+    # With as many classes as there are below void, the maximum says that no pixel is.
+    if ids.max(initial=0) == VOID and (ids == VOID).all():
+        raise RejectError("all_void", f"every pixel is void in taxonomy {taxonomy.name}")
+    return ids
+
+
+def _found(pixels: UInt8Array) -> str:
+    highest = pixels.reshape(-1, 1 if pixels.ndim == 2 else 3).max(axis=0)
+    return f"found channels with values up to {', '.join(map(str, highest))}"
+
+
+def _list(values: object) -> str:
+    numbers = [int(one) for one in values]  # type: ignore[attr-defined]
+    return ", ".join(map(str, numbers[:_SHOWN])) + (" …" if len(numbers) > _SHOWN else "")

@@ -1,0 +1,191 @@
+"""Layouts of raw pairs: which files are images, which are masks, and which belong together.
+
+A layout is data: a YAML file in ``schemas/layouts``, the user's own, or two patterns on the command
+line.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from schemas.classes import explain
+from schemas.config import SourceConfig
+from schemas.errors import UserError
+
+_ID, _SPLIT = "{id}", "{split}"
+_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
+_ANY_DEPTH = "**/"
+
+
+def _checked(pattern: str) -> str:
+    if pattern.count(_ID) != 1:
+        raise ValueError(f"expected {_ID} once in a pattern such as 'rgb/{_ID}.png'")
+    if pattern.startswith("/") or _ANY_DEPTH in pattern[1:] or not Path(pattern).suffix:
+        raise ValueError(
+            f"expected a path below the source with a suffix; {_ANY_DEPTH} only at its beginning"
+        )
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_checked)]
+
+
+class Found(NamedTuple):
+    """What a path is in a layout.
+
+    Attributes:
+        id: the pair's id, the path without what the pattern spells out.
+        key: equal for the image and the masks of one pair only.
+        is_mask: whether the path is a mask's.
+        fits: whether the suffix is the pattern's; if not, the file only lies where others do.
+    """
+
+    id: str
+    key: str
+    is_mask: bool
+    fits: bool
+
+
+class RawLayout(BaseModel):
+    """Where images and masks lie below a source.
+
+    Patterns are paths below the source: ``{id}`` stands for what an image and its mask share (it may
+    hold slashes), ``**/`` at the beginning for any folders and ``{split}`` for the name of a split
+    (train, val, test and longer forms), which belong to the id, ``*`` for anything within one name,
+    ``{png,jpg}`` for alternatives. Upper and lower case do not differ.
+
+    Attributes:
+        images, masks: patterns of images and of masks.
+        taxonomy: of masks that usually lie like this; a hint for messages.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    description: str = ""
+    images: tuple[Pattern, ...] = Field(min_length=1)
+    masks: tuple[Pattern, ...] = Field(min_length=1)
+    taxonomy: str | None = None
+
+    @cached_property
+    def _compiled(self) -> tuple[_Compiled, ...]:
+        ours = [(pattern, False) for pattern in self.images]
+        ours += [(pattern, True) for pattern in self.masks]
+        return tuple(_Compiled.of(pattern, is_mask) for pattern, is_mask in ours)
+
+    def find(self, path: str) -> Found | None:
+        """What a path is; None if it lies outside of the layout's places.
+
+        Of several patterns that match, the one that spells out most of the path decides, and a
+        mask's before an image's: a mask must never be taken for an image.
+        """
+        best: tuple[tuple[bool, int, bool], Found] | None = None
+        for one in self._compiled:
+            match = one.expression.fullmatch(path)
+            if not match:
+                continue
+            groups = match.groupdict()
+            above, name = groups["above"], groups["id"]
+            split = f"{groups['split']}/" if "split" in groups else ""
+            fits = groups["fits"] is not None
+            found = Found(above + split + name, f"{above}\0{split}{name}", one.is_mask, fits)
+            rank = (fits, -len(name), one.is_mask)
+            if best is None or rank > best[0]:
+                best = rank, found
+        return best[1] if best else None
+
+    @property
+    def places(self) -> str:
+        """The patterns, for messages."""
+        return f"images {' or '.join(self.images)} with masks {' or '.join(self.masks)}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    expression: re.Pattern[str]
+    is_mask: bool
+
+    @classmethod
+    def of(cls, pattern: str, is_mask: bool) -> _Compiled:
+        rest = pattern.removeprefix(_ANY_DEPTH)
+        stem, dot, suffix = rest.rpartition(".")
+        *folders, name = stem.split("/")
+        text = "(?P<above>)"
+        if rest != pattern:
+            text = "(?P<above>(?:.*/)?)"
+            if folders and "{" not in folders[0]:
+                # A folder within one of the same name is the same place: CameraRGB/CameraRGB.
+                first = f"{_expression(folders.pop(0))}/"
+                text = f"(?P<above>(?:(?:.*/)?(?!{first})[^/]+/)?)(?:{first})+"
+        text += "".join(f"{_expression(folder)}/" for folder in folders) + _expression(name)
+        # A name without a suffix, or with another one, lies in the same place.
+        text += rf"(?:(?P<fits>{re.escape(dot)}{_expression(suffix)})|(?:\.[^./]*)?)"
+        return cls(re.compile(text, re.IGNORECASE | re.DOTALL), is_mask)
+
+
+def _expression(pattern: str) -> str:
+    """A part of a pattern as a regular expression."""
+    pieces = re.split(r"(\{id\}|\*|\{[^{}]*\})", pattern)
+    found = ""
+    for piece in pieces:
+        if piece == _ID:
+            found += "(?P<id>.+?)"
+        elif piece == _SPLIT:
+            found += f"(?P<split>{'|'.join(_SPLITS)})"
+        elif piece == "*":
+            found += "[^/]*"
+        elif piece.startswith("{"):
+            found += f"(?:{'|'.join(map(re.escape, piece[1:-1].split(',')))})"
+        else:
+            found += re.escape(piece)
+    return found
+
+
+def builtin_layouts() -> list[str]:
+    """Names of the layouts that come with the project."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_layout(name_or_path: str) -> RawLayout:
+    """Reads a built-in layout by name, or a YAML file.
+
+    Raises:
+        UserError: there is no such layout, or the file is invalid.
+    """
+    path = _folder() / f"{name_or_path}.yaml"
+    if not path.is_file():
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise UserError(
+            f"layout {name_or_path!r} is neither one of {', '.join(builtin_layouts())} nor a YAML "
+            "file; pass one of these names or a path, or patterns with --images and --masks"
+        )
+    try:
+        return RawLayout.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"layout file {path}: {explain(error)}") from error
+
+
+def layout_of(config: SourceConfig) -> RawLayout:
+    """The layout that a job's parameters name.
+
+    Raises:
+        UserError: there is none, or its patterns are invalid.
+    """
+    if not config.images:
+        return load_layout(config.layout)
+    try:
+        return RawLayout(name="patterns", images=(config.images,), masks=(config.masks,))
+    except ValidationError as error:
+        raise UserError(f"--images and --masks: {explain(error)}") from error
+
+
+def _folder() -> Path:
+    return Path(__file__).with_name("layouts")
