@@ -51,7 +51,7 @@ def pytest_configure() -> None:
 
 
 def _group(nodeid: str) -> str:
-    """Tests of one group run in one process, one after the other: those of a file, or of several."""
+    """Tests of one group run in one process: those of a file, or of several."""
     path = nodeid.partition("::")[0].removeprefix("tests/")
     return next((group for group, files in SERVERS.items() if path in files), path)
 
