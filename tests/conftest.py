@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import store
+from forks import Forks
+from forks import forks as running_forks
 from hypothesis import settings
-from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained, python
+from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained
 from operated import Local, local_services
 from servers import PATIENCE_S
 from xdist.scheduler import LoadScopeScheduling
@@ -248,10 +250,17 @@ def tables(scenes: Path, dataset: Path, once: Once) -> Path:
     return Path(once("tables", fill))
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs commands in forks of a process that has imported what they need."""
+    with running_forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running
+
+
 @pytest.fixture
-def job() -> Job:
+def job(forks: Forks) -> Job:
     """Runs ``python -m module …`` as a user does."""
-    return lambda module, *arguments: python("-m", module, *arguments)
+    return forks.job
 
 
 @pytest.fixture(scope="module")

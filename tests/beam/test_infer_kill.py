@@ -2,25 +2,19 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from inference import tables_of
 from jobs import IN_MEMORY, TWO_WORKERS, started
-from kills import Forks, forks, points
+from kills import points
 from servers import until
 
 from beam.runs import TABLES
 
 ARGUMENTS = ["--height=32", "--width=48"]
 SMALL_PARTS, ONE_PART = "--part_mib=0.004", "--part_mib=1"
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("forks"), "beam.infer") as running:
-        yield running
 
 
 def _arguments(model: Path, source: Path, output: Path, *options: str) -> list[str]:
@@ -39,7 +33,7 @@ def _by_table(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
 # Some 20 jobs of about a second each.
 @pytest.mark.parametrize("first", [True, False])
 def test_a_kill_before_any_change_leaves_each_table_old_or_new(
-    first: bool, forked: Forks, plain_model: Path, scenes: Path, tmp_path: Path
+    first: bool, forks: Forks, plain_model: Path, scenes: Path, tmp_path: Path
 ) -> None:
     """Each job meets what the killed one before it has left, and is killed one change later.
 
@@ -51,10 +45,10 @@ def test_a_kill_before_any_change_leaves_each_table_old_or_new(
     for folder in (undisturbed, output):
         earlier = _arguments(plain_model, scenes, folder, ONE_PART)
         if not first:
-            assert forked.run("beam.infer", folder, *earlier) == 0, forked.log.read_text()
+            assert forks.job("beam.infer", *earlier).returncode == 0
             before = tables_of(folder)
     same = _arguments(plain_model, scenes, undisturbed, SMALL_PARTS, "--no-resume")
-    changes = forked.changes("beam.infer", undisturbed, *same)
+    changes = forks.changes(undisturbed, "beam.infer", *same)
     expected = tables_of(undisturbed)
     assert len(expected) > 10
     pending = "os.rename /.staging-*/tables -> /.publish-*"
@@ -64,7 +58,7 @@ def test_a_kill_before_any_change_leaves_each_table_old_or_new(
     for point in points(changes):
         if first and "/.publish-*" not in point[0]:
             continue
-        code = forked.run("beam.infer", output, *arguments, kill=point)
+        code = forks.killed(point, output, "beam.infer", *arguments)
         # A change that was made by the job before does not come again.
         assert code in (-9, 0), point
         found = _by_table(tables_of(output))
@@ -72,13 +66,13 @@ def test_a_kill_before_any_change_leaves_each_table_old_or_new(
             assert found[table] in (_by_table(before)[table], _by_table(expected)[table]), point
         if changes.index(point[0]) <= changes.index(pending):
             assert (code, found) == (-9, _by_table(before)), point
-    assert forked.run("beam.infer", output, *arguments) == 0
+    assert forks.job("beam.infer", *arguments).returncode == 0
     assert tables_of(output) == expected
     assert {path.name for path in output.iterdir()} == set(TABLES)
 
 
 def test_a_kill_of_a_job_with_workers_of_its_own(
-    forked: Forks, plain_model: Path, scenes: Path, tmp_path: Path
+    forks: Forks, plain_model: Path, scenes: Path, tmp_path: Path
 ) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     places = (f"--model={plain_model}", f"--source={scenes}", f"--output={output}")
@@ -90,7 +84,7 @@ def test_a_kill_of_a_job_with_workers_of_its_own(
     killed = tables_of(output)
     for folder in (output, fresh):
         again = _arguments(plain_model, scenes, folder, SMALL_PARTS)
-        assert forked.run("beam.infer", folder, *again) == 0, forked.log.read_text()
+        assert forks.job("beam.infer", *again).returncode == 0
     expected = tables_of(fresh)
     # It may have published before the signal came.
     assert killed in ({}, expected)

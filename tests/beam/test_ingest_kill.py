@@ -3,12 +3,12 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from jobs import IN_MEMORY, TWO_WORKERS, started
-from kills import Forks, forks, points
+from kills import points
 from servers import until
 
 from flows.flink_demo import published_bytes
@@ -28,12 +28,6 @@ def raw(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for path in sorted((scenes / camera).iterdir())[:PAIRS]:
             shutil.copy(path, folder / camera)
     return folder
-
-
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forks(tmp_path_factory.mktemp("forks"), "beam.ingest") as running:
-        yield running
 
 
 def _visible(output: Path) -> list[Path]:
@@ -59,11 +53,11 @@ PUBLISHING = "os.rename /small/.staging-*/dataset -> /small/*"
 
 # Some 16 jobs of over a second each.
 def test_a_kill_before_any_change_leaves_nothing_or_all_of_it(
-    forked: Forks, raw: Path, tmp_path: Path
+    forks: Forks, raw: Path, tmp_path: Path
 ) -> None:
     """Each job meets what the killed one before it has left, and is killed one change later."""
     output = tmp_path / "out"
-    changes = forked.changes("beam.ingest", output, *_arguments(raw, output))
+    changes = forks.changes(output, "beam.ingest", *_arguments(raw, output))
     expected = published_bytes(output / "small")
     assert len(expected) == 10
     assert "shutil.rmtree /small/.staging-*" in changes
@@ -71,42 +65,42 @@ def test_a_kill_before_any_change_leaves_nothing_or_all_of_it(
         assert any(change.endswith(name) and "os.rename" in change for change in changes), name
     shutil.rmtree(output)
     for point in points(changes):
-        code = forked.run("beam.ingest", output, *_arguments(raw, output), kill=point)
+        code = forks.killed(point, output, "beam.ingest", *_arguments(raw, output))
         if changes.index(point[0]) <= changes.index(PUBLISHING):
             assert (code, _published(output)) == (-9, {}), point
         else:
             # Killed after publishing, or it finds nothing to do but what a killed one has left.
             assert code in (-9, 0), point
             assert _published(output) == expected, point
-    assert forked.run("beam.ingest", output, *_arguments(raw, output)) == 0
+    assert forks.job("beam.ingest", *_arguments(raw, output)).returncode == 0
     # No staging folder and no lock is left.
     assert published_bytes(output / "small") == expected
 
 
 def test_a_kill_beside_an_earlier_version_leaves_that_one_whole(
-    forked: Forks, raw: Path, tmp_path: Path
+    forks: Forks, raw: Path, tmp_path: Path
 ) -> None:
     """The new version links shards of the earlier one; a kill in between must not touch them."""
     grown, output, fresh = (tmp_path / name for name in ("raw", "out", "fresh"))
     shutil.copytree(raw, grown)
-    assert forked.run("beam.ingest", output, *_arguments(grown, output)) == 0
+    assert forks.job("beam.ingest", *_arguments(grown, output)).returncode == 0
     before = published_bytes(output / "small")
     for camera in ("CameraRGB", "CameraSeg"):
         data = (raw / camera / "000_0000.png").read_bytes()
         (grown / camera / "more_0001.png").write_bytes(data + b"\0")
-    assert forked.run("beam.ingest", fresh, *_arguments(grown, fresh)) == 0
+    assert forks.job("beam.ingest", *_arguments(grown, fresh)).returncode == 0
     expected = published_bytes(fresh / "small")
     arguments = _arguments(grown, output)
     for change in (LINKING, PUBLISHING):
         point = (change, 1)
-        assert forked.run("beam.ingest", output, *arguments, kill=point) == -9
+        assert forks.killed(point, output, "beam.ingest", *arguments) == -9
         assert _published(output) == before
-    assert forked.run("beam.ingest", output, *arguments) == 0
+    assert forks.job("beam.ingest", *arguments).returncode == 0
     # Sources and card name the same folder in both outputs, so that all files are the same.
     assert published_bytes(output / "small") == before | expected
 
 
-def test_a_kill_of_a_job_with_workers_of_its_own(forked: Forks, raw: Path, tmp_path: Path) -> None:
+def test_a_kill_of_a_job_with_workers_of_its_own(forks: Forks, raw: Path, tmp_path: Path) -> None:
     output, fresh = tmp_path / "out", tmp_path / "fresh"
     places = (f"--source={raw}", f"--output={output}", *ARGUMENTS)
     process = started(tmp_path / "log", "beam.ingest", *places, *TWO_WORKERS)
@@ -115,7 +109,7 @@ def test_a_kill_of_a_job_with_workers_of_its_own(forked: Forks, raw: Path, tmp_p
     process.wait()
     killed = _published(output)
     for folder in (output, fresh):
-        assert forked.run("beam.ingest", folder, *_arguments(raw, folder)) == 0
+        assert forks.job("beam.ingest", *_arguments(raw, folder)).returncode == 0
     # It may have published before the signal came.
     assert killed in ({}, published_bytes(fresh / "small"))
     assert published_bytes(output) == published_bytes(fresh)

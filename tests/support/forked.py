@@ -1,7 +1,7 @@
-"""Runs jobs in forks of one process that has imported Beam, and kills them where it is told to.
+"""Runs ``python -m module`` in forks of one process that has imported the modules already.
 
-Started as a program by ``kills.Forks``; a command is a line of JSON on standard input, its answer a
-line on standard output.
+Started as a program by ``forks.Forks``; a command is a line of JSON on standard input, its answer,
+the exit code, a line on standard output.
 """
 
 from __future__ import annotations
@@ -10,17 +10,22 @@ import importlib
 import json
 import os
 import re
+import runpy
 import signal
 import sys
+import traceback
+import warnings
 from collections import Counter
 from typing import Any
+
+LIGHT = ("analysis.", "beam.")
+"""Modules that may be imported before a fork: they start no threads and no TensorFlow."""
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.link", "os.truncate", "shutil.rmtree"}
 """Audit events, raised before each change to the file system after which something else is visible.
 
 Files that are being written and empty folders are seen by nobody until they get their names.
 """
-
 
 _NAMES = re.compile(
     r"(?<=staging-)\w+|[0-9a-f]{12,32}|\d{5}|(?<=small-)(?:train|validation|test)"
@@ -43,53 +48,67 @@ def kind_of(event: str, args: tuple[Any, ...], root: str) -> str | None:
     return f"{event} {' -> '.join(_NAMES.sub('*', path) for path in inside)}"
 
 
-def run(job: str, argv: list[str], root: str, kill: tuple[str, int] | None, record: str) -> None:
-    """Runs a job in this process; writes the changes it makes to ``record``, or dies before one."""
+def watch(root: str, kill: tuple[str, int] | None, record: str) -> None:
+    """Records the changes below ``root`` in a file, and kills this process before one of them."""
     seen: Counter[str] = Counter()
-    changes: list[str] = []
+    file = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
 
-    def watch(event: str, args: tuple[Any, ...]) -> None:
+    def see(event: str, args: tuple[Any, ...]) -> None:
         kind = kind_of(event, args, root)
         if kind is None:
             return
         seen[kind] += 1
-        changes.append(kind)
         if kill == (kind, seen[kind]):
             os.kill(os.getpid(), signal.SIGKILL)
+        os.write(file, f"{kind}\n".encode())
 
-    sys.addaudithook(watch)
-    importlib.import_module(job).main(argv)
-    done = list(changes)
-    with open(record, "w", encoding="utf-8") as file:
-        json.dump(done, file)
+    sys.addaudithook(see)
+
+
+def child(command: dict[str, Any]) -> int:
+    """Runs the module as a program; returns its exit code."""
+    for number, name in ((0, os.devnull), (1, command["stdout"]), (2, command["stderr"])):
+        file = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+        os.close(file)
+    # Those of the forked process are pipes' buffers.
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(command["env"])
+    if command["watched"]:
+        root, kill, record = command["watched"]
+        watch(root, tuple(kill) if kill else None, record)
+    sys.argv = [command["module"], *command["argv"]]
+    # That the module is imported already is the point of it all.
+    warnings.filterwarnings(
+        "ignore", ".* found in sys.modules after import of package", RuntimeWarning
+    )
+    try:
+        runpy.run_module(command["module"], run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+        return 1
+    return 0
 
 
 def main() -> None:
     """Answers commands until standard input ends."""
-    for job in sys.argv[1:]:
-        importlib.import_module(job)
-    print("ready", flush=True)
     for line in sys.stdin:
         command = json.loads(line)
-        log = command.pop("log")
-        kill = command.pop("kill")
-        child = os.fork()
-        if child == 0:
+        if command["module"].startswith(LIGHT):
+            importlib.import_module(command["module"])
+        pid = os.fork()
+        if pid == 0:
             code = 1
             try:
-                with open(log, "ab") as file:
-                    os.dup2(file.fileno(), 1)
-                    os.dup2(file.fileno(), 2)
-                run(**command, kill=tuple(kill) if kill else None)
-                code = 0
-            except BaseException:  # noqa: BLE001 - the child must not go on as its parent
-                import traceback
-
-                traceback.print_exc()
-            finally:
+                code = child(command)
+                sys.stdout.flush()
                 sys.stderr.flush()
+            finally:
                 os._exit(code)
-        _, status = os.waitpid(child, 0)
+        _, status = os.waitpid(pid, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
