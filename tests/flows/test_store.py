@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from jobs import RETRIED, ROOT, SMALL, Job
+from servers import until
 from store import Store
 from whole_flow import FLOW
 
@@ -18,8 +19,6 @@ from flows.plan import plan
 from flows.summary import draw_examples
 from schemas.config import GateConfig, TrainConfig
 from schemas.manifest import load_manifest
-
-AWAY_S = 20
 
 
 def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
@@ -61,7 +60,10 @@ def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, mo
             assert process.poll() is None, "".join(lines)
             time.sleep(0.02)
         bucket.stop()
-        time.sleep(AWAY_S)
+        until(
+            lambda: any("the store does not answer" in line for line in lines) or process.poll(),
+            "a note that the store does not answer",
+        )
         bucket.start()
         code = process.wait()
         reader.join()
