@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from jobs import RETRIED, ROOT, SMALL, Job
+from jobs import QUICK, RETRIED, ROOT, SMALL, Job
 from servers import until
 from store import Store
 from whole_flow import FLOW
@@ -42,7 +42,7 @@ def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
         text=True,
     )
     assert process.stdin is not None
-    process.stdin.write(SMALL.model_dump_json())
+    process.stdin.write(json.dumps([SMALL.model_dump(), QUICK]))
     process.stdin.close()
     process.stdin = None
     return process
@@ -101,7 +101,7 @@ def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, mo
         output,
         tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db",
         ingest_config=SMALL,
-        train_config=TrainConfig(epochs=1, filters=4, batch_size=8),
+        train_config=TrainConfig(**QUICK),
         gate_config=GateConfig(floor=0),
     )
     assert [step.action for step in steps] == ["cached", "cached", "cached"]

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from inference import check_counts
-from jobs import RETRIED, ROOT, SMALL
+from jobs import QUICK, RETRIED, ROOT, SMALL
 from PIL import Image
 from whole_flow import FLOW, MORE
 
@@ -99,7 +99,7 @@ def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", FLOW + MORE, *map(str, places)],
         cwd=ROOT,
         env=environment,
-        input=SMALL.model_dump_json(),
+        input=json.dumps([SMALL.model_dump(), QUICK]),
         capture_output=True,
         text=True,
         check=False,

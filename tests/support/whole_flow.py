@@ -7,10 +7,11 @@ from flows.ingest_train_infer import ingest_train_infer
 from schemas.config import GateConfig, IngestConfig, InferConfig, TrainConfig
 
 source, output, *others = sys.argv[1:]
+config, QUICK = json.load(sys.stdin)
 given = {
     "tracking_uri": f"sqlite:///{output}/mlflow/mlflow.db",
-    "ingest_config": IngestConfig.model_validate_json(sys.stdin.read()),
-    "train_config": TrainConfig(epochs=1, filters=4, batch_size=8),
+    "ingest_config": IngestConfig(**config),
+    "train_config": TrainConfig(**QUICK),
     "gate_config": GateConfig(floor=0),
 }
 results = ingest_train_infer(source, output, **given)
