@@ -212,7 +212,7 @@ def test_models_that_are_none_are_one_line(
         (job_here, "short", "openvino", "expected a .keras archive"),
         # TensorFlow's own messages are seen in a process of its own, and in that of the export.
         (job, "empty", "tensorflow", "cannot be loaded"),
-        (job_here, "flipped", "openvino", ""),
+        (job_here, "flipped", "openvino", "cannot be loaded"),
     ):
         done = run(
             "beam.infer",
@@ -220,10 +220,12 @@ def test_models_that_are_none_are_one_line(
             f"--source={scenes}",
             f"--output={tmp_path}/out",
             f"--engine={engine}",
+            "--direct_num_workers=1",
         )
         errors = [line for line in done.stderr.splitlines() if not line.startswith("infer: ")]
         assert done.returncode == 2, (name, done.stderr)
         assert len(errors) == 1, (name, done.stderr)
+        assert errors[0].startswith("error: model file ")
         assert complaint in errors[0]
         assert list((tmp_path / "out").iterdir()) == []
 
