@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import ANY_MODEL, ROOT, python
-from servers import PATIENCE_S, free_port, serving, start, stop
+from jobs import ANY_MODEL, QUICK, ROOT, python
+from servers import PATIENCE_S, Gate, free_port, serving
 
 from schemas.config import InferConfig, TrainConfig
 from schemas.errors import UnavailableError, UserError
@@ -244,17 +244,16 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
     from model import tracking, train
 
     port = free_port()
-    arguments = _mlflow_server(tmp_path, port)
-    servers = [start(*arguments)]
-    uri = f"http://127.0.0.1:{port}"
+    gate = Gate(port)
+    uri = f"http://127.0.0.1:{gate.port}"
     seen: list[tuple[int, int]] = []
     log_epochs = tracking.Run.log_epochs
 
     def log(run: tracking.Run, epochs: list[dict[str, float]]) -> None:
         if len(epochs) in (2, 6):
-            stop(servers[-1])
+            gate.close()
         if len(epochs) == 4:
-            servers.append(start(*arguments))
+            gate.open()
         log_epochs(run, epochs)
         seen.append((len(epochs), len(run._sent)))
 
@@ -262,13 +261,14 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
     monkeypatch.setattr(train, "PATIENCE_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE_S))
-    config = SMALL.model_copy(update={"deterministic": "off"})
+    config = SMALL.model_copy(update={"deterministic": "off", **QUICK, "epochs": 6})
     state = str(tmp_path / "state")
-    try:
+    with serving(*_mlflow_server(tmp_path, port)):
+        gate.open()
         with pytest.raises(UnavailableError, match=r"the training is kept in .*run the same"):
             train.run(str(dataset), config, uri, ANY_MODEL, state=state)
         assert seen == [(1, 1), (2, 1), (3, 1), (4, 4), (5, 5), (6, 5)]
-        servers.append(start(*arguments))
+        gate.open()
         monkeypatch.setattr(tracking.Run, "log_epochs", None)
         scratch = tmp_path / "scratch"
         scratch.mkdir()
@@ -281,9 +281,7 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
         assert client.get_run(run_id).info.status == "FINISHED"
         assert len(client.search_model_versions("name = 'cut-short'")) == 1
         _nothing_is_left_of_what_was_fetched(version, uri, scratch)
-    finally:
-        for server in servers:
-            stop(server)
+        gate.close()
 
 
 CONNECT = """
