@@ -2,7 +2,8 @@
 
 kornia-rs (Rust's png crate) decodes the plain 8-bit RGB files that make up a Lyft export, more than
 twice as fast as Pillow. Pillow decodes every other kind, and any file that kornia-rs refuses. The
-two differ in one respect: kornia-rs relies on each chunk's CRC and ignores zlib's own checksum.
+two differ in two respects: kornia-rs relies on each chunk's CRC and ignores zlib's own checksum,
+and it passes over a chunk such as gAMA whose content is none.
 """
 
 from __future__ import annotations

@@ -64,6 +64,7 @@ def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
     assert list(manifest.class_weights.values()) == stats["train"].class_weights()
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Path) -> None:
     """Two processes; the dataset's one worker was in the test's process."""
     again = run_ingest(scenes, tmp_path, SMALL, *TWO_WORKERS)
@@ -142,6 +143,7 @@ def test_metadata_appear_when_they_are_whole_and_the_manifest_last(
     assert {path.name for path in published.iterdir()} <= set(moved)
 
 
+@pytest.mark.slow
 def test_tfds_and_tensorflow_read_a_dataset(dataset: Path) -> None:
     # Runs in its own process, because TFDS warns about its own dependencies on import.
     script = f"""
@@ -295,6 +297,7 @@ def test_mistakes_end_in_one_line_and_code_2(
         assert complaint in done.stderr
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_folder(job: Job, scenes: Path, tmp_path: Path) -> None:
     arguments = [f"--source={scenes}", f"--output={tmp_path / 'out'}", "--name=small"]
     done = job("beam.ingest", *arguments, "--block_length=1", "--height=32", "--width=48")
