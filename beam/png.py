@@ -3,7 +3,8 @@
 kornia-rs (Rust's png crate) decodes the plain 8-bit RGB files that make up a Lyft export, more than
 twice as fast as Pillow. It checks the CRC of every chunk and the number of decoded bytes. Pillow
 decodes every other kind, and any file that kornia-rs refuses; it checks neither, and leaves missing
-rows black, so both are checked here first, and zlib's own checksum with them.
+rows black, so both are checked here first, and zlib's own checksum with them. Of the plain files,
+kornia-rs also takes those whose zlib checksum or whose empty gAMA chunk Pillow refuses.
 """
 
 from __future__ import annotations

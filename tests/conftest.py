@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import store
+from forks import Forks
+from forks import forks as running_forks
 from hypothesis import settings
-from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained, python
+from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained
 from operated import Local, local_services
 from servers import PATIENCE_S
 from xdist.scheduler import LoadScopeScheduling
 
 from flows.scenes import write_scenes
-from schemas.config import GateConfig, InferConfig, TrainConfig
+from schemas.cli import run_main
+from schemas.config import InferConfig, TrainConfig
 from schemas.locks import lock
 
 SERVERS = {
@@ -51,7 +58,7 @@ def pytest_configure() -> None:
 
 
 def _group(nodeid: str) -> str:
-    """Tests of one group run in one process, one after the other: those of a file, or of several."""
+    """Tests of one group run in one process: those of a file, or of several."""
     path = nodeid.partition("::")[0].removeprefix("tests/")
     return next((group for group, files in SERVERS.items() if path in files), path)
 
@@ -179,11 +186,8 @@ def _copy_store(store_folder: Path, folder: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def trained(dataset: Path, once: Once, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """A network of 4 filters after 2 epochs: enough to be a model, not to be a good one.
-
-    Each test process has its own copy of the store, since tests write to it.
-    """
+def training(dataset: Path, once: Once) -> tuple[Path, Trained]:
+    """The folder of the one training that all tests share, and its model; nothing writes to it."""
     # In float32 on any machine: in 16 bits, an epoch's metrics are not those of the saved network.
     config = TrainConfig(
         model_name="small-unet", epochs=2, filters=4, batch_size=8, precision="float32"
@@ -200,46 +204,58 @@ def trained(dataset: Path, once: Once, tmp_path_factory: pytest.TempPathFactory)
         return [str(folder), model]
 
     made, model = once("trained", fill)
-    folder = tmp_path_factory.mktemp("mlflow") / "store"
-    _copy_store(Path(made), folder)
-    return Trained(model, f"sqlite:///{folder}/mlflow.db", config)
+    return Path(made), Trained(model, f"sqlite:///{made}/mlflow.db", config)
 
 
 @pytest.fixture(scope="session")
-def tables(scenes: Path, dataset: Path, once: Once) -> Path:
-    """Tables as in the cookbook: v1 and v2 over ``lyft``, v1 over ``driveA`` and ``driveB``."""
+def trained(training: tuple[Path, Trained], tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A network of 4 filters after 2 epochs: enough to be a model, not to be a good one.
+
+    Each test process has its own copy of the store, since tests write to it.
+    """
+    made, model = training
+    folder = tmp_path_factory.mktemp("mlflow") / "store"
+    _copy_store(made, folder)
+    return replace(model, tracking_uri=f"sqlite:///{folder}/mlflow.db")
+
+
+@pytest.fixture(scope="session")
+def tables(scenes: Path, dataset: Path, training: tuple[Path, Trained], once: Once) -> Path:
+    """Tables as in the cookbook: v1 and v2 over ``lyft``, v1 over ``driveA`` and ``driveB``.
+
+    They are in ``outputs/predictions``, beside the MLflow store in ``mlflow``. Both versions are
+    the network of ``trained``, but the second predicts at half the size.
+    """
 
     def fill(folder: Path) -> str:
+        import mlflow
+
         from beam.infer import run as infer
         from beam.pipeline import pipeline_options
-        from model.train import run as train
 
-        tracking_uri = f"sqlite:///{folder}/mlflow.db"
-        first, second = (
-            train(
-                str(dataset),
-                TrainConfig(epochs=epochs, filters=filters, batch_size=8),
-                tracking_uri,
-                GateConfig(promote="always"),
-                state=str(folder / "training"),
-            )
-            for epochs, filters in ((2, 4), (1, 2))
-        )
-        jobs = [(first, None, str(dataset), "lyft"), (second, None, str(dataset), "lyft")]
+        made, model = training
+        _copy_store(made, folder / "mlflow")
+        tracking_uri = f"sqlite:///{folder}/mlflow/mlflow.db"
+        client = mlflow.MlflowClient(tracking_uri)
+        client.rename_registered_model(model.config.model_name, "lyft-unet")
+        first = client.get_model_version("lyft-unet", "1")
+        client.create_model_version("lyft-unet", first.source, first.run_id)
+        half = {"height": SMALL.height // 2, "width": SMALL.width // 2}
+        jobs = [(1, None, str(dataset), "lyft", {}), (2, None, str(dataset), "lyft", half)]
         paths = sorted(path.name for path in (scenes / "CameraRGB").iterdir())
         for drive, names in (("driveA", paths[:20]), ("driveB", paths[20:])):
             for camera in ("CameraRGB", "CameraSeg"):
                 (folder / drive / camera).mkdir(parents=True)
                 for name in names:
                     shutil.copy(scenes / camera / name, folder / drive / camera)
-            jobs.append((first, str(folder / drive), None, drive))
-        for model, source, place, name in jobs:
+            jobs.append((1, str(folder / drive), None, drive, {}))
+        for version, source, place, name, size in jobs:
             infer(
-                model,
+                f"models:/lyft-unet/{version}",
                 source,
                 place,
                 str(folder / "outputs/predictions"),
-                InferConfig(source_name=name),
+                InferConfig(source_name=name, **size),
                 tracking_uri,
                 options=pipeline_options(IN_MEMORY),
             )
@@ -248,10 +264,33 @@ def tables(scenes: Path, dataset: Path, once: Once) -> Path:
     return Path(once("tables", fill))
 
 
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Runs commands in forks of a process that has imported what they need."""
+    with running_forks(tmp_path_factory.mktemp("forks")) as running:
+        yield running
+
+
 @pytest.fixture
-def job() -> Job:
+def job(forks: Forks) -> Job:
     """Runs ``python -m module …`` as a user does."""
-    return lambda module, *arguments: python("-m", module, *arguments)
+    return forks.job
+
+
+@pytest.fixture
+def job_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Job:
+    """As ``job``, but in the test's process, where what it imports has been imported already."""
+
+    def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        main = importlib.import_module(module).main
+        capsys.readouterr()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            code = run_main(main)
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess([module, *arguments], code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")

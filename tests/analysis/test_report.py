@@ -94,7 +94,9 @@ def test_lineage_is_there(database, page: str) -> None:
     assert run["dataset_fingerprint"] in text
 
 
-def test_lineage_can_be_opened(database, job, tables: Path, page: str, tmp_path: Path) -> None:
+def test_lineage_can_be_opened(
+    database, job_here: Job, tables: Path, page: str, tmp_path: Path
+) -> None:
     files = [Path(unquote(link.removeprefix("file://"))) for link in _Page(page).links]
     assert len(files) == 1 + 12
     assert (files[-1] / "manifest.json").is_file()
@@ -103,7 +105,7 @@ def test_lineage_can_be_opened(database, job, tables: Path, page: str, tmp_path:
     path, servers = tmp_path / "report.html", ("http://mlflow:5000", "https://prefect:4200")
     run = _run(database)
     given = (f"--predictions={tables}", f"--partition={PARTITION}", f"--output={path}")
-    assert job("analysis.report", *given, *_options(*servers)).returncode == 0
+    assert job_here("analysis.report", *given, *_options(*servers)).returncode == 0
     links = _Page(path.read_text(encoding="utf-8")).links
     assert f"{servers[0]}/#/runs/{run['mlflow_run_id']}" in links
     assert f"{servers[0]}/#/models/lyft-unet/versions/1" in links
@@ -113,7 +115,7 @@ def test_lineage_can_be_opened(database, job, tables: Path, page: str, tmp_path:
     found = _Page(report.report(database, run, prefect=servers[1])).links
     assert f"{servers[1]}/runs/flow-run/7f" in found
 
-    refused = job("analysis.report", *given, *_options("javascript:x", servers[1]))
+    refused = job_here("analysis.report", *given, *_options("javascript:x", servers[1]))
     assert (refused.returncode, refused.stderr) == (
         2,
         "error: --mlflow=javascript:x: expected http://HOST:PORT\n",
@@ -173,7 +175,7 @@ def test_a_run_without_truth_and_with_rejects(tables, scenes, tmp_path: Path) ->
         None,
         str(tmp_path / "out"),
         InferConfig(),
-        f"sqlite:///{tables.parents[1]}/mlflow.db",
+        f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db",
         options=pipeline_options(IN_MEMORY),
     )
     with connect(output) as database:
@@ -266,7 +268,9 @@ def test_a_strip_enlarges_small_masks() -> None:
     assert strip(alone).size == (96, 86)
 
 
-def test_overlays_of_chosen_images(job: Job, database, tables: Path, tmp_path: Path) -> None:
+def test_overlays_of_chosen_images(
+    job: Job, job_here: Job, database, tables: Path, tmp_path: Path
+) -> None:
     ids = [
         image_id
         for (image_id,) in database.sql(
@@ -274,9 +278,12 @@ def test_overlays_of_chosen_images(job: Job, database, tables: Path, tmp_path: P
         ).fetchall()
     ]
     chosen = (f"--predictions={tables}", "--version=v1", "--source=driveB", "--ids", *ids)
-    for name, more, size in (("plain", (), (160, 120)), ("strips", ("--strip",), (664, 142))):
+    for run, name, more, size in (
+        (job, "plain", (), (160, 120)),
+        (job_here, "strips", ("--strip",), (664, 142)),
+    ):
         folder = tmp_path / name
-        done = job("analysis.overlay", *chosen, f"--output={folder}", *more)
+        done = run("analysis.overlay", *chosen, f"--output={folder}", *more)
         assert (done.returncode, done.stdout) == (0, f"{folder}\n"), done.stderr
         files = sorted(path.relative_to(folder) for path in folder.rglob("*.png"))
         assert files == sorted(Path(f"{image_id}.png") for image_id in ids)
@@ -311,22 +318,28 @@ def test_each_id_has_a_file_of_its_own(tables: Path, tmp_path: Path, monkeypatch
     assert {"a-b.png", "a/b.png"} <= files
 
 
-def test_mistakes_end_in_one_line_and_code_2(job, tables, dataset, tmp_path: Path) -> None:
+def test_mistakes_end_in_one_line_and_code_2(
+    job: Job, job_here: Job, tables: Path, dataset: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").touch()
     data = f"--predictions={tables}"
     one = (data, "--version=v1", "--source=lyft")
     page = f"--output={tmp_path}/report.html"
-    for module, arguments, complaint in (
+    mistakes = (
         ("report", (data, page), "4 runs are chosen, expected one; choose by"),
+        ("overlay", (*one, "--ids", "none", f"--output={tmp_path}"), "has no image 'none'"),
         ("report", (data, page, "--version=v9"), "0 runs are chosen"),
         ("report", (data, page, "--partition=v1"), "expected model=…/version=…/source=…"),
         ("report", (*one, f"--output={tmp_path}/file/report.html"), "is not writable"),
         ("report", (*one, page, f"--dataset={tmp_path}"), "has no manifest.json"),
         ("report", (data, "--source=driveA", page, f"--dataset={dataset}"), "expected fingerprint"),
-        ("overlay", (*one, "--ids", "none", f"--output={tmp_path}"), "has no image 'none'"),
         ("overlay", (*one, "--ids", "000_0001", f"--output={tmp_path}/file"), "is not writable"),
+    )
+    # One of each command in a process of its own.
+    for run, (module, arguments, complaint) in zip(
+        (job, job, *[job_here] * 6), mistakes, strict=True
     ):
-        done = job(f"analysis.{module}", *arguments)
+        done = run(f"analysis.{module}", *arguments)
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
         assert done.stderr.count("\n") == 1, done.stderr

@@ -59,16 +59,19 @@ def test_files_that_no_run_names_are_not_read(bucket, tables: Path) -> None:
             assert ours.sql(count).fetchall() == theirs.sql(count).fetchall()
 
 
-def test_commands_take_a_place_on_a_store(on_store, tables, job: Job, tmp_path) -> None:
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        done = job(*arguments)
+def test_commands_take_a_place_on_a_store(
+    on_store: str, tables: Path, job: Job, job_here: Job, tmp_path: Path
+) -> None:
+    def run(*arguments: str, start: Job = job_here) -> subprocess.CompletedProcess[str]:
+        done = start(*arguments)
         assert done.returncode == 0, done.stderr
         return done
 
     sql = "SELECT source, count(*) FROM masks GROUP BY ALL ORDER BY 1"
+    # One of the commands as a process, as a user runs it.
     ours, theirs = (
-        run("analysis.query", sql, f"--predictions={place}", "--format=csv").stdout
-        for place in (on_store, tables)
+        run("analysis.query", sql, f"--predictions={place}", "--format=csv", start=start).stdout
+        for place, start in ((on_store, job), (tables, job_here))
     )
     assert ours == theirs
     with connect(on_store) as database:

@@ -1,13 +1,14 @@
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import ROOT
+from jobs import ROOT, Job
 
 from beam import engines, parity
 from beam.engine_openvino import OpenVINOEngine
@@ -37,15 +38,24 @@ def _engine(model: ResolvedModel, name: str = "openvino", **changes) -> Engine:
     return load_engine(model, dataclasses.replace(RUNTIME, engine=name, **changes))
 
 
-def _saved(network, folder: Path, classes: int, **changes) -> ResolvedModel:
-    """Saves a network as a plain file and resolves it as a job does."""
+@pytest.fixture(scope="module")
+def engine(model: ResolvedModel) -> Callable[..., Engine]:
+    """Engines of the model, each loaded once; tests do not change them."""
+    return functools.cache(functools.partial(_engine, model))
+
+
+def _saved(network, folder: Path, classes: int) -> ResolvedModel:
+    """Saves a network as a plain file, its graph beside it, and resolves it as a job does."""
+    from model.export import export_openvino
+
     path = folder / "plain.keras"
     network.save(path)
+    export_openvino(path, folder / "openvino")
     taxonomy = load_taxonomy("carla-0.8")
     taxonomy = taxonomy.model_copy(update={"classes": taxonomy.classes[:classes]})
     found = resolve_model(str(path), InferConfig(height=32, width=48), "")
-    found = dataclasses.replace(found, taxonomy=taxonomy, **changes)
-    return with_graph(found, folder / "openvino")
+    assert found.graph is not None
+    return dataclasses.replace(found, taxonomy=taxonomy)
 
 
 def test_the_graph_is_logged_with_the_model(model: ResolvedModel) -> None:
@@ -54,9 +64,9 @@ def test_the_graph_is_logged_with_the_model(model: ResolvedModel) -> None:
     assert (model.height, model.width) == (32, 48)
 
 
-def test_engines_agree(model: ResolvedModel, images: np.ndarray) -> None:
-    ids, confidence = _engine(model).predict(images)
-    expected_ids, expected = _engine(model, "tensorflow").predict(images)
+def test_engines_agree(engine, images: np.ndarray) -> None:
+    ids, confidence = engine("openvino").predict(images)
+    expected_ids, expected = engine("tensorflow").predict(images)
     assert ids.dtype == np.uint8
     assert confidence.dtype == np.float32
     assert ids.shape == confidence.shape == (7, 32, 48)
@@ -66,21 +76,22 @@ def test_engines_agree(model: ResolvedModel, images: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_an_image_does_not_depend_on_those_beside_it(model, images, name: str) -> None:
-    engine = _engine(model, name)
-    ids, confidence = engine.predict(images)
+def test_an_image_does_not_depend_on_those_beside_it(engine, images, name: str) -> None:
+    ids, confidence = engine(name).predict(images)
     for position in (0, 3, 6):
-        alone = engine.predict(images[position : position + 1])
+        alone = engine(name).predict(images[position : position + 1])
         assert np.array_equal(alone[0][0], ids[position])
         assert np.array_equal(alone[1][0], confidence[position])
 
 
 @pytest.mark.parametrize("name", ENGINES)
-def test_a_size_that_the_network_does_not_take_is_mirrored(model, images, name: str) -> None:
+def test_a_size_that_the_network_does_not_take_is_mirrored(
+    model, engine, images, name: str
+) -> None:
     odd = images[:, :30, :41]
     ids, confidence = _engine(dataclasses.replace(model, height=30, width=41), name).predict(odd)
     padded = np.pad(odd, ((0, 0), (0, 2), (0, 7), (0, 0)), mode="symmetric")
-    expected_ids, expected = _engine(model, name).predict(padded)
+    expected_ids, expected = engine(name).predict(padded)
     assert np.array_equal(ids, expected_ids[:, :30, :41])
     assert np.array_equal(confidence, expected[:, :30, :41])
 
@@ -94,8 +105,7 @@ def test_half_the_batch_finds_the_same(model, images, name: str) -> None:
     assert [engine.halve(), engine.halve(), engine.batch_size] == [True, False, 1]
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_one_logit_stands_for_two_classes(tmp_path: Path, images, name: str) -> None:
+def test_one_logit_stands_for_two_classes(tmp_path: Path, images) -> None:
     import keras
 
     inputs = keras.Input((None, None, 3))
@@ -106,12 +116,13 @@ def test_one_logit_stands_for_two_classes(tmp_path: Path, images, name: str) -> 
         bias_initializer=keras.initializers.Constant(-4),
     )
     model = _saved(keras.Model(inputs, logits(inputs)), tmp_path, 2)
-    ids, confidence = _engine(model, name).predict(images)
     expected = images.sum(axis=-1, dtype=np.float64) * 0.01 - 4
     clear = np.abs(expected) > 1e-3
-    assert np.array_equal(ids[clear], (expected > 0)[clear])
-    assert np.allclose(confidence, 1 / (1 + np.exp(-np.abs(expected))), atol=1e-5)
-    assert 0 < ids.mean() < 1
+    for name in ENGINES:
+        ids, confidence = _engine(model, name).predict(images)
+        assert np.array_equal(ids[clear], (expected > 0)[clear])
+        assert np.allclose(confidence, 1 / (1 + np.exp(-np.abs(expected))), atol=1e-5)
+        assert 0 < ids.mean() < 1
 
 
 def test_a_network_trained_in_mixed_precision_is_exported_in_float32(tmp_path, images) -> None:
@@ -131,9 +142,9 @@ def test_a_network_trained_in_mixed_precision_is_exported_in_float32(tmp_path, i
     assert (found[0] == expected[0]).mean() > 0.999
 
 
-def test_lower_precision_is_another_sum(model: ResolvedModel, images: np.ndarray) -> None:
-    expected = _engine(model).predict(images)[1]
-    lower = _engine(model, "tensorflow", precision="bfloat16").predict(images)[1]
+def test_lower_precision_is_another_sum(engine, images: np.ndarray) -> None:
+    expected = engine("openvino").predict(images)[1]
+    lower = engine("tensorflow", precision="bfloat16").predict(images)[1]
     assert 0 < np.abs(lower - expected).max() < 0.2
 
 
@@ -143,12 +154,15 @@ def test_a_graph_of_another_file_is_passed_over(tmp_path: Path) -> None:
     from model.unet import unet
 
     keras.utils.set_random_seed(0)
-    made = _saved(unet(3, filters=2), tmp_path, 3)
-    config = InferConfig(height=32, width=48)
-    assert resolve_model(made.uri, config, "").graph == made.graph
+    path, config = str(tmp_path / "unet.keras"), InferConfig(height=32, width=48)
+    unet(3, filters=2).save(path)
+    assert resolve_model(path, config, "").graph is None
+    made = with_graph(resolve_model(path, config, ""), tmp_path / "openvino")
+    assert made.graph is not None
+    assert resolve_model(path, config, "").graph == made.graph
     keras.utils.set_random_seed(1)
-    unet(3, filters=2).save(made.uri)
-    assert resolve_model(made.uri, config, "").graph is None
+    unet(3, filters=2).save(path)
+    assert resolve_model(path, config, "").graph is None
 
 
 def test_a_damaged_graph_is_named(model: ResolvedModel, tmp_path: Path) -> None:
@@ -158,12 +172,13 @@ def test_a_damaged_graph_is_named(model: ResolvedModel, tmp_path: Path) -> None:
         _engine(damaged)
 
 
-def test_a_file_that_cannot_be_exported_is_named(tmp_path: Path, model: ResolvedModel) -> None:
+def test_a_file_that_cannot_be_exported_is_named(tmp_path: Path) -> None:
+    from model.export import export_openvino
+
     path = tmp_path / "unet.keras"
     path.write_bytes(b"PK no archive")
-    broken = dataclasses.replace(model, keras_file=str(path), graph=None)
     with pytest.raises(UserError, match=r"^model file .*unet\.keras' cannot be loaded: "):
-        with_graph(broken, tmp_path / "openvino")
+        export_openvino(path, tmp_path / "openvino")
 
 
 def test_openvino_needs_no_tensorflow(model: ResolvedModel) -> None:
@@ -217,9 +232,9 @@ def _pictures(images: np.ndarray) -> Iterator[Picture]:
         yield Picture(str(position), "", "", "test", 96, 64, pixels, truth, "")
 
 
-def test_parity_is_what_numpy_says(model: ResolvedModel, images: np.ndarray) -> None:
-    reference = _engine(model, "tensorflow")
-    lower = _engine(model, "tensorflow", precision="bfloat16")
+def test_parity_is_what_numpy_says(model: ResolvedModel, engine, images: np.ndarray) -> None:
+    reference = engine("tensorflow")
+    lower = engine("tensorflow", precision="bfloat16")
     found = parity.measure(_pictures(images), reference, lower, model.taxonomy.names)
     (ids, confidence), (other_ids, other) = reference.predict(images), lower.predict(images)
     assert found.images == len(images)
@@ -234,19 +249,21 @@ def test_parity_is_what_numpy_says(model: ResolvedModel, images: np.ndarray) -> 
     assert (same.equal_share, same.confidence_change, same.iou_change[0]) == (1, 0, 0)
 
 
-def test_without_any_truth_there_is_no_parity(model: ResolvedModel, images: np.ndarray) -> None:
-    engine = _engine(model, "tensorflow")
+def test_without_any_truth_there_is_no_parity(
+    model: ResolvedModel, engine, images: np.ndarray
+) -> None:
+    one_engine = engine("tensorflow")
     void = (
         dataclasses.replace(one, truth=np.full_like(one.truth, 255)) for one in _pictures(images)
     )
     for pictures in (void, iter(())):
         with pytest.raises(UserError, match="no IoU can be compared"):
-            parity.measure(pictures, engine, engine, model.taxonomy.names)
+            parity.measure(pictures, one_engine, one_engine, model.taxonomy.names)
 
 
-def test_the_parity_report(job, trained, dataset: Path) -> None:
+def test_the_parity_report(job_here: Job, trained, dataset: Path) -> None:
     arguments = [f"--dataset={dataset}", f"--tracking_uri={trained.tracking_uri}"]
-    done = job(
+    done = job_here(
         "beam.parity",
         f"--model={trained.model}",
         *arguments,
@@ -258,7 +275,7 @@ def test_the_parity_report(job, trained, dataset: Path) -> None:
     assert head.startswith("| engine | precision | images | equal pixels |")
     assert first.startswith("| tensorflow | float32 | 4 | 100.0000% | 0.0000 | ")
     assert second.startswith("| tensorflow | bfloat16 | 4 | ")
-    done = job("beam.parity", f"--model={trained.model}", *arguments, "--split=all")
+    done = job_here("beam.parity", f"--model={trained.model}", *arguments, "--split=all")
     assert done.returncode == 2
     assert done.stderr == "error: expected one split: --split=train, validation or test\n"
 
@@ -313,7 +330,9 @@ def test_an_image_too_large_for_the_memory_is_a_mistake(model, monkeypatch) -> N
     assert tried == [4, 2, 1]
 
 
-def test_parity_refuses_a_dataset_of_other_classes(job, plain_model: Path, dataset: Path) -> None:
+def test_parity_refuses_a_dataset_of_other_classes(
+    job: Job, plain_model: Path, dataset: Path
+) -> None:
     arguments = (f"--model={plain_model}", f"--dataset={dataset}", "--taxonomy=carla-0.9")
     done = job("beam.parity", *arguments, "--engine=openvino")
     assert done.returncode == 2

@@ -1,26 +1,28 @@
 """Both jobs on a real Flink cluster: the same bytes as with the local runner, despite failures."""
 
+import json
 import os
 import shutil
 import signal
-import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import clusters
 import pytest
-from jobs import REAL, Job, started
+from jobs import IN_MEMORY, REAL, ROOT, Job, started
 from servers import until
 
-from beam import tools
+from beam import infer, ingest, tools
+from beam.boot import process_environment
 from flows import flink
 from flows.flink_demo import published_bytes
 from flows.scenes import write_scenes
 from flows.state import start_time
 
+PAIRS = 24
 INGEST = ["--name=lyft", "--block_length=1"]
-INFER = ["--height=96", "--width=128", "--part_mib=0.1"]
+INFER = ["--height=96", "--width=128", "--part_mib=0.02"]
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +40,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real pairs; if they are missing, synthetic scenes of the same size."""
-    if REAL.is_dir():
-        return REAL
+    """Some of the real pairs; if they are missing, synthetic scenes of the same size."""
     folder = tmp_path_factory.mktemp("pairs")
-    write_scenes(str(folder), 160)
+    if not REAL.is_dir():
+        write_scenes(str(folder), PAIRS)
+        return folder
+    for path in sorted(REAL.glob("**/CameraRGB/*.png"))[::8][:PAIRS]:
+        for camera in ("CameraRGB", "CameraSeg"):
+            (folder / camera).mkdir(exist_ok=True)
+            shutil.copy(path.parent.with_name(camera) / path.name, folder / camera)
     return folder
 
 
@@ -55,10 +61,8 @@ def test_the_pairs_are_real() -> None:
 def local(pairs: Path, plain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the output that the local runner publishes."""
     folder = tmp_path_factory.mktemp("local")
-    jobs = (_ingest(pairs, folder / "ingest"), _infer(plain_model, pairs, folder / "infer"))
-    for number, command in enumerate(jobs):
-        log = folder / f"{number}.log"
-        assert started(log, *command).wait() == 0, log.read_text()
+    ingest.main([*_ingest(pairs, folder / "ingest")[1:], *IN_MEMORY])
+    infer.main([*_infer(plain_model, pairs, folder / "infer")[1:], *IN_MEMORY])
     return folder
 
 
@@ -89,98 +93,105 @@ def test_ingest_publishes_the_same_bytes(
     assert clusters.running_jobs(cluster) == []
 
 
-def test_infer_publishes_the_same_bytes(
+class _Held:
+    """A job whose workers stand still in the middle of their work, until they are let go on.
+
+    So it is certain that the job has not ended and that a worker is lost with half of its output.
+    """
+
+    def __init__(self, cluster: Path, folder: Path, counter: str, command: list[str]) -> None:
+        clusters.up(cluster)
+        self._place = folder / "held"
+        self._place.mkdir()
+        self._cluster = cluster
+        self.log = folder / "log"
+        program, variables = process_environment()
+        variables["PYTHONPATH"] = f"{ROOT}/tests/support/held:{variables['PYTHONPATH']}"
+        variables |= {"HELD_AT": counter, "HELD_IN": str(self._place)}
+        config = json.dumps({"command": program, "env": variables})
+        environment = ["--environment_type=PROCESS", f"--environment_config={config}"]
+        self.process = started(self.log, *command, *_on(cluster), *environment)
+
+    def task_manager(self, *others: int) -> tuple[str, set[int]]:
+        """Waits for a worker that is held; returns its TaskManager and all workers of that one.
+
+        Args:
+            others: ids of workers to ignore.
+        """
+
+        def found() -> set[int]:
+            assert self.process.poll() is None, self.log.read_text()
+            return {int(path.name) for path in self._place.iterdir()} - {*others}
+
+        until(found, "a worker that is held")
+        for name in ("taskmanager-1", "taskmanager-2"):
+            workers = clusters.children(clusters.pid_of(self._cluster, name))
+            if found() & workers:
+                return name, workers
+        raise AssertionError("no TaskManager has the worker that is held")
+
+    def seen(self) -> set[int]:
+        """Ids of all workers that have been held so far."""
+        return {int(path.name) for path in self._place.iterdir()}
+
+    def go_on(self) -> None:
+        self._place.rename(self._place.with_name("held no more"))
+
+    def has_ended_well(self) -> bool:
+        return self.process.wait() == 0 and "Traceback" not in self.log.read_text()
+
+
+def _kill(cluster: Path, task_manager: str, workers: set[int]) -> None:
+    os.kill(clusters.pid_of(cluster, task_manager), signal.SIGKILL)
+    # No worker is left that could write for the lost attempt.
+    until(lambda: not any(map(start_time, workers)), "the workers' end")
+
+
+def test_a_killed_task_manager_costs_infer_nothing(
     cluster: Path, pairs: Path, plain_model: Path, local: Path, tmp_path: Path, job: Job
 ) -> None:
-    command = [*_infer(plain_model, pairs, tmp_path / "out"), *_on(cluster)]
-    done = job(*command)
-    assert done.returncode == 0, done.stderr
+    command = _infer(plain_model, pairs, tmp_path / "out")
+    held = _Held(cluster, tmp_path, "predicted", command)
+    name, workers = held.task_manager()
+    _kill(cluster, name, workers)
+    held.go_on()
+    assert held.has_ended_well(), held.log.read_text()
+    assert name in clusters.failures(cluster)
     published = published_bytes(tmp_path / "out")
     assert published == published_bytes(local / "infer")
     assert len(published) > 8
     # Run again, the same command finds its run published and submits no job to Flink.
     flink_job = clusters.last_job(cluster)
-    assert "nothing has changed" in job(*command).stderr
+    clusters.up(cluster)
+    assert "nothing has changed" in job(*command, *_on(cluster)).stderr
     assert clusters.last_job(cluster) == flink_job
 
 
-def _counted(output: Path, counter: str) -> bool:
-    """Whether a worker has reported this counter."""
-    found = output.glob("**/progress/*.json")
-    return any(f'"{counter}"' in path.read_text(encoding="utf-8") for path in found)
-
-
-def _at_work(
-    cluster: Path, output: Path, log: Path, counter: str, command: list[str]
-) -> tuple[subprocess.Popen[bytes], set[int]]:
-    """A job in progress, and the ids of the first TaskManager's workers, which are stopped.
-
-    A job that ends before they are stopped is started again.
-    """
-    for _ in range(5):
-        clusters.up(cluster)
-        process = started(log, *command, *_on(cluster))
-        until(
-            lambda ended=process.poll: _counted(output, counter) or ended() is not None,
-            f"a first {counter}",
-        )
-        workers = clusters.children(clusters.pid_of(cluster, "taskmanager-1"))
-        _signal(workers, signal.SIGSTOP)
-        if workers and clusters.running_jobs(cluster):
-            return process, workers
-        _signal(workers, signal.SIGCONT)
-        assert process.wait() == 0, log.read_text()
-        shutil.rmtree(output)
-    raise AssertionError("no job was seen at work")
-
-
-def _signal(processes: set[int], number: int) -> None:
-    for pid in processes:
-        with suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-@pytest.mark.parametrize(("name", "counter"), [("ingest", "written"), ("infer", "predicted")])
-def test_a_killed_task_manager_costs_nothing(
-    name: str,
-    counter: str,
-    cluster: Path,
-    pairs: Path,
-    plain_model: Path,
-    local: Path,
-    tmp_path: Path,
-) -> None:
-    output = tmp_path / "out"
-    command = _ingest(pairs, output) if name == "ingest" else _infer(plain_model, pairs, output)
-    process, workers = _at_work(cluster, output, tmp_path / "log", counter, command)
-    os.kill(clusters.pid_of(cluster, "taskmanager-1"), signal.SIGKILL)
-    _signal(workers, signal.SIGCONT)
-    # No worker is left that could write for the lost attempt.
-    until(lambda: not any(map(start_time, workers)), "the workers' end")
-    assert process.wait() == 0, (tmp_path / "log").read_text()
-    assert "taskmanager-1" in clusters.failures(cluster)
-    assert published_bytes(output) == published_bytes(local / name)
-    assert "Traceback" not in (tmp_path / "log").read_text()
-
-
-def test_a_killed_worker_costs_nothing(
+def test_a_killed_worker_and_a_killed_task_manager_cost_ingest_nothing(
     cluster: Path, pairs: Path, local: Path, tmp_path: Path
 ) -> None:
     """The kernel kills a worker like this if memory runs out; its TaskManager goes on."""
-    output = tmp_path / "out"
-    command = _ingest(pairs, output)
-    process, workers = _at_work(cluster, output, tmp_path / "log", "written", command)
-    _signal(workers, signal.SIGKILL)
-    assert process.wait() == 0, (tmp_path / "log").read_text()
-    assert clusters.failures(cluster)
-    assert published_bytes(output) == published_bytes(local / "ingest")
+    held = _Held(cluster, tmp_path, "written", _ingest(pairs, tmp_path / "out"))
+    _, workers = held.task_manager()
+    before = held.seen()
+    for pid in workers:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: clusters.failures(cluster), "the failure that Flink notes")
+
+    name, workers = held.task_manager(*before)
+    _kill(cluster, name, workers)
+    held.go_on()
+    assert held.has_ended_well(), held.log.read_text()
+    assert name in clusters.failures(cluster)
+    assert published_bytes(tmp_path / "out") == published_bytes(local / "ingest")
 
 
 def test_a_users_mistake_in_a_worker_is_one_line(
-    cluster: Path, scenes: Path, plain_model: Path, tmp_path: Path, job: Job
+    cluster: Path, scenes: Path, plain_model: Path, tmp_path: Path, job_here: Job
 ) -> None:
     clusters.up(cluster)
-    done = job(
+    done = job_here(
         "beam.infer",
         f"--model={plain_model}",
         f"--source={scenes}",
@@ -199,21 +210,20 @@ def test_a_users_mistake_in_a_worker_is_one_line(
 
 
 def test_a_stopped_driver_takes_its_job_with_it(cluster: Path, pairs: Path, tmp_path: Path) -> None:
-    clusters.up(cluster)
-    process = started(tmp_path / "log", *_ingest(pairs, tmp_path / "out"), *_on(cluster))
-    until(lambda: clusters.running_jobs(cluster) or process.poll() is not None, "a running job")
-    assert process.poll() is None, (tmp_path / "log").read_text()
+    held = _Held(cluster, tmp_path, "written", _ingest(pairs, tmp_path / "out"))
+    held.task_manager()
     job = clusters.last_job(cluster)
-    os.killpg(process.pid, signal.SIGTERM)
-    assert process.wait() == 130
-    assert (tmp_path / "log").read_text().splitlines()[-1].startswith("error: interrupted")
+    os.killpg(held.process.pid, signal.SIGTERM)
+    assert held.process.wait() == 130
+    held.go_on()
+    assert held.log.read_text().splitlines()[-1].startswith("error: interrupted")
     until(lambda: clusters.api(cluster).state(job) == "CANCELED", "the job's end")
     assert clusters.api(cluster)._ask("GET", "jars")["files"] == []
     assert [path.name for path in (tmp_path / "out/lyft").iterdir()] == []
 
 
 def test_mistakes_about_the_cluster_are_one_line(
-    cluster: Path, scenes: Path, tmp_path: Path, job: Job
+    cluster: Path, scenes: Path, tmp_path: Path, job_here: Job
 ) -> None:
     clusters.up(cluster)
     for arguments, code, complaint in (
@@ -222,7 +232,7 @@ def test_mistakes_about_the_cluster_are_one_line(
         ([*_on(cluster), "--parallelism=99"], 2, "slots"),
         ([*_on(cluster), "--object_reus=true"], 2, "unknown option --object_reus"),
     ):
-        done = job("beam.ingest", f"--source={scenes}", f"--output={tmp_path}/out", *arguments)
+        done = job_here("beam.ingest", f"--source={scenes}", f"--output={tmp_path}/out", *arguments)
         assert done.returncode == code, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         assert complaint in done.stderr

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from inference import CLASSES, check_counts, query, run_infer
-from jobs import IN_MEMORY, Job
+from inference import CLASSES, check_counts, query, run_infer, tables_of
+from jobs import IN_MEMORY, TWO_WORKERS, Job
 from PIL import Image
 
 from beam import infer
@@ -142,34 +142,27 @@ def test_a_damaged_table_is_written_anew(trained, dataset: Path, tmp_path: Path)
 
 
 def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) -> None:
+    """One worker, in this process, and two processes."""
     outputs = []
-    for workers in (1, 2):
-        options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    for options in (IN_MEMORY, TWO_WORKERS):
         output = Path(
             infer.run(
                 trained.model,
                 None,
                 str(dataset),
-                str(tmp_path / str(workers)),
+                str(tmp_path / str(len(outputs))),
                 InferConfig(part_mib=0.005),
                 trained.tracking_uri,
                 options=pipeline_options(options),
             )
         )
-        outputs.append(
-            {
-                path.relative_to(output): path.read_bytes()
-                for table in TABLES
-                if table != "runs"
-                for path in output.glob(f"{table}/**/*.parquet")
-            }
-        )
+        outputs.append(tables_of(output))
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) > len(TABLES)
 
 
 def test_mistakes_end_in_one_line_and_code_2(
-    job: Job, trained, dataset: Path, tmp_path: Path
+    job: Job, job_here: Job, trained, dataset: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "wrong.keras").write_bytes(b"no archive")
@@ -177,20 +170,29 @@ def test_mistakes_end_in_one_line_and_code_2(
     store = f"--tracking_uri={trained.tracking_uri}"
     model, output = f"--model={trained.model}", f"--output={tmp_path}"
     data = f"--dataset={dataset}"
-    for arguments, complaint in (
-        (("--model=models:/small-unet@none", data, output, store), "cannot be found"),
-        (("--model=models:/none/1", data, output, store), "cannot be found"),
-        ((model, data, output, f"--tracking_uri=sqlite:///{tmp_path}/x.db"), "no such file"),
-        ((f"--model={tmp_path}/none.keras", data, output), "found no such file"),
-        ((f"--model={tmp_path}/wrong.keras", data, output), "expected a .keras archive"),
-        ((model, f"--dataset={tmp_path}/empty", output, store), "has no manifest.json"),
-        ((model, f"--dataset={tmp_path}/none", output, store), "there is no such folder"),
-        ((model, f"--source={tmp_path}/empty", output, store), "holds no PNG image"),
-        ((model, output, store), "expected either --source or --dataset"),
-        ((model, data, output, store, "--source_name=abc-"), "source_name: String should match"),
-        ((model, data, f"--output={tmp_path}/file", store), "is not writable"),
+    for run, arguments, complaint in (
+        # In a process of its own, for the exit code; so MLflow's own messages are seen, too.
+        (job, ("--model=models:/small-unet@none", data, output, store), "cannot be found"),
+        (job_here, ("--model=models:/none/1", data, output, store), "cannot be found"),
+        (
+            job_here,
+            (model, data, output, f"--tracking_uri=sqlite:///{tmp_path}/x.db"),
+            "no such file",
+        ),
+        (job_here, (f"--model={tmp_path}/none.keras", data, output), "found no such file"),
+        (job_here, (f"--model={tmp_path}/wrong.keras", data, output), "expected a .keras archive"),
+        (job_here, (model, f"--dataset={tmp_path}/empty", output, store), "has no manifest.json"),
+        (job_here, (model, f"--dataset={tmp_path}/none", output, store), "there is no such folder"),
+        (job_here, (model, f"--source={tmp_path}/empty", output, store), "holds no PNG image"),
+        (job_here, (model, output, store), "expected either --source or --dataset"),
+        (
+            job_here,
+            (model, data, output, store, "--source_name=abc-"),
+            "source_name: String should match",
+        ),
+        (job_here, (model, data, f"--output={tmp_path}/file", store), "is not writable"),
     ):
-        done = job("beam.infer", *arguments)
+        done = run("beam.infer", *arguments)
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
         assert done.stderr.count("\n") == 1, done.stderr
@@ -223,10 +225,12 @@ def test_splits_of_a_dataset_stand_beside_each_other(trained, dataset, tmp_path)
 
 
 def test_a_keras_file_must_fit_its_taxonomy(dataset: Path, tmp_path: Path) -> None:
+    from model.export import export_openvino
     from model.unet import unet
 
     path = tmp_path / "other.keras"
     unet(23, filters=2).save(path)
+    export_openvino(path, tmp_path / "openvino")
 
     def run(**config) -> Path:
         return Path(

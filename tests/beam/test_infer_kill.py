@@ -1,50 +1,92 @@
-"""The job is killed at random instants: readers see whole tables, and the next run succeeds."""
+"""The job is killed before each of its changes: readers see whole tables, the next run mends."""
 
-import shutil
-import subprocess
-import time
+import os
+import signal
 from pathlib import Path
 
 import pytest
+from forks import Forks
 from inference import tables_of
 from jobs import IN_MEMORY, TWO_WORKERS, started
-from kills import killed_at_random_instants
+from kills import points
+from servers import until
 
-from beam import infer
-from beam.pipeline import pipeline_options
 from beam.runs import TABLES
-from schemas.config import InferConfig
 
-ARGUMENTS = ["--height=32", "--width=48", "--part_mib=0.004"]
-CONFIG = InferConfig(height=32, width=48, part_mib=0.004)
+ARGUMENTS = ["--height=32", "--width=48"]
+SMALL_PARTS, ONE_PART = "--part_mib=0.004", "--part_mib=1"
 
 
-@pytest.mark.parametrize(("kills", "options"), [(20, IN_MEMORY), (6, TWO_WORKERS)])
-def test_killed_at_random_instants(
-    plain_model: Path, scenes: Path, tmp_path: Path, kills: int, options: list[str]
+def _arguments(model: Path, source: Path, output: Path, *options: str) -> list[str]:
+    places = (f"--model={model}", f"--source={source}", f"--output={output}")
+    return [*places, *ARGUMENTS, *IN_MEMORY, *options]
+
+
+def _by_table(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
+    return {
+        table: {name: data for name, data in files.items() if name.startswith(f"{table}/")}
+        for table in TABLES
+        if table != "runs"
+    }
+
+
+# Some 20 jobs of about a second each.
+@pytest.mark.parametrize("first", [True, False])
+def test_a_kill_before_any_change_leaves_each_table_old_or_new(
+    first: bool, forks: Forks, plain_model: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    def start(output: Path) -> subprocess.Popen[bytes]:
-        places = (f"--model={plain_model}", f"--source={scenes}", f"--output={output}")
-        return started(tmp_path / "log", "beam.infer", *places, *ARGUMENTS, *options)
+    """Each job meets what the killed one before it has left, and is killed one change later.
 
-    begun = time.monotonic()
-    assert start(tmp_path / "undisturbed").wait() == 0
-    duration = time.monotonic() - begun
-    expected = tables_of(tmp_path / "undisturbed")
+    The tables that are replaced, if not the first, hold the same rows in a single part.
+    """
+    output, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    arguments = _arguments(plain_model, scenes, output, SMALL_PARTS, "--no-resume")
+    before: dict[str, bytes] = {}
+    for folder in (undisturbed, output):
+        earlier = _arguments(plain_model, scenes, folder, ONE_PART)
+        if not first:
+            assert forks.job("beam.infer", *earlier).returncode == 0
+            before = tables_of(folder)
+    same = _arguments(plain_model, scenes, undisturbed, SMALL_PARTS, "--no-resume")
+    changes = forks.changes(undisturbed, "beam.infer", *same)
+    expected = tables_of(undisturbed)
     assert len(expected) > 10
+    pending = "os.rename /.staging-*/tables -> /.publish-*"
+    assert pending in changes
+    swaps = [one for one in changes if one.startswith("os.rename /.publish-*/*")]
+    assert len(swaps) == len(TABLES)
+    for point in points(changes):
+        if first and "/.publish-*" not in point[0]:
+            continue
+        code = forks.killed(point, output, "beam.infer", *arguments)
+        # A change that was made by the job before does not come again.
+        assert code in (-9, 0), point
+        found = _by_table(tables_of(output))
+        for table in found:
+            assert found[table] in (_by_table(before)[table], _by_table(expected)[table]), point
+        if changes.index(point[0]) <= changes.index(pending):
+            assert (code, found) == (-9, _by_table(before)), point
+    assert forks.job("beam.infer", *arguments).returncode == 0
+    assert tables_of(output) == expected
+    assert {path.name for path in output.iterdir()} == set(TABLES)
 
-    output = tmp_path / "out"
-    for _ in killed_at_random_instants(
-        lambda: start(output), lambda: len(tables_of(output)) == len(expected), kills, duration
-    ):
-        found = tables_of(output)
-        for table in TABLES:
-            files = {name for name in expected if name.startswith(f"{table}/")}
-            assert {name for name in found if name.startswith(f"{table}/")} in (set(), files)
-        assert all(expected[name] == data for name, data in found.items())
-        alone = pipeline_options(IN_MEMORY)
-        infer.run(str(plain_model), str(scenes), None, str(output), CONFIG, options=alone)
-        assert tables_of(output) == expected
-        left = [path.name for path in output.iterdir() if path.name not in TABLES]
-        assert left == []
-        shutil.rmtree(output)
+
+def test_a_kill_of_a_job_with_workers_of_its_own(
+    forks: Forks, plain_model: Path, scenes: Path, tmp_path: Path
+) -> None:
+    output, fresh = tmp_path / "out", tmp_path / "fresh"
+    places = (f"--model={plain_model}", f"--source={scenes}", f"--output={output}")
+    options = (*ARGUMENTS, SMALL_PARTS, *TWO_WORKERS)
+    process = started(tmp_path / "log", "beam.infer", *places, *options)
+    until(lambda: any(output.glob(".staging-*/tables/masks/*")), "a first part")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    killed = tables_of(output)
+    for folder in (output, fresh):
+        again = _arguments(plain_model, scenes, folder, SMALL_PARTS)
+        assert forks.job("beam.infer", *again).returncode == 0
+    expected = tables_of(fresh)
+    # It may have published before the signal came.
+    assert killed in ({}, expected)
+    assert tables_of(output) == expected
+    assert {path.name for path in output.iterdir()} == set(TABLES)

@@ -1,5 +1,6 @@
 """A run reuses the published one: only new images are predicted, and the tables are the same."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -43,14 +44,39 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Predicted:
     return taken
 
 
-@pytest.fixture
-def raw(scenes: Path, tmp_path: Path) -> Path:
-    """Twelve pairs that a test may change."""
+@pytest.fixture(scope="module")
+def twelve(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs."""
+    raw = tmp_path_factory.mktemp("twelve") / "raw"
     for folder in ("CameraRGB", "CameraSeg"):
-        (tmp_path / "raw" / folder).mkdir(parents=True)
+        (raw / folder).mkdir(parents=True)
         for path in sorted((scenes / folder).iterdir())[:12]:
-            shutil.copy(path, tmp_path / "raw" / folder)
-    return tmp_path / "raw"
+            shutil.copy(path, raw / folder)
+    return raw
+
+
+@pytest.fixture
+def raw(twelve: Path, tmp_path: Path) -> Path:
+    """Twelve pairs that a test may change."""
+    return Path(shutil.copytree(twelve, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="module")
+def fresh(trained, twelve: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Returns the output of a first run over the twelve pairs; of each configuration, one."""
+
+    @functools.cache
+    def run(**config) -> Path:
+        place = tmp_path_factory.mktemp("fresh") / "out"
+        return run_infer(trained, place, InferConfig(**config), source=twelve)
+
+    return run
+
+
+@pytest.fixture
+def published(fresh, tmp_path: Path) -> Path:
+    """A copy of that output, of the default configuration, that a test may change."""
+    return Path(shutil.copytree(fresh(), tmp_path / "out"))
 
 
 def _counts(output: Path) -> tuple[int, ...]:
@@ -133,7 +159,7 @@ def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predi
     assert reused == [(0, 11), (0, 0), (11, 0), (0, 11)]
 
 
-def test_an_unreadable_file_is_tried_again(trained, raw, tmp_path, monkeypatch) -> None:
+def test_an_unreadable_file_is_tried_again(trained, twelve, tmp_path, monkeypatch) -> None:
     from beam import predict
 
     read = predict.read_bytes
@@ -144,33 +170,28 @@ def test_an_unreadable_file_is_tried_again(trained, raw, tmp_path, monkeypatch) 
         return read(uri)
 
     monkeypatch.setattr(predict, "read_bytes", refuse)
-    output = run_infer(trained, tmp_path / "out", source=raw)
+    output = run_infer(trained, tmp_path / "out", source=twelve)
     assert query(output, "FROM _rejects SELECT code, source_sha256") == [("unreadable", None)]
     monkeypatch.setattr(predict, "read_bytes", read)
-    run_infer(trained, output, source=raw)
+    run_infer(trained, output, source=twelve)
     assert _counts(output) == (12, 12, 11, 0)
 
 
 @pytest.mark.parametrize(
     ("config", "options", "reused"),
     [
-        (InferConfig(part_mib=0.001), {}, 12),
-        (InferConfig(part_mib=0.001), {"resume": False}, 0),
-        (InferConfig(), {"resume": False}, 0),
-        (InferConfig(height=48, width=64), {}, 0),
-        (InferConfig(engine="tensorflow"), {}, 0),
-        (InferConfig(max_pixels=160 * 120), {}, 0),
+        ({"part_mib": 0.001}, {}, 12),
+        ({"part_mib": 0.001}, {"resume": False}, 0),
+        ({}, {"resume": False}, 0),
+        ({"height": 48, "width": 64}, {}, 0),
+        ({"engine": "tensorflow"}, {}, 0),
+        ({"max_pixels": 160 * 120}, {}, 0),
     ],
 )
-def test_what_is_taken_over(trained, raw, tmp_path, config, options, reused) -> None:
-    output = run_infer(trained, tmp_path / "out", source=raw)
-    first = tables_of(output)
-    run_infer(trained, output, config, source=raw, **options)
-    assert _counts(output) == (12, 12, reused, 0)
-    fresh = tables_of(run_infer(trained, tmp_path / "fresh", config, source=raw))
-    assert tables_of(output) == fresh
-    if options and config == InferConfig():
-        assert fresh == first
+def test_what_is_taken_over(trained, twelve, fresh, published, config, options, reused) -> None:
+    run_infer(trained, published, InferConfig(**config), source=twelve, **options)
+    assert _counts(published) == (12, 12, reused, 0)
+    assert tables_of(published) == tables_of(fresh(**config))
 
 
 def test_an_image_that_was_too_large_is_no_longer_one(trained, raw, tmp_path: Path) -> None:
@@ -195,28 +216,28 @@ def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Pat
     assert _counts(output) == (12, 11, 0, 1)
 
 
-def test_a_damaged_row_of_runs_is_replaced(trained, raw: Path, tmp_path: Path) -> None:
-    output = run_infer(trained, tmp_path / "out", source=raw)
-    (run,) = output.glob("runs/**/*.parquet")
+def test_a_damaged_row_of_runs_is_replaced(trained, twelve: Path, published: Path) -> None:
+    (run,) = published.glob("runs/**/*.parquet")
     run.write_bytes(b"damaged")
-    run_infer(trained, output, source=raw)
-    assert _counts(output) == (12, 12, 0, 0)
+    run_infer(trained, published, source=twelve)
+    assert _counts(published) == (12, 12, 0, 0)
 
 
-def test_files_that_another_job_has_removed_are_named(trained, raw, tmp_path, monkeypatch) -> None:
+def test_files_that_another_job_has_removed_are_named(
+    trained, twelve: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a store, which has no locks, a job may publish between another's plan and last step."""
-    output = run_infer(trained, tmp_path / "out", source=raw)
     find = infer.find_previous
 
     def removed(*args, **options):
         found = find(*args, **options)
-        for file in output.glob("masks/**/*.parquet"):
+        for file in published.glob("masks/**/*.parquet"):
             file.unlink()
         return found
 
     monkeypatch.setattr(infer, "find_previous", removed)
     with pytest.raises(UnavailableError, match="another job has published this partition meanwh"):
-        run_infer(trained, output, InferConfig(part_mib=0.001), source=raw)
+        run_infer(trained, published, InferConfig(part_mib=0.001), source=twelve)
 
 
 def test_a_dataset_is_gone_on_with_too(trained, dataset: Path, tmp_path: Path, predicted) -> None:
@@ -375,7 +396,9 @@ def test_a_masks_reject_lasts_as_long_as_its_image(trained, raw, tmp_path, predi
     assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "fresh", source=raw))
 
 
-def test_what_the_network_failed_on_is_tried_again(trained, raw, tmp_path, monkeypatch) -> None:
+def test_what_the_network_failed_on_is_tried_again(
+    trained, twelve: Path, fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predict = handler.predict
 
     def fail(batch, engine):
@@ -384,9 +407,9 @@ def test_what_the_network_failed_on_is_tried_again(trained, raw, tmp_path, monke
             yield Unpredicted(one.picture, "failed", "a lost device") if lost else one
 
     monkeypatch.setattr(handler, "predict", fail)
-    output = run_infer(trained, tmp_path / "out", source=raw)
+    output = run_infer(trained, tmp_path / "out", source=twelve)
     assert _counts(output) == (12, 11, 0, 1)
     monkeypatch.setattr(handler, "predict", predict)
-    run_infer(trained, output, source=raw)
+    run_infer(trained, output, source=twelve)
     assert _counts(output) == (12, 12, 11, 0)
-    assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "fresh", source=raw))
+    assert tables_of(output) == tables_of(fresh())

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ingesting import records_of, run_ingest
-from jobs import ROOT, SMALL, Job
+from jobs import ROOT, SMALL, TWO_WORKERS, Job
 from PIL import Image
 
 from beam import ingest, metadata, png, splitting
@@ -64,12 +64,12 @@ def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
     assert list(manifest.class_weights.values()) == stats["train"].class_weights()
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Path) -> None:
-    for workers in (1, 2):
-        arguments = ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-        again = run_ingest(scenes, tmp_path / str(workers), SMALL, *arguments)
-        assert again.name == dataset.name
-        assert published_bytes(again) == published_bytes(dataset)
+    """Two processes; the dataset's one worker was in the test's process."""
+    again = run_ingest(scenes, tmp_path, SMALL, *TWO_WORKERS)
+    assert again.name == dataset.name
+    assert published_bytes(again) == published_bytes(dataset)
 
 
 def test_another_runner_does_not_change_a_byte(scenes, dataset, tmp_path) -> None:
@@ -143,6 +143,7 @@ def test_metadata_appear_when_they_are_whole_and_the_manifest_last(
     assert {path.name for path in published.iterdir()} <= set(moved)
 
 
+@pytest.mark.slow
 def test_tfds_and_tensorflow_read_a_dataset(dataset: Path) -> None:
     # Runs in its own process, because TFDS warns about its own dependencies on import.
     script = f"""
@@ -271,7 +272,9 @@ def test_native_size(scenes: Path, tmp_path: Path) -> None:
     assert features["image"]["image"]["shape"]["dimensions"] == ["-1", "-1", "3"]
 
 
-def test_mistakes_end_in_one_line_and_code_2(job: Job, scenes: Path, tmp_path: Path) -> None:
+def test_mistakes_end_in_one_line_and_code_2(
+    job: Job, job_here: Job, scenes: Path, tmp_path: Path
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     source, output = f"--source={scenes}", f"--output={tmp_path}"
@@ -285,13 +288,16 @@ def test_mistakes_end_in_one_line_and_code_2(job: Job, scenes: Path, tmp_path: P
         ((source, output, "--heigth=96"), "unknown option --heigth"),
         ((source, output, "my", "folder"), "unknown argument 'my'"),
     ):
-        done = job("beam.ingest", *arguments)
+        # One of them in a process of its own.
+        run = job if complaint == "there is no such folder" else job_here
+        done = run("beam.ingest", *arguments)
         assert done.returncode == 2
         assert done.stdout == ""
         assert done.stderr.count("\n") == 1
         assert complaint in done.stderr
 
 
+@pytest.mark.slow
 def test_the_last_line_is_the_folder(job: Job, scenes: Path, tmp_path: Path) -> None:
     arguments = [f"--source={scenes}", f"--output={tmp_path / 'out'}", "--name=small"]
     done = job("beam.ingest", *arguments, "--block_length=1", "--height=32", "--width=48")

@@ -163,6 +163,7 @@ def test_what_the_page_replaces_for_a_spark_cluster_comes_last() -> None:
     assert found["-Dspark.driver.bindAddress"] == "0.0.0.0"
 
 
+@pytest.mark.slow
 def test_a_stopped_driver_takes_sparks_job_server_with_it(scenes: Path, tmp_path: Path) -> None:
     """Beam stops the server when Python exits, which SIGTERM by itself prevents."""
     java, log, pid = (tmp_path / name for name in ("java", "log", "pid"))

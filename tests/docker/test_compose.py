@@ -163,6 +163,7 @@ def test_task_managers_find_the_jobmanager_and_the_files_of_a_job(service):
     "service",
     ["prefect", "mlflow", "deploy", "cpu-worker", "gpu-worker", "jobmanager", "taskmanager-1"],
 )
+@pytest.mark.slow
 def test_options_of_the_commands_exist(service):
     command = program(service)
     options = [one.partition("=")[0] for one in command if one.startswith("--")]

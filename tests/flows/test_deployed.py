@@ -15,7 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
-from jobs import RETRIED, ROOT, SMALL, python
+from jobs import QUICK, RETRIED, ROOT, SMALL, python
 from operated import (
     RUN,
     SERVICES,
@@ -40,18 +40,15 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
-    training = [f"--dataset={dataset}", "--filters=2", "--model_name=shared"]
+    training = [f"--dataset={dataset}", "--filters=2", "--normalisation=none", "--augment=off"]
+    training += ["--loss=cross-entropy", "--model_name=shared"]
     at_server = f"--tracking_uri={server}"
     first = said("model.train", *training, "--epochs=1", "--floor=0")
     second = said("model.train", *training, "--epochs=2", "--promote=always", at_server)
     assert [first, second] == ["models:/shared/1", "models:/shared/2"]
 
-    # Each version is read the other way, including its files, which the gate and the job open.
+    # Each version is read the other way, including its files, which the job opens.
     assert said("model.gate", "--rollback=shared") == first
-    assert said("model.gate", f"--model={second}", f"--dataset={dataset}", "--promote=gate") in (
-        first,
-        second,
-    )
     for model, store in ((first, [at_server]), (second, [])):
         output = f"{work}/outputs/predictions"
         said("beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store)
@@ -112,7 +109,7 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
         f"train-on-small-{dataset.name}",
         f"infer-with-{model['model'].removeprefix('models:/').replace('/', '-')}",
     } <= names
-    assert {"ingest 32x48 nearest", "train unet 4 filters 32x48"} == set(
+    assert {"ingest 32x48 nearest", "train unet 2 filters 32x48"} == set(
         json.loads((tmp_path / "durations.json").read_text())
     )
 
@@ -223,7 +220,7 @@ def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -
 
 
 def test_cancelling_a_run_stops_the_training_on_the_other_pool(local, scenes, tmp_path) -> None:
-    long = {"epochs": 1000, "filters": 4, "batch_size": 1}
+    long = {**QUICK, "epochs": 1000, "batch_size": 1}
     parameters = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
     parent = local.start(parameters)
     state = f"--state={tmp_path}/training"

@@ -16,7 +16,7 @@ from uuid import uuid4
 import duckdb
 import pytest
 import servers
-from jobs import RETRIED, ROOT, SMALL, on_small_disk
+from jobs import QUICK, RETRIED, ROOT, SMALL, on_small_disk
 from operated import (
     SERVICES,
     Local,
@@ -119,7 +119,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
     local, scenes, dataset, trained, tmp_path
 ) -> None:
     uri = f"sqlite:///{_store(tmp_path)}"
-    train = {"epochs": 3, "filters": 2, "batch_size": 4}
+    train = {**QUICK, "epochs": 3, "batch_size": 4}
     asked: dict[str, dict[str, Any]] = {
         "ingest": {
             "source": str(scenes),
@@ -231,7 +231,7 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
         "train",
         dataset=str(dataset),
         output=str(tmp_path),
-        config={"epochs": 1, "filters": 2, "model_name": "mlflow-down"},
+        config={**QUICK, "model_name": "mlflow-down"},
         gate={"floor": 0},
     )
 
@@ -259,7 +259,7 @@ def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_p
         "train",
         dataset=str(dataset),
         output=str(tmp_path),
-        config={"epochs": epochs, "filters": 2, "batch_size": 4, "model_name": "mlflow-away"},
+        config={**QUICK, "epochs": epochs, "batch_size": 4, "model_name": "mlflow-away"},
         gate={"floor": 0},
     )
     job = job_of("model.train", f"--state={tmp_path}/training")
@@ -310,7 +310,7 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
 def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     local, scenes, tmp_path
 ) -> None:
-    long = {"epochs": 1000, "filters": 2, "batch_size": 1}
+    long = {**QUICK, "epochs": 1000, "batch_size": 1}
     first = local.start(parameters_of(scenes, tmp_path, train_config=long))
     job = job_of("model.train", f"--state={tmp_path}/training")
     # Stops the job, so that it cannot finish first.

@@ -21,6 +21,8 @@ from flows.flink_demo import published_bytes
 from schemas.cli import to_arguments
 from schemas.errors import UnavailableError
 
+pytestmark = pytest.mark.slow
+
 LEADER, TASK_MANAGERS = "127.0.0.1", ("127.0.0.2", "127.0.0.3")
 """Loopback addresses, one for each machine."""
 

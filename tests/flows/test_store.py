@@ -8,7 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-from jobs import RETRIED, ROOT, SMALL, Job
+from jobs import QUICK, RETRIED, ROOT, SMALL, Job
+from servers import until
 from store import Store
 from whole_flow import FLOW
 
@@ -18,8 +19,6 @@ from flows.plan import plan
 from flows.summary import draw_examples
 from schemas.config import GateConfig, TrainConfig
 from schemas.manifest import load_manifest
-
-AWAY_S = 20
 
 
 def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
@@ -43,7 +42,7 @@ def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
         text=True,
     )
     assert process.stdin is not None
-    process.stdin.write(SMALL.model_dump_json())
+    process.stdin.write(json.dumps([SMALL.model_dump(), QUICK]))
     process.stdin.close()
     process.stdin = None
     return process
@@ -61,7 +60,10 @@ def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, mo
             assert process.poll() is None, "".join(lines)
             time.sleep(0.02)
         bucket.stop()
-        time.sleep(AWAY_S)
+        until(
+            lambda: any("the store does not answer" in line for line in lines) or process.poll(),
+            "a note that the store does not answer",
+        )
         bucket.start()
         code = process.wait()
         reader.join()
@@ -99,7 +101,7 @@ def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, mo
         output,
         tracking_uri=f"sqlite:///{tmp_path}/mlflow/mlflow.db",
         ingest_config=SMALL,
-        train_config=TrainConfig(epochs=1, filters=4, batch_size=8),
+        train_config=TrainConfig(**QUICK),
         gate_config=GateConfig(floor=0),
     )
     assert [step.action for step in steps] == ["cached", "cached", "cached"]

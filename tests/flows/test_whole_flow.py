@@ -2,6 +2,7 @@ import argparse
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from inference import check_counts
-from jobs import RETRIED, ROOT, SMALL
+from jobs import QUICK, RETRIED, ROOT, SMALL
 from PIL import Image
-from whole_flow import FLOW
+from whole_flow import FLOW, MORE
 
 from flows.scenes import draw_scene, write_scenes
 from flows.steps import JobError, Watch, run_job
@@ -82,28 +83,30 @@ def test_flow_modules_import_nothing_heavy() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def _flow(source: Path, output: Path) -> tuple[dict, str]:
-    """Runs the flow in a fresh interpreter, on Prefect's ephemeral server in the test's folder."""
-    home = output / "prefect"
-    home.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PREFECT_HOME": str(home), "HOME": str(output)}
+# One server, one training and six jobs: a minute on two cores.
+def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
+    """In a fresh interpreter, on Prefect's ephemeral server; then again, and with a mistake."""
+    (tmp_path / "empty").mkdir()
+    environment = {
+        **os.environ,
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "HOME": str(tmp_path),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    }
     environment.pop("PREFECT_API_URL", None)
-    environment["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+    places = (scenes, tmp_path, tmp_path / "empty", tmp_path / "out")
     done = subprocess.run(
-        [sys.executable, "-c", FLOW, str(source), str(output)],
+        [sys.executable, "-c", FLOW + MORE, *map(str, places)],
         cwd=ROOT,
         env=environment,
-        input=SMALL.model_dump_json(),
+        input=json.dumps([SMALL.model_dump(), QUICK]),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
-
-
-def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
-    results, log = _flow(scenes, tmp_path)
+    results, again, mistake = (json.loads(line) for line in done.stdout.splitlines()[-3:])
+    log, log_again, log_mistake = re.split("^(?:AGAIN|MISTAKE)$", done.stderr, flags=re.MULTILINE)
     predictions = Path(results["predictions"])
     truth = {}
     for path in (scenes / "CameraSeg").iterdir():
@@ -128,14 +131,10 @@ def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
     for line in ("40 written", "epoch 1/1", "40 images read, 40 predicted"):
         assert line in log
 
-    again, log = _flow(scenes, tmp_path)
-    assert log.count("nothing has changed") == 3
+    assert log_again.count("nothing has changed") == 3
     for key in ("dataset", "model", "predictions", "partition"):
         assert again[key] == results[key]
 
-
-def test_a_users_mistake_fails_the_flow_without_a_retry(tmp_path: Path) -> None:
-    (tmp_path / "raw").mkdir()
-    with pytest.raises(AssertionError, match="holds no pairs") as caught:
-        _flow(tmp_path / "raw", tmp_path / "out")
-    assert not RETRIED.search(str(caught.value))
+    assert mistake[0] == "Failed"
+    assert "holds no pairs" in mistake[1]
+    assert not RETRIED.search(log_mistake)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -12,14 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import ANY_MODEL, ROOT, python
-from servers import PATIENCE_S, free_port, serving, start, stop
+from jobs import ANY_MODEL, QUICK, ROOT, python
+from servers import PATIENCE_S, Gate, free_port, serving
 
 from schemas.config import InferConfig, TrainConfig
 from schemas.errors import UnavailableError, UserError
 
 SMALL = TrainConfig(
-    model_name="cut-short", epochs=6, filters=2, batch_size=4, deterministic="on", crop=0.8
+    model_name="cut-short",
+    epochs=6,
+    filters=2,
+    batch_size=4,
+    deterministic="on",
+    crop=0.8,
+    loss="cross-entropy",
 )
 
 KILLED = """
@@ -27,7 +32,9 @@ import os, signal, sys
 from model import callbacks, train
 from schemas.cli import run_main
 
-steps_to_live = int(sys.argv.pop(1))
+undisturbed, steps_to_live = sys.argv.pop(1), int(sys.argv.pop(1))
+if undisturbed:
+    print(train.main([one.replace("/killed/", f"/{undisturbed}/") for one in sys.argv[1:]]))
 watch = callbacks.StopOnBadLoss.on_train_batch_end
 
 def count(self, batch, logs=None):
@@ -42,8 +49,14 @@ sys.exit(run_main(train.main))
 """
 
 
-def _train(dataset: Path, folder: Path, steps_to_live: int) -> subprocess.CompletedProcess[str]:
-    """Runs a training in its own process, which is killed at the given step; 0 lets it finish."""
+def _train(
+    dataset: Path, folder: Path, *, steps_to_live: int = 0, undisturbed: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """Runs a training in its own process, which is killed at the given step; 0 lets it finish.
+
+    Args:
+        undisturbed: folder beside this one in which the process trains from the start before.
+    """
     arguments = [
         f"--dataset={dataset}",
         f"--tracking_uri=sqlite:///{folder}/mlflow.db",
@@ -51,7 +64,7 @@ def _train(dataset: Path, folder: Path, steps_to_live: int) -> subprocess.Comple
         "--floor=0",
         *(f"--{name}={value}" for name, value in SMALL.model_dump().items()),
     ]
-    return python("-c", KILLED, str(steps_to_live), *arguments)
+    return python("-c", KILLED, undisturbed, str(steps_to_live), *arguments)
 
 
 def _outcome(folder: Path, uri: str) -> tuple[dict, dict, list[np.ndarray]]:
@@ -78,25 +91,20 @@ def _outcome(folder: Path, uri: str) -> tuple[dict, dict, list[np.ndarray]]:
     return last, by_epoch, network.get_weights()
 
 
-def test_a_training_killed_at_random_steps_ends_as_an_undisturbed_one(dataset, tmp_path) -> None:
+# Two processes of their own, each with TensorFlow and MLflow: to be killed, and to go on.
+def test_a_killed_training_ends_as_an_undisturbed_one(dataset, tmp_path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
-    whole = _train(dataset, tmp_path / "whole", 0)
-    assert whole.returncode == 0, whole.stderr
-    # 8 steps per epoch, 6 epochs: each process is killed within the next two epochs.
-    lives = random.Random(0).choices(range(1, 15), k=5)
-    epochs_found = []
-    for steps in lives:
-        done = _train(dataset, tmp_path / "killed", steps)
-        assert done.returncode == -signal.SIGKILL, done.stderr
-        epochs_found.append("going on after epoch" in done.stderr)
-    last = _train(dataset, tmp_path / "killed", 0)
-    assert last.returncode == 0, last.stderr
-    assert any(epochs_found)
-    assert "going on after epoch" in last.stderr
+    # 8 steps per epoch: killed in the middle of the third.
+    killed = _train(dataset, tmp_path / "killed", steps_to_live=20)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = _train(dataset, tmp_path / "killed", undisturbed="whole")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("going on after epoch 2") == 1
 
-    expected = _outcome(tmp_path / "whole", whole.stdout.splitlines()[-1])
-    found = _outcome(tmp_path / "killed", last.stdout.splitlines()[-1])
+    whole, last = done.stdout.splitlines()[-2:]
+    expected = _outcome(tmp_path / "whole", whole)
+    found = _outcome(tmp_path / "killed", last)
     assert found[0] == expected[0]
     assert found[1] == expected[1]
     assert [step for step, _ in found[1]["val_loss"]] == [1, 2, 3, 4, 5, 6]
@@ -236,17 +244,16 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
     from model import tracking, train
 
     port = free_port()
-    arguments = _mlflow_server(tmp_path, port)
-    servers = [start(*arguments)]
-    uri = f"http://127.0.0.1:{port}"
+    gate = Gate(port)
+    uri = f"http://127.0.0.1:{gate.port}"
     seen: list[tuple[int, int]] = []
     log_epochs = tracking.Run.log_epochs
 
     def log(run: tracking.Run, epochs: list[dict[str, float]]) -> None:
         if len(epochs) in (2, 6):
-            stop(servers[-1])
+            gate.close()
         if len(epochs) == 4:
-            servers.append(start(*arguments))
+            gate.open()
         log_epochs(run, epochs)
         seen.append((len(epochs), len(run._sent)))
 
@@ -254,13 +261,14 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
     monkeypatch.setattr(train, "PATIENCE_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE_S))
-    config = SMALL.model_copy(update={"deterministic": "off"})
+    config = SMALL.model_copy(update={"deterministic": "off", **QUICK, "epochs": 6})
     state = str(tmp_path / "state")
-    try:
+    with serving(*_mlflow_server(tmp_path, port)):
+        gate.open()
         with pytest.raises(UnavailableError, match=r"the training is kept in .*run the same"):
             train.run(str(dataset), config, uri, ANY_MODEL, state=state)
         assert seen == [(1, 1), (2, 1), (3, 1), (4, 4), (5, 5), (6, 5)]
-        servers.append(start(*arguments))
+        gate.open()
         monkeypatch.setattr(tracking.Run, "log_epochs", None)
         scratch = tmp_path / "scratch"
         scratch.mkdir()
@@ -273,9 +281,7 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
         assert client.get_run(run_id).info.status == "FINISHED"
         assert len(client.search_model_versions("name = 'cut-short'")) == 1
         _nothing_is_left_of_what_was_fetched(version, uri, scratch)
-    finally:
-        for server in servers:
-            stop(server)
+        gate.close()
 
 
 CONNECT = """

@@ -2,8 +2,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from jobs import QUICK
 
 from model.sweep import _train, grid
+from schemas.cli import to_arguments
 from schemas.config import TrainConfig
 from schemas.errors import UnavailableError, UserError
 
@@ -39,21 +41,46 @@ def test_what_a_training_ends_with_is_passed_on(monkeypatch, code: int, error: t
     assert found.type is error
 
 
-def test_a_sweep_has_a_parent_run_and_judges_its_best(dataset, job, tmp_path: Path) -> None:
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Starts only the first training of a test as a process; returns the exit of each."""
+    start, ends = subprocess.run, []
+
+    def run(command: list[str], **options) -> subprocess.CompletedProcess[str]:
+        from model import train
+
+        if command[1:3] != ["-m", "model.train"]:
+            return start(command, **options)
+        if ends:
+            ends.append("in this process")
+            return subprocess.CompletedProcess(command, 0, f"{train.main(command[3:])}\n")
+        done = start(command, **options)
+        ends.append(f"code {done.returncode}")
+        return done
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return ends
+
+
+def test_a_sweep_has_a_parent_run_and_judges_its_best(
+    dataset, one_process: list[str], capsys, tmp_path: Path
+) -> None:
     import mlflow
+
+    from model import sweep
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     arguments = [
         f"--dataset={dataset}",
         f"--tracking_uri={store}",
         f"--state={tmp_path}/state",
-        *("--epochs=1", "--filters=2", "--batch_size=16", "--floor=0"),
-        "--grid=learning_rate=1e-9,1e-2",
+        *to_arguments(TrainConfig(**QUICK, batch_size=16)),
+        *("--floor=0", "--grid=learning_rate=1e-9,1e-2"),
     ]
-    done = job("model.sweep", *arguments)
-    assert done.returncode == 0, done.stderr
+    best = sweep.main(arguments)
+    assert one_process == ["code 0", "in this process"]
+    said = capsys.readouterr().err
     client = mlflow.MlflowClient(store)
-    best = done.stdout.splitlines()[-1]
     champion = client.get_model_version_by_alias("lyft-unet", "champion")
     assert best == f"models:/lyft-unet/{champion.version}"
     (experiment,) = client.search_experiments(filter_string="name = 'lyft-unet'")
@@ -69,8 +96,7 @@ def test_a_sweep_has_a_parent_run_and_judges_its_best(dataset, job, tmp_path: Pa
     assert scores[winner.run_id] == max(scores.values())
     table = mlflow.artifacts.load_text(f"{parent.info.artifact_uri}/sweep.md")
     assert "| learning_rate=0.01 |" in table
-    assert table in done.stderr
+    assert table in said
 
-    again = job("model.sweep", *arguments)
-    assert again.stdout == done.stdout
+    assert sweep.main(arguments) == best
     assert len(client.search_runs([experiment.experiment_id])) == 3

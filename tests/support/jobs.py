@@ -23,6 +23,15 @@ SMALL = IngestConfig(name="small", height=32, width=48, block_length=1)
 ANY_MODEL = GateConfig(floor=0)
 """Lets the first version become champion, however poor it is."""
 
+QUICK: dict[str, str | int] = {
+    "epochs": 1,
+    "filters": 2,
+    "normalisation": "none",
+    "augment": "off",
+    "loss": "cross-entropy",
+}
+"""Parameters of a training whose network is not the point: it is traced in half the time."""
+
 RETRIED = re.compile(r"Retry \d+/\d+ will start")
 """What Prefect logs when it tries a task again; its client has other words for its own requests."""
 

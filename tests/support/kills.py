@@ -1,4 +1,4 @@
-"""Kills of jobs, by chance or at a chosen step."""
+"""Kills of jobs: at each of their changes to the file system, or at random instants."""
 
 from __future__ import annotations
 
@@ -6,7 +6,22 @@ import os
 import random
 import signal
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
+
+from forks import Point
+
+
+def points(changes: list[str]) -> list[Point]:
+    """The first and the last occurrence of each kind of change, in the order of the changes."""
+    seen: Counter[str] = Counter()
+    last = Counter(changes)
+    found = []
+    for kind in changes:
+        seen[kind] += 1
+        if seen[kind] in (1, last[kind]):
+            found.append((kind, seen[kind]))
+    return found
 
 
 def killed_at_random_instants(

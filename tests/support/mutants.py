@@ -1,14 +1,19 @@
-"""Damaged PNGs, the same ones each time."""
+"""Damaged PNGs, the same ones each time, read beside Pillow."""
 
 import io
 import random
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image
 
+from beam import png
 from flows.scenes import draw_scene
+from schemas.classes import load_taxonomy
+from schemas.errors import RejectError
 
 Mutation = Callable[[random.Random, bytearray], bytes]
 
@@ -115,3 +120,76 @@ def mutants(count: int) -> list[tuple[str, bytes]]:
         mutation = r.choice(MUTATIONS)
         made.append((mutation.__name__, mutation(r, bytearray(r.choice(seeds)))))
     return made
+
+
+LIMIT = 1_000_000
+
+
+def _pillow(data: bytes) -> Image.Image | None:
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG",))
+        image.load()
+    except Exception:  # noqa: BLE001 - Pillow raises many types
+        return None
+    return image
+
+
+def _mended(data: bytes) -> bytes:
+    """The file as kornia-rs sees it: without what it passes over, if the pixels are whole.
+
+    That is zlib's checksum, and chunks such as gAMA, whatever is in them.
+    """
+    chunks = chunks_of(data)
+    stream = b"".join(body for kind, body in chunks if kind == b"IDAT")
+    lines = zlib.decompressobj(-15).decompress(stream[2:])
+    first = next(i for i, (kind, _) in enumerate(chunks) if kind == b"IDAT")
+    kept = (b"IHDR", b"PLTE", b"tRNS", b"IEND")
+    before, after = (
+        [chunk for chunk in part if chunk[0] in kept] for part in (chunks[:first], chunks[first:])
+    )
+    return join([*before, (b"IDAT", zlib.compress(lines)), *after])
+
+
+def _values(image: Image.Image, data: bytes) -> np.ndarray:
+    """Class values as Pillow reads them: index, grey value in the file, or red."""
+    if image.mode == "P":
+        return np.asarray(image)
+    if data[25] == 0:
+        return np.asarray(image.convert("L")) // (255 // (2 ** data[24] - 1))
+    return np.asarray(image.convert("RGB"))[..., 0]
+
+
+def read_beside_pillow(count: int) -> Counter[str]:
+    """Reads ``count`` mutants as image and as mask: as Pillow does, or with a reason why not.
+
+    Returns:
+        How often each mutation was read, or rejected with each code, such as ``splice: read``.
+    """
+    taxonomy = load_taxonomy("carla-0.8")
+    outcomes: Counter[str] = Counter()
+    reasons: list[str] = []
+    for name, data in mutants(count):
+        try:
+            image = png.decode_image(data, LIMIT)
+        except RejectError as error:
+            reasons.append(error.message)
+            outcomes[f"{name}: {error.code}"] += 1
+        else:
+            theirs = _pillow(data) or _pillow(_mended(data))
+            assert theirs is not None, "read what Pillow refuses for its pixels"
+            assert image.dtype == np.uint8
+            assert image.shape == (theirs.height, theirs.width, 3)
+            assert np.array_equal(image, np.asarray(theirs.convert("RGB")))
+            outcomes[f"{name}: read"] += 1
+        try:
+            mask = png.check_mask(png.decode_mask(data, LIMIT), taxonomy)
+        except RejectError as error:
+            reasons.append(error.message)
+        else:
+            theirs = _pillow(data) or _pillow(_mended(data))
+            assert theirs is not None
+            assert np.array_equal(mask, _values(theirs, data))
+    assert all(reasons)
+    assert sum(outcomes.values()) == count
+    assert {name.split(": ")[0] for name in outcomes} == {m.__name__ for m in MUTATIONS}
+    return outcomes

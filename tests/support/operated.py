@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import servers
-from jobs import ROOT, SMALL, python
+from jobs import QUICK, ROOT, SMALL, python
 from servers import free_port
 
 from flows.state import State, start_time
@@ -77,7 +77,7 @@ def parameters_of(scenes: Path, output: Path, **others: Any) -> dict[str, Any]:
         "source": str(scenes),
         "output": str(output),
         "ingest_config": SMALL.model_dump(),
-        "train_config": {"epochs": 1, "filters": 4},
+        "train_config": QUICK,
         "gate_config": {"floor": 0},
         **others,
     }
