@@ -96,6 +96,9 @@ def find_mix_up(stats: PixelStats, taxonomy: Taxonomy) -> MixUp | None:
     if not can_be_compared(taxonomy) or common.sum() < _COMMON_CLASSES:
         return None
     in_use = distance(stats, Reading(taxonomy))
+    if in_use < MARGIN:
+        # No distance is below 0, so the other taxonomies need not be read.
+        return None
     best = min(other_readings(taxonomy), key=lambda one: distance(stats, one))
     closest = distance(stats, best)
     if closest > CLOSE or in_use - closest < MARGIN:
