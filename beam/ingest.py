@@ -17,6 +17,7 @@ from beam import staging as stages
 from beam.ahead import AtOnce
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
+from beam.numbering import check_numbering
 from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
@@ -133,6 +134,7 @@ def run(
             run_pipeline(lambda root: build(root, recipe, staging), options or pipeline_options([]))
         manifest = load_manifest(staged)
         check_rejects(manifest, staged)
+        check_numbering(manifest)
         final = join(datasets, version_name(manifest.fingerprint))
         stages.publish(staged, final, MANIFEST)
     for warning in manifest.warnings:

@@ -12,9 +12,9 @@ from collections.abc import Callable
 import numpy as np
 
 from beam import png
-from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.classes import VOID, Colour, Taxonomy, UInt8Array
 from schemas.config import SourceConfig
-from schemas.errors import RejectError
+from schemas.errors import RejectError, UserError
 
 _SHOWN = 8
 """Values or colours that a reject quotes."""
@@ -78,7 +78,7 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
         return _from_colours(pixels, taxonomy)
     top = int(values.max(initial=0))
     colour = (top, top, top) if kind == "grey" else (top, 0, 0)
-    if not taxonomy.has_colour(colour):
+    if not _is_class_colour(colour, taxonomy):
         return check_mask(values, taxonomy)
     # Perhaps every pixel is a class colour as well, e.g. greys alone or black alone.
     by_number = _attempt(lambda: check_mask(values, taxonomy))
@@ -94,6 +94,14 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
             "classes; name one with --mask_encoding red, grey or colour",
         )
     return by_number
+
+
+def _is_class_colour(colour: Colour, taxonomy: Taxonomy) -> bool:
+    try:
+        return colour in taxonomy.meaning_of_colours
+    except UserError:
+        # Two classes have one colour, so nobody can have meant colours.
+        return False
 
 
 def _attempt(read: Callable[[], UInt8Array]) -> UInt8Array | RejectError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +31,19 @@ Channel = Annotated[int, Field(ge=0, le=255)]
 Colour = tuple[Channel, Channel, Channel]
 
 
+class Expectation(BaseModel):
+    """What is usual of a class in a whole dataset; both are fractions, 0 to 1.
+
+    ``share`` is the class's part of all pixels that are not void, ``upper`` the part of the class
+    that lies in the upper half of its picture.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    share: float = Field(ge=0, le=1)
+    upper: float = Field(ge=0, le=1)
+
+
 class ClassLabel(BaseModel):
     """One class: its id in dataset masks and logits, its name, its RGB colour (0 to 255)."""
 
@@ -41,6 +54,17 @@ class ClassLabel(BaseModel):
     colour: Colour
     usually: Literal["upper", "lower"] | None = None
     """The half of a picture in which most of this class lies; checked against the data."""
+    expected: Expectation | None = None
+    """By which a mix-up with another numbering of the same simulator is found."""
+
+
+class ColourMeaning(BaseModel):
+    """A colour of colour-coded masks, and the class id that it means, or 255 for void."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    colour: Colour
+    to: int = Field(ge=0, le=VOID)
 
 
 class Region(BaseModel):
@@ -63,9 +87,13 @@ class Taxonomy(BaseModel):
 
     Attributes:
         classes: ids 0 to n-1 in order; the id is the index of the logit.
-        remap: raw mask value to class id, or to 255 for void. A raw value that is neither a class
-            id nor a key here is an error in the mask.
+        remap: raw mask value to class id, or to 255 for void. A raw value that is not a key here
+            means the class of that id; if there is none, it is an error in the mask.
+        only_remapped: a raw value that is not a key of ``remap`` is always an error. For masks
+            whose values are another numbering than the class ids.
         void_regions: rectangles in which one class becomes void.
+        colours: further colours of colour-coded masks; they come before the classes' own, which
+            are also those that pictures are drawn in.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,7 +102,9 @@ class Taxonomy(BaseModel):
     description: str = ""
     classes: tuple[ClassLabel, ...] = Field(min_length=2, max_length=VOID)
     remap: dict[int, int] = {}
+    only_remapped: bool = False
     void_regions: tuple[Region, ...] = ()
+    colours: tuple[ColourMeaning, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> Taxonomy:
@@ -90,6 +120,11 @@ class Taxonomy(BaseModel):
         for region in self.void_regions:
             if region.class_id >= len(ids):
                 raise ValueError(f"void region of class {region.class_id}, which does not exist")
+        for one in self.colours:
+            if not (one.to == VOID or one.to < len(ids)):
+                raise ValueError(f"colour {one.colour}: {one.to} is not the id of a class")
+        if self.only_remapped and not self.remap:
+            raise ValueError("only_remapped: a remap that lists the values is missing")
         return self
 
     def __len__(self) -> int:
@@ -116,6 +151,8 @@ class Taxonomy(BaseModel):
         mapping["remap"] = {
             raw: target for raw, target in self.remap.items() if (raw, target) != (VOID, VOID)
         }
+        if self.only_remapped:
+            mapping["only_remapped"] = True
         return _sha256({**mapping, "names": self.names})
 
     @cached_property
@@ -128,7 +165,8 @@ class Taxonomy(BaseModel):
     @cached_property
     def _table(self) -> npt.NDArray[np.uint16]:
         table = np.full(256, _INVALID, np.uint16)
-        table[: len(self)] = np.arange(len(self))
+        if not self.only_remapped:
+            table[: len(self)] = np.arange(len(self))
         for raw, target in self.remap.items():
             table[raw] = target
         return table
@@ -149,7 +187,61 @@ class Taxonomy(BaseModel):
         """Class ids of a raw mask, uint8 (height, width), void as 255. Values must be known."""
         if self.is_identity:
             return raw
-        ids = self._table[raw].astype(np.uint8)
+        return self._with_void_regions(self._table[raw].astype(np.uint8))
+
+    def ids_of_colours(self, rgb: UInt8Array) -> tuple[UInt8Array, list[Colour]]:
+        """Class ids of a colour-coded mask, by exact colour.
+
+        Args:
+            rgb: uint8 (height, width, 3).
+
+        Returns:
+            Class ids, uint8 (height, width), void as 255; and the colours, ascending, that are in
+            the mask but not in this taxonomy, whose pixels are 255 too.
+
+        Raises:
+            UserError: one colour stands for two classes.
+        """
+        colours, meanings = zip(*self.meaning_of_colours.items(), strict=True)
+        packed = (rgb[..., 0].astype(np.uint32) << 16) | (rgb[..., 1].astype(np.uint32) << 8)
+        packed |= rgb[..., 2]
+        places = _places(colours)[packed]
+        ids = np.array([VOID, *meanings], np.uint8)[places]
+        unknown: list[Colour] = []
+        if not places.all():
+            found = map(int, np.unique(packed[places == 0]))
+            unknown = [(one >> 16, one >> 8 & 255, one & 255) for one in found]
+        return self._with_void_regions(ids), unknown
+
+    @cached_property
+    def meaning_of_colours(self) -> dict[Colour, int]:
+        """Class id, or 255 for void, of each colour of a colour-coded mask.
+
+        Raises:
+            UserError: one colour stands for two classes.
+        """
+        meanings: dict[Colour, int] = {}
+        for colour, target in self._colours():
+            earlier = meanings.setdefault(colour, target)
+            if earlier != target:
+                raise UserError(
+                    f"taxonomy {self.name}: colour {colour} stands for both "
+                    f"{self._name_of(earlier)} and {self._name_of(target)}, so masks of colours "
+                    "cannot be read; give them different colours, or say under `colours` which "
+                    "of them it means"
+                )
+        return meanings
+
+    def _colours(self) -> list[tuple[Colour, int]]:
+        stated = [(one.colour, one.to) for one in self.colours]
+        known = {colour for colour, _ in stated}
+        own = [(label.colour, label.id) for label in self.classes if label.colour not in known]
+        return stated + own
+
+    def _name_of(self, target: int) -> str:
+        return "void" if target == VOID else f"class {target} {self.names[target]}"
+
+    def _with_void_regions(self, ids: UInt8Array) -> UInt8Array:
         height, width = ids.shape
         for region in self.void_regions:
             window = ids[
@@ -190,6 +282,11 @@ class Taxonomy(BaseModel):
                 ClassLabel(id=1, name=together, colour=chosen[0].colour),
             ),
             remap={int(raw): int(table[self._table[raw]]) for raw in raw_values},
+            only_remapped=self.only_remapped,
+            colours=tuple(
+                ColourMeaning(colour=colour, to=int(table[target]))
+                for colour, target in self._colours()
+            ),
             void_regions=tuple(
                 region.model_copy(update={"class_id": 1})
                 for region in self.void_regions
@@ -197,6 +294,18 @@ class Taxonomy(BaseModel):
             ),
         )
         return binary, table
+
+
+@lru_cache(maxsize=4)
+def _places(colours: tuple[Colour, ...]) -> npt.NDArray[np.uint16]:
+    """The place of each 24-bit colour in ``colours``, from 1; 0 for all others; (2**24,).
+
+    Its pages stay unused, and take no memory, except where masks have colours.
+    """
+    places = np.zeros(1 << 24, np.uint16)
+    for place, (red, green, blue) in enumerate(colours, 1):
+        places[red << 16 | green << 8 | blue] = place
+    return places
 
 
 def _sha256(content: object) -> str:

@@ -71,6 +71,9 @@ class IngestConfig(SourceConfig):
         "nearest", description="How images are resized; masks always by nearest neighbour."
     )
     taxonomy: str = Field("carla-0.8", description="Name of a taxonomy, or its YAML file.")
+    taxonomy_check: Literal["on", "off"] = Field(
+        "on", description="Stop if the masks look like another numbering of the same classes."
+    )
     validation: float = Field(0.1, ge=0, lt=1, description="Share of the validation split.")
     test: float = Field(0.1, ge=0, lt=1, description="Share of the test split.")
     split_by: Literal["block", "folder", "image"] = Field(
