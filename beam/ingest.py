@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ from beam.ahead import AtOnce
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
-from beam.pairing import Pair
+from beam.pairing import Pair, Reject
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify, recipe_of
+from beam.remedies import advise_pairing, remedy
 from beam.survey import survey_pairs
 from beam.tfrecords import PublishedShards, WriteShards
 from beam.versions import is_unchanged, known_rows, published_versions
@@ -163,19 +165,45 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
         for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
             say(f"{'':10}{one['source_uri']}: {one['message']}")
     reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
+    advice = advice_on(manifest, rejects)
     if not manifest.records:
-        raise UserError(f"no usable pair in {manifest.source!r}: {reasons}")
+        raise UserError(f"no usable pair in {manifest.source!r}: {reasons}{advice}")
     raise UserError(
         f"{share:.1%} of the inputs are rejects ({reasons}), more than "
-        f"--max_reject_fraction={bound}; nothing was published"
+        f"--max_reject_fraction={bound}; nothing was published{advice}"
     )
+
+
+def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
+    """What most rejects look like and the option that helps, if they have one reason in common."""
+    code, count = max(manifest.rejects.items(), key=lambda item: item[1], default=("", 0))
+    alone = [
+        Reject(one["image_id"], one["source_uri"], one["stage"], one["code"], one["message"])
+        for one in rejects
+        if one["code"] in ("no_mask", "no_image")
+    ]
+    if 2 * len(alone) > manifest.records + len(rejects):
+        advice = advise_pairing(alone)
+    elif 2 * count > manifest.records:
+        (first, *_) = (one["source_uri"] for one in rejects if one["code"] == code)
+        advice = ""
+        with suppress(OSError):
+            advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
+    else:
+        advice = ""
+    return f"; {advice}" if advice else ""
 
 
 def summary(manifest: Manifest) -> str:
     """Summarises a dataset in a few lines: splits, rejects, near-duplicates."""
     splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
     rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
-    lines = [f"{manifest.records:,} records: {splits}", f"rejects: {rejects or 'none'}"]
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
+    lines = [
+        f"{manifest.records:,} records: {splits}",
+        f"rejects: {rejects or 'none'}",
+        f"files: {manifest.files_listed:,} listed, skipped: {skipped or 'none'}",
+    ]
     if manifest.near_duplicates:
         near = manifest.near_duplicates
         lines.append(

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from schemas.listing import SourceFile
-from schemas.raw_layout import RawLayout
+from schemas.raw_layout import Found, RawLayout
 
-_OTHER_IMAGES = frozenset(
-    ".avif .bmp .exr .gif .heic .jp2 .jpe .jpeg .jpg .jxl .npy .pgm .png .ppm .tga .tif .tiff .webp".split()
+_IMAGES = frozenset(
+    {".avif", ".bmp", ".exr", ".gif", ".heic", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".npy"}
+    | {".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
+"""Suffixes of files that someone may take for an image or mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,7 @@ def is_png(path: str) -> bool:
     return path.lower().endswith(".png")
 
 
-def candidate(
+def candidate(  # noqa: PLR0911 - one line for each kind of file
     file: SourceFile, layout: RawLayout, *, loose: bool = False
 ) -> Candidate | Reject | Skip:
     """Classifies a file: an image or a mask, a reject, or a file to skip.
@@ -76,24 +78,30 @@ def candidate(
     if found is None and not (loose and is_png(file.path)):
         return Skip(file.path, "outside the layout")
     sample_id = found.id if found else str(path.with_suffix(""))
+    if file.error and _is_text(file.path):
+        return Reject(sample_id, file.path, "pair", "unreadable", file.error)
     if not _is_text(file.path):
         shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
         return Reject(shown_id, shown, "pair", "name", "expected a file name in UTF-8")
-    if file.error:
-        return Reject(sample_id, file.path, "pair", "unreadable", file.error)
-    if found is None:
-        return Candidate(sample_id, sample_id, is_mask=False, file=file)
-    if found.fits:
+    if found and not found.fits:
+        return _unfit(file, found, layout)
+    if found:
         return Candidate(sample_id, found.key, found.is_mask, file)
+    return Candidate(sample_id, sample_id, is_mask=False, file=file)
+
+
+def _unfit(file: SourceFile, found: Found, layout: RawLayout) -> Reject | Skip:
+    """What becomes of a file that lies where images or masks do, but has another suffix."""
+    path = PurePosixPath(file.path)
     suffix = path.suffix.strip().lower()
-    if suffix not in _OTHER_IMAGES:
+    if suffix not in _IMAGES:
         return Skip(file.path, f"no image ({suffix or 'no suffix'})")
     if suffix != path.suffix.lower():
         message = f"expected a name that ends in {suffix}, found {path.name!r}; rename it"
-        return Reject(sample_id, file.path, "pair", "name", message)
+        return Reject(found.id, file.path, "pair", "name", message)
     kind, wanted = ("mask", layout.masks) if found.is_mask else ("image", layout.images)
     message = f"expected a {kind} like {' or '.join(wanted)}, found {path.suffix}"
-    return Reject(sample_id, file.path, "pair", "format", message)
+    return Reject(found.id, file.path, "pair", "format", message)
 
 
 def _is_text(path: str) -> bool:

@@ -125,7 +125,11 @@ def plan(
         runtime.batch_size,
         config.max_pixels,
         # Decide how raw images and masks are read.
-        *((config.mask_encoding, config.image_channels, layout.model_dump_json()) if source else ()),
+        *(
+            (config.mask_encoding, config.image_channels, layout.model_dump_json())
+            if source
+            else ()
+        ),
         # Decide which pixels, truth and split a dataset's record has for its source.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )
@@ -156,6 +160,10 @@ def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> No
             f"model {model.uri!r} predicts taxonomy {model.taxonomy.name}, but dataset {dataset!r} "
             f"holds {manifest.taxonomy.name}; their classes differ"
         )
+
+
+def _reading(config: InferConfig, layout: RawLayout) -> tuple[str, ...]:
+    return config.mask_encoding, config.image_channels, layout.model_dump_json()
 
 
 def _hash(*parts: object) -> str:

@@ -46,7 +46,10 @@ _ANY_SIZE = 1 << 31
 
 _CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
 
-_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
 """Interlacing passes: first column and row, steps between columns and rows (PNG, section 8.2)."""
 
 _PIECE = 1 << 20
@@ -168,7 +171,7 @@ def channel_of(data: bytes, max_pixels: int, channel: str) -> UInt8Array:
         channel: red, green, blue or alpha.
 
     Raises:
-        RejectError: as for ``read_header``, or bit_depth, mask_channels if there is no such channel.
+        RejectError: as for ``read_header``, or bit_depth, or mask_channels if there is no such one.
     """
     header = read_header(data, max_pixels)
     if header.bit_depth == 16:

@@ -67,7 +67,7 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
     system lists entries.
 
     Raises:
-        UserError: a folder cannot be listed: what it holds is unknown, so no job goes on without it.
+        UserError: a folder cannot be listed; what it holds is unknown, so no job goes on.
     """
     waiting, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()

@@ -56,10 +56,10 @@ class Found(NamedTuple):
 class RawLayout(BaseModel):
     """Where images and masks lie below a source.
 
-    Patterns are paths below the source: ``{id}`` stands for what an image and its mask share (it may
-    hold slashes), ``**/`` at the beginning for any folders and ``{split}`` for the name of a split
-    (train, val, test and longer forms), which belong to the id, ``*`` for anything within one name,
-    ``{png,jpg}`` for alternatives. Upper and lower case do not differ.
+    Patterns are paths below the source: ``{id}`` stands for what an image and its mask share (it
+    may hold slashes), ``**/`` at the beginning for any folders and ``{split}`` for the name of a
+    split (train, val, test and longer forms), which belong to the id, ``*`` for anything within one
+    name, ``{png,jpg}`` for alternatives. Upper and lower case do not differ.
 
     Attributes:
         images, masks: patterns of images and of masks.

@@ -131,7 +131,7 @@ def test_a_damaged_record_of_a_dataset_is_a_reject(trained, dataset: Path, tmp_p
     output = run_infer(trained, tmp_path / "out", InferConfig(split="test"), dataset=damaged)
     _has_counts(output, len(examples), len(examples) - 1)
     assert query(output, "FROM _rejects SELECT image_id, stage, code") == [
-        (examples[0].id, "read", "not_png")
+        (examples[0].id, "read", "format")
     ]
 
 

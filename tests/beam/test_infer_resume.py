@@ -106,7 +106,7 @@ def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, pred
     assert query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0003", "truth", "empty"),
         ("000_0005", "truth", "no_image"),
-        ("000_0009", "read", "not_png"),
+        ("000_0009", "read", "format"),
     ]
     whole = run_infer(trained, tmp_path / "whole", source=raw)
     assert _counts(whole) == (12, 11, 0, 1)
@@ -211,7 +211,7 @@ def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Pat
         ("000_0001", "pair", "ambiguous"),
         ("000_0001", "truth", "ambiguous"),
         ("000_0001", "truth", "ambiguous"),
-        ("notes", "truth", "not_png"),
+        ("notes", "truth", "format"),
     ]
     assert _counts(output) == (12, 11, 0, 1)
 
@@ -362,7 +362,7 @@ def test_a_record_without_a_readable_mask_is_predicted(trained, dataset, tmp_pat
     _rewritten(place, mask=b"damaged")
     config = InferConfig(split="test")
     output = run_infer(trained, tmp_path / "out", config, dataset=place)
-    assert query(output, "FROM _rejects SELECT DISTINCT stage, code") == [("truth", "not_png")]
+    assert query(output, "FROM _rejects SELECT DISTINCT stage, code") == [("truth", "format")]
     assert query(output, "FROM _rejects SELECT source_uri")[0][0].split("/")[-2] == "CameraSeg"
     assert query(output, "FROM masks SELECT count(*), count(pixel_accuracy)") == [(4, 0)]
     assert len(predicted()) == 4
@@ -392,7 +392,7 @@ def test_a_masks_reject_lasts_as_long_as_its_image(trained, raw, tmp_path, predi
     (images / "000_0002.png").write_bytes(b"damaged")
     run_infer(trained, output, source=raw)
     assert predicted() == ["000_0001"]
-    assert query(output, rejects) == [("000_0002", "read", "not_png")]
+    assert query(output, rejects) == [("000_0002", "read", "format")]
     assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "fresh", source=raw))
 
 

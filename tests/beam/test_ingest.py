@@ -199,7 +199,7 @@ def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: P
         "CameraSeg/000_0005.png": "size_mismatch",
         "CameraSeg/000_0006.png": "unknown_class",
         "CameraRGB/000_0008.png": "duplicate",
-        "CameraRGB/000_0009.jpg": "not_png",
+        "CameraRGB/000_0009.jpg": "format",
     }
     assert load_manifest(folder).records == 40 - 7
     rejects = pq.read_table(folder / "rejects.parquet")

@@ -40,7 +40,7 @@ def test_what_is_none_of_our_business() -> None:
 def test_other_image_formats_are_rejects() -> None:
     found = candidate(_file("CameraRGB/7.jpg"))
     assert isinstance(found, Reject)
-    assert found.code == "not_png"
+    assert found.code == "format"
 
 
 def _pair(*paths: str, need_mask: bool = True) -> list[Pair | Reject]:

@@ -120,7 +120,7 @@ def test_transparency_by_chunk_is_seen() -> None:
 
 def test_reasons_of_rejects() -> None:
     assert _code(b"") == "empty"
-    assert _code(b"GIF89a" + PLAIN) == "not_png"
+    assert _code(b"GIF89a" + PLAIN) == "format"
     assert _code(PLAIN[:20]) == "truncated"
     assert _code(PLAIN[:-12]) == "truncated"
     assert _code(PLAIN[: len(PLAIN) // 2]) == "truncated"
