@@ -1,7 +1,10 @@
 import pytest
 
-from beam.pairing import Candidate, Pair, Reject, candidate, pair
-from schemas.listing import SourceFile, walk
+from beam.pairing import Candidate, Pair, Reject, Skip, candidate, pair
+from schemas.listing import SourceFile, walk, walk_all
+from schemas.raw_layout import load_layout
+
+LYFT = load_layout("lyft")
 
 
 def _file(path: str) -> SourceFile:
@@ -14,37 +17,53 @@ def _file(path: str) -> SourceFile:
         ("CameraRGB/7.png", "7"),
         ("dataA/dataA/CameraRGB/000_0021.png", "dataA/dataA/000_0021"),
         ("Train/CameraRGB/town1/7.PNG", "Train/town1/7"),
-        ("CameraRGB/CameraRGB/7.png", "CameraRGB/7"),
+        ("a/CameraRGB/CameraRGB/7.png", "a/7"),
+        ("a/CameraSeg/CameraRGB/7.png", "a/CameraSeg/7"),
+        ("camerargb/7.jpg", "7"),
     ],
 )
 def test_ids(path: str, expected: str) -> None:
-    found = candidate(_file(path))
+    found = candidate(_file(path), LYFT)
     assert isinstance(found, Candidate)
     assert (found.id, found.is_mask) == (expected, False)
 
 
 @pytest.mark.parametrize("folder", ["CameraSeg", "CameraMask"])
 def test_mask_folders(folder: str) -> None:
-    found = candidate(_file(f"a/{folder}/7.png"))
+    found = candidate(_file(f"a/{folder}/7.png"), LYFT)
     assert isinstance(found, Candidate)
     assert (found.id, found.is_mask) == ("a/7", True)
 
 
-def test_what_is_none_of_our_business() -> None:
-    assert candidate(_file("readme.txt")) is None
-    assert candidate(_file("CameraRGB/Thumbs.db")) is None
-    assert candidate(_file("7.png")) is None
-    assert candidate(_file("7.png"), loose=True) == Candidate("7", False, _file("7.png"))
+def test_what_is_none_of_our_business_is_skipped_for_a_reason() -> None:
+    for path, reason in (
+        ("readme.txt", "outside the layout"),
+        ("7.png", "outside the layout"),
+        ("CameraRGB/Thumbs.db", "no image (.db)"),
+        ("CameraRGB/LICENSE", "no image (no suffix)"),
+    ):
+        assert candidate(_file(path), LYFT) == Skip(path, reason)
+    loose = candidate(_file("7.png"), LYFT, loose=True)
+    assert loose == Candidate("7", "7", False, _file("7.png"))
 
 
-def test_other_image_formats_are_rejects() -> None:
-    found = candidate(_file("CameraRGB/7.jpg"))
+@pytest.mark.parametrize(
+    ("path", "code"),
+    [
+        ("CameraRGB/7.avif", "format"),
+        ("CameraRGB/7.tga", "format"),
+        ("CameraSeg/7.jpg", "format"),
+        ("CameraRGB/7.png ", "name"),
+    ],
+)
+def test_images_that_cannot_be_read_are_rejects(path: str, code: str) -> None:
+    found = candidate(_file(path), LYFT)
     assert isinstance(found, Reject)
-    assert found.code == "format"
+    assert (found.id, found.code) == ("7", code)
 
 
 def _pair(*paths: str, need_mask: bool = True) -> list[Pair | Reject]:
-    found = [candidate(_file(path)) for path in paths]
+    found = [candidate(_file(path), LYFT) for path in paths]
     return list(pair([one for one in found if isinstance(one, Candidate)], need_mask=need_mask))
 
 
@@ -62,6 +81,13 @@ def test_pairs_and_what_makes_none() -> None:
     ]
 
 
+def test_an_image_and_a_mask_of_different_folders_are_no_pair() -> None:
+    paths = ("a/CameraRGB/b/7.png", "a/b/CameraSeg/7.png")
+    assert [(one.path, one.code) for one in _pair(*paths)] == [
+        (path, "ambiguous") for path in paths
+    ]
+
+
 def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:
     for name in ("a/CameraRGB/1.png", "a/CameraRGB/._1.png", ".git/CameraRGB/2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -70,6 +96,19 @@ def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:
     (tmp_path / "a/loop").symlink_to(tmp_path)
     found = sorted((one.path, one.size) for one in walk(str(tmp_path)))
     assert found == [("2.png", 1), ("a/CameraRGB/1.png", 2)]
+    (tmp_path / "CameraRGB").mkdir()
+    (tmp_path / "CameraRGB/gone.png").symlink_to(tmp_path / "nowhere")
+    others = {one.path: one for one in walk_all(tmp_path) if one.skipped or one.error}
+    assert {path: one.skipped for path, one in others.items()} == {
+        ".git": "hidden",
+        "a/CameraRGB/._1.png": "hidden",
+        "a/loop": "folder listed under another name",
+        "CameraRGB/gone.png": "",
+    }
+    gone = candidate(others["CameraRGB/gone.png"], LYFT)
+    assert isinstance(gone, Reject)
+    assert (gone.id, gone.code) == ("gone", "unreadable")
+    assert "No such file" in gone.message
 
 
 def test_a_linked_folder_has_its_own_name_wherever_it_is_seen_first(tmp_path) -> None:

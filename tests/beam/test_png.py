@@ -10,6 +10,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from beam import png
+from beam.masks import read_mask
 from schemas.classes import load_taxonomy
 from schemas.errors import RejectError
 
@@ -46,17 +47,6 @@ def test_images_survive_the_codec(pixels) -> None:
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.encode(pixels)))), pixels)
 
 
-@given(grey)
-def test_masks_survive_the_codec(mask) -> None:
-    palette = load_taxonomy("carla-0.8").palette
-    assert np.array_equal(png.decode_mask(png.encode(mask), LIMIT), mask)
-    assert np.array_equal(png.decode_mask(png.encode_palette(mask, palette), LIMIT), mask)
-    red = np.zeros((*mask.shape, 3), np.uint8)
-    red[..., 0] = mask
-    assert np.array_equal(png.decode_mask(png.encode(red), LIMIT), mask)
-    assert np.array_equal(png.decode_mask(png.encode(np.dstack([mask] * 3)), LIMIT), mask)
-
-
 @given(rgb, st.tuples(st.integers(1, 100), st.integers(1, 100)))
 def test_nearest_is_pillows(pixels, size) -> None:
     height, width = size
@@ -84,7 +74,7 @@ def test_kinds_that_are_handled() -> None:
     assert png.decode_image(_save(image.convert("P")), LIMIT).shape == (8, 6, 3)
     few_bits = Image.fromarray(PIXELS[..., 0] % 2 * 255).convert("1")
     assert set(np.unique(png.decode_image(_save(few_bits), LIMIT))) == {0, 255}
-    assert np.array_equal(png.decode_mask(_save(few_bits), LIMIT), PIXELS[..., 0] % 2)
+    assert np.array_equal(png.decode_stored(_save(few_bits), LIMIT), PIXELS[..., 0] % 2)
 
 
 def _interlaced() -> bytes:
@@ -102,7 +92,7 @@ def test_interlaced_images_are_read() -> None:
     assert png.decode_image(_interlaced(), LIMIT).tolist() == [[[1, 2, 3]]]
 
 
-def test_four_bit_masks_hold_the_value_in_the_file() -> None:
+def test_four_bits_are_shown_stretched_and_stored_as_they_are() -> None:
     header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0))
     data = (
         b"\x89PNG\r\n\x1a\n"
@@ -110,7 +100,42 @@ def test_four_bit_masks_hold_the_value_in_the_file() -> None:
         + _chunk(b"IDAT", zlib.compress(b"\0\x7c"))
         + _chunk(b"IEND", b"")
     )
-    assert png.decode_mask(data, LIMIT).tolist() == [[7, 12]]
+    assert png.decode_pixels(data, LIMIT).tolist() == [[7 * 17, 12 * 17]]
+    assert png.decode_stored(data, LIMIT).tolist() == [[7, 12]]
+
+
+def test_an_orientation_is_applied_as_viewers_do() -> None:
+    turned, exif = Image.fromarray(PIXELS).rotate(180), Image.Exif()
+    exif[0x112] = 3
+    assert np.array_equal(png.decode_image(_save(turned, exif=exif), LIMIT), PIXELS)
+    flat = Image.new("RGB", (8, 8), (9, 90, 200))
+    flat.paste((200, 90, 9), (0, 0, 8, 4))
+    buffer = io.BytesIO()
+    flat.save(buffer, "JPEG", quality=95, exif=exif)
+    found = png.decode_image(buffer.getvalue(), LIMIT)
+    # Red below, blue above: the picture stands on its head.
+    assert (found[1, 4] < found[6, 4]).tolist() == [True, False, False]
+    assert png.decode_image(buffer.getvalue(), 64).shape == (8, 8, 3)
+    assert _code(buffer.getvalue(), limit=63) == "too_large"
+    assert _code(buffer.getvalue()[:200]) == "corrupt"
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])
+def test_pixels_that_end_at_a_row_are_no_image(colour_type: int, channels: int) -> None:
+    """Pillow would leave the rows below black."""
+    rows = b"".join(b"\0" + bytes([200]) * 4 * channels for _ in range(3))
+    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, colour_type, 0, 0, 0))
+    data = b"\x89PNG\r\n\x1a\n" + header
+    data += _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    assert _code(data) == "truncated"
+    assert _code(data, png.decode_pixels) == "truncated"
+
+
+@pytest.mark.parametrize("colour_type", [0, 2])
+def test_a_bit_that_flipped_in_the_pixels_is_seen(colour_type: int) -> None:
+    data = bytearray(_save(Image.fromarray(PIXELS if colour_type else PIXELS[..., 0])))
+    data[-20] ^= 1
+    assert _code(bytes(data)) == "corrupt"
 
 
 def test_transparency_by_chunk_is_seen() -> None:
@@ -145,28 +170,11 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     assert _code(bomb, limit=64_000_000) == "too_large"
 
 
-def test_masks_that_are_pictures() -> None:
-    assert _code(PLAIN, png.decode_mask) == "mask_channels"
-
-
-def test_masks_with_values_outside_the_taxonomy() -> None:
-    taxonomy = load_taxonomy("carla-0.8")
-    with pytest.raises(RejectError, match=r"unknown_class.*13, 77"):
-        png.check_mask(np.array([[0, 77, 13]], np.uint8), taxonomy)
-    challenge = load_taxonomy("lyft-challenge")
-    with pytest.raises(RejectError, match="all_void"):
-        png.check_mask(np.full((600, 2), 10, np.uint8)[496:], _all_hood(challenge))
-
-
-def _all_hood(taxonomy):
-    region = taxonomy.void_regions[0].model_copy(update={"top": 0.0})
-    return taxonomy.model_copy(update={"void_regions": (region,)})
-
-
 def test_every_real_image_decodes_as_pillow_decodes_it(real) -> None:
+    taxonomy = load_taxonomy("carla-0.8")
     for path in sorted(real.rglob("CameraRGB/*.png"))[::10]:
         theirs = np.asarray(Image.open(path).convert("RGB"))
         assert np.array_equal(png.decode_image(path.read_bytes(), LIMIT), theirs)
     for path in sorted(real.rglob("CameraSeg/*.png"))[::10]:
         theirs = np.asarray(Image.open(path))[..., 0]
-        assert np.array_equal(png.decode_mask(path.read_bytes(), LIMIT), theirs)
+        assert np.array_equal(read_mask(path.read_bytes(), LIMIT, taxonomy), theirs)

@@ -38,6 +38,6 @@ def test_a_job_over_mutants_ends_with_a_reason_for_each(tmp_path: Path) -> None:
     manifest = load_manifest(folder)
     rejects = pq.read_table(folder / "rejects.parquet")
     assert manifest.records + rejects.num_rows == MUTANTS
-    assert manifest.records > 10
+    assert manifest.records > 5
     assert all(rejects["message"].to_pylist())
     assert sum(manifest.rejects.values()) == rejects.num_rows

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from beam import png
+from beam.masks import read_mask
 from flows.scenes import draw_scene
-from schemas.classes import load_taxonomy
+from schemas.classes import Taxonomy, load_taxonomy
 from schemas.errors import RejectError
 
 Mutation = Callable[[random.Random, bytearray], bytes]
@@ -150,13 +151,14 @@ def _mended(data: bytes) -> bytes:
     return join([*before, (b"IDAT", zlib.compress(lines)), *after])
 
 
-def _values(image: Image.Image, data: bytes) -> np.ndarray:
-    """Class values as Pillow reads them: index, grey value in the file, or red."""
-    if image.mode == "P":
-        return np.asarray(image)
-    if data[25] == 0:
-        return np.asarray(image.convert("L")) // (255 // (2 ** data[24] - 1))
-    return np.asarray(image.convert("RGB"))[..., 0]
+def _classes(image: Image.Image, taxonomy: Taxonomy) -> np.ndarray:
+    """Class ids of the pixels that Pillow shows: numbers in red or grey, or class colours."""
+    shown = np.asarray(image.convert("RGB"))
+    red, others = shown[..., 0], shown[..., 1:]
+    if (not others.any() or (others == red[..., None]).all()) and red.max() < len(taxonomy):
+        return red
+    meanings = taxonomy.meaning_of_colours
+    return np.array([[meanings[tuple(map(int, one))] for one in row] for row in shown])
 
 
 def read_beside_pillow(count: int) -> Counter[str]:
@@ -182,13 +184,13 @@ def read_beside_pillow(count: int) -> Counter[str]:
             assert np.array_equal(image, np.asarray(theirs.convert("RGB")))
             outcomes[f"{name}: read"] += 1
         try:
-            mask = png.check_mask(png.decode_mask(data, LIMIT), taxonomy)
+            mask = read_mask(data, LIMIT, taxonomy)
         except RejectError as error:
             reasons.append(error.message)
         else:
             theirs = _pillow(data) or _pillow(_mended(data))
             assert theirs is not None
-            assert np.array_equal(mask, _values(theirs, data))
+            assert np.array_equal(mask, _classes(theirs, taxonomy))
     assert all(reasons)
     assert sum(outcomes.values()) == count
     assert {name.split(": ")[0] for name in outcomes} == {m.__name__ for m in MUTATIONS}
