@@ -55,7 +55,7 @@ def test_beam_agrees_with_plain_python(scenes: Path, dataset: Path) -> None:
         for record in records:
             image, ids = pixels[record.id]
             assert np.array_equal(png.decode_image(record.image, 10**6), image)
-            assert np.array_equal(png.decode_mask(record.mask, 10**6), ids)
+            assert np.array_equal(png.decode_ids(record.mask), ids)
             assert (record.source_height, record.source_width) == (120, 160)
         counted = list(manifest.splits[split].class_pixels.values())
         assert counted == stats[split].class_pixels.tolist()
@@ -187,7 +187,7 @@ def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: P
     Image.new("L", (160, 120), 77).save(seg / "000_0006.png")
     shutil.copy(rgb / "000_0007.png", rgb / "000_0008.png")
     shutil.copy(seg / "000_0007.png", seg / "000_0008.png")
-    (rgb / "000_0009.jpg").write_bytes(b"jpeg")
+    (rgb / "000_0009.tga").write_bytes(b"targa")
     (rgb / "._000_0010.png").write_bytes(b"mac")
     config = SMALL.model_copy(update={"max_reject_fraction": 0.5})
     folder = run_ingest(copy, tmp_path / "out", config)
@@ -199,9 +199,13 @@ def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: P
         "CameraSeg/000_0005.png": "size_mismatch",
         "CameraSeg/000_0006.png": "unknown_class",
         "CameraRGB/000_0008.png": "duplicate",
-        "CameraRGB/000_0009.jpg": "format",
+        "CameraRGB/000_0009.tga": "format",
     }
-    assert load_manifest(folder).records == 40 - 7
+    manifest = load_manifest(folder)
+    assert manifest.records == 40 - 7
+    # Two files of each pair, the rejected halves and formats, and what was skipped.
+    assert manifest.files_listed == 2 * 40 - 2 + 1 + 1
+    assert manifest.skipped == {"hidden": 1}
     rejects = pq.read_table(folder / "rejects.parquet")
     assert all(rejects["message"].to_pylist())
     assert sorted(rejects["image_id"].to_pylist()) == [
