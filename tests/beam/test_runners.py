@@ -197,7 +197,7 @@ def test_spark_publishes_the_same_bytes(
     inferred = ("beam.infer", f"--model={plain_model}", f"--source={scenes}", "--part_mib=0.004")
     spark = ("@beam/options/spark.args", *size)
     for job in ((*ingested, f"--source={scenes}"), (*inferred, f"--output={output}/spark")):
-        process = started(log, *job, *spark, TMPDIR=str(tmp_path))
+        process = started(log, *job, *spark, TMPDIR=str(tmp_path), **clusters.HASTY)
         assert process.wait() == 0, log.read_text()
     (version,) = (output / "small").iterdir()
     assert published_bytes(version) == published_bytes(dataset)

@@ -45,7 +45,8 @@ def processes(master: str, tmp_path: Path) -> Iterator[dict[str, subprocess.Pope
     try:
         for host, command in commands.items():
             place = [f"--host={host}", f"--bind={host}", f"--root={tmp_path / 'flink'}"]
-            running[host] = started(tmp_path / f"{host}.log", "flows.flink", *command, *place)
+            log = tmp_path / f"{host}.log"
+            running[host] = started(log, "flows.flink", *command, *place, **clusters.HASTY)
         yield running
     finally:
         for process in running.values():
