@@ -1,4 +1,8 @@
-"""Both jobs on a real Flink cluster: the same bytes as with the local runner, despite failures."""
+"""Both jobs on a real Flink cluster: the same bytes as with the local runner, despite failures.
+
+Tests over 20 s: the cluster is three JVMs, each job starts Python workers on it, and after a
+failure Flink waits 5 s before it tries again.
+"""
 
 import json
 import os

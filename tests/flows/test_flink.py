@@ -45,7 +45,8 @@ def processes(master: str, tmp_path: Path) -> Iterator[dict[str, subprocess.Pope
     try:
         for host, command in commands.items():
             place = [f"--host={host}", f"--bind={host}", f"--root={tmp_path / 'flink'}"]
-            running[host] = started(tmp_path / f"{host}.log", "flows.flink", *command, *place)
+            log = tmp_path / f"{host}.log"
+            running[host] = started(log, "flows.flink", *command, *place, **clusters.HASTY)
         yield running
     finally:
         for process in running.values():
@@ -62,6 +63,7 @@ def _size(master: str) -> tuple[int, int]:
 def test_processes_make_a_cluster_run_a_job_and_end_at_once(
     master: str, processes, scenes: Path, dataset: Path, tmp_path: Path, job: Job
 ) -> None:
+    """Over 20 s: three JVMs start, which is what the test is about, and run a job."""
     until(lambda: _size(master) == (2, 2), "two TaskManagers of one slot")
     # A job takes all slots, whatever machine the JobManager runs on.
     assert FlinkCluster(master).default_parallelism() is None
