@@ -240,7 +240,7 @@ def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) ->
     assert list((tmp_path / "out/small").iterdir()) == []
 
 
-def test_names_that_are_no_text_are_rejects(copy: Path, tmp_path: Path) -> None:
+def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rejects(copy: Path, tmp_path: Path) -> None:
     os.rename(copy / "CameraRGB/000_0003.png", os.fsencode(copy) + b"/CameraRGB/\xff.png")
     (copy / "CameraRGB/loop.png").symlink_to("loop.png")
     config = SMALL.model_copy(update={"max_reject_fraction": 0.1})
@@ -248,6 +248,7 @@ def test_names_that_are_no_text_are_rejects(copy: Path, tmp_path: Path) -> None:
     assert reasons_of(folder) == {
         "CameraRGB/\\udcff.png": "name",
         "CameraSeg/000_0003.png": "no_image",
+        "CameraRGB/loop.png": "unreadable",
     }
 
 
@@ -284,7 +285,7 @@ def test_mistakes_end_in_one_line_and_code_2(
     source, output = f"--source={scenes}", f"--output={tmp_path}"
     for arguments, complaint in (
         ((f"--source={tmp_path}/none", output), "there is no such folder"),
-        ((f"--source={tmp_path}/empty", output), "holds no pairs: found 0 PNG images"),
+        ((f"--source={tmp_path}/empty", output), "holds no pairs: found 0 images"),
         ((source, f"--output={tmp_path}/file/x"), "is not writable"),
         ((source, output, "--name=file"), "/file': Not a directory; nothing was published"),
         ((source, output, "--height=-1"), "height: Input should be greater"),
