@@ -240,7 +240,9 @@ def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) ->
     assert list((tmp_path / "out/small").iterdir()) == []
 
 
-def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rejects(copy: Path, tmp_path: Path) -> None:
+def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rejects(
+    copy: Path, tmp_path: Path
+) -> None:
     os.rename(copy / "CameraRGB/000_0003.png", os.fsencode(copy) + b"/CameraRGB/\xff.png")
     (copy / "CameraRGB/loop.png").symlink_to("loop.png")
     config = SMALL.model_copy(update={"max_reject_fraction": 0.1})
