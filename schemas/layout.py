@@ -50,7 +50,7 @@ def partition_path(model: str, version: str, source: str) -> str:
 
 
 def dataset_source_name(name: str, fingerprint: str, split: str) -> str:
-    """Source name of a dataset version, or of one split of it: ``lyft-c7fadd03``."""
+    """Source name of a dataset version, or of one split of it: ``lyft-b3b11c37``."""
     return f"{name}-{fingerprint[:8]}" + ("" if split == "all" else f"-{split}")
 
 
