@@ -37,7 +37,8 @@ _COPIES = 3
 """Copies of a model's weights in memory: as read, as laid out by the engine, and some headroom."""
 
 _OUT_OF_MEMORY = re.compile(
-    r"bad_alloc|bad allocation|out of memory|failed to allocate|cannot allocate memory|\boom\b",
+    r"bad_alloc|bad allocation|out of memory|failed to allocate|can't alloc\b|"
+    r"(cannot|could not) allocate memory|\boom\b",
     re.IGNORECASE,
 )
 _BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}

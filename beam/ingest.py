@@ -19,7 +19,7 @@ from beam.ahead import AtOnce
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
-from beam.pairing import Pair, Reject
+from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify, recipe_of
@@ -175,22 +175,22 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
 
 
 def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
-    """What most rejects look like and the option that helps, if they have one reason in common."""
-    code, count = max(manifest.rejects.items(), key=lambda item: item[1], default=("", 0))
-    alone = [
-        Reject(one["image_id"], one["source_uri"], one["stage"], one["code"], one["message"])
-        for one in rejects
-        if one["code"] in ("no_mask", "no_image")
-    ]
-    if 2 * len(alone) > manifest.records + len(rejects):
-        advice = advise_pairing(alone)
-    elif 2 * count > manifest.records:
-        (first, *_) = (one["source_uri"] for one in rejects if one["code"] == code)
-        advice = ""
+    """What more than half of the pairs look like, and the option that helps; or nothing."""
+    counts = dict(manifest.rejects)
+    # An image and a mask that do not find each other are one pair.
+    alone = max(counts.pop("no_mask", 0), counts.pop("no_image", 0))
+    half = (manifest.records + sum(counts.values()) + alone) / 2
+    code, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    advice = ""
+    if alone > half:
+        advice = advise_pairing(
+            [one["source_uri"] for one in rejects if one["code"] == "no_mask"],
+            [one["source_uri"] for one in rejects if one["code"] == "no_image"],
+        )
+    elif count > half:
+        first = next(one["source_uri"] for one in rejects if one["code"] == code)
         with suppress(OSError):
             advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
-    else:
-        advice = ""
     return f"; {advice}" if advice else ""
 
 

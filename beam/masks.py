@@ -7,7 +7,7 @@ ids, however it was saved, or it is rejected.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -69,7 +69,7 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
     """
     if encoding == "colour":
         return _from_colours(pixels, taxonomy)
-    kind, values = _numbers(pixels)
+    kind, values = numbers_of(pixels)
     if encoding != "auto":
         if values is None or kind not in (encoding, "both"):
             raise RejectError("mask_channels", f"expected {_EXPECTED[encoding]}, {_found(pixels)}")
@@ -131,8 +131,8 @@ _EXPECTED = {
 }
 
 
-def _numbers(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
-    """How the pixels may hold numbers, red, grey or both (black), and the numbers; or none."""
+def numbers_of(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
+    """How pixels hold numbers: red, grey, or both if black; and the numbers. Else colour, None."""
     if pixels.ndim == 2:
         return ("grey" if pixels.any() else "both"), pixels
     # A maximum along whole rows of bytes is ten times as fast as one along the channel axis.
@@ -149,8 +149,8 @@ def _from_colours(pixels: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
     rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     ids, unknown = taxonomy.ids_of_colours(rgb)
     if unknown:
-        shown = ", ".join(map(str, unknown[:_SHOWN])) + (" …" if len(unknown) > _SHOWN else "")
-        raise RejectError("mask_colours", f"colours outside taxonomy {taxonomy.name}: {shown}")
+        message = f"colours outside taxonomy {taxonomy.name}: {_list(unknown)}"
+        raise RejectError("mask_colours", message)
     return _learnable(ids, taxonomy)
 
 
@@ -166,6 +166,5 @@ def _found(pixels: UInt8Array) -> str:
     return f"found channels with values up to {', '.join(map(str, highest))}"
 
 
-def _list(values: object) -> str:
-    numbers = [int(one) for one in values]  # type: ignore[attr-defined]
-    return ", ".join(map(str, numbers[:_SHOWN])) + (" …" if len(numbers) > _SHOWN else "")
+def _list(values: Sequence[object]) -> str:
+    return ", ".join(map(str, values[:_SHOWN])) + (" …" if len(values) > _SHOWN else "")

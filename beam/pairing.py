@@ -79,7 +79,7 @@ def candidate(  # noqa: PLR0911 - one line for each kind of file
         return Skip(file.path, "outside the layout")
     sample_id = found.id if found else str(path.with_suffix(""))
     if file.error and _is_text(file.path):
-        return Reject(sample_id, file.path, "pair", "unreadable", file.error)
+        return Reject(sample_id, file.path, "pair", "missing", file.error)
     if not _is_text(file.path):
         shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
         return Reject(shown_id, shown, "pair", "name", "expected a file name in UTF-8")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beam.engines import Runtime, choose
 from beam.model_uri import ResolvedModel, resolve_model
 from beam.survey import survey_images
 from schemas import storage
+from schemas.classes import with_void
 from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS, dataset_source_name, folder_source_name
@@ -112,6 +113,8 @@ def plan(
     resolved = resolve_model(model, config, tracking_uri, scratch)
     if manifest is not None:
         check_taxonomy(resolved, place, manifest)
+    else:
+        resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
     runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
     recipe = _hash(
         SCHEMA_VERSION,
@@ -124,12 +127,7 @@ def plan(
         runtime.precision,
         runtime.batch_size,
         config.max_pixels,
-        # Decide how raw images and masks are read.
-        *(
-            (config.mask_encoding, config.image_channels, layout.model_dump_json())
-            if source
-            else ()
-        ),
+        *(_reading(config, layout) if manifest is None else ()),
         # Decide which pixels, truth and split a dataset's record has for its source.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )
@@ -163,6 +161,7 @@ def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> No
 
 
 def _reading(config: InferConfig, layout: RawLayout) -> tuple[str, ...]:
+    """What decides how raw images and masks are read, apart from the taxonomy."""
     return config.mask_encoding, config.image_channels, layout.model_dump_json()
 
 

@@ -41,8 +41,8 @@ _EXIF = b"eXIf"
 _VIEWED_OTHERWISE = frozenset({b"tRNS", _EXIF})
 """Chunks that make a viewer show other pixels than those stored."""
 
-_ANY_SIZE = 1 << 31
-"""Pixels of a record's mask: ingest has applied its own bound."""
+ANY_SIZE = 1 << 31
+"""Bound on the pixels where another step has applied its own."""
 
 _CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
 
@@ -129,9 +129,7 @@ def decode_pixels(data: bytes, max_pixels: int) -> UInt8Array:
     Raises:
         RejectError: as for ``read_header``, or transparent, bit_depth.
     """
-    header = read_header(data, max_pixels)
-    if header.bit_depth == 16:
-        raise RejectError("bit_depth", "expected 8 bits a channel, found 16")
+    header = _read_8_bit_header(data, max_pixels)
     pixels = _decode_plain_rgb(data, header)
     if pixels is not None:
         return pixels
@@ -173,9 +171,7 @@ def channel_of(data: bytes, max_pixels: int, channel: str) -> UInt8Array:
     Raises:
         RejectError: as for ``read_header``, or bit_depth, or mask_channels if there is no such one.
     """
-    header = read_header(data, max_pixels)
-    if header.bit_depth == 16:
-        raise RejectError("bit_depth", "expected 8 bits a channel, found 16")
+    header = _read_8_bit_header(data, max_pixels)
     if header.colour_type not in (_RGB, _RGBA):
         raise RejectError("mask_channels", f"expected a colour PNG with {channel}, found none")
     image = _decode_any(data, header)
@@ -190,7 +186,7 @@ def decode_ids(data: bytes) -> UInt8Array:
     Raises:
         RejectError: as for ``read_header``, or mask_channels.
     """
-    header = read_header(data, _ANY_SIZE)
+    header = read_header(data, ANY_SIZE)
     if header.colour_type != _GREY or header.bit_depth != 8:
         raise RejectError("mask_channels", "expected one channel of 8 bits")
     return np.asarray(_decode_any(data, header))
@@ -264,6 +260,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
         yield kind, view[offset + 8 : end], crc
         offset = end + 4
     raise RejectError("truncated", f"the file ends after {len(data)} bytes, before its IEND chunk")
+
+
+def _read_8_bit_header(data: bytes, max_pixels: int) -> Header:
+    header = read_header(data, max_pixels)
+    if header.bit_depth == 16:
+        raise RejectError("bit_depth", "expected 8 bits a channel, found 16")
+    return header
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -27,9 +27,6 @@ from schemas.storage import join, local, read_bytes, sha256
 
 Float32Array = npt.NDArray[np.float32]
 
-_ANY_SIZE = 1 << 31
-"""Pixels of a record's image: ingest has applied its own bound."""
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -99,7 +96,7 @@ def read_shard(
             yield ref
             continue
         try:
-            image = png.decode_image(example.image, _ANY_SIZE)
+            image = png.decode_image(example.image, png.ANY_SIZE)
         except RejectError as error:
             yield Reject(example.id, path, "read", error.code, error.message, image_sha256)
             continue

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from beam import png
-from beam.pairing import Reject
+from beam.masks import numbers_of
 from schemas.classes import VOID, Taxonomy, UInt8Array, builtin_taxonomies, load_taxonomy
 from schemas.errors import RejectError
 
@@ -33,13 +33,11 @@ def remedy(code: str, data: bytes, taxonomy: Taxonomy) -> str:
     if code not in ("unknown_class", "mask_colours", "mask_channels"):
         return ""
     try:
-        pixels = png.decode_pixels(data, 1 << 31)
+        pixels = png.decode_pixels(data, png.ANY_SIZE)
     except RejectError:
         return ""
-    numbers = pixels if pixels.ndim == 2 else pixels[..., 0]
-    if pixels.ndim == 2 or not (pixels[..., 1:].any() and _coloured(pixels)):
-        return _of_numbers(numbers, taxonomy)
-    return _of_colours(data, pixels)
+    _, numbers = numbers_of(pixels)
+    return _of_colours(data, pixels) if numbers is None else _of_numbers(numbers, taxonomy)
 
 
 def _of_numbers(numbers: UInt8Array, taxonomy: Taxonomy) -> str:
@@ -81,16 +79,14 @@ def _of_colours(data: bytes, pixels: UInt8Array) -> str:
             "compression or smooth resizing: check that these files are the class masks"
         )
     try:
-        png.decode_stored(data, 1 << 31)
+        png.decode_stored(data, png.ANY_SIZE)
     except RejectError:
         return "write the colours into a --taxonomy file (docs/taxonomies.md)"
     return "if the palette's indices are the class ids: --mask_encoding index"
 
 
-def advise_pairing(rejects: Sequence[Reject]) -> str:
-    """Advice where images and masks do not meet: what their names end with, as patterns."""
-    images = [one.path for one in rejects if one.code == "no_mask"]
-    masks = [one.path for one in rejects if one.code == "no_image"]
+def advise_pairing(images: Sequence[str], masks: Sequence[str]) -> str:
+    """Advice where images and masks do not meet: what their paths end with, as patterns."""
     if not images or not masks:
         return ""
     patterns = [_pattern(paths) for paths in (images, masks)]
@@ -107,13 +103,6 @@ def _pattern(paths: Sequence[str]) -> str:
     end = shared[shared.index("_") :] if "_" in shared else ""
     first = PurePosixPath(paths[0])
     return f"**/{first.parent.name}/{{id}}{end}{first.suffix}"
-
-
-def _coloured(pixels: UInt8Array) -> bool:
-    return not (
-        np.array_equal(pixels[..., 0], pixels[..., 1])
-        and np.array_equal(pixels[..., 0], pixels[..., 2])
-    )
 
 
 def _has_colours(pixels: UInt8Array, name: str) -> bool:

@@ -15,10 +15,10 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from schemas.errors import UserError
+from schemas.named import Named
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -314,7 +314,7 @@ def _sha256(content: object) -> str:
 
 def builtin_taxonomies() -> list[str]:
     """Names of the taxonomies that come with the project."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return _TAXONOMIES.names()
 
 
 def load_taxonomy(name_or_path: str) -> Taxonomy:
@@ -323,19 +323,7 @@ def load_taxonomy(name_or_path: str) -> Taxonomy:
     Raises:
         UserError: there is no such taxonomy, or the file is invalid.
     """
-    path = _folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        known = ", ".join(builtin_taxonomies())
-        raise UserError(
-            f"taxonomy {name_or_path!r} is neither one of {known} nor a YAML file; "
-            "pass one of these names or a path"
-        )
-    try:
-        return Taxonomy.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"taxonomy file {path}: {explain(error)}") from error
+    return _TAXONOMIES.load(name_or_path)
 
 
 def with_void(taxonomy: Taxonomy, values: str) -> Taxonomy:
@@ -346,18 +334,9 @@ def with_void(taxonomy: Taxonomy, values: str) -> Taxonomy:
     return Taxonomy.model_validate({**taxonomy.model_dump(), "remap": remap})
 
 
-def explain(error: Exception) -> str:
-    """A pydantic or YAML error in one line: field, what was expected, what was found."""
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
-    problems = []
-    for item in error.errors():
-        field = ".".join(str(part) for part in item["loc"])
-        found = item["input"] if not isinstance(item["input"], dict) else "a mapping"
-        message = item["msg"].removeprefix("Value error, ")
-        problems.append(f"{field}: {message}, found {found!r}" if field else message)
-    return "; ".join(problems)
-
-
-def _folder() -> Path:
-    return Path(__file__).with_name("taxonomies")
+_TAXONOMIES = Named(
+    "taxonomy",
+    Taxonomy,
+    Path(__file__).with_name("taxonomies"),
+    "pass one of these names or a path",
+)

@@ -11,11 +11,11 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
 
-from schemas.classes import explain
 from schemas.config import JobConfig
 from schemas.errors import UnavailableError, UserError, disk_errors_are_mistakes
 from schemas.layout import TRACKING_URI
 from schemas.lifeline import end_with_parent
+from schemas.named import explain
 
 TRY_AGAIN = 75
 """Exit code of a failure that may succeed later: EX_TEMPFAIL of sysexits.h."""

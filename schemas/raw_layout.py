@@ -12,12 +12,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from schemas.classes import explain
 from schemas.config import SourceConfig
 from schemas.errors import UserError
+from schemas.named import Named, explain
 
 _ID, _SPLIT = "{id}", "{split}"
 _SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
@@ -150,7 +149,7 @@ def _expression(pattern: str) -> str:
 
 def builtin_layouts() -> list[str]:
     """Names of the layouts that come with the project."""
-    return sorted(path.stem for path in _folder().glob("*.yaml"))
+    return _LAYOUTS.names()
 
 
 def load_layout(name_or_path: str) -> RawLayout:
@@ -159,18 +158,7 @@ def load_layout(name_or_path: str) -> RawLayout:
     Raises:
         UserError: there is no such layout, or the file is invalid.
     """
-    path = _folder() / f"{name_or_path}.yaml"
-    if not path.is_file():
-        path = Path(name_or_path)
-    if not path.is_file():
-        raise UserError(
-            f"layout {name_or_path!r} is neither one of {', '.join(builtin_layouts())} nor a YAML "
-            "file; pass one of these names or a path, or patterns with --images and --masks"
-        )
-    try:
-        return RawLayout.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"layout file {path}: {explain(error)}") from error
+    return _LAYOUTS.load(name_or_path)
 
 
 def layout_of(config: SourceConfig) -> RawLayout:
@@ -187,5 +175,9 @@ def layout_of(config: SourceConfig) -> RawLayout:
         raise UserError(f"--images and --masks: {explain(error)}") from error
 
 
-def _folder() -> Path:
-    return Path(__file__).with_name("layouts")
+_LAYOUTS = Named(
+    "layout",
+    RawLayout,
+    Path(__file__).with_name("layouts"),
+    "pass one of these names or a path, or patterns with --images and --masks",
+)

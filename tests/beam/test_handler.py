@@ -77,7 +77,12 @@ def test_memory_that_runs_out_halves_later_batches_too() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), RuntimeError("Exception from cpu: std::bad_alloc"), RuntimeError("CUDA OOM")],
+    [
+        MemoryError(),
+        RuntimeError("Exception from cpu: std::bad_alloc"),
+        RuntimeError("Exception from src/inference/src/dev/plugin.cpp:54:\ncan't alloc\n"),
+        RuntimeError("CUDA OOM"),
+    ],
 )
 def test_an_image_too_large_for_the_memory_is_a_reject(error: Exception) -> None:
     found = list(predict(_pictures([1, POISON, 1]), FakeEngine(4, fits=4, error=error)))

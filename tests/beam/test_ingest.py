@@ -241,7 +241,7 @@ def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) ->
 
 
 def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rejects(
-    copy: Path, tmp_path: Path
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     os.rename(copy / "CameraRGB/000_0003.png", os.fsencode(copy) + b"/CameraRGB/\xff.png")
     (copy / "CameraRGB/loop.png").symlink_to("loop.png")
@@ -250,8 +250,10 @@ def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rejects(
     assert reasons_of(folder) == {
         "CameraRGB/\\udcff.png": "name",
         "CameraSeg/000_0003.png": "no_image",
-        "CameraRGB/loop.png": "unreadable",
+        "CameraRGB/loop.png": "missing",
     }
+    assert run_ingest(copy, tmp_path / "out", config) == folder
+    assert "nothing has changed" in capsys.readouterr().err
 
 
 def test_masks_of_another_numbering_are_noticed(copy: Path, tmp_path: Path) -> None:

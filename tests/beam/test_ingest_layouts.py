@@ -5,19 +5,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from inference import query, run_infer
 from ingesting import records_of, run_ingest
-from jobs import SMALL
+from jobs import SMALL, Trained
 from PIL import Image
 
 from beam import png
 from beam.plan import plan as plan_inference
 from schemas.classes import load_taxonomy
-from schemas.config import InferConfig
+from schemas.config import InferConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 
 COUNT = 10
+SIZE = {"height": 32, "width": 48}
 
 
 def _write(
@@ -141,6 +143,35 @@ def test_what_cannot_be_read_is_refused_with_what_helps(
     assert "\n" not in str(caught.value)
 
 
+def test_what_fits_only_some_pairs_is_not_advised(scenes: Path, tmp_path: Path) -> None:
+    """Half of the pairs, or fewer, share the fault."""
+    raw = _write(scenes, tmp_path / "raw", "CameraRGB/{}.png", "CameraSeg/{}.png")
+    for mask in sorted((raw / "CameraSeg").iterdir())[: COUNT // 2]:
+        ids = np.asarray(Image.open(mask))
+        Image.fromarray(np.where(np.arange(len(ids))[:, None] < 9, np.uint8(255), ids)).save(mask)
+    with pytest.raises(UserError, match=r"50.0% of the inputs are rejects \(5 unknown") as caught:
+        run_ingest(raw, tmp_path / "out")
+    assert "--void 255" not in str(caught.value)
+
+
+def test_void_is_read_alike_by_both_jobs(scenes: Path, tmp_path: Path, plain_model: Path) -> None:
+    def top_void(ids: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(ids))[:, None] < 30, np.uint8(255), ids)
+
+    raw = _write(scenes, tmp_path / "raw", "CameraRGB/{}.png", "CameraSeg/{}.png", top_void)
+    config = SMALL.model_copy(update={"void": "255"})
+    assert all((ids[:8] == 255).all() for ids in _masks(run_ingest(raw, tmp_path, config)).values())
+
+    def true_pixels(output: Path, **options: str) -> list[tuple]:
+        model = Trained(str(plain_model), "", TrainConfig())
+        run_infer(model, output, InferConfig(**SIZE, **options), source=raw)
+        return query(output, "FROM class_stats SELECT sum(true_pixel_count) GROUP BY image_id")
+
+    assert true_pixels(tmp_path / "plain") == [(None,)] * COUNT
+    # A quarter of 120 rows of 160 pixels is void.
+    assert true_pixels(tmp_path / "void", void="255") == [(90 * 160,)] * COUNT
+
+
 def test_files_that_do_not_add_up_publish_nothing(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +195,7 @@ def test_masks_are_never_predicted(scenes: Path, tmp_path: Path, plain_model: Pa
     raw = _write(scenes, tmp_path / "raw", "rgb/{}.png", "semantic/{}.png")
 
     def images(source: Path, **options: str) -> int:
-        config = InferConfig(height=32, width=48, **options)
+        config = InferConfig(**SIZE, **options)
         job = plan_inference(str(plain_model), str(source), None, config, "", 1, str(tmp_path))
         return job.images
 

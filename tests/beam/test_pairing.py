@@ -107,7 +107,7 @@ def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:
     }
     gone = candidate(others["CameraRGB/gone.png"], LYFT)
     assert isinstance(gone, Reject)
-    assert (gone.id, gone.code) == ("gone", "unreadable")
+    assert (gone.id, gone.code) == ("gone", "missing")
     assert "No such file" in gone.message
 
 

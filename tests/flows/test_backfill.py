@@ -1,7 +1,6 @@
 """Many models over many sources: real jobs on Prefect's ephemeral server."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import pytest
 from jobs import RETRIED, ROOT
 from operated import processes
 from servers import stop, until
+from whole_flow import ephemeral
 
 FLOW = """
 import json, sys
@@ -48,11 +48,7 @@ def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
     done = subprocess.run(
         [sys.executable, "-c", FLOW],
         cwd=ROOT,
-        env={
-            **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
-            "PREFECT_HOME": str(tmp_path / "prefect"),
-            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        },
+        env=ephemeral(tmp_path),
         input=json.dumps(runs),
         capture_output=True,
         text=True,
@@ -124,12 +120,7 @@ def test_no_more_run_at_once_than_may_and_they_end_with_the_flow(tmp_path: Path)
     flow = subprocess.Popen(
         [sys.executable, "-c", STOPPED, output, *"abcd"],
         cwd=ROOT,
-        env={
-            **{name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"},
-            "PREFECT_HOME": str(tmp_path / "prefect"),
-            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-            "PYTHONPATH": f"{ROOT}:{tmp_path}",
-        },
+        env=ephemeral(tmp_path) | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
         start_new_session=True,
     )
     try:

@@ -1,17 +1,16 @@
 """The whole flow with all paths on a real store, which goes away in the middle of the run."""
 
 import json
-import os
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
 
-from jobs import QUICK, RETRIED, ROOT, SMALL, Job
+from jobs import QUICK, RETRIED, SMALL, Job
 from servers import until
 from store import Store
-from whole_flow import FLOW
+from whole_flow import FLOW, ephemeral
 
 from analysis.tables import connect
 from flows.doctor import check_store
@@ -22,20 +21,12 @@ from schemas.manifest import load_manifest
 
 
 def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(folder / "prefect"),
-        "HOME": str(folder),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-        "PYTHONPATH": str(ROOT),
-    }
-    environment.pop("PREFECT_API_URL", None)
     script = FLOW.replace("sqlite:///{output}", f"sqlite:///{folder}")
     process = subprocess.Popen(
         [sys.executable, "-c", script, source, output],
         # Files that cannot be on a store go to `outputs` in the working folder.
         cwd=folder,
-        env=environment,
+        env=ephemeral(folder),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

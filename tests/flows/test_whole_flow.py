@@ -1,7 +1,6 @@
 import argparse
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from inference import check_counts
 from jobs import QUICK, RETRIED, ROOT, SMALL
 from PIL import Image
-from whole_flow import FLOW, MORE
+from whole_flow import FLOW, MORE, ephemeral
 
 from flows.scenes import draw_scene, write_scenes
 from flows.steps import JobError, Watch, run_job
@@ -87,18 +86,11 @@ def test_flow_modules_import_nothing_heavy() -> None:
 def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
     """In a fresh interpreter, on Prefect's ephemeral server; then again, and with a mistake."""
     (tmp_path / "empty").mkdir()
-    environment = {
-        **os.environ,
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "HOME": str(tmp_path),
-        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
-    }
-    environment.pop("PREFECT_API_URL", None)
     places = (scenes, tmp_path, tmp_path / "empty", tmp_path / "out")
     done = subprocess.run(
         [sys.executable, "-c", FLOW + MORE, *map(str, places)],
         cwd=ROOT,
-        env=environment,
+        env=ephemeral(tmp_path),
         input=json.dumps([SMALL.model_dump(), QUICK]),
         capture_output=True,
         text=True,

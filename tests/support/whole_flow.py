@@ -1,5 +1,23 @@
 """A script that runs the whole flow and prints what it has left on the server."""
 
+import os
+from pathlib import Path
+
+from jobs import ROOT
+
+
+def ephemeral(home: Path) -> dict[str, str]:
+    """Environment of a flow that starts Prefect's ephemeral server, with its own home folder."""
+    others = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
+    return {
+        **others,
+        "PREFECT_HOME": str(home / "prefect"),
+        "HOME": str(home),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+        "PYTHONPATH": str(ROOT),
+    }
+
+
 FLOW = """
 import json, sys
 from prefect.client.orchestration import get_client
