@@ -55,5 +55,12 @@ class WithoutTracebacks:
         self._dropped = drop
         return len(text)
 
+    def close(self) -> None:
+        """Leaves standard error open.
+
+        A library that is imported meanwhile may keep this for its log, and close it with that log:
+        absl does when Prefect sets up its own.
+        """
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
