@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from beam.doubtful import MEANING
 from schemas.classes import Taxonomy
 from schemas.example import Example, parse, read_records
-from schemas.layout import SPLITS
+from schemas.layout import SOURCES, SPLITS
 from schemas.manifest import Manifest
 from schemas.picture import MARGIN, overlay
 from schemas.storage import join, local
+
+DOUBTFUL_PICTURE = "doubtful.png"
 
 _WIDTH = 1000
 _SAMPLES = {"train": 8, "validation": 4, "test": 4}
@@ -70,6 +73,20 @@ def card_text(manifest: Manifest) -> str:
     lines += [f"| {code} | {count:,} |" for code, count in manifest.rejects.items()] or [
         "| none | 0 |"
     ]
+    if manifest.doubts:
+        lines += [
+            "",
+            f"{manifest.doubtful:,} doubtful pairs (column `doubts` of {SOURCES}):",
+            "",
+            "| doubt | pairs | meaning |",
+            "| --- | ---: | --- |",
+            *(
+                f"| {code} | {count:,} | {MEANING[code]} |"
+                for code, count in manifest.doubts.items()
+            ),
+            "",
+            f"![Some pairs with each doubt]({DOUBTFUL_PICTURE})",
+        ]
     if manifest.warnings:
         lines += ["", *(f"- Warning: {warning}." for warning in manifest.warnings)]
     return "\n".join(lines) + "\n"

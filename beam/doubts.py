@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -88,16 +88,15 @@ class PairScore:
     """What the pixels of one pair say about it.
 
     Attributes:
-        constant_image, constant_mask, image_is_mask: 1 if so, else 0.
         cells: parts of the picture in which the mask has enough edges to judge.
         agreeing: cells whose edges fit best where they lie, rather than moved by a pixel.
         blue_tilt: mean of blue minus red in the upper third of the image, minus the same below, in
             steps of 255; a multiple of 1/64.
     """
 
-    constant_image: int
-    constant_mask: int
-    image_is_mask: int
+    constant_image: bool
+    constant_mask: bool
+    image_is_mask: bool
     cells: int
     agreeing: int
     blue_tilt: float
@@ -110,19 +109,9 @@ class PairScore:
 
 @dataclass(frozen=True, slots=True)
 class DoubtTotal:
-    """Sums over the scores of pairs; exact, so that any grouping gives the same.
-
-    Attributes:
-        pairs: number of scores.
-        constant_images, constant_masks, images_are_masks, edges: pairs with that doubt.
-        cells, agreeing, blue_tilt: sums of the scores' fields.
-    """
+    """Number of pairs of a data set, and sums over their scores; exact, in any order."""
 
     pairs: int = 0
-    constant_images: int = 0
-    constant_masks: int = 0
-    images_are_masks: int = 0
-    edges: int = 0
     cells: int = 0
     agreeing: int = 0
     blue_tilt: float = 0.0
@@ -130,24 +119,13 @@ class DoubtTotal:
     @classmethod
     def of(cls, scores: Iterable[PairScore]) -> DoubtTotal:
         """The sums over some scores."""
-        total = cls()
-        for one in scores:
-            edges = int(EDGES in doubts_of(one))
-            total += cls(
-                1,
-                one.constant_image,
-                one.constant_mask,
-                one.image_is_mask,
-                edges,
-                one.cells,
-                one.agreeing,
-                one.blue_tilt,
-            )
-        return total
-
-    def __add__(self, other: DoubtTotal) -> DoubtTotal:
-        names = (field.name for field in fields(self))
-        return DoubtTotal(*(getattr(self, name) + getattr(other, name) for name in names))
+        found = list(scores)
+        return cls(
+            len(found),
+            sum(one.cells for one in found),
+            sum(one.agreeing for one in found),
+            sum(one.blue_tilt for one in found),
+        )
 
     @property
     def agreement(self) -> float:
@@ -160,30 +138,25 @@ class DoubtTotal:
         return self.blue_tilt / self.pairs if self.pairs else math.nan
 
 
-def score_pair(
-    image: UInt8Array,
-    mask: UInt8Array,
-    files: tuple[bytes, bytes] | None = None,
-) -> PairScore:
+def score_pair(image: UInt8Array, mask: UInt8Array, *, same_file: bool = False) -> PairScore:
     """Scores one pair.
 
     Args:
         image: RGB, uint8 (height, width, 3), best as it was decoded: interpolation blurs edges.
         mask: class ids, uint8 (height, width); void pixels are not judged.
-        files: the bytes of both files, to find those that are the same.
+        same_file: whether both were decoded from the same bytes.
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"expected an image of {(*mask.shape, 3)}, found {image.shape}")
     step = math.ceil(math.sqrt(mask.size / _THIN_PIXELS))
     thin_image = np.ascontiguousarray(image[::step, ::step])
     thin_mask = np.ascontiguousarray(mask[::step, ::step])
-    constant_mask = is_constant(mask)
+    constant_mask = is_constant(thin_mask) and is_constant(mask)
     agreeing, cells = (0, 0) if constant_mask else agreeing_cells(thin_image, thin_mask)
-    same = (files is not None and files[0] == files[1]) or shows_mask(thin_image, thin_mask)
     return PairScore(
-        constant_image=int(is_constant(image, CONSTANT_DEVIATION)),
-        constant_mask=int(constant_mask),
-        image_is_mask=int(same),
+        constant_image=is_constant(thin_image, CONSTANT_DEVIATION),
+        constant_mask=constant_mask,
+        image_is_mask=same_file or shows_mask(thin_image, thin_mask),
         cells=cells,
         agreeing=agreeing,
         blue_tilt=blue_tilt(thin_image),

@@ -16,6 +16,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam import staging as stages
 from beam.ahead import AtOnce
+from beam.doubtful import check_doubts
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
@@ -137,6 +138,7 @@ def run(
         manifest = load_manifest(staged)
         check_rejects(manifest, staged)
         check_numbering(manifest)
+        check_doubts(manifest, staged)
         final = join(datasets, version_name(manifest.fingerprint))
         stages.publish(staged, final, MANIFEST)
     for warning in manifest.warnings:
@@ -204,6 +206,9 @@ def summary(manifest: Manifest) -> str:
         f"rejects: {rejects or 'none'}",
         f"files: {manifest.files_listed:,} listed, skipped: {skipped or 'none'}",
     ]
+    if manifest.doubts:
+        doubts = ", ".join(f"{code} {count:,}" for code, count in manifest.doubts.items())
+        lines.append(f"doubtful: {manifest.doubtful:,} pairs ({doubts}), drawn in the data card")
     if manifest.near_duplicates:
         near = manifest.near_duplicates
         lines.append(

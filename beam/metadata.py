@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam.attempts import whole_files
-from beam.card import write_card
+from beam.card import DOUBTFUL_PICTURE, write_card
+from beam.doubtful import count_doubts, doubts_of_all, draw_doubtful, with_same_pictures
 from beam.pairing import Reject
 from beam.records import DUPLICATE, Recipe, settle_duplicates
 from schemas.example import FEATURES
@@ -71,7 +72,8 @@ def write_metadata(
         [*alone, *(_reject(row) for row in settled)], key=lambda one: (one.path, one.code)
     )
     records = written.filter(is_record)
-    sources = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
+    everything = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
+    sources = with_same_pictures(everything)
     manifest = make_manifest(recipe, shards, sources, rejects, files)
     account_for(manifest, len(settled), len(alone))
     with whole_files(folder, rows_folder, MANIFEST) as made:
@@ -85,6 +87,8 @@ def write_metadata(
         write_json(made / "features.json", tfds_features(recipe))
         write_json(made / "dataset_info.json", tfds_info(manifest))
         write_card(made, manifest, folder)
+        if manifest.doubtful:
+            draw_doubtful(folder, sources, recipe.taxonomy).save(made / DOUBTFUL_PICTURE)
         digests = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
         manifest = manifest.model_copy(update={"files": digests})
         (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -140,6 +144,7 @@ def make_manifest(
         for split in SPLITS
     }
     train = stats["train"]
+    doubtful, doubts = count_doubts(sources)
     return Manifest(
         name=config.name,
         fingerprint=fingerprint(recipe, sources, rejects),
@@ -153,11 +158,13 @@ def make_manifest(
         class_weights=dict(zip(taxonomy.names, train.class_weights(), strict=True)),
         near_duplicates=near_duplicates(sources),
         rejects=dict(sorted(Counter(one.code for one in rejects).items())),
+        doubtful=doubtful,
+        doubts=doubts,
         files_listed=files.get("", 0),
         skipped={reason: count for reason, count in sorted(files.items()) if reason},
         warnings=[
             *_split_warnings(splits),
-            *_shared_image_warnings(sources),
+            *doubts_of_all(sources),
             *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
         ],
         shards=ordered,
@@ -308,15 +315,6 @@ def _split_warnings(splits: dict[str, SplitInfo]) -> list[str]:
         for name, info in splits.items()
         if not info.records
     ]
-
-
-def _shared_image_warnings(sources: pa.Table) -> list[str]:
-    images = sources.filter(pc.is_valid(sources["shard"]))["image_sha256"]
-    counts = pc.struct_field(pc.value_counts(images), "counts")
-    shared = int(pc.sum(pc.greater(counts, 1)).as_py() or 0)
-    if not shared:
-        return []
-    return [f"{shared} images occur under several ids with different masks: check which is right"]
 
 
 def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from beam import masks, png, splitting
+from beam import doubts, masks, png, splitting
 from beam.pairing import Pair
 from schemas.classes import Taxonomy, UInt8Array, load_taxonomy, with_void
 from schemas.config import IngestConfig, SourceConfig
@@ -104,6 +104,11 @@ def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
         row,
         shard=None,
         dhash=None,
+        picture=None,
+        doubts=None,
+        cells=None,
+        agreeing=None,
+        blue_tilt=None,
         reject_path=error.path or row.image_path,
         reject_code=error.code,
         reject_message=error.message,
@@ -131,7 +136,7 @@ def make_record(
         read: returns the result of ``read_pair``, if reading has already begun.
 
     Returns:
-        The row with size and difference hash, the checked sample, the record.
+        The row with size, hashes and doubts, the checked sample, the record.
 
     Raises:
         RejectError: the pair cannot be used in the dataset; says why.
@@ -159,8 +164,20 @@ def make_record(
         source_width=width,
         source_sha256=str(row.image_sha256),
     )
+    # Interpolation blurs edges, on which the score depends.
+    sharp = config.resize == "nearest" and sample.mask.size <= mask.size
+    seen = (sample.image, sample.mask) if sharp else (image, mask)
+    score = doubts.score_pair(*seen, same_file=row.image_sha256 == row.mask_sha256)
     done = replace(
-        row, source_height=height, source_width=width, dhash=difference_hash(sample.image)
+        row,
+        source_height=height,
+        source_width=width,
+        dhash=difference_hash(sample.image),
+        picture=doubts.picture_hash(sample.image),
+        doubts=",".join(doubts.doubts_of(score)),
+        cells=score.cells,
+        agreeing=score.agreeing,
+        blue_tilt=score.blue_tilt,
     )
     return done, sample, example
 

@@ -86,6 +86,9 @@ class IngestConfig(SourceConfig):
     max_reject_fraction: float = Field(
         0.01, ge=0, le=1, description="Share of rejects above which nothing is published."
     )
+    max_doubtful_fraction: float = Field(
+        0.25, ge=0, le=1, description="Share of doubtful pairs above which nothing is published."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> IngestConfig:

@@ -70,6 +70,7 @@ class Manifest(_Record):
         channel_mean, channel_std: of R, G, B in the train split, on the scale 0 to 1.
         class_weights: median-frequency weights of the train split, by class name.
         rejects: number of rejected inputs by reason code.
+        doubtful: number of records about which something is doubtful; doubts: by code.
         files_listed: files below the source: those of records and rejects, and those skipped.
         skipped: number of files that are none of the job's business, by reason.
         files: sha256 of the files other than shards and manifest, by name.
@@ -89,6 +90,8 @@ class Manifest(_Record):
     class_weights: dict[str, float]
     near_duplicates: NearDuplicates | None
     rejects: dict[str, int]
+    doubtful: int = 0
+    doubts: dict[str, int] = {}
     files_listed: int = 0
     skipped: dict[str, int] = {}
     warnings: list[str]

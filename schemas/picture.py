@@ -75,7 +75,8 @@ def panel(
     cells: list[tuple[str, list[Image.Image]]] = []
     present: set[int] = set()
     for row in rows:
-        height = round(width * row.image.shape[0] / row.image.shape[1])
+        # Any shape may occur: drawn at most twice as high as wide, at least one pixel high.
+        height = min(max(1, round(width * row.image.shape[0] / row.image.shape[1])), 2 * width)
         pictures = [Image.fromarray(row.image).resize((width, height), Image.Resampling.LANCZOS)]
         for mask in row.masks:
             if mask.ndim == 2:

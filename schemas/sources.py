@@ -24,6 +24,11 @@ class SourceRow:
         split, shard: where the record is; shard is null for a reject.
         source_height, source_width: pixels, before resizing.
         dhash: 64-bit difference hash of the resized image, 16 hex digits.
+        picture: hash of the resized image's pixels, 32 hex digits.
+        doubts: codes of what is doubtful about the pair, separated by commas; empty if nothing is.
+        cells, agreeing: parts of the picture in which image and mask could be compared, and those
+            in which their edges agree.
+        blue_tilt: how much bluer the upper third is than the rest, in steps of 255.
         reject_path, reject_code, reject_message: null for a record.
     """
 
@@ -41,6 +46,11 @@ class SourceRow:
     source_height: int | None = None
     source_width: int | None = None
     dhash: str | None = None
+    picture: str | None = None
+    doubts: str | None = None
+    cells: int | None = None
+    agreeing: int | None = None
+    blue_tilt: float | None = None
     reject_path: str | None = None
     reject_code: str | None = None
     reject_message: str | None = None

@@ -225,9 +225,7 @@ def test_one_image_with_two_masks_is_kept_and_told(copy: Path, tmp_path: Path) -
     shutil.copy(copy / "CameraRGB/000_0001.png", copy / "CameraRGB/000_0002.png")
     manifest = load_manifest(run_ingest(copy, tmp_path / "out"))
     assert manifest.records == 40
-    assert manifest.warnings == [
-        "1 images occur under several ids with different masks: check which is right"
-    ]
+    assert manifest.doubts["same_picture"] == 2
 
 
 def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) -> None:

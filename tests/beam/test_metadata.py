@@ -130,11 +130,14 @@ def test_a_card_shows_sources_of_any_shape(shape: tuple[int, int], tmp_path: Pat
             (tmp_path / "raw" / folder).mkdir(parents=True, exist_ok=True)
             pixels = np.full((*shape, 3), [index, value, value], np.uint8)
             Image.fromarray(pixels).save(tmp_path / "raw" / folder / f"{index}.png")
-    config = SMALL.model_copy(update={"height": 0, "width": 0})
+    config = SMALL.model_copy(update={"height": 0, "width": 0, "max_doubtful_fraction": 1.0})
     folder = run_ingest(tmp_path / "raw", tmp_path / "out", config)
     with Image.open(folder / "card.png") as card:
         assert card.width == 1000
         assert card.height < 2000
+    # The constant images and masks.
+    with Image.open(folder / "doubtful.png") as picture:
+        assert picture.height < 4 * 2 * 320 + 200
 
 
 def test_copies_of_bad_pairs_are_bad() -> None:
