@@ -15,7 +15,7 @@ help:
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test; make unit-fast leaves slow tests out"
 	@echo "make soak               the long tests: random kills, 10,000 damaged PNGs"
-	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, flink, gpu, numbering;"
+	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, flink, gpu, numbering, doubts;"
 	@echo "                        MODEL=file, ARGS='more arguments'"
 	@echo "make images             build the container images [BUILDER=buildah] [IMAGES=cpu] [PIP_CONF=file]"
 	@echo "make lock               resolve requirements.lock and docker/locks anew"

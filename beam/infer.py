@@ -130,7 +130,7 @@ def run(
 
     Args:
         model: MLflow URI or path of a ``.keras`` file.
-        source: folder or URI of PNGs. Exactly one of ``source`` and ``dataset`` must be given.
+        source: folder, archive or URI of images. Exactly one of ``source`` and ``dataset`` must be given.
         dataset: folder or URI of a published dataset.
         output: root of the tables, a folder or URI.
         flow_run_id: recorded in the ``runs`` table.
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str]) -> str:
         "Also accepts Beam's own options, and @file to read arguments from a file.",
     )
     parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
-    parser.add_argument("--source", help="folder or URI of PNGs")
+    parser.add_argument("--source", help="folder, archive or URI of images")
     parser.add_argument("--dataset", help="folder or URI of a dataset that beam.ingest published")
     parser.add_argument("--output", required=True, help="root folder or URI of the tables")
     add_tracking_uri(parser)

@@ -25,6 +25,7 @@ from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
 from beam.records import DUPLICATE, Recipe, deduplicate, identify, recipe_of
 from beam.remedies import advise_pairing, remedy
+from beam.source import source_of
 from beam.survey import survey_pairs
 from beam.tfrecords import PublishedShards, WriteShards
 from beam.versions import is_unchanged, known_rows, published_versions
@@ -35,7 +36,6 @@ from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import MANIFEST, REJECTS, version_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_table
-from schemas.raw_layout import layout_of
 from schemas.sources import SourceRow
 from schemas.storage import join
 
@@ -64,8 +64,8 @@ class Staging:
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """Builds the graph from the source folder to shards and metadata in the staging folder."""
-    layout = layout_of(recipe.config)
-    listed = root | "ListPairs" >> ListPairs(recipe.source, layout, "ingest", staging.progress)
+    source = source_of(recipe.source, recipe.config)
+    listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
     rows = (
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
@@ -105,7 +105,7 @@ def run(
     """Builds and publishes a dataset, or returns the published one if nothing has changed.
 
     Args:
-        source: folder or URI that holds camera folders at any depth.
+        source: folder, archive or URI that holds the pairs.
         output: folder or URI below which ``<name>/<version>/`` is published.
         options: Beam's; all cores of this machine by default.
 
@@ -119,7 +119,7 @@ def run(
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     datasets = join(stages.make_output(output), config.name)
-    found = survey_pairs(recipe.source, layout_of(config))
+    found = survey_pairs(source_of(source, config))
     published = published_versions(datasets, recipe)
     for folder, manifest in published:
         if is_unchanged(folder, manifest, found.digest):
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str]) -> str:
         description="Raw PNG pairs to a published TFRecord dataset. "
         "Also accepts Beam's own options, and @file to read arguments from a file.",
     )
-    parser.add_argument("--source", required=True, help="folder or URI of the raw pairs")
+    parser.add_argument("--source", required=True, help="folder, archive or URI of the raw pairs")
     parser.add_argument("--output", required=True, help="root folder or URI of the datasets")
     add_config(parser, IngestConfig)
     args, beam_arguments = parser.parse_known_args(arguments)

@@ -10,20 +10,16 @@ import apache_beam as beam
 from beam import pairing
 from beam.pairing import Candidate, Pair, Reject, Skip
 from beam.progress import CountingDoFn
-from schemas import listing
-from schemas.listing import SourceFile
-from schemas.raw_layout import RawLayout
+from beam.source import RawSource
 
 UNPAIRED, FILES = "unpaired", "files"
 
 
 @dataclass
 class ListPairs(beam.PTransform):
-    """Lists the pairs below a source folder.
+    """Lists the pairs of a source.
 
     Attributes:
-        source: path or URI.
-        layout: where images and masks lie.
         job: name of the counters; progress: their folder.
         need_mask: whether an image without a mask is a reject.
         loose: whether PNGs outside of the layout's places are images.
@@ -32,8 +28,7 @@ class ListPairs(beam.PTransform):
     ``files``, the number of files that were listed, under "", and of those skipped, by reason.
     """
 
-    source: str
-    layout: RawLayout
+    source: RawSource
     job: str
     progress: str
     need_mask: bool = True
@@ -46,9 +41,8 @@ class ListPairs(beam.PTransform):
         files = (
             root
             | "Source" >> beam.Create([self.source])
-            | "ListFiles" >> beam.FlatMap(listing.walk_all)
-            | "Classify"
-            >> beam.ParDo(_Classify(self)).with_outputs(UNPAIRED, FILES, main="candidates")
+            | "ListFiles" >> beam.FlatMap(_entries, self.loose)
+            | "Deal" >> beam.ParDo(_Deal(self)).with_outputs(UNPAIRED, FILES, main="candidates")
         )
         paired = (
             files.candidates
@@ -60,23 +54,27 @@ class ListPairs(beam.PTransform):
         return {"pairs": paired.pairs, UNPAIRED: unpaired, FILES: counts}
 
 
-class _Classify(CountingDoFn):
+def _entries(source: RawSource, loose: bool) -> Iterator[Candidate | Reject | Skip]:
+    return (found for _, found in source.entries(loose=loose))
+
+
+class _Deal(CountingDoFn):
+    """Counts each file and sends it where its kind belongs."""
+
     def __init__(self, into: ListPairs) -> None:
         super().__init__(into.job, into.progress)
-        self._loose, self._layout = into.loose, into.layout
 
     def process(
-        self, element: SourceFile
+        self, element: Candidate | Reject | Skip
     ) -> Iterator[tuple[str, Candidate] | beam.pvalue.TaggedOutput]:
         yield beam.pvalue.TaggedOutput(FILES, ("", 1))
-        found = pairing.candidate(element, self._layout, loose=self._loose)
-        if isinstance(found, Candidate):
-            yield found.id, found
-        elif isinstance(found, Skip):
-            yield beam.pvalue.TaggedOutput(FILES, (found.reason, 1))
+        if isinstance(element, Candidate):
+            yield element.id, element
+        elif isinstance(element, Skip):
+            yield beam.pvalue.TaggedOutput(FILES, (element.reason, 1))
         else:
-            self.counters.add(f"rejected.{found.code}")
-            yield beam.pvalue.TaggedOutput(UNPAIRED, found)
+            self.counters.add(f"rejected.{element.code}")
+            yield beam.pvalue.TaggedOutput(UNPAIRED, element)
 
 
 class _Pair(CountingDoFn):

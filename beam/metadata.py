@@ -177,7 +177,11 @@ def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) ->
     It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
     """
     digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
-    for batch in sources.select(["id", "image_sha256", "mask_sha256"]).to_batches():
+    columns = ["id", "image_sha256", "mask_sha256"]
+    if recipe.config.pairs:
+        # A list may assign splits, which the config determines otherwise.
+        columns.append("split")
+    for batch in sources.select(columns).to_batches():
         for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(("\n" + "\0".join(map(str, values))).encode())
     for reject in rejects:

@@ -20,7 +20,8 @@ _IMAGES = frozenset(
 class Reject:
     """An input that is left out: its id, its path below the source root, at which stage and why.
 
-    ``sha256`` is the hash of its bytes, if the job has computed it to recognise the reject later.
+    ``sha256`` is the hash of its bytes, if the job has computed it to recognise the reject later;
+    ``is_mask`` marks a mask that found no pair.
     """
 
     id: str
@@ -29,25 +30,37 @@ class Reject:
     code: str
     message: str
     sha256: str | None = None
+    is_mask: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An image and, if there is one, its mask, under one id."""
+    """An image and, if there is one, its mask, under one id.
+
+    Attributes:
+        split, group: as a list of pairs says; None if it does not.
+    """
 
     id: str
     image: SourceFile
     mask: SourceFile | None
+    split: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An image or mask file that has not been paired yet; ``key`` is that of its pair."""
+    """An image or mask file that has not been paired yet; ``key`` is that of its pair.
+
+    ``split`` and ``group`` are those of the pair.
+    """
 
     id: str
     key: str
     is_mask: bool
     file: SourceFile
+    split: str | None = None
+    group: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +91,13 @@ def candidate(  # noqa: PLR0911 - one line for each kind of file
     if found is None and not (loose and is_png(file.path)):
         return Skip(file.path, "outside the layout")
     sample_id = found.id if found else str(path.with_suffix(""))
+    is_mask = found is not None and found.is_mask
     if file.error and _is_text(file.path):
-        return Reject(sample_id, file.path, "pair", "missing", file.error)
+        return Reject(sample_id, file.path, "pair", "missing", file.error, is_mask=is_mask)
     if not _is_text(file.path):
         shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
-        return Reject(shown_id, shown, "pair", "name", "expected a file name in UTF-8")
+        message = "expected a file name in UTF-8"
+        return Reject(shown_id, shown, "pair", "name", message, is_mask=is_mask)
     if found and not found.fits:
         return _unfit(file, found, layout)
     if found:
@@ -98,10 +113,10 @@ def _unfit(file: SourceFile, found: Found, layout: RawLayout) -> Reject | Skip:
         return Skip(file.path, f"no image ({suffix or 'no suffix'})")
     if suffix != path.suffix.lower():
         message = f"expected a name that ends in {suffix}, found {path.name!r}; rename it"
-        return Reject(found.id, file.path, "pair", "name", message)
+        return Reject(found.id, file.path, "pair", "name", message, is_mask=found.is_mask)
     kind, wanted = ("mask", layout.masks) if found.is_mask else ("image", layout.images)
     message = f"expected a {kind} like {' or '.join(wanted)}, found {path.suffix}"
-    return Reject(found.id, file.path, "pair", "format", message)
+    return Reject(found.id, file.path, "pair", "format", message, is_mask=found.is_mask)
 
 
 def _is_text(path: str) -> bool:
@@ -130,10 +145,13 @@ def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator
                 "pair",
                 "ambiguous",
                 f"expected one image and one mask, found {paths}",
+                is_mask=one.is_mask,
             )
     elif not images:
-        yield Reject(found[0].id, masks[0].path, "pair", "no_image", "no image beside this mask")
+        message = "no image beside this mask"
+        yield Reject(found[0].id, masks[0].path, "pair", "no_image", message, is_mask=True)
     elif not masks and need_mask:
         yield Reject(found[0].id, images[0].path, "pair", "no_mask", "no mask beside this image")
     else:
-        yield Pair(found[0].id, images[0], masks[0] if masks else None)
+        one = found[0]
+        yield Pair(one.id, images[0], masks[0] if masks else None, one.split, one.group)

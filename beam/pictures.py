@@ -18,7 +18,6 @@ from beam.predict import Picture, read_pair, read_shard
 from beam.previous import PreviousRun
 from beam.progress import CountingDoFn
 from schemas.layout import SPLITS
-from schemas.raw_layout import RawLayout
 from schemas.storage import each
 
 PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
@@ -59,15 +58,16 @@ class ReadPngs(beam.PTransform):
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
         """The graph: list, pair, read."""
         job = self.job
+        assert job.raw is not None
         listed = root | "ListPairs" >> ListPairs(
-            job.source, job.layout, "infer", self.progress, need_mask=False, loose=job.loose
+            job.raw, "infer", self.progress, need_mask=False, loose=job.loose
         )
         read = (
             listed["pairs"]
             | "SeveralPairs" >> AtOnce(job.source)
             | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
-        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind, job.layout)
+        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind)
         rejects = (read[REJECTS], unpaired) | "ReadRejects" >> beam.Flatten()
         # Counted before anything is read, so that the results can be checked against it.
         lost = unpaired | "LostImages" >> beam.Filter(runs.is_lost_image)
@@ -79,10 +79,9 @@ class ReadPngs(beam.PTransform):
         return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
 
 
-def _staged_by_kind(reject: Reject, layout: RawLayout) -> Reject:
+def _staged_by_kind(reject: Reject) -> Reject:
     """Gives the reject of an unpaired mask the stage ``truth``, because no image is lost."""
-    found = layout.find(reject.path)
-    return replace(reject, stage=runs.TRUTH_STAGE) if found and found.is_mask else reject
+    return replace(reject, stage=runs.TRUTH_STAGE) if reject.is_mask else reject
 
 
 class _Reader(CountingDoFn):

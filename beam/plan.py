@@ -8,6 +8,7 @@ from pathlib import Path
 
 from beam.engines import Runtime, choose
 from beam.model_uri import ResolvedModel, resolve_model
+from beam.source import RawSource, source_of
 from beam.survey import survey_images
 from schemas import storage
 from schemas.classes import with_void
@@ -16,7 +17,6 @@ from schemas.errors import UserError
 from schemas.layout import SPLITS, dataset_source_name, folder_source_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.prediction import SCHEMA_VERSION
-from schemas.raw_layout import RawLayout, layout_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Job:
         source: the dataset's folder, or the root of the raw PNGs.
         manifest: of the dataset; None for raw PNGs.
         source_name: name of the source in the tables' partitions.
-        layout: where the images and masks of raw PNGs lie.
+        raw: the source of raw images; None for a dataset.
         loose: whether every PNG is an image, for a source without the layout's places.
         images: number of images to read.
         runtime: the chosen engine, precision and batch size.
@@ -42,7 +42,7 @@ class Job:
     source: str
     manifest: Manifest | None
     source_name: str
-    layout: RawLayout
+    raw: RawSource | None
     loose: bool
     images: int
     runtime: Runtime
@@ -93,7 +93,7 @@ def plan(
         raise UserError("expected either --source or --dataset")
     manifest = None
     loose = False
-    layout = layout_of(config)
+    raw = None
     if dataset is not None:
         place = storage.absolute(dataset)
         manifest = load_manifest(place)
@@ -106,7 +106,8 @@ def plan(
     else:
         place = storage.absolute(str(source))
         storage.require_folder(place, "source")
-        found = survey_images(place, layout)
+        raw = source_of(place, config)
+        found = survey_images(raw)
         loose = not found.images
         images = found.images or found.loose_pngs
         identity, name = found.digest, folder_source_name(place)
@@ -127,7 +128,7 @@ def plan(
         runtime.precision,
         runtime.batch_size,
         config.max_pixels,
-        *(_reading(config, layout) if manifest is None else ()),
+        *(_reading(config, raw) if raw else ()),
         # Decide which pixels, truth and split a dataset's record has for its source.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )
@@ -137,7 +138,7 @@ def plan(
         source=place,
         manifest=manifest,
         source_name=config.source_name or name,
-        layout=layout,
+        raw=raw,
         loose=loose,
         images=images,
         runtime=runtime,
@@ -160,9 +161,9 @@ def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> No
         )
 
 
-def _reading(config: InferConfig, layout: RawLayout) -> tuple[str, ...]:
+def _reading(config: InferConfig, raw: RawSource) -> tuple[str, ...]:
     """What decides how raw images and masks are read, apart from the taxonomy."""
-    return config.mask_encoding, config.image_channels, layout.model_dump_json()
+    return config.mask_encoding, config.image_channels, raw.layout.model_dump_json(), raw.pairs
 
 
 def _hash(*parts: object) -> str:

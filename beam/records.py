@@ -63,7 +63,7 @@ def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
         mask_size=pair.mask.size,
         image_modified=pair.image.modified,
         mask_modified=pair.mask.modified,
-        split=splitting.split_of(pair.id, recipe.config),
+        split=pair.split or splitting.split_of(pair.id, recipe.config, pair.group),
     )
     if known is not None and known.image_sha256 and _listing(known) == _listing(row):
         return known

@@ -20,15 +20,16 @@ _MIN_RECORDS_A_SHARD = 32
 _PARALLEL_SHARDS = 64
 
 
-def split_of(sample_id: str, config: IngestConfig) -> str:
+def split_of(sample_id: str, config: IngestConfig, group: str | None = None) -> str:
     """``train``, ``validation`` or ``test`` for an id.
 
     With ``image`` and ``folder``, a salted hash decides. With ``block``, frames of one folder that
     have the same ``number // block_length`` stay together, and every ten consecutive blocks are
     assigned in a seeded random order, so that short drives get all three splits, too. An id that
-    does not end in a number is a block of its own.
+    does not end in a number is a block of its own. Ids of one ``group`` stay together, whatever
+    their names are.
     """
-    place = _place(sample_id, config)
+    place = _uniform("group", config.seed, group) if group else _place(sample_id, config)
     if place < config.test:
         return "test"
     if place < config.test + config.validation:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from dataclasses import dataclass
 
 from beam import pairing
 from beam.pairing import Candidate, Skip
+from beam.source import RawSource
 from schemas import listing
 from schemas.errors import UserError
-from schemas.raw_layout import RawLayout, builtin_layouts, load_layout
+from schemas.raw_layout import builtin_layouts, load_layout
+
+_PACKED = re.compile(r"\.(zip|tar|tar\.\w+|tgz|7z|rar)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -31,70 +35,88 @@ class Survey:
     digest: str
 
 
-def survey(source: str, layout: RawLayout) -> Survey:
+def survey(source: RawSource) -> Survey:
     """Lists a source once, one file at a time."""
     found = {True: 0, False: 0}
     loose = size = total = 0
-    for file in listing.walk_all(source):
-        one = pairing.candidate(file, layout)
+    for file, one in source.entries():
+        text = f"{file.path}\0{file.size}\0{file.modified}"
         if isinstance(one, Candidate):
+            if one.split or one.group:
+                text += f"\0{one.split}\0{one.group}"
             found[one.is_mask] += 1
         elif isinstance(one, Skip):
             if file.skipped or not pairing.is_png(file.path):
                 continue
             loose += 1
         size += file.size
-        text = f"{file.path}\0{file.size}\0{file.modified}"
         total += int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=16).digest())
     return Survey(found[False], found[True], loose, size, f"{total % 2**128:032x}")
 
 
-def survey_pairs(source: str, layout: RawLayout) -> Survey:
+def survey_pairs(source: RawSource) -> Survey:
     """Lists a source that holds pairs.
 
     Raises:
         UserError: there is no image, or no mask, in the layout's places; names a layout that fits.
     """
-    found = survey(source, layout)
+    found = survey(source)
+    if source.pairs and not (found.images and found.masks):
+        raise UserError(
+            f"--pairs {source.pairs!r} names no pair whose files are below {source.place!r}: found "
+            f"{found.images} images and {found.masks} masks"
+        )
     if not found.images or not found.masks:
         raise UserError(
-            f"source {source!r} holds no pairs: found {found.images} images and {found.masks} "
-            f"masks; expected {layout.places}{_hint(source, layout)}"
+            f"source {source.place!r} holds no pairs: found {found.images} images and "
+            f"{found.masks} masks; expected {source.layout.places}{_hint(source)}"
         )
     return found
 
 
-def survey_images(source: str, layout: RawLayout) -> Survey:
+def survey_images(source: RawSource) -> Survey:
     """Lists a source of images to predict, with or without masks.
 
     Raises:
         UserError: there is no image; or none in the layout's places, but masks of another layout,
             which must not be taken for images.
     """
-    found = survey(source, layout)
-    if not found.images and (other := _fitting(source, layout)):
+    found = survey(source)
+    if source.pairs:
+        if not found.images:
+            raise UserError(f"--pairs {source.pairs!r} names no image below {source.place!r}")
+        return found
+    if not found.images and (other := _fitting(source)):
         raise UserError(
-            f"source {source!r} holds no images in {layout.places}, but images and masks of layout "
-            f"{other}: pass --layout {other}, or a folder of images alone"
+            f"source {source.place!r} holds no images in {source.layout.places}, but images and "
+            f"masks of layout {other}: pass --layout {other}, or a folder of images alone"
         )
     if not found.images and not found.loose_pngs:
-        raise UserError(f"source {source!r} holds no PNG image")
+        raise UserError(f"source {source.place!r} holds no PNG image{_packed(source)}")
     return found
 
 
-def _hint(source: str, layout: RawLayout) -> str:
-    other = _fitting(source, layout)
+def _hint(source: RawSource) -> str:
+    if packed := _packed(source):
+        return packed
+    other = _fitting(source)
     if other:
         return f"; these files fit --layout {other}"
-    names = ", ".join(one for one in builtin_layouts() if one != layout.name)
+    names = ", ".join(one for one in builtin_layouts() if one != source.layout.name)
     return f"; other layouts are {names}, or name patterns with --images and --masks"
 
 
-def _fitting(source: str, layout: RawLayout) -> str | None:
+def _packed(source: RawSource) -> str:
+    """What to do about archives that a source holds."""
+    found = next((one.path for one in listing.walk(source.place) if _PACKED.search(one.path)), "")
+    return f"; it holds {found}: pass a .zip or .tar as the source, unpack others" if found else ""
+
+
+def _fitting(source: RawSource) -> str | None:
     """The built-in layout with most pairs of files in a source, if any has one."""
-    others = [load_layout(name) for name in builtin_layouts() if name != layout.name]
+    others = [load_layout(name) for name in builtin_layouts() if name != source.layout.name]
     seen: dict[str, tuple[set[str], set[str]]] = {one.name: (set(), set()) for one in others}
-    for file in listing.walk(source):
+    for file in listing.walk(source.place):
         for one in others:
             found = one.find(file.path)
             if found and found.fits:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from inputs import repeated_pairs
 
+from beam.source import RawSource
 from beam.survey import survey
 from schemas.raw_layout import load_layout
 
@@ -93,7 +94,7 @@ def main() -> None:
                 scratch = Path(place)
                 source = repeated_pairs(args.raw, scratch, count, args.size)
                 started = time.perf_counter()
-                survey(str(source), load_layout("lyft"))
+                survey(RawSource(str(source), load_layout("lyft")))
                 listing = time.perf_counter() - started
                 read = size_of(source) / count / 1024
                 print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)

@@ -22,7 +22,9 @@ from schemas.errors import UserError
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the summary to print at the end."""
     parser = Parser(prog="python -m flows.demo", description=__doc__)
-    parser.add_argument("--raw", help="folder or URI of your images; default: scenes that it draws")
+    parser.add_argument(
+        "--raw", help="folder, archive or URI of your images; default: scenes that it draws"
+    )
     parser.add_argument("--output", default="outputs", help="root of all outputs")
     parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")
     parser.add_argument("--epochs", type=int, default=24)

@@ -28,7 +28,9 @@ _SIDES = ("local", "flink")
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the summary to print at the end."""
     parser = Parser(prog="python -m flows.flink_demo", description=__doc__)
-    parser.add_argument("--raw", help="folder or URI of your images; default: scenes that it draws")
+    parser.add_argument(
+        "--raw", help="folder, archive or URI of your images; default: scenes that it draws"
+    )
     parser.add_argument("--output", default=ROOT, help="root of all outputs, made anew")
     parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")
     args = parser.parse_args(arguments)

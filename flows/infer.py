@@ -62,7 +62,7 @@ def infer(
     Args:
         model: MLflow URI of a registered model, or a `.keras` file.
         dataset: Folder of a published dataset; leave it out if you give `source`.
-        source: Folder or URI of PNGs; leave it out if you give `dataset`.
+        source: Folder, archive or URI of images; leave it out if you give `dataset`.
         output: Root of all outputs; the tables are in its folder `predictions`.
         config: How images are predicted and rows are written.
         tracking_uri: URI of the MLflow server or store.

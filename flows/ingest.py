@@ -38,7 +38,7 @@ def ingest(source: str, output: str = "outputs", config: IngestConfig = IngestCo
     """Publishes a folder of raw pairs as a dataset, unless nothing has changed.
 
     Args:
-        source: Folder or URI that contains CameraRGB next to CameraSeg, at any depth.
+        source: Folder, archive or URI of the raw pairs, in the layout that the config names.
         output: Root of all outputs; datasets are in its folder `datasets`.
         config: How pairs become records.
 

@@ -54,7 +54,7 @@ def ingest_train_infer(
     A step for which nothing has changed since an earlier run says so and is skipped.
 
     Args:
-        source: Folder or URI that contains CameraRGB next to CameraSeg, at any depth.
+        source: Folder, archive or URI of the raw pairs, in the layout that the config names.
         output: Root of all outputs.
         infer_source: Folder or URI of PNGs to predict on; the dataset itself if left out.
         tracking_uri: URI of the MLflow server or store.

@@ -99,13 +99,13 @@ def plan(
 def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:
     """The step, the published version that it would reuse, if any, and the number of pairs."""
     from beam.records import recipe_of
+    from beam.source import source_of
     from beam.survey import survey_pairs
     from beam.versions import is_unchanged, published_versions
-    from schemas.raw_layout import layout_of
 
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
-    found = survey_pairs(recipe.source, layout_of(config))
+    found = survey_pairs(source_of(source, config))
     reads = f"{found.images:,} pairs, {human(found.size)}"
     root = storage.join(storage.absolute(output), "datasets", config.name)
     published = published_versions(root, recipe)
@@ -190,10 +190,10 @@ def plan_infer(
     images, action = pairs, "runs"
     writes = f"partitions of a new version in {root}"
     if source is not None:
+        from beam.source import source_of
         from beam.survey import survey_images
-        from schemas.raw_layout import layout_of
 
-        found = survey_images(source, layout_of(config))
+        found = survey_images(source_of(source, config))
         images = found.images or found.loose_pngs
     if model is not None and (source is not None or dataset is not None):
         from beam import runs
@@ -305,7 +305,7 @@ def parameters_of(given: dict[str, Any]) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the plan as a table."""
     parser = Parser(prog="python -m flows.plan", description=__doc__)
-    parser.add_argument("--source", required=True, help="folder or URI of the raw pairs")
+    parser.add_argument("--source", required=True, help="folder, archive or URI of the raw pairs")
     parser.add_argument("--output", help="root of all outputs (default: outputs)")
     add_tracking_uri(parser)
     defaults = {"tracking_uri": parser.get_default("tracking_uri")}

@@ -34,6 +34,11 @@ class SourceConfig(JobConfig):
     masks: str = Field(
         "", description="Pattern of their masks, e.g. 'semantic/{id}_L.png'; goes with images."
     )
+    pairs: str = Field(
+        "",
+        description="CSV or Parquet list in place of a layout: columns image and mask, paths below "
+        "the source, and perhaps split and group.",
+    )
     mask_encoding: str = Field(
         "auto",
         pattern=r"^(auto|red|grey|index|colour|channel:(red|green|blue|alpha))$",
@@ -56,6 +61,8 @@ class SourceConfig(JobConfig):
     def _check_source(self) -> SourceConfig:
         if bool(self.images) != bool(self.masks):
             raise ValueError("images and masks are patterns that go together")
+        if self.pairs and self.images:
+            raise ValueError("pairs names each image and mask, so no patterns go with it")
         if any(int(value) > 255 for value in self.void.split(",") if value):
             raise ValueError("void: expected mask values from 0 to 255")
         return self

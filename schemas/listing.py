@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from schemas.archive import is_archive, members
 from schemas.errors import UserError
 from schemas.storage import is_remote, join
 from schemas.store import Place, object_of, request
@@ -64,18 +65,29 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
 
     Hidden files and folders are skipped, with a mark. Links to folders are followed last, and only
     to folders not seen yet, so that a file's path does not depend on the order in which the file
-    system lists entries.
+    system lists entries. An archive is listed like a folder.
 
     Raises:
-        UserError: a folder cannot be listed; what it holds is unknown, so no job goes on.
+        UserError: a folder or archive cannot be listed; what it holds is unknown, so no job goes
+            on.
     """
+    return _walk_archive(str(root)) if is_archive(root) else _walk_folder(str(root))
+
+
+def _walk_archive(archive: str) -> Iterator[SourceFile]:
+    changed = os.stat(archive).st_mtime
+    for one in members(archive):
+        yield SourceFile(one.path, one.size, changed, one.skipped, one.error)
+
+
+def _walk_folder(root: str) -> Iterator[SourceFile]:
     waiting, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()
     while waiting or links:
         if not waiting:
             links.sort(reverse=True)
         folder = (waiting or links).pop()
-        place = join(root, folder) if folder else str(root)
+        place = join(root, folder) if folder else root
         try:
             if not is_remote(place):
                 status = os.stat(place)

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from schemas import archive
 from schemas.errors import UserError
 from schemas.layout import OUTPUTS
 from schemas.store import START_PATIENCE_S, Place, object_of, request
@@ -60,7 +61,7 @@ def on_this_machine(root: Place) -> str:
 
 
 def read_bytes(place: Place) -> bytes:
-    """Reads a whole file.
+    """Reads a whole file, which may lie in a local archive.
 
     Raises:
         OSError: the file does not exist or cannot be read.
@@ -68,8 +69,11 @@ def read_bytes(place: Place) -> bytes:
         UnavailableError: the store does not answer.
     """
     if not is_remote(place):
-        with open(place, "rb") as file:
-            return file.read()
+        try:
+            with open(place, "rb") as file:
+                return file.read()
+        except NotADirectoryError:
+            return archive.read(str(place))
 
     def read(store: Any, key: str) -> bytes:
         with store.open_input_stream(key) as stream:
@@ -202,9 +206,12 @@ def is_folder(place: Place) -> bool:
 
 
 def modified(place: Place) -> float:
-    """Time of a file's last change, in seconds since the epoch."""
+    """Time of the last change of a file, or of its archive, in seconds since the epoch."""
     if not is_remote(place):
-        return os.stat(place).st_mtime
+        try:
+            return os.stat(place).st_mtime
+        except NotADirectoryError:
+            return archive.modified(str(place))
     info = _info(place)
     if not info.is_file:
         raise FileNotFoundError(str(place))
@@ -238,10 +245,13 @@ def filesystem(place: Place) -> tuple[Any, str]:
 
 
 def require_folder(place: Place, what: str) -> None:
-    """Raises UserError unless the folder exists; on a store, unless it can be listed."""
-    found = _can_list(place) if is_remote(place) else os.path.isdir(place)
+    """Raises UserError unless there is such a folder, or archive; on a store, one to list."""
+    if is_remote(place):
+        found = _can_list(place)
+    else:
+        found = os.path.isdir(place) or archive.is_archive(place)
     if not found:
-        raise UserError(f"{what} {str(place)!r}: there is no such folder")
+        raise UserError(f"{what} {str(place)!r}: there is no such folder or archive")
 
 
 def require_writable(place: Place) -> None:

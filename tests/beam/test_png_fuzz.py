@@ -33,7 +33,7 @@ def test_a_job_over_mutants_ends_with_a_reason_for_each(tmp_path: Path) -> None:
         (tmp_path / "raw" / whole / f"{index:04d}.png").write_bytes(
             mask if whole == "CameraSeg" else image
         )
-    config = SMALL.model_copy(update={"max_reject_fraction": 1.0})
+    config = SMALL.model_copy(update={"max_reject_fraction": 1.0, "max_doubtful_fraction": 1.0})
     folder = run_ingest(tmp_path / "raw", tmp_path / "out", config)
     manifest = load_manifest(folder)
     rejects = pq.read_table(folder / "rejects.parquet")
