@@ -130,7 +130,7 @@ def run(
 
     Args:
         model: MLflow URI or path of a ``.keras`` file.
-        source: folder, archive or URI of images. Exactly one of ``source`` and ``dataset`` must be given.
+        source: folder, archive or URI of images. Either ``source`` or ``dataset`` must be given.
         dataset: folder or URI of a published dataset.
         output: root of the tables, a folder or URI.
         flow_run_id: recorded in the ``runs`` table.

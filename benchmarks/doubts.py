@@ -1,7 +1,8 @@
 """How often the doubts on edges and channels err: ``make bench BENCH=doubts RAW=folder``.
 
-Scores the pairs as they are, with the masks of other frames, and with masks that are moved or drawn
-less precisely, then draws datasets from them. The figures are those in docs/ingest.md.
+Scores the pairs as ingest does, at the records' size: as they are, with the masks of other frames,
+and with masks that are moved or drawn less precisely. Then it draws datasets from them and counts
+how often these are misjudged. The figures are those in docs/ingest.md.
 """
 
 import argparse
@@ -19,9 +20,10 @@ from beam.doubts import (
     edges_disagree,
     score_pair,
 )
-from beam.png import decode_image
+from beam.png import decode_image, resize_nearest
 from beam.source import RawSource
 from schemas.classes import load_taxonomy
+from schemas.config import IngestConfig
 from schemas.raw_layout import load_layout
 
 LIMIT = 1 << 26
@@ -73,6 +75,14 @@ def drives(raw):
         yield str(name), [(files[False], files[True]) for _, files in group]
 
 
+def score(image, mask):
+    """The score of a pair as a record holds it by default."""
+    size = IngestConfig().height, IngestConfig().width
+    return score_pair(
+        *(resize_nearest(np.ascontiguousarray(pixels), *size) for pixels in (image, mask))
+    )
+
+
 def score_drive(pairs):
     """The scores of a drive's pairs after each change, and with swapped channels."""
     images = [decode_image(image.read_bytes(), LIMIT) for image, _ in pairs]
@@ -80,15 +90,11 @@ def score_drive(pairs):
     raw = [decode_image(mask.read_bytes(), LIMIT)[..., 0] for _, mask in pairs]
     masks = [taxonomy.class_ids(np.ascontiguousarray(mask)) for mask in raw]
     scores = {
-        name: [
-            score_pair(image, np.ascontiguousarray(change(masks, at)))
-            for at, image in enumerate(images)
-        ]
+        name: [score(image, change(masks, at)) for at, image in enumerate(images)]
         for name, change in CHANGES.items()
     }
     scores["swapped channels"] = [
-        score_pair(np.ascontiguousarray(image[..., ::-1]), mask)
-        for image, mask in zip(images, masks, strict=True)
+        score(image[..., ::-1], mask) for image, mask in zip(images, masks, strict=True)
     ]
     return scores
 

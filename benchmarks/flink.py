@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from inputs import repeated_pairs
+from inputs import REPEATED, repeated_pairs
 
 from flows import flink
 from flows.state import State
@@ -100,8 +100,9 @@ def report(args: argparse.Namespace, scratch: Path, clusters: dict[int, Path]) -
                 for runner, workers in CONTENDERS:
                     output = scratch / f"{job}-{count}-{turn}-{runner}-{workers}"
                     arguments = [f"--source={source}", f"--output={output}"]
-                    if job == "infer":
-                        arguments += [f"--model={args.model.absolute()}"]
+                    arguments += (
+                        [f"--model={args.model.absolute()}"] if job == "infer" else [REPEATED]
+                    )
                     cluster = clusters[workers] if runner == "flink" else None
                     if cluster:
                         arguments += ["--runner=FlinkRunner", f"--parallelism={workers}"]

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from inputs import repeated_pairs
+from inputs import REPEATED, repeated_pairs
 
 HERE = Path(__file__).parent
 WORKERS = 2
@@ -113,7 +113,7 @@ def make_model(folder: Path, given: str | None) -> Path:
 def make_dataset(pairs: Path, folder: Path) -> Path:
     """Ingests the pairs; returns the dataset's folder."""
     done = subprocess.run(
-        [sys.executable, "-m", "beam.ingest", f"--source={pairs}", f"--output={folder}"],
+        [sys.executable, "-m", "beam.ingest", f"--source={pairs}", f"--output={folder}", REPEATED],
         cwd=HERE.parent,
         check=True,
         capture_output=True,

@@ -12,6 +12,9 @@ from flows.scenes import write_scenes
 _HEADER_END = 33
 """Bytes of a PNG's signature and header chunk."""
 
+REPEATED = "--max_doubtful_fraction=1"
+"""Option of ingest that accepts them: all are doubtful, since pictures repeat."""
+
 
 def repeated_pairs(
     raw: Path | None, folder: Path, count: int, size: tuple[int, int] | None = None

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from inputs import repeated_pairs
+from inputs import REPEATED, repeated_pairs
 
 from beam.source import RawSource
 from beam.survey import survey
@@ -99,7 +99,7 @@ def main() -> None:
                 read = size_of(source) / count / 1024
                 print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)
                 jobs = {
-                    "ingest": ["beam.ingest", f"--source={source}"],
+                    "ingest": ["beam.ingest", f"--source={source}", REPEATED],
                     "infer": ["beam.infer", f"--model={model}", f"--source={source}/CameraRGB"],
                 }
                 for job, arguments in jobs.items():
