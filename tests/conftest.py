@@ -31,7 +31,6 @@ from schemas.config import InferConfig, TrainConfig
 from schemas.locks import lock
 
 SERVERS = {
-    "operated": ("flows/test_deployed.py", "flows/test_failures.py"),
     "flink": ("beam/test_flink.py", "beam/test_runners.py", "flows/test_flink.py"),
     "store": (
         "beam/test_store.py",
@@ -41,7 +40,22 @@ SERVERS = {
         "model/test_shards.py",
     ),
 }
-"""Files whose tests share servers, the slowest first; all others share nothing but their inputs."""
+"""Files whose tests share servers; all others share nothing but their inputs."""
+
+FIRST = (
+    "flows/test_failures.py",
+    "store",
+    "flink",
+    "flows/test_deployed.py",
+    "model/test_resume.py",
+    "model/test_gate.py",
+    "flows/test_whole_flow.py",
+    "flows/test_backfill.py",
+    "model/test_train.py",
+    "beam/test_infer_kill.py",
+    "beam/test_ingest_kill.py",
+)
+"""The slowest groups, the slowest first."""
 
 SLOW = {"local", "cluster", "bucket", "trained", "tables", "plain_model"}
 """Fixtures that take more than a few seconds: ``make unit-fast`` leaves their tests out."""
@@ -64,8 +78,8 @@ def _group(nodeid: str) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks slow tests, and puts the groups with servers first: a long one must not start last."""
-    ranks = {group: rank for rank, group in enumerate(SERVERS)}
+    """Marks slow tests, and puts the slowest groups first: a long one must not start last."""
+    ranks = {group: rank for rank, group in enumerate(FIRST)}
     for item in items:
         if SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
