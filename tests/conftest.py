@@ -246,10 +246,13 @@ def tables(scenes: Path, dataset: Path, training: tuple[Path, Trained], once: On
 
         from beam.infer import run as infer
         from beam.pipeline import pipeline_options
+        from model import tracking
 
         made, model = training
         _copy_store(made, folder / "mlflow")
         tracking_uri = f"sqlite:///{folder}/mlflow/mlflow.db"
+        # A client registers a version's files by the process's own URI, whatever its own is.
+        tracking.connect(tracking_uri)
         client = mlflow.MlflowClient(tracking_uri)
         client.rename_registered_model(model.config.model_name, "lyft-unet")
         first = client.get_model_version("lyft-unet", "1")

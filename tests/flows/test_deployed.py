@@ -15,7 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
-from jobs import QUICK, RETRIED, ROOT, SMALL, python
+from jobs import RETRIED, ROOT, SMALL, python
 from operated import (
     RUN,
     SERVICES,
@@ -217,28 +217,6 @@ def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -
     outside = local.prefect("deployment", "run", "infer", cwd=tmp_path)
     assert outside.returncode == 1
     assert "Invalid deployment name" in outside.stdout + outside.stderr
-
-
-def test_cancelling_a_run_stops_the_training_on_the_other_pool(local, scenes, tmp_path) -> None:
-    long = {**QUICK, "epochs": 1000, "batch_size": 1}
-    parameters = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
-    parent = local.start(parameters)
-    state = f"--state={tmp_path}/training"
-    job = job_of("model.train", state)
-    # Stops the job, so that it cannot finish first.
-    os.kill(job, signal.SIGSTOP)
-    queued = local.start(parameters)
-    until(lambda: local.state(queued) == "AwaitingConcurrencySlot")
-    assert local.state(parent) == "Running"
-    (child,) = [one for one in local.children(parent) if one["state_name"] == "Running"]
-    assert child["work_pool_name"] == "gpu"
-    os.kill(job, signal.SIGCONT)
-    for run in (queued, parent):
-        local.prefect("flow-run", "cancel", run)
-    until(lambda: local.state(parent) == "Cancelled" and local.state(child["id"]) == "Cancelled")
-    until(lambda: start_time(job) is None)
-    assert processes("model.train", state) == []
-    until(lambda: local.state(queued) == "Cancelled")
 
 
 UNATTENDED = """

@@ -252,6 +252,8 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
     assert 1 < task["run_count"] <= 4
 
 
+# The training itself is cut off from MLflow in tests/model/test_resume.py; here it is in a flow.
+@pytest.mark.soak
 def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_path) -> None:
     epochs = 40
     run = _start(
@@ -307,12 +309,15 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
     assert not list((tmp_path / "predictions").glob(".staging*"))
 
 
+# A schedule is 40 s ahead, so that it is set in time on a busy machine.
 def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     local, scenes, tmp_path
 ) -> None:
+    """Its training on the other pool ends with it, and so does a run that waits behind both."""
     long = {**QUICK, "epochs": 1000, "batch_size": 1}
-    first = local.start(parameters_of(scenes, tmp_path, train_config=long))
-    job = job_of("model.train", f"--state={tmp_path}/training")
+    first = local.start(parameters_of(scenes, tmp_path, train_config=long, train_on="gpu"))
+    state = f"--state={tmp_path}/training"
+    job = job_of("model.train", state)
     # Stops the job, so that it cannot finish first.
     os.kill(job, signal.SIGSTOP)
     (whole,) = [one for one in local.ask("/deployments/filter") if one["schedules"]]
@@ -340,12 +345,18 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
         (queued,) = [one["id"] for one in due()] or [""]
         off = {**schedule, "active": False}
         local.ask(f"/deployments/{whole['id']}/schedules/{made['id']}", off, "PATCH")
+    last = local.start(parameters_of(scenes, tmp_path))
+    until(lambda: local.state(last) == "AwaitingConcurrencySlot")
     assert local.state(first) == "Running"
+    (child,) = [one for one in local.children(first) if one["state_name"] == "Running"]
+    assert child["work_pool_name"] == "gpu"
     assert start_time(job)
     os.kill(job, signal.SIGCONT)
-    local.prefect("flow-run", "cancel", first)
-    until(lambda: local.state(first) == "Cancelled")
+    for run in (last, first):
+        local.prefect("flow-run", "cancel", run)
+    until(lambda: {local.state(run) for run in (first, last, child["id"])} == {"Cancelled"})
     until(lambda: start_time(job) is None)
+    assert processes("model.train", state) == []
     _completed(local, queued)
     assert _count(tmp_path, "masks") == 40
 
