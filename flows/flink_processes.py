@@ -151,9 +151,10 @@ class Processes:
             "blob.service.cleanup.interval": 60,
             "io.tmp.dirs": scratch,
             "web.tmpdir": scratch,
-            # Notices a lost TaskManager after seconds instead of a minute.
+            # A TaskManager that has ended refuses heartbeats, which is noticed after seconds, not
+            # twenty; one that is slow to answer on busy cores has Flink's own 50 s.
             "heartbeat.interval": 1000,
-            "heartbeat.timeout": 10000,
+            "heartbeat.timeout": 50000,
             # Steps that need data of a lost TaskManager fail one after the other; unlike with
             # fixed-delay, failures within one delay count as one.
             "restart-strategy.type": "exponential-delay",

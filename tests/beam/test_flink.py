@@ -151,6 +151,7 @@ def _kill(cluster: Path, task_manager: str, workers: set[int]) -> None:
     until(lambda: not any(map(start_time, workers)), "the workers' end")
 
 
+# Slow: Flink notices a lost TaskManager by its heartbeat, and starts the job again.
 def test_a_killed_task_manager_costs_infer_nothing(
     cluster: Path, pairs: Path, plain_model: Path, local: Path, tmp_path: Path, job: Job
 ) -> None:
@@ -171,6 +172,7 @@ def test_a_killed_task_manager_costs_infer_nothing(
     assert clusters.last_job(cluster) == flink_job
 
 
+# Slow: Flink notices a lost TaskManager by its heartbeat, and starts the job again.
 def test_a_killed_worker_and_a_killed_task_manager_cost_ingest_nothing(
     cluster: Path, pairs: Path, local: Path, tmp_path: Path
 ) -> None:

@@ -188,6 +188,7 @@ def test_a_stopped_driver_takes_sparks_job_server_with_it(scenes: Path, tmp_path
             os.kill(server, signal.SIGKILL)
 
 
+# Slow: Spark's job server starts, and Python workers for each stage.
 def test_spark_publishes_the_same_bytes(
     scenes: Path, dataset: Path, plain_model: Path, tmp_path: Path
 ) -> None:

@@ -307,6 +307,7 @@ def test_a_job_that_is_killed_midway_publishes_nothing(
     assert bucket.files("midway/small", name) == bucket.files("datasets/small", name)
 
 
+# Slow: requests wait longer from try to try.
 def test_a_store_that_is_away_for_a_while_costs_nothing(
     bucket, raw, on_store, plain_model, dataset, tmp_path
 ) -> None:

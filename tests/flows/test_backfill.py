@@ -10,7 +10,7 @@ import duckdb
 import pytest
 from jobs import RETRIED, ROOT
 from operated import processes
-from servers import stop, until
+from servers import PATIENCE_S, stop, until
 from whole_flow import ephemeral
 
 FLOW = """
@@ -29,6 +29,7 @@ print(json.dumps([found, tables[::-1]]))
 """
 
 
+# Slow: seven jobs under a server of its own.
 def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
     scenes: Path, dataset: Path, trained, tmp_path: Path
 ) -> None:
@@ -115,7 +116,7 @@ backfill(["m"], sources=sources, output=output, at_once=2)
 
 
 def test_no_more_run_at_once_than_may_and_they_end_with_the_flow(tmp_path: Path) -> None:
-    (tmp_path / "silent.py").write_text("import time\ntime.sleep(300)\n")
+    (tmp_path / "silent.py").write_text("import time\ntime.sleep(3000)\n")
     output = str(tmp_path / "out")
     flow = subprocess.Popen(
         [sys.executable, "-c", STOPPED, output, *"abcd"],
@@ -129,10 +130,8 @@ def test_no_more_run_at_once_than_may_and_they_end_with_the_flow(tmp_path: Path)
         assert processes("silent", output) == jobs
         assert len(jobs) == 2
         # As the worker does when the run is cancelled; it would wait for 30 seconds.
-        began = time.monotonic()
         flow.terminate()
-        assert flow.wait() != 0
-        assert time.monotonic() - began < 120
+        assert flow.wait(PATIENCE_S) != 0
         assert not processes("silent", output)
     finally:
         # The flow's own server is left behind.

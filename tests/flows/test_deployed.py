@@ -29,6 +29,7 @@ from operated import (
 from flows.state import State, start_time
 
 
+# Slow: two trainings and two inferences, each in a process of its own.
 def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeypatch) -> None:
     server = State.load(local.root).url("mlflow")
     work = local.root.parents[1]
@@ -73,6 +74,7 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
         assert b"python_function" in ask(file, artifact_file_path="MLmodel")
 
 
+# Slow: two whole runs by real workers; the first trains on the other pool.
 def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     parameters = json.dumps(parameters_of(scenes, tmp_path))
     # The worker of the other pool trains the model; then the parent itself finds it again.
@@ -269,6 +271,7 @@ ingest_train_infer(
 """
 
 
+# Slow: a flow asks the server for its state only from time to time.
 def test_a_flow_that_no_worker_cancels_ends_its_job_by_itself(local, scenes, tmp_path) -> None:
     """Such as one whose worker has been through an outage of the server."""
     environment = {**os.environ, "PREFECT_API_URL": local.api}

@@ -114,6 +114,7 @@ def suspicious(local: Local) -> Iterator[None]:
         assert local.ask(place, method="GET")["trigger"]["within"] == 300
 
 
+# Slow: three jobs run twice, and Prefect notices a dead run only after 90 s.
 @pytest.mark.usefixtures("suspicious")
 def test_a_worker_killed_during_each_step_leaves_nothing_behind(
     local, scenes, dataset, trained, tmp_path
@@ -193,6 +194,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
     assert "No heartbeat" in _message(local, zombies["train"])
 
 
+# Slow: a whole run, during which the server starts again.
 def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, tmp_path) -> None:
     run = local.start(parameters_of(scenes, tmp_path))
     job = job_of("beam.ingest", f"--output={tmp_path}/datasets")
@@ -224,6 +226,7 @@ def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, tm
     }
 
 
+# Slow: a step is tried again after a pause, and MLflow's server starts in the meantime.
 def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) -> None:
     _kill(local, "mlflow")
     run = _start(
@@ -283,6 +286,7 @@ def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_p
     assert sorted(step for (step,) in steps) == list(range(1, epochs + 1))
 
 
+# Slow: two runs, and a worker starts in between.
 def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
     local, dataset, trained, tmp_path
 ) -> None:
@@ -376,6 +380,7 @@ print(duckdb.sql(f"FROM '{output}/predictions/masks/**/*.parquet' SELECT count(*
 """
 
 
+# Slow: two flows of real jobs.
 def test_a_full_disk_fails_at_once_and_the_next_run_ends_well(
     local, dataset, trained, tmp_path
 ) -> None:

@@ -60,6 +60,7 @@ def _size(master: str) -> tuple[int, int]:
         return 0, 0
 
 
+# Slow: a cluster of three Java processes starts and ends.
 def test_processes_make_a_cluster_run_a_job_and_end_at_once(
     master: str, processes, scenes: Path, dataset: Path, tmp_path: Path, job: Job
 ) -> None:

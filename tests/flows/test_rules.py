@@ -171,7 +171,8 @@ def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> No
         run_job("absent", [], Watch(lambda _: None))
 
 
-SILENT = "import time\ntime.sleep(60)\n"
+SILENT = "import time\ntime.sleep(3000)\n"
+"""Outlasts the limit of a test."""
 
 
 def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, monkeypatch) -> None:
@@ -185,10 +186,8 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
         with timeout(1):
             run_job("silent", [str(tmp_path)], Watch(lambda _: None))
 
-    began = time.monotonic()
     with ThreadPoolExecutor() as pool, pytest.raises(TimeoutError, match="timed out after 1"):
         pool.submit(run).result()
-    assert time.monotonic() - began < 50
     assert not processes("silent", str(tmp_path))
 
 

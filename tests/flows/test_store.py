@@ -39,6 +39,7 @@ def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+# Slow: a whole run with a server of its own, whose store goes away for a while.
 def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, monkeypatch) -> None:
     source, output = bucket.put(scenes, "raw"), bucket.uri("pipeline")
     lines: list[str] = []

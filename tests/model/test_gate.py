@@ -204,6 +204,7 @@ def _renamed(dataset: Path, folder: Path) -> Path:
     return folder / "renamed"
 
 
+# Slow: four trainings in a registry of their own.
 def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     """A champion, a refused challenger, a promoted one and a rollback, in a real registry."""
     import mlflow

@@ -238,6 +238,7 @@ def _nothing_is_left_of_what_was_fetched(version: str, uri: str, scratch: Path) 
     assert sorted(path.name for path in scratch.iterdir()) == ["by-alias", "by-version"]
 
 
+# Slow: MLflow's server starts twice, and its client tries again for a while.
 def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monkeypatch) -> None:
     import mlflow
 

@@ -12,6 +12,7 @@ from schemas.config import TrainConfig
 CONFIG = TrainConfig(model_name="cut-off", epochs=1, filters=2)
 
 
+# Slow: two trainings in a registry of their own.
 def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     dataset: Path, tmp_path: Path
 ) -> None:

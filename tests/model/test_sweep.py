@@ -62,6 +62,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ends
 
 
+# Slow: a training for each point of a grid.
 def test_a_sweep_has_a_parent_run_and_judges_its_best(
     dataset, one_process: list[str], capsys, tmp_path: Path
 ) -> None:
