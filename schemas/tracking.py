@@ -46,7 +46,8 @@ def prepare(tracking_uri: str) -> None:
     if file is None or not file.exists():
         return
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as found:
+        # To write: a process killed in a transaction leaves a journal that a reader cannot undo.
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as found:
             found.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
         raise UserError(
