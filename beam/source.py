@@ -54,16 +54,12 @@ class RawSource:
                 if path is None:
                     continue
                 file = find(path)
+                found: Candidate | Reject
                 if file.error:
-                    yield (
-                        file,
-                        Reject(pair.id, path, "pair", "missing", file.error, is_mask=is_mask),
-                    )
+                    found = Reject(pair.id, path, "pair", "missing", file.error, is_mask=is_mask)
                 else:
-                    yield (
-                        file,
-                        Candidate(pair.id, pair.id, is_mask, file, pair.split, pair.group),
-                    )
+                    found = Candidate(pair.id, pair.id, is_mask, file, pair.split, pair.group)
+                yield file, found
 
 
 def source_of(place: str, config: SourceConfig) -> RawSource:
@@ -72,7 +68,8 @@ def source_of(place: str, config: SourceConfig) -> RawSource:
     Raises:
         UserError: there is no such layout, or its patterns are invalid.
     """
-    return RawSource(absolute(place), layout_of(config), config.pairs)
+    pairs = absolute(config.pairs) if config.pairs else ""
+    return RawSource(absolute(place), layout_of(config), pairs)
 
 
 def _finder(place: str) -> Callable[[str], SourceFile]:

@@ -42,8 +42,9 @@ def survey(source: RawSource) -> Survey:
     for file, one in source.entries():
         text = f"{file.path}\0{file.size}\0{file.modified}"
         if isinstance(one, Candidate):
-            if one.split or one.group:
-                text += f"\0{one.split}\0{one.group}"
+            if source.pairs:
+                # A path does not say to which pair a list assigns it.
+                text += f"\0{one.id}\0{one.split}\0{one.group}"
             found[one.is_mask] += 1
         elif isinstance(one, Skip):
             if file.skipped or not pairing.is_png(file.path):

@@ -108,6 +108,30 @@ def test_a_list_names_the_pairs_and_their_splits(scenes: Path, tmp_path: Path) -
     assert load_manifest(moved).splits["validation"].records >= 5
 
 
+def test_a_list_that_pairs_the_same_files_otherwise_is_another_dataset(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # The path is relative to the folder in which the job was started, for its workers as well.
+    config = SMALL.model_copy(update={"pairs": "pairs.csv", "max_doubtful_fraction": 1.0})
+    masks = list(range(12))
+    published = []
+    for _ in range(2):
+        rows = [f"CameraRGB/000_{n:04d}.png,CameraSeg/000_{m:04d}.png" for n, m in enumerate(masks)]
+        Path("pairs.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
+        published.append(run_ingest(scenes, tmp_path / "out", config, *TWO_WORKERS))
+        masks[:2] = masks[1], masks[0]
+    first, second = (
+        dict(duckdb.sql(f"FROM '{one}/sources.parquet' SELECT id, mask_path").fetchall())
+        for one in published
+    )
+    names = [f"000_{n:04d}.png" for n in range(2)]
+    assert [first[f"CameraRGB/{name[:-4]}"] for name in names] == [f"CameraSeg/{n}" for n in names]
+    assert [second[f"CameraRGB/{name[:-4]}"] for name in names] == [
+        f"CameraSeg/{n}" for n in reversed(names)
+    ]
+
+
 def test_a_list_within_an_archive(packed: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as file:
         file.writestr("x", "")
