@@ -89,10 +89,6 @@ def _count(output: Path, table: str) -> int:
     return int(duckdb.sql(f"FROM '{files}' SELECT count(*)").fetchall()[0][0])
 
 
-def _store(folder: Path) -> Path:
-    return folder / "mlflow.db"
-
-
 def _versions(store: Path) -> int:
     with sqlite3.connect(store) as connection:
         return int(connection.execute("SELECT count(*) FROM model_versions").fetchone()[0])
@@ -119,7 +115,7 @@ def suspicious(local: Local) -> Iterator[None]:
 def test_a_worker_killed_during_each_step_leaves_nothing_behind(
     local, scenes, dataset, trained, tmp_path
 ) -> None:
-    uri = f"sqlite:///{_store(tmp_path)}"
+    store = tmp_path / "mlflow.db"
     train = {**QUICK, "epochs": 3, "batch_size": 4}
     asked: dict[str, dict[str, Any]] = {
         "ingest": {
@@ -132,7 +128,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
             "output": str(tmp_path),
             "config": train,
             "gate": {"floor": 0},
-            "tracking_uri": uri,
+            "tracking_uri": f"sqlite:///{store}",
         },
         "infer": {
             "model": trained.model,
@@ -183,7 +179,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
     _completed(local, *again)
     (published,) = (tmp_path / "datasets/small").iterdir()
     assert published.name == dataset.name
-    assert _versions(_store(tmp_path)) == 1
+    assert _versions(store) == 1
     assert _count(tmp_path, "masks") == 40
     assert _count(tmp_path, "runs") == 1
     assert not list(checkpoints.iterdir())
