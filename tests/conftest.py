@@ -221,11 +221,11 @@ def training(dataset: Path, once: Once) -> tuple[Path, Trained]:
     return Path(made), Trained(model, f"sqlite:///{made}/mlflow.db", config)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def trained(training: tuple[Path, Trained], tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A network of 4 filters after 2 epochs: enough to be a model, not to be a good one.
 
-    Each test process has its own copy of the store, since tests write to it.
+    Each file has its own copy of the store, since tests write to it.
     """
     made, model = training
     folder = tmp_path_factory.mktemp("mlflow") / "store"
@@ -317,8 +317,8 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Store]:
         yield started
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
-    """The servers and workers of `make up`, for all tests that need them."""
+    """The servers and workers of `make up`; each file has its own, with what its runs leave."""
     with local_services(tmp_path_factory.mktemp("work") / "outputs/local") as services:
         yield services

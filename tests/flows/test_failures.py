@@ -343,8 +343,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
         until(lambda: [one["state_name"] for one in due()] == ["AwaitingConcurrencySlot"])
     finally:
         (queued,) = [one["id"] for one in due()] or [""]
-        off = {**schedule, "active": False}
-        local.ask(f"/deployments/{whole['id']}/schedules/{made['id']}", off, "PATCH")
+        local.ask(f"/deployments/{whole['id']}/schedules/{made['id']}", method="DELETE")
     last = local.start(parameters_of(scenes, tmp_path))
     until(lambda: local.state(last) == "AwaitingConcurrencySlot")
     assert local.state(first) == "Running"
