@@ -18,6 +18,7 @@ from schemas.picture import MARGIN, overlay
 from schemas.storage import join, local
 
 DOUBTFUL_PICTURE = "doubtful.png"
+LEAKS_PICTURE = "leaks.png"
 
 _WIDTH = 1000
 _SAMPLES = {"train": 8, "validation": 4, "test": 4}
@@ -44,10 +45,10 @@ def card_text(manifest: Manifest) -> str:
         "",
         "![Class shares, splits, rejects and samples](card.png)",
         "",
-        "| split | records | MiB |",
-        "| --- | ---: | ---: |",
+        "| split | records | groups | MiB |",
+        "| --- | ---: | ---: | ---: |",
         *(
-            f"| {name} | {info.records:,} | {info.bytes / 2**20:.1f} |"
+            f"| {name} | {info.records:,} | {info.groups:,} | {info.bytes / 2**20:.1f} |"
             for name, info in manifest.splits.items()
         ),
         "",
@@ -69,6 +70,8 @@ def card_text(manifest: Manifest) -> str:
             f"{near.images_across_splits:,} images (difference hashes that differ in at most",
             f"{near.max_distance} of 64 bits).",
         ]
+        if near.pairs_across_splits:
+            lines += ["", f"![Some of them, with their masks]({LEAKS_PICTURE})"]
     lines += ["", "| reject | inputs |", "| --- | ---: |"]
     lines += [f"| {code} | {count:,} |" for code, count in manifest.rejects.items()] or [
         "| none | 0 |"

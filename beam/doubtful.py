@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,14 +20,15 @@ from beam.doubts import (
     edges_disagree,
 )
 from beam.pipeline import say
-from schemas.classes import Taxonomy
+from beam.record_files import RecordRef, read_frames, unframe
+from schemas.classes import Taxonomy, UInt8Array
 from schemas.errors import UserError
-from schemas.example import Example, parse, read_records
+from schemas.example import parse
 from schemas.layout import SOURCES
 from schemas.manifest import Manifest
 from schemas.parquet import read_table
 from schemas.picture import PanelRow, overlay, panel
-from schemas.storage import join, local
+from schemas.storage import join
 
 SAME_PICTURE = "same_picture"
 
@@ -120,13 +120,9 @@ def draw_doubtful(shards: str, sources: pa.Table, taxonomy: Taxonomy) -> Image.I
         shards: folder of the dataset's shards; sources: rows of its pairs.
     """
     chosen = [(code, row) for code, rows in _examples(sources).items() for row in rows]
-    records = dict(_records(shards, [row for _, row in chosen]))
     rows = []
     for code, row in chosen:
-        example = records[row["id"]]
-        image, mask = (
-            np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask)
-        )
+        image, mask = pictures_of(shards, row)
         rows.append(PanelRow(f"{code}  {row['id']}", image, [mask, overlay(image, mask, taxonomy)]))
     return panel(rows, ["image", "mask", "both"], taxonomy)
 
@@ -143,13 +139,13 @@ def _examples(sources: pa.Table) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _records(shards: str, rows: Iterable[dict[str, Any]]) -> Iterator[tuple[str, Example]]:
-    """The records of some rows, by id, from their shards."""
-    wanted: dict[str, set[str]] = {}
-    for row in rows:
-        wanted.setdefault(row["shard"], set()).add(row["id"])
-    for name, ids in wanted.items():
-        with local(join(shards, name)) as path, open(path, "rb") as file:
-            for example in map(parse, read_records(file, name)):
-                if example.id in ids:
-                    yield example.id, example
+def pictures_of(shards: str, row: dict[str, Any]) -> tuple[UInt8Array, UInt8Array]:
+    """Image (height, width, 3) and mask (height, width) of a record, from its shard.
+
+    Args:
+        shards: folder of the dataset's shards; row: of its table of sources.
+    """
+    ref = RecordRef(join(shards, row["shard"]), row["offset"], row["length"])
+    example = parse(unframe(ref, read_frames(ref))[0])
+    image, mask = (np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask))
+    return image, mask

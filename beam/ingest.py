@@ -15,7 +15,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam import staging as stages
-from beam.ahead import AtOnce
+from beam.ahead import AtOnce, ahead
 from beam.doubtful import check_doubts
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
@@ -23,12 +23,25 @@ from beam.numbering import check_numbering
 from beam.pairing import Pair
 from beam.pipeline import pipeline_options, run_pipeline, say
 from beam.progress import CountingDoFn, watched
-from beam.records import DUPLICATE, Recipe, deduplicate, identify, recipe_of
+from beam.record_files import RecordFiles
+from beam.records import (
+    DUPLICATE,
+    Made,
+    Recipe,
+    deduplicate,
+    make,
+    read_pair,
+    recipe_of,
+    row_of,
+    still_known,
+)
 from beam.remedies import advise_pairing, remedy
 from beam.source import source_of
+from beam.split import LEFT_OUT, REMAINING, SplitWithoutLeaks
+from beam.split_checks import check_splits
 from beam.survey import survey_pairs
 from beam.tfrecords import PublishedShards, WriteShards
-from beam.versions import is_unchanged, known_rows, published_versions
+from beam.versions import is_unchanged, known_pairs, published_versions
 from schemas import storage
 from schemas.cli import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
@@ -36,7 +49,6 @@ from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import MANIFEST, REJECTS, version_name
 from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_table
-from schemas.sources import SourceRow
 from schemas.storage import join
 
 _EXAMPLES = 3
@@ -49,7 +61,7 @@ class Staging:
 
     Attributes:
         dataset: the folder that will be published.
-        rows: folder of each shard's rows.
+        rows: folder of records that wait for their shard, and of each shard's rows.
         progress: folder of the running counters.
         listing: digest of the source's listing.
         previous: a published version whose unchanged shards are reused.
@@ -66,21 +78,25 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """Builds the graph from the source folder to shards and metadata in the staging folder."""
     source = source_of(recipe.source, recipe.config)
     listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
-    rows = (
+    pairs = (
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
         | "SeveralPairs" >> AtOnce(recipe.source)
-        | "Identify" >> beam.ParDo(_Identify(recipe, staging.progress))
+        | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging.rows, staging.progress))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
     )
-    shards = (
-        rows
-        | "Usable" >> beam.Filter(is_usable)
-        | "WriteShards"
-        >> WriteShards(recipe, staging.dataset, staging.rows, staging.progress, staging.previous)
+    records = pairs | "Records" >> beam.Filter(lambda made: made.record is not None)
+    rejected = (
+        pairs
+        | "Rejects" >> beam.Filter(lambda made: made.record is None)
+        | "RejectRows" >> beam.Map(lambda made: made.row)
     )
-    left_out = rows | "LeftOut" >> beam.Filter(lambda row: not is_usable(row))
+    split = records | "Split" >> SplitWithoutLeaks(recipe.config, staging.progress)
+    shards = split["records"] | "WriteShards" >> WriteShards(
+        recipe, staging.dataset, staging.rows, staging.progress, staging.previous
+    )
+    left_out = (rejected, split[LEFT_OUT]) | "LeftOut" >> beam.Flatten()
     _ = (
         root
         | "Dataset" >> beam.Create([staging.dataset])
@@ -94,6 +110,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             beam.pvalue.AsIter(left_out),
             beam.pvalue.AsIter(listed[UNPAIRED]),
             beam.pvalue.AsDict(listed[FILES]),
+            beam.pvalue.AsSingleton(split[REMAINING]),
         )
     )
 
@@ -139,17 +156,13 @@ def run(
         check_rejects(manifest, staged)
         check_numbering(manifest)
         check_doubts(manifest, staged)
+        check_splits(manifest, staged)
         final = join(datasets, version_name(manifest.fingerprint))
         stages.publish(staged, final, MANIFEST)
     for warning in manifest.warnings:
         say(f"warning: {warning}")
     say(summary(manifest))
     return final
-
-
-def is_usable(row: SourceRow) -> bool:
-    """True for a row whose files could be read and that does not duplicate another row."""
-    return row.image_sha256 is not None and row.reject_code != DUPLICATE
 
 
 def check_rejects(manifest: Manifest, staged: str) -> None:
@@ -197,7 +210,7 @@ def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
 
 
 def summary(manifest: Manifest) -> str:
-    """Summarises a dataset in a few lines: splits, rejects, near-duplicates."""
+    """Summarises a dataset in a few lines: splits, rejects, doubts, near-duplicates."""
     splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
     rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
@@ -209,11 +222,11 @@ def summary(manifest: Manifest) -> str:
     if manifest.doubts:
         doubts = ", ".join(f"{code} {count:,}" for code, count in manifest.doubts.items())
         lines.append(f"doubtful: {manifest.doubtful:,} pairs ({doubts}), drawn in the data card")
-    if manifest.near_duplicates:
-        near = manifest.near_duplicates
+    near = manifest.near_duplicates
+    if near and near.pairs_across_splits:
         lines.append(
-            f"near-duplicates across splits: {near.pairs_across_splits} pairs, "
-            f"{near.images_across_splits} images"
+            f"near-duplicates across splits: {near.pairs_across_splits:,} pairs, "
+            f"{near.images_across_splits:,} images, drawn in the data card"
         )
     return "\n".join(lines)
 
@@ -235,7 +248,7 @@ def main(arguments: Sequence[str]) -> str:
 
 @dataclass
 class JoinKnown(beam.PTransform):
-    """Joins pairs, keyed by id, with their rows in an earlier version: (pair, row or None).
+    """Joins pairs, keyed by id, with what an earlier version knows: (pair, Made or None).
 
     Attributes:
         previous: the earlier version; None if there is none, which saves a shuffle.
@@ -245,14 +258,14 @@ class JoinKnown(beam.PTransform):
 
     def expand(
         self, pairs: beam.PCollection[tuple[str, Pair]]
-    ) -> beam.PCollection[tuple[Pair, SourceRow | None]]:
-        """The graph: read the known rows, group with the pairs, match."""
+    ) -> beam.PCollection[tuple[Pair, Made | None]]:
+        """The graph: read what is known, group with the pairs, match."""
         if self.previous is None:
             return pairs | "NothingKnown" >> beam.Map(lambda one: (one[1], None))
         known = (
             pairs.pipeline
             | "Previous" >> beam.Create([self.previous])
-            | "KnownRows" >> beam.FlatMap(known_rows)
+            | "KnownPairs" >> beam.FlatMap(known_pairs)
         )
         return (
             {"pairs": pairs, "known": known}
@@ -261,28 +274,44 @@ class JoinKnown(beam.PTransform):
         )
 
 
-def _match(
-    group: tuple[str, dict[str, Iterable[Any]]],
-) -> Iterator[tuple[Pair, SourceRow | None]]:
+def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, Made | None]]:
     known = next(iter(group[1]["known"]), None)
     for pair in group[1]["pairs"]:
         yield pair, known
 
 
-class _Identify(CountingDoFn):
-    """Hashes the files of pairs, unless a row of an earlier run is still valid for them."""
+class _MakeRecords(CountingDoFn):
+    """Reads, checks and encodes pairs, unless an earlier run's record is still valid for them."""
 
-    def __init__(self, recipe: Recipe, progress: str) -> None:
+    def __init__(self, recipe: Recipe, folder: str, progress: str) -> None:
         super().__init__("ingest", progress)
         self._recipe = recipe
+        self._folder = folder
 
-    def process(
-        self, element: list[tuple[Pair, SourceRow | None]]
-    ) -> Iterator[tuple[str, SourceRow]]:
-        rows = storage.each(lambda one: identify(one[0], self._recipe, one[1]), element)
-        for row in rows:
-            self.counters.add("identified" if row.image_sha256 else f"rejected.{row.reject_code}")
-            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, row
+    def start_bundle(self) -> None:
+        self._files = RecordFiles(self._folder)
+
+    def process(self, element: list[tuple[Pair, Made | None]]) -> Iterator[tuple[str, Made]]:
+        source = self._recipe.source
+        rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
+        found = [known and still_known(row, known) for row, known in rows]
+        new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
+        made = (
+            make(row, self._recipe, read, self._files)
+            for row, read in ahead(lambda row: read_pair(row, source), new, source)
+        )
+        for known in found:
+            one = known or next(made)
+            row = one.row
+            if one.record is None:
+                self.counters.add(f"rejected.{row.reject_code}")
+            else:
+                self.counters.add("kept" if known else "read")
+            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, one
+
+    def finish_bundle(self) -> None:
+        self._files.close()
+        super().finish_bundle()
 
 
 class _Deduplicate(CountingDoFn):
@@ -291,11 +320,11 @@ class _Deduplicate(CountingDoFn):
     def __init__(self, progress: str) -> None:
         super().__init__("ingest", progress)
 
-    def process(self, element: tuple[str, Iterable[SourceRow]]) -> Iterator[SourceRow]:
-        for row in deduplicate(element[1]):
-            if row.reject_code == DUPLICATE:
-                self.counters.add(f"rejected.{DUPLICATE}")
-            yield row
+    def process(self, element: tuple[str, Iterable[Made]]) -> Iterator[Made]:
+        for made in deduplicate(element[1]):
+            if made.row.reject_code == DUPLICATE:
+                self.counters.add("left out")
+            yield made
 
 
 if __name__ == "__main__":

@@ -9,34 +9,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam.attempts import whole_files
-from beam.card import DOUBTFUL_PICTURE, write_card
+from beam.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
 from beam.doubtful import count_doubts, doubts_of_all, draw_doubtful, with_same_pictures
+from beam.leaks import NEAR_DUPLICATE_BITS, Remaining
 from beam.pairing import Reject
-from beam.records import DUPLICATE, Recipe, settle_duplicates
+from beam.records import LOSSLESS, Recipe
+from beam.split_checks import draw_leaks
+from beam.splitting import wanted_splits
 from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
 from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
 from schemas.parquet import read_table
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
 from schemas.sources import SOURCES as SOURCES_SCHEMA
-from schemas.sources import SourceRow, rows_of, source_table
+from schemas.sources import SourceRow, source_table
 from schemas.stats import PixelStats
 from schemas.storage import file_sha256, join
 
-NEAR_DUPLICATE_BITS = 3
-"""Most bits, of 64, in which the difference hashes of two similar images may differ."""
-
 LISTING_KEY = b"lyft.listing"
-
-_BLOCK = 256
-"""Number of images compared at once with the rest of their group; it bounds the memory."""
 
 _HALF_SHARE = 0.35
 _COMMON_CLASS = 0.01
@@ -51,31 +45,30 @@ def write_metadata(
     left_out: Iterable[SourceRow],
     unpaired: Iterable[Reject],
     files: Mapping[str, int],
+    remaining: Remaining,
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards are in ``folder``.
 
     Args:
         listing: digest of the source's listing, by which a later run sees that nothing changed.
         rows_folder: folder of the Parquet files with the rows of each shard; not published.
-        left_out: rows that were rejected before they were assigned to a shard.
+        left_out: rows of pairs that have no record.
         files: number of files that were listed, under "", and of those skipped, by reason.
+        remaining: near-duplicates across splits that were given.
 
     Raises:
         RuntimeError: the files do not add up: one is neither in a record nor accounted for.
     """
     parts = [read_table(join(rows_folder, f"{shard.name}.parquet")) for shard in shards]
-    written = pa.concat_tables([SOURCES_SCHEMA.empty_table(), *parts])
-    is_record = pc.is_valid(written["shard"])
-    settled = settle_duplicates([*rows_of(written.filter(pc.invert(is_record))), *left_out])
+    rows = list(left_out)
     alone = list(unpaired)
     rejects = sorted(
-        [*alone, *(_reject(row) for row in settled)], key=lambda one: (one.path, one.code)
+        [*alone, *(_reject(row) for row in rows)], key=lambda one: (one.path, one.code)
     )
-    records = written.filter(is_record)
-    everything = pa.concat_tables([records, source_table(settled)]).sort_by("id").combine_chunks()
-    sources = with_same_pictures(everything)
-    manifest = make_manifest(recipe, shards, sources, rejects, files)
-    account_for(manifest, len(settled), len(alone))
+    everything = pa.concat_tables([SOURCES_SCHEMA.empty_table(), *parts, source_table(rows)])
+    sources = with_same_pictures(everything.sort_by("id").combine_chunks())
+    manifest = make_manifest(recipe, shards, sources, rejects, files, remaining)
+    account_for(manifest, len(rows), len(alone))
     with whole_files(folder, rows_folder, MANIFEST) as made:
         pq.write_table(
             sources.replace_schema_metadata({LISTING_KEY: listing}),
@@ -89,6 +82,8 @@ def write_metadata(
         write_card(made, manifest, folder)
         if manifest.doubtful:
             draw_doubtful(folder, sources, recipe.taxonomy).save(made / DOUBTFUL_PICTURE)
+        if remaining.pairs:
+            draw_leaks(folder, sources, remaining, recipe.taxonomy).save(made / LEAKS_PICTURE)
         digests = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
         manifest = manifest.model_copy(update={"files": digests})
         (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
@@ -120,6 +115,7 @@ def make_manifest(
     sources: pa.Table,
     rejects: Sequence[Reject],
     files: Mapping[str, int],
+    remaining: Remaining,
 ) -> Manifest:
     """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
 
@@ -132,6 +128,7 @@ def make_manifest(
     stats = {split: PixelStats.zero(len(taxonomy)) for split in SPLITS}
     for shard in ordered:
         stats[shard.split] += PixelStats.from_json(shard.stats)
+    groups = _groups(sources)
     splits = {
         split: SplitInfo(
             records=sum(shard.records for shard in ordered if shard.split == split),
@@ -140,6 +137,7 @@ def make_manifest(
                 zip(taxonomy.names, map(int, stats[split].class_pixels), strict=True)
             ),
             void_pixels=stats[split].void_pixels,
+            groups=groups.get(split, 0),
         )
         for split in SPLITS
     }
@@ -156,14 +154,22 @@ def make_manifest(
         channel_mean=train.channel_mean(),
         channel_std=train.channel_std(),
         class_weights=dict(zip(taxonomy.names, train.class_weights(), strict=True)),
-        near_duplicates=near_duplicates(sources),
+        near_duplicates=NearDuplicates(
+            max_distance=NEAR_DUPLICATE_BITS,
+            pairs_across_splits=remaining.pairs,
+            images_across_splits=remaining.images,
+            evaluation_images=remaining.evaluation,
+            frames_beside=remaining.beside,
+            examples=list(remaining.examples),
+        ),
         rejects=dict(sorted(Counter(one.code for one in rejects).items())),
         doubtful=doubtful,
         doubts=doubts,
         files_listed=files.get("", 0),
         skipped={reason: count for reason, count in sorted(files.items()) if reason},
         warnings=[
-            *_split_warnings(splits),
+            *class_warnings(stats, recipe),
+            *leak_warnings(remaining),
             *doubts_of_all(sources),
             *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
         ],
@@ -172,15 +178,12 @@ def make_manifest(
 
 
 def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) -> str:
-    """The dataset's identity: a hash of config, taxonomy, ids, source hashes and rejects.
+    """The dataset's identity: a hash of config, taxonomy, ids, source hashes, splits and rejects.
 
     It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
     """
     digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
-    columns = ["id", "image_sha256", "mask_sha256"]
-    if recipe.config.pairs:
-        # A list may assign splits, which the config determines otherwise.
-        columns.append("split")
+    columns = ["id", "image_sha256", "mask_sha256", "split"]
     for batch in sources.select(columns).to_batches():
         for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             digest.update(("\n" + "\0".join(map(str, values))).encode())
@@ -190,45 +193,9 @@ def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) ->
 
 
 def reject_fraction(manifest: Manifest) -> float:
-    """Fraction of the inputs that were lost; duplicates lose no data and are not counted."""
-    lost = sum(count for code, count in manifest.rejects.items() if code != DUPLICATE)
+    """Fraction of the inputs that were lost; good files left out for others are not counted."""
+    lost = sum(count for code, count in manifest.rejects.items() if code not in LOSSLESS)
     return lost / max(1, lost + manifest.records)
-
-
-def near_duplicates(sources: pa.Table) -> NearDuplicates:
-    """Pairs of records in different splits whose difference hashes are close.
-
-    Two hashes that differ in at most d bits agree in at least one of d + 1 bands, so only images
-    that share a band are compared.
-    """
-    records = sources.filter(pc.is_valid(sources["shard"]))
-    hashes = np.array([int(dhash, 16) for dhash in records["dhash"].to_pylist()], np.uint64)
-    splits = np.array([SPLITS.index(split) for split in records["split"].to_pylist()], np.int8)
-    band_bits = 64 // (NEAR_DUPLICATE_BITS + 1)
-    bands = [
-        (hashes >> np.uint64(band * band_bits)) & np.uint64((1 << band_bits) - 1)
-        for band in range(NEAR_DUPLICATE_BITS + 1)
-    ]
-    pairs = 0
-    involved = np.zeros(len(hashes), bool)
-    for number, band in enumerate(bands):
-        order = np.argsort(band, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(band[order])) + 1):
-            for start in range(0, len(group) - 1, _BLOCK):
-                one, other = group[start : start + _BLOCK, None], group[None, start:]
-                close = np.bitwise_count(hashes[one] ^ hashes[other]) <= NEAR_DUPLICATE_BITS
-                close &= (splits[one] != splits[other]) & (_later(one.shape[0], other.shape[1]))
-                # A pair that agrees in several bands is counted in the first of them only.
-                for earlier in bands[:number]:
-                    close &= earlier[one] != earlier[other]
-                pairs += int(close.sum())
-                involved[one[close.any(axis=1), 0]] = True
-                involved[other[0, close.any(axis=0)]] = True
-    return NearDuplicates(
-        max_distance=NEAR_DUPLICATE_BITS,
-        pairs_across_splits=pairs,
-        images_across_splits=int(involved.sum()),
-    )
 
 
 def position_warnings(stats: PixelStats, recipe: Recipe) -> list[str]:
@@ -313,12 +280,40 @@ def _reject(row: SourceRow) -> Reject:
     )
 
 
-def _split_warnings(splits: dict[str, SplitInfo]) -> list[str]:
-    return [
-        f"split {name} is empty; a smaller block_length or split_by=image spreads few images better"
-        for name, info in splits.items()
-        if not info.records
-    ]
+def _groups(sources: pa.Table) -> dict[str, int]:
+    """Number of groups by split."""
+    counts = sources.group_by("split").aggregate([("group", "count_distinct")]).to_pylist()
+    return {one["split"]: one["group_count_distinct"] for one in counts}
+
+
+def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]:
+    """Warns of classes that a split lacks although train or another one has them."""
+    every = sum(stats.values(), PixelStats.zero(len(recipe.taxonomy)))
+    warnings = []
+    for split in wanted_splits(recipe.config):
+        absent = (stats[split].class_pixels == 0) & (every.class_pixels > 0)
+        names = [label.name for label in recipe.taxonomy.classes if absent[label.id]]
+        if names:
+            warnings.append(
+                f"{split} has no pixel of {', '.join(names)}: too few groups of images have it, "
+                "so a metric of it says nothing; a smaller block_length makes more groups"
+            )
+    return warnings
+
+
+def leak_warnings(remaining: Remaining) -> list[str]:
+    """Warns of what leaks between splits: they were given, or max_leak allows it."""
+    warnings = []
+    if remaining.pairs:
+        warnings.append(
+            f"{remaining.pairs:,} pairs of near-duplicates lie in different splits: metrics on "
+            f"their {remaining.evaluation:,} evaluation images are too good"
+        )
+    if remaining.beside:
+        warnings.append(
+            f"{remaining.beside:,} frames are next to one of another split in their sequence"
+        )
+    return warnings
 
 
 def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:
@@ -327,8 +322,3 @@ def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:
     return pa.Table.from_pylist(
         [dict(zip(names, row, strict=True)) for row in rows], schema=REJECTS_SCHEMA
     )
-
-
-def _later(rows: int, columns: int) -> npt.NDArray[np.bool_]:
-    """True above the diagonal, so that each pair of a block is compared once."""
-    return np.triu(np.ones((rows, columns), bool), k=1)

@@ -22,7 +22,7 @@ from apache_beam.metrics import Metrics
 
 _INTERVAL_S = 1.0
 
-_ENDED = ("written", "kept", "predicted")
+_ENDED = ("read", "kept", "predicted")
 _REJECTED = "rejected."
 
 
@@ -111,8 +111,10 @@ def describe(counts: Counter[str], total: int, unit: str) -> str:
     done = sum(counts[name] for name in (*_ENDED, *rejected))
     parts = [f"{min(done, total):,} of {total:,} {unit} done ({min(done / total, 1):.0%})"]
     parts += [
-        f"{counts[name]:,} {name}" for name in ("paired", "identified", *_ENDED) if counts[name]
+        f"{counts[name]:,} {name}" for name in ("paired", *_ENDED, "left out") if counts[name]
     ]
+    if counts["written"]:
+        parts.append(f"{counts['written']:,} written")
     if counts["bytes"]:
         parts.append(f"{counts['bytes'] / 2**20:.1f} MiB")
     parts += [f"{counts[name]:,} rejected as {name.removeprefix(_REJECTED)}" for name in rejected]

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from beam import doubts, masks, png, splitting
+from beam import doubts, masks, png
 from beam.pairing import Pair
-from schemas.classes import Taxonomy, UInt8Array, load_taxonomy, with_void
+from beam.record_files import RecordFiles, RecordRef
+from schemas.classes import VOID, Taxonomy, UInt8Array, load_taxonomy, with_void
 from schemas.config import IngestConfig, SourceConfig
 from schemas.errors import RejectError
-from schemas.example import Example
+from schemas.example import Example, encode
+from schemas.layout import SPLIT_NAMES
 from schemas.sample import Sample
 from schemas.sources import SourceRow
-from schemas.storage import absolute, is_remote, join, modified, read_bytes
+from schemas.stats import PixelStats
+from schemas.storage import absolute, is_remote, join, modified, read_bytes, sha256
 
 DUPLICATE = "duplicate"
-"""Code of rejects that lose no data: their pixels are in the dataset under another id."""
+"""Code of pairs whose bytes are in the dataset under another id."""
+
+LEAK = "leak"
+"""Code of images that are left out because another split has one that is nearly the same."""
+
+LOSSLESS = frozenset({DUPLICATE, LEAK})
+"""Codes that depend on other pairs: the files are good, and nothing that they show is lost."""
 
 TRANSIENT = frozenset({"unreadable", "changed"})
 """Codes of errors that may not occur again in the next run, even if no file has changed."""
@@ -46,16 +56,21 @@ def recipe_of(source: str, config: IngestConfig) -> Recipe:
     return Recipe(absolute(source), config, taxonomy)
 
 
-def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
-    """The row of a pair, with its split and the hashes of its files.
+class Made(NamedTuple):
+    """A pair after its files were read: its row, and where its record is; None for a reject."""
 
-    A known row from an earlier run is returned unchanged if the paths, sizes, modification times
-    and split are still the same, so the files are not hashed again; its other fields are used if
-    its shard is reused. A file that cannot be read makes the row a reject.
+    row: SourceRow
+    record: RecordRef | None
+
+
+def row_of(pair: Pair, config: IngestConfig) -> SourceRow:
+    """The row of a pair with a mask, before its files are read.
+
+    Its split is the one that a list or a folder gives, unless the config ignores it.
     """
     if pair.mask is None:
         raise ValueError(f"{pair.id}: a dataset needs masks")
-    row = SourceRow(
+    return SourceRow(
         id=pair.id,
         image_path=pair.image.path,
         mask_path=pair.mask.path,
@@ -63,46 +78,48 @@ def identify(pair: Pair, recipe: Recipe, known: SourceRow | None) -> SourceRow:
         mask_size=pair.mask.size,
         image_modified=pair.image.modified,
         mask_modified=pair.mask.modified,
-        split=pair.split or splitting.split_of(pair.id, recipe.config, pair.group),
+        split=(pair.split or given_split(pair.id)) if config.given_splits != "ignore" else None,
+        group=pair.group,
     )
-    if known is not None and known.image_sha256 and _listing(known) == _listing(row):
-        return known
-    try:
-        image, mask = read_pair(row, recipe.source)
-    except RejectError as error:
-        return reject_row(row, error)
-    return replace(row, image_sha256=_sha256(image), mask_sha256=_sha256(mask))
 
 
-def deduplicate(rows: Iterable[SourceRow]) -> list[SourceRow]:
-    """Of the rows of pairs with the same bytes, keeps the first by id and rejects the others."""
-    first, *others = sorted(rows, key=lambda row: row.id)
-    if first.reject_code == DUPLICATE:
-        first = replace(first, reject_path=None, reject_code=None, reject_message=None)
-    copy = RejectError(DUPLICATE, f"same image and mask as {first.id}, which is kept")
-    return [first, *(reject_row(row, copy) for row in others)]
+def given_split(sample_id: str) -> str | None:
+    """The split after which a folder of an id is named; None if no folder is."""
+    folders = sample_id.lower().split("/")[:-1]
+    return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), None)
 
 
-def settle_duplicates(rejects: Iterable[SourceRow]) -> list[SourceRow]:
-    """Settles all rejects after the pairs are checked: a copy of a bad pair takes its reason."""
-    ended = list(rejects)
-    bad = {_hashes(row): row for row in ended if row.reject_code != DUPLICATE}
-    settled = []
-    for row in ended:
-        first = bad.get(_hashes(row))
-        if row.reject_code != DUPLICATE or first is None:
-            settled.append(row)
-        else:
-            reason = f"same bytes as {first.id}: {first.reject_message}"
-            settled.append(reject_row(row, RejectError(str(first.reject_code), reason)))
-    return settled
+def still_known(row: SourceRow, known: Made) -> Made | None:
+    """What an earlier run made of a pair, for a new row; None if the files look different.
+
+    They look the same if their paths, sizes and modification times are.
+    """
+    old = known.row
+    if _listing(old) != _listing(row):
+        return None
+    return Made(replace(old, split=row.split, group=row.group), known.record)
+
+
+def deduplicate(pairs: Iterable[Made]) -> list[Made]:
+    """Of pairs with the same bytes, keeps the first by id and rejects the others."""
+    first, *others = sorted(pairs, key=lambda made: made.row.id)
+    if first.record is None:
+        # Each says itself what is wrong with it.
+        return [first, *others]
+    copy = RejectError(DUPLICATE, f"same image and mask as {first.row.id}, which is kept")
+    return [first, *(Made(reject_row(made.row, copy), None) for made in others)]
 
 
 def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
     """The row of a pair that is left out."""
     return replace(
         row,
+        split=None,
+        group=None,
         shard=None,
+        offset=None,
+        length=None,
+        classes=None,
         dhash=None,
         picture=None,
         doubts=None,
@@ -119,32 +136,61 @@ def read_pair(row: SourceRow, source: str) -> tuple[bytes, bytes]:
     """Bytes of image and mask.
 
     Raises:
-        RejectError: unreadable.
+        RejectError: unreadable, or changed since they were listed.
     """
     try:
-        return read_bytes(join(source, row.image_path)), read_bytes(join(source, row.mask_path))
+        image, mask = (read_bytes(join(source, path)) for path in (row.image_path, row.mask_path))
     except OSError as error:
         raise RejectError("unreadable", str(error)) from error
+    if _changed(row, source, image, mask):
+        raise RejectError("changed", "the files changed while the job ran; run it again")
+    return image, mask
+
+
+def make(
+    row: SourceRow, recipe: Recipe, read: Callable[[], tuple[bytes, bytes]], files: RecordFiles
+) -> Made:
+    """Makes a pair's record, which then waits in ``files``, or a reject.
+
+    Args:
+        read: returns the result of ``read_pair``, or raises as it does.
+    """
+    try:
+        image, mask = read()
+        row = replace(row, image_sha256=sha256(image), mask_sha256=sha256(mask))
+        row, sample, example = make_record(row, recipe, image, mask)
+    except RejectError as error:
+        return Made(reject_row(row, error), None)
+    stats = PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
+    return Made(row, files.add(encode(example), stats))
+
+
+def stats_of(example: Example, classes: int) -> PixelStats:
+    """The statistics of a record, from its pictures."""
+    image, mask = (np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask))
+    return PixelStats.of(image, mask, classes)
+
+
+def classes_of(mask: UInt8Array) -> list[int]:
+    """Ids of the classes in a mask, in order, void left out."""
+    return [int(value) for value in np.flatnonzero(np.bincount(mask.ravel())) if value != VOID]
 
 
 def make_record(
-    row: SourceRow, recipe: Recipe, read: Callable[[], tuple[bytes, bytes]] | None = None
+    row: SourceRow, recipe: Recipe, image_bytes: bytes, mask_bytes: bytes
 ) -> tuple[SourceRow, Sample, Example]:
-    """Reads, checks, resizes and encodes one pair.
+    """Checks, resizes and encodes one pair.
 
     Args:
-        read: returns the result of ``read_pair``, if reading has already begun.
+        image_bytes, mask_bytes: of the row's files.
 
     Returns:
-        The row with size, hashes and doubts, the checked sample, the record.
+        The row with size, hashes, classes and doubts, the checked sample, the record.
 
     Raises:
         RejectError: the pair cannot be used in the dataset; says why.
     """
     config = recipe.config
-    image_bytes, mask_bytes = read() if read else read_pair(row, recipe.source)
-    if _changed(row, recipe.source, image_bytes, mask_bytes):
-        raise RejectError("changed", "the files changed while the job ran; run it again")
     with _blame(row.image_path):
         image = read_image(image_bytes, config)
     with _blame(row.mask_path):
@@ -172,6 +218,7 @@ def make_record(
         row,
         source_height=height,
         source_width=width,
+        classes=",".join(map(str, classes_of(sample.mask))),
         dhash=difference_hash(sample.image),
         picture=doubts.picture_hash(sample.image),
         doubts=",".join(doubts.doubts_of(score)),
@@ -216,21 +263,17 @@ def _blame(path: str) -> Iterator[None]:
 
 
 def _changed(row: SourceRow, source: str, image: bytes, mask: bytes) -> bool:
-    """Whether the files differ from those hashed: by size and time, or on a store by hash."""
+    """Whether the files differ from those listed, by size and, on a file system, by time."""
     if (len(image), len(mask)) != (row.image_size, row.mask_size):
         return True
     if is_remote(source):
         # Modification times would cost two more requests.
-        return (_sha256(image), _sha256(mask)) != _hashes(row)
+        return False
     try:
         times = [modified(join(source, path)) for path in (row.image_path, row.mask_path)]
     except OSError:
         return True
     return times != [row.image_modified, row.mask_modified]
-
-
-def _hashes(row: SourceRow) -> tuple[str | None, str | None]:
-    return row.image_sha256, row.mask_sha256
 
 
 def _listing(row: SourceRow) -> tuple[object, ...]:
@@ -241,9 +284,4 @@ def _listing(row: SourceRow) -> tuple[object, ...]:
         row.mask_size,
         row.image_modified,
         row.mask_modified,
-        row.split,
     )
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

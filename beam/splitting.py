@@ -1,40 +1,195 @@
-"""Which split and which shard an id belongs to: pure functions of the id and the config.
+"""Which split and which shard an image belongs to: pure functions.
 
-An id's split does not depend on other ids, so an image never changes its split when others are
-added.
+Images that belong together form a group, and a group has a place from 0 to 1, a salted hash. The
+place decides the split, so an image does not change its split when others are added. Only where a
+split would have no group, or would lack a class, groups are assigned otherwise (``balance``).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
+import math
+from bisect import insort
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from schemas.config import IngestConfig
+from schemas.layout import SPLITS
 
 _CYCLE = 10
-"""Number of consecutive blocks that are assigned together: a share of a tenth is exactly one."""
-
-_FRAME_NUMBER = re.compile(r"(\d+)$")
+"""Number of consecutive blocks that are placed together: a share of a tenth is exactly one."""
 
 _MIN_RECORDS_A_SHARD = 32
 _PARALLEL_SHARDS = 64
 
 
-def split_of(sample_id: str, config: IngestConfig, group: str | None = None) -> str:
-    """``train``, ``validation`` or ``test`` for an id.
+class Group(NamedTuple):
+    """Images that stay in one split.
 
-    With ``image`` and ``folder``, a salted hash decides. With ``block``, frames of one folder that
-    have the same ``number // block_length`` stay together, and every ten consecutive blocks are
-    assigned in a seeded random order, so that short drives get all three splits, too. An id that
-    does not end in a number is a block of its own. Ids of one ``group`` stay together, whatever
-    their names are.
+    Attributes:
+        name: unique in the dataset.
+        place: from 0 to 1; decides the split.
     """
-    place = _uniform("group", config.seed, group) if group else _place(sample_id, config)
+
+    name: str
+    place: float
+
+
+def named_group(kind: str, name: str, config: IngestConfig) -> Group:
+    """A group that a hash of its name places; ``kind`` is image, folder or group."""
+    return Group(name, _uniform(kind, config.seed, name))
+
+
+def block(sequence: str, instant: int, step: float, config: IngestConfig) -> Group:
+    """The block of a frame: about ``block_length`` consecutive frames of a sequence.
+
+    Every ten consecutive blocks are placed in a seeded random order, so that short drives get all
+    three splits, too.
+
+    Args:
+        step: usual distance of consecutive instants. It is rounded to a power of two, so that it
+            seldom changes when images are added.
+    """
+    span = config.block_length << max(0, round(math.log2(max(step, 1))))
+    index = instant // span
+    cycle, slot = divmod(index, _CYCLE)
+    order = sorted(range(_CYCLE), key=lambda i: _hash("slot", config.seed, sequence, cycle, i))
+    # With the jitter, shares that are not multiples of a tenth are right on average.
+    jitter = _uniform("jitter", config.seed, sequence, cycle)
+    return Group(f"{sequence}#{index}", (order.index(slot) + jitter) / _CYCLE)
+
+
+def split_at(place: float, config: IngestConfig) -> str:
+    """The split to which a place from 0 to 1 belongs: ``train``, ``validation`` or ``test``."""
     if place < config.test:
         return "test"
     if place < config.test + config.validation:
         return "validation"
     return "train"
+
+
+class GroupContent(NamedTuple):
+    """What a group holds.
+
+    Attributes:
+        split: as given from outside; None if its place decides.
+        classes: ids of the classes in any of its masks.
+    """
+
+    group: Group
+    split: str | None
+    classes: frozenset[int]
+
+
+_CANDIDATES = 8
+"""Groups known for each class that may be moved to another split."""
+
+
+@dataclass
+class Balance:
+    """Which splits have groups with a class; partial results add up in any grouping.
+
+    Attributes:
+        counts: groups by class and split.
+        candidates: the groups with the lowest places by class, whose split was not given.
+    """
+
+    counts: Counter[tuple[int, str]] = field(default_factory=Counter)
+    candidates: dict[int, list[GroupContent]] = field(default_factory=dict)
+
+    def add(self, content: GroupContent, config: IngestConfig) -> None:
+        """Adds one group, which must not be in yet."""
+        split = content.split or split_at(content.group.place, config)
+        for label in content.classes | {_ANY}:
+            self.counts[label, split] += 1
+            if content.split is None:
+                self._propose(label, content)
+
+    def merge(self, other: Balance) -> None:
+        """Adds the groups of another balance."""
+        self.counts.update(other.counts)
+        for label, contents in other.candidates.items():
+            for content in contents:
+                self._propose(label, content)
+
+    def _propose(self, label: int, content: GroupContent) -> None:
+        known = self.candidates.setdefault(label, [])
+        if len(known) < _CANDIDATES or _by_place(content) < _by_place(known[-1]):
+            insort(known, content, key=_by_place)
+            del known[_CANDIDATES:]
+
+
+def _by_place(content: GroupContent) -> tuple[float, str]:
+    return content.group.place, content.group.name
+
+
+_ANY = -1
+"""Stands for any content: each group has it."""
+
+
+def wanted_splits(config: IngestConfig) -> list[str]:
+    """The splits that have a share."""
+    shares = {"train": 1.0, "validation": config.validation, "test": config.test}
+    return [split for split in SPLITS if shares[split]]
+
+
+def balance(found: Balance, config: IngestConfig) -> dict[str, str]:
+    """Groups that get another split than their place says: split by name of the group.
+
+    Rule: no split is without a group, and a class that occurs in at least as many groups as there
+    are splits occurs in each split. Where one lacks a class, the group with the lowest place that
+    has it moves there from a split that keeps all classes of the group. The rarest class is first.
+    With moved groups, validation and test have at most twice their share of all groups, or one.
+    """
+    wanted = wanted_splits(config)
+    moving = _Moving(Counter(found.counts), config)
+    groups = moving.groups_with(_ANY)
+    shares = {"train": 1.0, "validation": 2 * config.validation, "test": 2 * config.test}
+    labels = sorted(
+        {label for label, _ in found.counts},
+        key=lambda label: (label != _ANY, moving.groups_with(label), label),
+    )
+    for label in labels:
+        if moving.groups_with(label) < len(wanted):
+            continue
+        for split in reversed(wanted):
+            most = max(1, math.ceil(shares[split] * groups))
+            if not moving.counts[label, split] and moving.counts[_ANY, split] < most:
+                moving.fill(split, label, found.candidates.get(label, []))
+    return moving.moved
+
+
+@dataclass
+class _Moving:
+    """Groups by class and split while groups move, and the moves."""
+
+    counts: Counter[tuple[int, str]]
+    config: IngestConfig
+    moved: dict[str, str] = field(default_factory=dict)
+
+    def groups_with(self, label: int) -> int:
+        return sum(self.counts[label, split] for split in wanted_splits(self.config))
+
+    def fill(self, split: str, label: int, candidates: list[GroupContent]) -> None:
+        """Moves the first of the candidates that can leave its split."""
+        able = [one for one in candidates if self._can_leave(one, one.classes)]
+        if label == _ANY and not able:
+            # A split without a group is worse than one that loses a class.
+            able = [one for one in candidates if self._can_leave(one, frozenset())]
+        if not able:
+            return
+        one = able[0]
+        for each in one.classes | {_ANY}:
+            self.counts[each, self._split_of(one)] -= 1
+            self.counts[each, split] += 1
+        self.moved[one.group.name] = split
+
+    def _split_of(self, one: GroupContent) -> str:
+        return self.moved.get(one.group.name) or split_at(one.group.place, self.config)
+
+    def _can_leave(self, one: GroupContent, kept: frozenset[int]) -> bool:
+        return all(self.counts[label, self._split_of(one)] > 1 for label in kept | {_ANY})
 
 
 def order_key(sample_id: str, config: IngestConfig) -> int:
@@ -62,21 +217,6 @@ def shard_count(records: int, record_bytes: int, config: IngestConfig) -> int:
     for_parallel = min(_PARALLEL_SHARDS, records // _MIN_RECORDS_A_SHARD)
     for_size = -(-record_bytes // (config.shard_mib << 20))
     return 1 << (max(for_parallel, for_size, 1) - 1).bit_length()
-
-
-def _place(sample_id: str, config: IngestConfig) -> float:
-    folder, _, name = sample_id.rpartition("/")
-    if config.split_by == "folder":
-        return _uniform("folder", config.seed, folder)
-    number = _FRAME_NUMBER.search(name)
-    if config.split_by == "image" or number is None:
-        return _uniform("image", config.seed, sample_id)
-    stretch = f"{folder}/{name[: number.start()]}"
-    cycle, slot = divmod(int(number[1]) // config.block_length, _CYCLE)
-    order = sorted(range(_CYCLE), key=lambda i: _hash("slot", config.seed, stretch, cycle, i))
-    # With the jitter, shares that are not multiples of a tenth are right on average.
-    jitter = _uniform("jitter", config.seed, stretch, cycle)
-    return (order.index(slot) + jitter) / _CYCLE
 
 
 def _uniform(*parts: object) -> float:

@@ -1,8 +1,8 @@
 """WriteShards: groups pairs by shard and writes each shard as one TFRecord file.
 
-Only paths cross the shuffle. The worker of a shard reads, checks, resizes, encodes and writes its
-pairs one after the other in hash order. So memory holds one pair at a time (and the few that are
-read ahead from a store), and the bytes depend on nothing but the pairs and the recipe.
+Only references to records cross the shuffle. The worker of a shard copies its records one after
+the other in hash order. So memory holds one record at a time (and the few that are read ahead from
+a store), and the bytes depend on nothing but the pairs and the recipe.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from beam import splitting
 from beam.ahead import ahead
 from beam.attempts import take_whole, whole_file
 from beam.progress import CountingDoFn
-from beam.records import TRANSIENT, Recipe, make_record, read_pair, reject_row
+from beam.record_files import read_frames, unframe
+from beam.records import Made, Recipe, stats_of
 from schemas.config import IngestConfig
-from schemas.errors import RejectError
-from schemas.example import encode, write_record
+from schemas.example import parse, write_record
 from schemas.layout import SPLITS, shard_name
 from schemas.manifest import Manifest, ShardInfo
 from schemas.sources import SourceRow, source_table
 from schemas.stats import PixelStats
-from schemas.storage import file_sha256, is_file, join
+from schemas.storage import file_sha256, join
 
 ShardKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class PublishedShards:
-    """A published version whose shards may be reused if their sources are the same."""
+    """A published version whose records and shards may be reused."""
 
     folder: str
     shards: dict[str, ShardInfo]
@@ -47,7 +47,7 @@ class PublishedShards:
 
 @dataclass
 class WriteShards(beam.PTransform):
-    """Writes rows as TFRecord files and returns one ShardInfo for each file.
+    """Writes records as TFRecord files and returns one ShardInfo for each file.
 
     Attributes:
         recipe: what determines the records.
@@ -63,21 +63,22 @@ class WriteShards(beam.PTransform):
     progress: str
     previous: PublishedShards | None = None
 
-    def expand(self, rows: beam.PCollection[SourceRow]) -> beam.PCollection[ShardInfo]:
+    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[ShardInfo]:
         """The graph: count, key by shard, group, write."""
         config = self.recipe.config
         counts = (
-            rows
-            | "SizeOfRow" >> beam.Map(lambda row: (row.split, (1, record_bytes(row, self.recipe))))
+            records
+            | "SizeOfRecord"
+            >> beam.Map(lambda made: (made.row.split, (1, record_bytes(made.row, self.recipe))))
             | "SizeOfSplit" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
         )
         sizes = beam.pvalue.AsDict(counts)
-        keyed = rows | "KeyByShard" >> beam.Map(
-            lambda row, sizes: (shard_key(row, sizes, self.recipe), row), sizes
+        keyed = records | "KeyByShard" >> beam.Map(
+            lambda made, sizes: (shard_key(made.row, sizes, self.recipe), made), sizes
         )
         # A hash range without rows still gets a file, or the set of shards would have gaps.
         every = (
-            rows.pipeline
+            records.pipeline
             | "Splits" >> beam.Create(SPLITS)
             | "EveryShard"
             >> beam.FlatMap(
@@ -135,90 +136,74 @@ class _WriteShard(CountingDoFn):
 
     def process(
         self,
-        element: tuple[ShardKey, Iterable[SourceRow | None]],
+        element: tuple[ShardKey, Iterable[Made | None]],
         sizes: dict[str, tuple[int, int]],
     ) -> Iterator[ShardInfo]:
         (split, index), grouped = element
         config = self._recipe.config
-        rows = sorted(
-            (row for row in grouped if row is not None),
-            key=lambda row: (splitting.order_key(row.id, config), row.id),
+        records = sorted(
+            (made for made in grouped if made is not None),
+            key=lambda made: (splitting.order_key(made.row.id, config), made.row.id),
         )
         shards = shards_of(split, sizes, config)
         name = shard_name(config.name, split, index, shards)
-        source_sha256 = shard_source_sha256(split, rows, self._recipe)
-        info, done = self._take_over(name, source_sha256, rows) or self._write(
-            name, split, source_sha256, rows
+        source_sha256 = shard_source_sha256(split, (made.row for made in records), self._recipe)
+        info, rows = self._take_over(name, source_sha256, records) or self._write(
+            name, split, source_sha256, records
         )
         # Rows stay out of the shuffle: the metadata step reads them from these files.
         with whole_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
-            pq.write_table(source_table(done), path)
+            pq.write_table(source_table(rows), path)
         yield info
 
     def _take_over(
-        self, name: str, source_sha256: str, rows: list[SourceRow]
+        self, name: str, source_sha256: str, records: list[Made]
     ) -> tuple[ShardInfo, list[SourceRow]] | None:
-        """Reuses the shard of the previous version, if it is intact and its rows are known."""
+        """Reuses the shard of the previous version, if all its records are still in it."""
         old = self._previous and self._previous.shards.get(source_sha256)
-        if not self._previous or not old or not all(_is_settled(row) for row in rows):
+        if not self._previous or not old or not records:
             return None
         shard = join(self._previous.folder, old.name)
-        if not is_file(shard) or file_sha256(shard) != old.sha256:
+        if any(made.record is None or made.record.file != shard for made in records):
             return None
         take_whole(shard, join(self._folder, name), self._rows_folder)
-        self.counters.add("kept", old.records)
-        for row in rows:
-            if row.reject_code:
-                self.counters.add(f"rejected.{row.reject_code}")
-        done = [replace(row, shard=None if row.reject_code else name) for row in rows]
-        return old.model_copy(update={"name": name}), done
+        self.counters.add("written", old.records)
+        return old.model_copy(update={"name": name}), [
+            replace(made.row, shard=name) for made in records
+        ]
 
     def _write(
-        self, name: str, split: str, source_sha256: str, rows: list[SourceRow]
+        self, name: str, split: str, source_sha256: str, records: list[Made]
     ) -> tuple[ShardInfo, list[SourceRow]]:
-        recipe = self._recipe
-        stats = PixelStats.zero(len(recipe.taxonomy))
-        done = []
+        classes = len(self._recipe.taxonomy)
+        stats = PixelStats.zero(classes)
+        rows = []
         size = 0
         # A retried bundle replaces what the first attempt left with the same bytes.
         with whole_file(join(self._folder, name), self._rows_folder) as path:
             with open(path, "wb") as file:
-                for row, read in ahead(self._read, rows, recipe.source):
-                    try:
-                        made, sample, example = make_record(row, recipe, read)
-                    except RejectError as error:
-                        self.counters.add(f"rejected.{error.code}")
-                        done.append(reject_row(row, error))
-                        continue
-                    written = write_record(file, encode(example))
-                    stats += PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
-                    size += written
-                    done.append(
-                        replace(
-                            made,
-                            shard=name,
-                            reject_path=None,
-                            reject_code=None,
-                            reject_message=None,
-                        )
-                    )
+                for made, read in ahead(_read, records, self._folder):
+                    record, known = read()
+                    stats += known or stats_of(parse(record), classes)
+                    length = write_record(file, record)
+                    rows.append(replace(made.row, shard=name, offset=size, length=length))
+                    size += length
                     self.counters.add("written")
-                    self.counters.add("bytes", written)
+                    self.counters.add("bytes", length)
             digest = file_sha256(path)
         info = ShardInfo(
             name=name,
             split=split,
-            records=sum(row.shard is not None for row in done),
+            records=len(rows),
             bytes=size,
             sha256=digest,
             source_sha256=source_sha256,
             stats=stats.to_json(),
         )
-        return info, done
-
-    def _read(self, row: SourceRow) -> tuple[bytes, bytes]:
-        return read_pair(row, self._recipe.source)
+        return info, rows
 
 
-def _is_settled(row: SourceRow) -> bool:
-    return bool(row.dhash) or (row.reject_code is not None and row.reject_code not in TRANSIENT)
+def _read(made: Made) -> tuple[bytes, PixelStats | None]:
+    if made.record is None:
+        raise ValueError(f"{made.row.id}: a pair without a record has no shard")
+    return unframe(made.record, read_frames(made.record))

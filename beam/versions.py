@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from beam.metadata import LISTING_KEY
-from beam.records import TRANSIENT, Recipe
+from beam.record_files import RecordRef
+from beam.records import LOSSLESS, TRANSIENT, Made, Recipe
 from beam.tfrecords import PublishedShards
 from schemas import listing, storage
 from schemas.errors import UserError
 from schemas.layout import MANIFEST, SOURCES
-from schemas.manifest import Manifest, load_manifest
+from schemas.manifest import Manifest, ShardInfo, load_manifest
 from schemas.parquet import read_footer, read_table
 from schemas.sources import SOURCES as SOURCES_SCHEMA
-from schemas.sources import SourceRow, rows_of
+from schemas.sources import rows_of
 from schemas.storage import join
 
 
@@ -50,14 +51,37 @@ def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
     return digests == list(expected.values())
 
 
-def known_rows(previous: PublishedShards | None) -> Iterator[tuple[str, SourceRow]]:
-    """Rows of an earlier version by id; none if its table is missing or cannot be used."""
+def known_pairs(previous: PublishedShards | None) -> Iterator[tuple[str, Made]]:
+    """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
+
+    They are records whose shards are intact, and rejects for what their files contain.
+    """
     if previous is None:
         return
     try:
         table = read_table(join(previous.folder, SOURCES), columns=SOURCES_SCHEMA.names)
     except (OSError, ValueError):
         return
-    if table.schema.equals(SOURCES_SCHEMA):
-        for row in rows_of(table):
-            yield row.id, row
+    if not table.schema.equals(SOURCES_SCHEMA):
+        return
+    intact = _intact(previous)
+    for row in rows_of(table):
+        if row.shard in intact and row.offset is not None and row.length is not None:
+            file = join(previous.folder, row.shard)
+            yield row.id, Made(row, RecordRef(file, row.offset, row.length))
+        elif row.reject_code and row.reject_code not in TRANSIENT | LOSSLESS:
+            yield row.id, Made(row, None)
+
+
+def _intact(previous: PublishedShards) -> set[str]:
+    """Names of the shards whose checksums match."""
+
+    def matches(shard: ShardInfo) -> bool:
+        try:
+            return storage.file_sha256(join(previous.folder, shard.name)) == shard.sha256
+        except OSError:
+            return False
+
+    shards = list(previous.shards.values())
+    found = storage.each(matches, shards)
+    return {shard.name for shard, fine in zip(shards, found, strict=True) if fine}

@@ -101,7 +101,7 @@ def report(args: argparse.Namespace, scratch: Path, clusters: dict[int, Path]) -
                     output = scratch / f"{job}-{count}-{turn}-{runner}-{workers}"
                     arguments = [f"--source={source}", f"--output={output}"]
                     arguments += (
-                        [f"--model={args.model.absolute()}"] if job == "infer" else [REPEATED]
+                        [f"--model={args.model.absolute()}"] if job == "infer" else list(REPEATED)
                     )
                     cluster = clusters[workers] if runner == "flink" else None
                     if cluster:

@@ -113,7 +113,7 @@ def make_model(folder: Path, given: str | None) -> Path:
 def make_dataset(pairs: Path, folder: Path) -> Path:
     """Ingests the pairs; returns the dataset's folder."""
     done = subprocess.run(
-        [sys.executable, "-m", "beam.ingest", f"--source={pairs}", f"--output={folder}", REPEATED],
+        [sys.executable, "-m", "beam.ingest", f"--source={pairs}", f"--output={folder}", *REPEATED],
         cwd=HERE.parent,
         check=True,
         capture_output=True,

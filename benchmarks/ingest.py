@@ -32,7 +32,7 @@ def command(contender: str, source: Path, output: Path) -> list[str]:
     """The contender's command line; it writes below an output folder that does not exist yet."""
     if contender == "ingest":
         options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
-        arguments = [f"--source={source}", f"--output={output}", REPEATED, *options]
+        arguments = [f"--source={source}", f"--output={output}", *REPEATED, *options]
         return [sys.executable, "-m", "beam.ingest", *arguments]
     script = HERE / f"peer_{contender}.py"
     return [sys.executable, str(script), str(source), str(output), str(WORKERS)]

@@ -12,8 +12,8 @@ from flows.scenes import write_scenes
 _HEADER_END = 33
 """Bytes of a PNG's signature and header chunk."""
 
-REPEATED = "--max_doubtful_fraction=1"
-"""Option of ingest that accepts them: all are doubtful, since pictures repeat."""
+REPEATED = ("--max_doubtful_fraction=1", "--max_leak=1")
+"""Options of ingest that keep them: all are doubtful and leak, since pictures repeat."""
 
 
 def repeated_pairs(

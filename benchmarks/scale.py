@@ -99,7 +99,7 @@ def main() -> None:
                 read = size_of(source) / count / 1024
                 print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)
                 jobs = {
-                    "ingest": ["beam.ingest", f"--source={source}", REPEATED],
+                    "ingest": ["beam.ingest", f"--source={source}", *REPEATED],
                     "infer": ["beam.infer", f"--model={model}", f"--source={source}/CameraRGB"],
                 }
                 for job, arguments in jobs.items():

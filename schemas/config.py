@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -88,6 +89,24 @@ class IngestConfig(SourceConfig):
         description="What one split keeps together: consecutive frames, folders or images.",
     )
     block_length: int = Field(10, ge=1, le=100_000, description="Consecutive frames in a block.")
+    group: str = Field(
+        "",
+        description="Regular expression; images are in one split if the same text of their ids "
+        "matches it, or its first parentheses, e.g. '^(drive_[0-9]+)'.",
+    )
+    given_splits: Literal["keep", "strict", "ignore"] = Field(
+        "keep",
+        description="Splits that a list or folders named train, val or test give: keep them and "
+        "report leaks, keep them unless they leak, or ignore them.",
+    )
+    max_leak: float = Field(
+        0,
+        ge=0,
+        le=1,
+        description="Share of evaluation images with a near-duplicate in another split above which "
+        "nothing is published. With 0, images that would leak are left out, unless their splits "
+        "are given; with more, none is.",
+    )
     seed: int = Field(0, ge=0, description="Seed of the split and of the record order.")
     shard_mib: int = Field(64, ge=1, le=4096, description="Target size of a shard in MiB.")
     max_reject_fraction: float = Field(
@@ -101,6 +120,10 @@ class IngestConfig(SourceConfig):
     def _check(self) -> IngestConfig:
         if self.validation + self.test >= 1:
             raise ValueError("validation and test together must leave a share for train")
+        try:
+            re.compile(self.group)
+        except re.error as error:
+            raise ValueError(f"group: expected a regular expression: {error}") from error
         if (self.height == 0) != (self.width == 0):
             raise ValueError("height and width are both 0 (the source's size) or both positive")
         return self

@@ -7,6 +7,14 @@ import re
 
 SPLITS = ("train", "validation", "test")
 
+SPLIT_NAMES = {name: name for name in SPLITS} | {
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "testing": "test",
+}
+"""The split that a folder or a list means by each name, in lower case."""
+
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 SOURCES = "sources.parquet"

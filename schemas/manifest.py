@@ -40,24 +40,38 @@ class ShardInfo(_Record):
 
 
 class SplitInfo(_Record):
-    """One split: its number of records, its size, and its pixels by class name."""
+    """One split: its number of records, its size, and its pixels by class name.
+
+    Attributes:
+        groups: number of groups of images that belong together, such as stretches of a drive.
+    """
 
     records: int
     bytes: int
     class_pixels: dict[str, int]
     void_pixels: int
+    groups: int = 0
 
 
 class NearDuplicates(_Record):
-    """Pairs of images in different splits that look alike.
+    """Images that nearly show what one in another split shows; only given splits have any.
 
-    Two images are alike when their 64-bit difference hashes differ in at most ``max_distance``
-    bits.
+    Two images are near-duplicates when their 64-bit difference hashes differ in at most
+    ``max_distance`` bits.
+
+    Attributes:
+        images_across_splits: images in any of the pairs.
+        evaluation_images: those of them in validation or test.
+        frames_beside: frames next to one of another split in their sequence.
+        examples: ids of a few pairs.
     """
 
     max_distance: int
     pairs_across_splits: int
     images_across_splits: int
+    evaluation_images: int = 0
+    frames_beside: int = 0
+    examples: list[tuple[str, str]] = []
 
 
 class Manifest(_Record):

@@ -12,18 +12,11 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from schemas.errors import UserError
-from schemas.layout import SPLITS
+from schemas.layout import SPLIT_NAMES, SPLITS
 from schemas.storage import local
 
 COLUMNS = ("image", "mask", "split", "group")
 """All texts; the first two are required."""
-
-_SPLIT_NAMES = {name: name for name in SPLITS} | {
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "testing": "test",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +101,7 @@ def _pair_of(row: dict[str, str | None], where: str) -> ListedPair:
         if path and (path.startswith("/") or "://" in path or ".." in path.split("/")):
             raise UserError(f"--pairs {where}: expected a path below the source, found {path!r}")
     split = row.get("split")
-    if split and split.lower() not in _SPLIT_NAMES:
+    if split and split.lower() not in SPLIT_NAMES:
         raise UserError(
             f"--pairs {where}: expected the split {', '.join(SPLITS)} or nothing, found {split!r}"
         )
@@ -117,6 +110,6 @@ def _pair_of(row: dict[str, str | None], where: str) -> ListedPair:
         id=str(PurePosixPath(image).with_suffix("")),
         image=image,
         mask=posixpath.normpath(mask) if mask else None,
-        split=_SPLIT_NAMES[split.lower()] if split else None,
+        split=SPLIT_NAMES[split.lower()] if split else None,
         group=row.get("group"),
     )

@@ -16,10 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from schemas.config import SourceConfig
 from schemas.errors import UserError
+from schemas.layout import SPLIT_NAMES
 from schemas.named import Named, explain
 
 _ID, _SPLIT = "{id}", "{split}"
-_SPLITS = ("train", "training", "val", "valid", "validation", "test", "testing")
 _ANY_DEPTH = "**/"
 
 
@@ -137,7 +137,7 @@ def _expression(pattern: str) -> str:
         if piece == _ID:
             found += "(?P<id>.+?)"
         elif piece == _SPLIT:
-            found += f"(?P<split>{'|'.join(_SPLITS)})"
+            found += f"(?P<split>{'|'.join(SPLIT_NAMES)})"
         elif piece == "*":
             found += "[^/]*"
         elif piece.startswith("{"):

@@ -22,6 +22,9 @@ class SourceRow:
         image_size, mask_size: in bytes.
         image_modified, mask_modified: in seconds since the epoch.
         split, shard: where the record is; shard is null for a reject.
+        group: images that are in one split because they belong together, e.g. a stretch of a drive.
+        offset, length: bytes of the shard at which the record begins, and that it takes.
+        classes: ids of the classes that the mask has, separated by commas; empty if there is none.
         source_height, source_width: pixels, before resizing.
         dhash: 64-bit difference hash of the resized image, 16 hex digits.
         picture: hash of the resized image's pixels, 32 hex digits.
@@ -42,7 +45,11 @@ class SourceRow:
     image_sha256: str | None = None
     mask_sha256: str | None = None
     split: str | None = None
+    group: str | None = None
     shard: str | None = None
+    offset: int | None = None
+    length: int | None = None
+    classes: str | None = None
     source_height: int | None = None
     source_width: int | None = None
     dhash: str | None = None

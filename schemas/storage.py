@@ -82,6 +82,16 @@ def read_bytes(place: Place) -> bytes:
     return request(place, read)
 
 
+def read_range(place: Place, offset: int, length: int) -> bytes:
+    """Reads some bytes of a file on a store, and not the rest."""
+
+    def read(store: Any, key: str) -> bytes:
+        with store.open_input_file(key) as file:
+            return bytes(file.read_at(length, offset))
+
+    return request(place, read)
+
+
 def write_bytes(place: Place, data: bytes) -> None:
     """Writes a whole file; on a store, in one put."""
     if is_remote(place):

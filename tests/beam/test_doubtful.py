@@ -116,10 +116,13 @@ def test_swapped_channels_are_warned_of(copy: Path, tmp_path: Path) -> None:
             red, green, blue = image.split()
         Image.merge("RGB", (blue, green, red)).save(path)
     config = SMALL.model_copy(update={"height": 0, "width": 0})
-    (warning,) = load_manifest(run_ingest(copy, tmp_path / "out", config)).warnings
-    assert "--image_channels bgr" in warning
+    assert _bgr_warnings(run_ingest(copy, tmp_path / "out", config)) == 1
     back = config.model_copy(update={"image_channels": "bgr"})
-    assert load_manifest(run_ingest(copy, tmp_path / "back", back)).warnings == []
+    assert _bgr_warnings(run_ingest(copy, tmp_path / "back", back)) == 0
+
+
+def _bgr_warnings(folder: Path) -> int:
+    return sum("--image_channels bgr" in one for one in load_manifest(folder).warnings)
 
 
 def test_real_pairs_and_the_same_shifted(real: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from flows.scenes import write_scenes
 from flows.state import start_time
 
 PAIRS = 24
-INGEST = ["--name=lyft", "--block_length=1"]
+INGEST = ["--name=lyft", "--block_length=1", "--max_leak=1"]
 INFER = ["--height=96", "--width=128", "--part_mib=0.02"]
 
 

@@ -15,7 +15,7 @@ from flows.flink_demo import published_bytes
 
 pytestmark = pytest.mark.slow
 
-ARGUMENTS = ["--name=small", "--height=32", "--width=48", "--block_length=1"]
+ARGUMENTS = ["--name=small", "--height=32", "--width=48", "--block_length=1", "--max_leak=1"]
 PAIRS = 12
 
 

@@ -20,7 +20,7 @@ from schemas.config import InferConfig
 
 pytestmark = pytest.mark.soak
 
-INGEST = ["--name=small", "--height=32", "--width=48", "--block_length=1"]
+INGEST = ["--name=small", "--height=32", "--width=48", "--block_length=1", "--max_leak=1"]
 INFER = ["--height=32", "--width=48", "--part_mib=0.004"]
 CONFIG = InferConfig(height=32, width=48, part_mib=0.004)
 

@@ -1,14 +1,39 @@
 """Runs the ingest job in the test's process, and reads its records."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from jobs import IN_MEMORY, SMALL
 
-from beam import ingest
+from beam import ingest, splitting
 from beam.pipeline import pipeline_options
+from beam.sequences import frame_of, step_of
 from schemas.config import IngestConfig
 from schemas.example import Example, parse, read_records
 from schemas.manifest import load_manifest
+
+
+def splits_of(classes: Mapping[str, Iterable[int]], config: IngestConfig) -> dict[str, str]:
+    """The split of each id, found in plain Python: one sequence, split by block, nothing given.
+
+    Args:
+        classes: ids of the classes in the mask of each image.
+    """
+    frames = {name: frame_of(name) for name in classes}
+    step = step_of((frame.camera, frame.instant) for frame in frames.values())
+    groups = {
+        name: splitting.block(frame.sequence, frame.instant, step, config)
+        for name, frame in frames.items()
+    }
+    found = splitting.Balance()
+    for group in set(groups.values()):
+        inside = [set(classes[name]) for name, of in groups.items() if of == group]
+        found.add(splitting.GroupContent(group, None, frozenset().union(*inside)), config)
+    moved = splitting.balance(found, config)
+    return {
+        name: moved.get(group.name) or splitting.split_at(group.place, config)
+        for name, group in groups.items()
+    }
 
 
 def run_ingest(
