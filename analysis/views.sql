@@ -41,7 +41,7 @@ CREATE OR REPLACE VIEW confusion AS FROM published('confusion');
 CREATE OR REPLACE VIEW rejects AS FROM published('_rejects');
 
 -- One row per image: how good its mask is or, without truth, how confident and how varied.
---   mean_iou       over the classes in truth or prediction
+--   mean_iou       over the classes in the truth or prediction of this image
 --   worst_class    the class with the lowest IoU; on ties, the one with the largest union
 --   classes_found  classes with at least one predicted pixel
 --   class_entropy  of the predicted class shares, in bits: 0 for a single class

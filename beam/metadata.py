@@ -22,7 +22,7 @@ from beam.split_checks import draw_leaks
 from beam.splitting import wanted_splits
 from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
-from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
+from schemas.manifest import FEW_GROUPS, Manifest, NearDuplicates, ShardInfo, SplitInfo
 from schemas.parquet import read_table
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
 from schemas.sources import SOURCES as SOURCES_SCHEMA
@@ -168,6 +168,7 @@ def make_manifest(
         files_listed=files.get("", 0),
         skipped={reason: count for reason, count in sorted(files.items()) if reason},
         warnings=[
+            *group_warnings(splits),
             *class_warnings(stats, recipe),
             *leak_warnings(remaining),
             *doubts_of_all(sources),
@@ -284,6 +285,16 @@ def _groups(sources: pa.Table) -> dict[str, int]:
     """Number of groups by split."""
     counts = sources.group_by("split").aggregate([("group", "count_distinct")]).to_pylist()
     return {one["split"]: one["group_count_distinct"] for one in counts}
+
+
+def group_warnings(splits: Mapping[str, SplitInfo]) -> list[str]:
+    """Warns of a test split of few groups."""
+    test = splits["test"]
+    text = (
+        f"test has {test.groups} groups of images that belong together, fewer than {FEW_GROUPS}: "
+        "metrics on it say little of other places"
+    )
+    return [text] if test.records and test.groups < FEW_GROUPS else []
 
 
 def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]:

@@ -78,6 +78,12 @@ def publish_report(page: str) -> None:
     create_link_artifact(_link(page), page.rpartition("/")[2], "report", about)
 
 
+def publish_evaluation(report: Path) -> None:
+    """Publishes how a model does on another dataset."""
+    text = report.read_text(encoding="utf-8")
+    create_markdown_artifact(text, "evaluation", "The model on another dataset")
+
+
 def _link(place: str) -> str:
     return place if is_remote(place) else Path(place).as_uri()
 

@@ -8,6 +8,8 @@ from prefect import flow
 
 from flows.artifacts import publish_class_table, publish_links
 from flows.elsewhere import train_elsewhere
+from flows.evaluate import evaluate_model
+from flows.foresee import check_steps
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.names import named
@@ -48,6 +50,7 @@ def ingest_train_infer(
     train_config: TrainConfig = TrainConfig(),
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
+    evaluate_on: list[str] | None = None,
 ) -> Results:
     """Ingests raw pairs, trains on them, predicts, and publishes tables.
 
@@ -64,10 +67,15 @@ def ingest_train_infer(
         train_config: How the network is trained.
         gate_config: When the new version becomes champion; predictions use the champion.
         infer_config: How images are predicted and rows are written.
+        evaluate_on: Folders of further datasets, e.g. of other drives, on whose images the model is
+            judged as well; its metrics are in MLflow and on the run's page.
     """
+    check_steps(ingest_config, train_config, gate_config)
     dataset = ingest(source, output, ingest_config)
     how = (dataset, output, train_config, gate_config, tracking_uri)
     model = train(*how) if train_on == "here" else train_elsewhere(*how)
+    for other in evaluate_on or []:
+        evaluate_model(model, other, tracking_uri)
     predictions = infer(
         model=model,
         dataset=None if infer_source else dataset,

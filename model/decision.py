@@ -5,6 +5,7 @@ Its input is the confusion matrix of each image of one test split.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,21 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
+from schemas.errors import UserError
 from schemas.stats import Float64Array, Int64Array
+
+_WATCHED = (
+    "Vehicles",
+    "Pedestrians",
+    "Pedestrian",
+    "Roads",
+    "Road",
+    "Car",
+    "car",
+    "person",
+    "road",
+)
+"""Names of the classes that are critical by default, as taxonomies write them."""
 
 _RESAMPLES = 2000
 _SEED = 0
@@ -25,6 +40,7 @@ class Decision(BaseModel):
     Attributes:
         mean_iou, champion_mean_iou: over all images; the champion's is None if there is none.
         low, high: bootstrap interval of their difference.
+        groups: number of groups of test images that belong together, which the bootstrap draws.
         critical: IoU of champion and challenger for each critical class; None if undefined.
     """
 
@@ -36,6 +52,7 @@ class Decision(BaseModel):
     champion_mean_iou: float | None = None
     low: float | None = None
     high: float | None = None
+    groups: int = 0
     critical: dict[str, tuple[float | None, float | None]] = {}
 
     def to_markdown(self, challenger: str, champion: str | None) -> str:
@@ -52,41 +69,80 @@ class Decision(BaseModel):
                 f"| IoU {name} | {_shown(before)} | {_shown(after)} |"
                 for name, (before, after) in self.critical.items()
             ),
+            "",
+            f"Groups of test images that belong together: {self.groups:,}.",
         ]
         return "\n".join(lines) + "\n"
 
 
+def critical_classes(config: GateConfig, taxonomy: Taxonomy) -> list[int]:
+    """Ids of the classes that must not fall.
+
+    Raises:
+        UserError: a name is not in the taxonomy.
+    """
+    names = [name.strip() for name in config.critical.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in taxonomy.names]:
+        raise UserError(
+            f"critical {','.join(unknown)!r}: expected classes of taxonomy {taxonomy.name}: "
+            f"{', '.join(taxonomy.names)}"
+        )
+    chosen = names or _WATCHED
+    return [label.id for label in taxonomy.classes if label.name in chosen]
+
+
 def decide(
-    challenger: Int64Array, champion: Int64Array | None, taxonomy: Taxonomy, config: GateConfig
+    challenger: Int64Array,
+    champion: Int64Array | None,
+    taxonomy: Taxonomy,
+    config: GateConfig,
+    groups: Sequence[str],
 ) -> Decision:
     """Compares two networks over the same images.
 
-    The interval is the percentile bootstrap over images, paired: both networks are summed over
-    the same resample. Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 13. Images of one drive resemble each other, so the interval is too narrow.
+    The interval is the percentile bootstrap over groups of images that belong together, such as
+    stretches of a drive, since the images of one resemble each other. It is paired: both networks
+    are summed over the same resample. Source: Efron and Tibshirani, "An Introduction to the
+    Bootstrap", 1993, chapter 13; for groups, Davison and Hinkley, "Bootstrap Methods and their
+    Application", 1997, section 3.8. If there is one group only, its images are drawn.
 
     Args:
         challenger, champion: confusion matrix of each image, int64 (images, classes, classes).
+        groups: name of each image's group.
+
+    Raises:
+        UserError: a critical class is not in the taxonomy.
     """
-    names = [name.strip() for name in config.critical.split(",")]
-    ids = [label.id for label in taxonomy.classes if label.name in names]
-    after = _iou(challenger.sum(axis=0))
-    mean = float(np.nanmean(after))
+    ids = critical_classes(config, taxonomy)
+    total = challenger.sum(axis=0)
+    after = _iou(total)
+    mean = float(np.nanmean(after)) if total.any() else float("nan")
+    count = len(set(groups))
+    one_class = "the test split has fewer than two classes, so it tells nothing"
+    too_few_classes = int((total.sum(axis=1) > 0).sum()) < 2
     if champion is None:
         found = {taxonomy.names[i]: (None, _defined(after[i])) for i in ids}
-        enough = mean >= config.floor
-        said = "reaches" if enough else "is below"
-        reason = f"There is no champion; mean IoU {mean:.4f} {said} the floor of {config.floor}."
-        return Decision(promoted=enough, reason=reason, mean_iou=mean, critical=dict(found))
+        enough = mean >= config.floor and not too_few_classes
+        said = "reaches" if mean >= config.floor else "is below"
+        reason = f"There is no champion; mean IoU {mean:.4f} {said} the floor of {config.floor}"
+        return Decision(
+            promoted=enough,
+            reason=f"{reason}; {one_class}." if too_few_classes else f"{reason}.",
+            mean_iou=mean,
+            groups=count,
+            critical=dict(found),
+        )
 
     before = _iou(champion.sum(axis=0))
     mean_before = float(np.nanmean(before))
     critical = {taxonomy.names[i]: (_defined(before[i]), _defined(after[i])) for i in ids}
-    low, high = _interval(challenger, champion, config.confidence)
+    low, high = _interval(
+        _by_group(challenger, groups), _by_group(champion, groups), config.confidence
+    )
     difference = mean - mean_before
     figures = (
         f"mean IoU {mean:.4f} against {mean_before:.4f}: {difference:+.4f}, "
-        f"{config.confidence:.0%} interval {low:+.4f} to {high:+.4f}"
+        f"{config.confidence:.0%} interval {low:+.4f} to {high:+.4f} over {count:,} groups"
     )
     # An undefined IoU of the challenger counts as 0.
     fallen = [
@@ -94,7 +150,7 @@ def decide(
         for name, (old, new) in critical.items()
         if old is not None and old - (new or 0.0) > config.tolerance
     ]
-    problems = []
+    problems = [one_class] if too_few_classes else []
     # Negated comparisons: NaN, from images without truth, must not promote.
     if not difference > config.margin:
         problems.append(f"not better by more than {config.margin}")
@@ -110,17 +166,26 @@ def decide(
         champion_mean_iou=mean_before,
         low=low,
         high=high,
+        groups=count,
         critical=critical,
     )
+
+
+def _by_group(counts: Int64Array, groups: Sequence[str]) -> Int64Array:
+    """Sums of the matrices of each group (groups, classes, classes); unchanged if there is one."""
+    names, index = np.unique(groups, return_inverse=True)
+    if len(names) == 1:
+        return counts
+    sums = np.zeros((len(names), *counts.shape[1:]), np.int64)
+    np.add.at(sums, index, counts)
+    return sums
 
 
 def _interval(
     challenger: Int64Array, champion: Int64Array, confidence: float
 ) -> tuple[float, float]:
-    images = len(challenger)
-    draws = np.random.default_rng(_SEED).multinomial(
-        images, np.full(images, 1 / images), _RESAMPLES
-    )
+    drawn = len(challenger)
+    draws = np.random.default_rng(_SEED).multinomial(drawn, np.full(drawn, 1 / drawn), _RESAMPLES)
     difference = [
         np.nanmean(_iou(np.tensordot(draws, counts, axes=1)), axis=-1)
         for counts in (challenger, champion)

@@ -1,131 +1,166 @@
-"""Evaluation of a network on one split: metrics over all images and for each image."""
+"""Evaluates a registered model: ``python -m model.evaluate --model URI --dataset DIR``.
+
+The dataset may be any of the model's classes. Metrics and tables are those of a training; they are
+logged to the run that made the version, below ``evaluations/``. The last line of standard output is
+the URI of that folder.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+from model.groups import groups_of
+from model.plan import Plan, plan
+from schemas.classes import Taxonomy
+from schemas.cli import Parser, add_tracking_uri, run_main
+from schemas.config import TrainConfig
+from schemas.errors import UserError
+from schemas.geometry import Geometry
+from schemas.layout import SPLITS
+from schemas.quiet import import_tensorflow
+from schemas.tracking import outages_are_said
 
-from model.dataset import Input
-from schemas.challenge import challenge_score, has_challenge_classes, without_hood
-from schemas.classes import VOID, Taxonomy, UInt8Array
-from schemas.picture import PanelRow, error_map, panel
-from schemas.stats import ConfusionMatrix, Int64Array
+if TYPE_CHECKING:
+    from model.dataset import Input
+    from model.evaluation import Evaluation
 
-_EXAMPLES_OF_A_KIND = 2
+_REPORT = "evaluation.md"
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The results of a network on a split.
+@outages_are_said()
+def run(
+    model: str,
+    dataset: str,
+    tracking_uri: str,
+    split: str = "test",
+    report: str | None = None,
+) -> str:
+    """Evaluates a version on a split of a dataset, or on all of it, unless that has been done.
 
-    Attributes:
-        counts: confusion matrix of each image, int64 (images, classes, classes).
-        hoodless: confusion matrix without vehicle pixels of the hood, for the challenge's score.
-        cross_entropy: mean over all pixels that are not void.
+    Args:
+        model: ``models:/<name>/<version>`` or ``models:/<name>@<alias>``.
+        dataset: folder or URI of a published dataset; its classes must be the model's.
+        tracking_uri: MLflow's store or server.
+        split: train, validation, test or all.
+        report: file to which metrics and classes are written as Markdown, if one is named.
+
+    Returns:
+        URI of the folder of tables and pictures in the version's run.
+
+    Raises:
+        UserError: there is no such model or dataset, or their classes differ.
+        UnavailableError: MLflow does not answer.
     """
+    from model import registry, tracking
 
-    taxonomy: Taxonomy
-    counts: Int64Array
-    hoodless: ConfusionMatrix
-    cross_entropy: float
-
-    @property
-    def matrix(self) -> ConfusionMatrix:
-        """The confusion matrix over all images."""
-        return ConfusionMatrix(self.counts.sum(axis=0))
-
-    def metrics(self, prefix: str = "test_") -> dict[str, float]:
-        """The metrics logged to MLflow; with the challenge's if the taxonomy has its classes."""
-        matrix = self.matrix
-        figures = {
-            "loss": self.cross_entropy,
-            "pixel_accuracy": matrix.pixel_accuracy(),
-            "mean_iou": matrix.mean_iou(),
-            "frequency_weighted_iou": matrix.frequency_weighted_iou(),
-        }
-        if has_challenge_classes(self.taxonomy):
-            figures |= challenge_score(self.hoodless, self.taxonomy)
-        return {f"{prefix}{name}": value for name, value in figures.items()}
+    tracking.connect(tracking_uri)
+    uri = registry.version_of(model)
+    splits = SPLITS if split == "all" else (split,)
+    chosen = plan_of(uri, dataset, splits)
+    manifest = chosen.manifest
+    name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
+    if known := registry.find_evaluation(uri, name):
+        _say(f"nothing has changed: {known}")
+    else:
+        images = sum(manifest.splits[one].records for one in splits)
+        _say(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")
+        known = _evaluate(uri, chosen, splits, name)
+    text = registry.text_of(known, _REPORT)
+    print(text, file=sys.stderr, flush=True)
+    if report:
+        Path(report).write_text(text, encoding="utf-8")
+    return known
 
 
-def evaluate(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Evaluation:
-    """Predicts every image of a split once."""
+def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
+    """Evaluates and logs; returns the URI of the folder that was logged."""
+    from model import registry
+
+    network, source, found = evaluate_version(uri, chosen, splits)
+
+    from model import pictures
+    from model.evaluation import draw_examples
+
+    groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
+    report = pictures.evaluation_report(uri, chosen.manifest, found, splits, groups)
+    with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:
+        folder = Path(scratch)
+        (folder / _REPORT).write_text(report, encoding="utf-8")
+        pictures.write_class_table(found, folder / "classes.csv")
+        pictures.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
+        draw_examples(network, source, found, *splits).save(folder / "examples.png")
+        return registry.log_evaluation(uri, name, found.metrics(""), folder)
+
+
+def plan_of(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
+    """The plan by which a version was trained, with another dataset.
+
+    Args:
+        needed: splits that must have records.
+
+    Raises:
+        UserError: the dataset cannot be used, or its classes are not the model's.
+    """
+    from model import registry
+
+    # Its initial weights may no longer exist.
+    trained_with = TrainConfig(**registry.train_config(uri) | {"start_from": ""})
+    chosen = plan(dataset, trained_with, needed)
+    own = Taxonomy.model_validate(registry.metadata(uri)["taxonomy"])
+    if own.mapping_sha256 != chosen.taxonomy.mapping_sha256:
+        raise UserError(
+            f"{uri} predicts taxonomy {own.name}, but dataset {dataset!r} holds "
+            f"{chosen.taxonomy.name}: their classes differ; name a dataset of the model's classes"
+        )
+    return chosen
+
+
+def evaluate_version(
+    uri: str, chosen: Plan, splits: Sequence[str]
+) -> tuple[Any, Input, Evaluation]:
+    """Loads a version's network and evaluates it on splits of a plan's dataset.
+
+    Returns:
+        The network, the dataset as its input, the results.
+    """
+    from model import registry
+
+    import_tensorflow()
     import keras
 
-    from model.losses import class_logits
+    from model.dataset import Input, damage_is_named
+    from model.evaluation import evaluate
 
-    classes = len(taxonomy)
-    scored = has_challenge_classes(taxonomy)
-    loss_of = keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, ignore_class=VOID, reduction="sum"
+    facts = registry.metadata(uri)
+    with registry.keras_file(uri) as path:
+        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+    source = Input(chosen, Geometry.model_validate(facts["geometry"]))
+    with damage_is_named(chosen):
+        return network, source, evaluate(network, source, chosen.taxonomy, *splits)
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the URI of the folder of tables and pictures."""
+    parser = Parser(
+        prog="python -m model.evaluate",
+        description="Evaluates a registered model on any dataset of its classes.",
     )
-    height, width = source.manifest.config.height, source.manifest.config.width
-    counts = []
-    hoodless = ConfusionMatrix.zero(classes)
-    loss = 0.0
-    for images, masks in source.evaluation(split):
-        # Crops the padding to the network's size.
-        logits = class_logits(model(images, training=False))[:, :height, :width]
-        loss += float(loss_of(masks[:, :height, :width], logits))
-        predicted = np.argmax(logits, axis=-1).astype(np.uint8)
-        for true, found in zip(masks.numpy()[:, :height, :width, 0], predicted, strict=True):
-            counts.append(ConfusionMatrix.of(true, found, classes).counts)
-            if scored:
-                hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
-    stacked = np.stack(counts)
-    return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+    parser.add_argument("--model", required=True, help="models:/<name>/<version> or @<alias>")
+    parser.add_argument("--dataset", required=True, help="folder or URI that beam.ingest published")
+    parser.add_argument("--split", default="test", choices=[*SPLITS, "all"])
+    parser.add_argument("--report", help="file for metrics and classes, in Markdown")
+    add_tracking_uri(parser)
+    args = parser.parse_args(arguments)
+    return run(args.model, args.dataset, args.tracking_uri, args.split, args.report)
 
 
-def draw_examples(model: Any, source: Input, evaluation: Evaluation, split: str) -> Any:
-    """A sheet of the best, median and worst images: input, truth, prediction, errors."""
-    scores = np.array([ConfusionMatrix(one).mean_iou() for one in evaluation.counts])
-    order = np.argsort(-scores, kind="stable")
-    kinds = {
-        "best": order[:_EXAMPLES_OF_A_KIND],
-        "median": order[len(order) // 2 :][:_EXAMPLES_OF_A_KIND],
-        "worst": order[-_EXAMPLES_OF_A_KIND:],
-    }
-    wanted = {int(index): kind for kind, some in kinds.items() for index in some}
-    found = {index: pair for index, pair in enumerate(source.pairs(split)) if index in wanted}
-    rows = []
-    for index, kind in wanted.items():
-        image, truth = found[index]
-        predicted = predict(model, source, image)
-        caption = f"{kind}   mean IoU {scores[index]:.3f}"
-        rows.append(
-            PanelRow(caption, image, [truth, predicted, error_map(truth, predicted, image)])
-        )
-    return panel(rows, ("input", "truth", "prediction", "errors"), evaluation.taxonomy, width=240)
+def _say(text: str) -> None:
+    print(f"evaluate: {text}", file=sys.stderr, flush=True)
 
 
-def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
-    """Predicted class ids (height, width) of one image (height, width, 3)."""
-    from model.losses import class_logits
-
-    height, width = image.shape[:2]
-    rows, columns = source.geometry.mirror(height), source.geometry.mirror(width)
-    logits = class_logits(model(image[rows][:, columns][None], training=False))
-    return np.asarray(np.argmax(logits[0, :height, :width], axis=-1), np.uint8)
-
-
-def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:
-    """Yields true pixels, IoU, precision and recall of each class; NaN if undefined."""
-    for label, pixels, iou, precision, recall in zip(
-        taxonomy.classes,
-        matrix.true_pixels,
-        matrix.iou(),
-        matrix.precision(),
-        matrix.recall(),
-        strict=True,
-    ):
-        yield {
-            "class_id": label.id,
-            "class_name": label.name,
-            "true_pixels": int(pixels),
-            "iou": float(iou),
-            "precision": float(precision),
-            "recall": float(recall),
-        }
+if __name__ == "__main__":
+    sys.exit(run_main(main))

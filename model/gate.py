@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
-from model.decision import Decision, decide
-from model.plan import Plan, plan
+from model.decision import Decision, critical_classes, decide
+from model.groups import groups_of
+from model.plan import Plan
 from schemas.classes import Taxonomy
 from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
-from schemas.config import GateConfig, TrainConfig
+from schemas.config import GateConfig
 from schemas.errors import UserError
-from schemas.geometry import Geometry
-from schemas.quiet import import_tensorflow
+from schemas.layout import SPLITS
 from schemas.stats import Int64Array
 from schemas.tracking import outages_are_said
 
@@ -128,18 +128,13 @@ def main(arguments: Sequence[str]) -> str:
         return registry.rollback(args.rollback)
     if not args.dataset:
         raise UserError("expected --dataset, whose test split decides")
+    from model.evaluate import plan_of
+
     uri = registry.version_of(args.model)
-    # Its initial weights may no longer exist.
-    trained_with = TrainConfig(**registry.train_config(uri) | {"start_from": ""})
-    chosen = plan(args.dataset, trained_with)
-    own = Taxonomy.model_validate(registry.metadata(uri)["taxonomy"])
-    if own.mapping_sha256 != chosen.taxonomy.mapping_sha256:
-        raise UserError(
-            f"{uri} predicts taxonomy {own.name}, but dataset {args.dataset!r} holds "
-            f"{chosen.taxonomy.name}: their classes differ; name a dataset of the model's classes"
-        )
+    chosen = plan_of(uri, args.dataset, SPLITS)
+    critical_classes(config, chosen.taxonomy)
     if config.promote == "gate":
-        check_champion(trained_with.model_name, chosen.taxonomy)
+        check_champion(chosen.config.model_name, chosen.taxonomy)
     return judge(uri, chosen, config, _say)
 
 
@@ -151,8 +146,9 @@ def _decide_on(
     say: Say,
     challenger: Int64Array,
 ) -> Decision:
+    groups = groups_of(plan.folder, "test")
     if config.promote == "always":
-        regardless = decide(challenger, None, plan.taxonomy, config)
+        regardless = decide(challenger, None, plan.taxonomy, config, groups)
         reason = "Promoted regardless, as asked for."
         return regardless.model_copy(update={"promoted": True, "reason": reason})
     from model import registry
@@ -161,9 +157,9 @@ def _decide_on(
         say(f"the files of the champion {champion} are damaged, so it is not compared with")
         champion = None
     if champion is None:
-        return decide(challenger, None, plan.taxonomy, config)
+        return decide(challenger, None, plan.taxonomy, config, groups)
     say(f"the gate: {uri} against the champion {champion}")
-    return decide(challenger, _counts(champion, plan), plan.taxonomy, config)
+    return decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
 
 
 def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:
@@ -176,20 +172,9 @@ def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:
 
 
 def _counts(uri: str, plan: Plan) -> Int64Array:
-    from model import registry
+    from model.evaluate import evaluate_version
 
-    import_tensorflow()
-    import keras
-
-    from model.dataset import Input, damage_is_named
-    from model.evaluate import evaluate
-
-    facts = registry.metadata(uri)
-    with registry.keras_file(uri) as path:
-        network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    source = Input(plan, Geometry.model_validate(facts["geometry"]))
-    with damage_is_named(plan):
-        return evaluate(network, source, plan.taxonomy, "test").counts
+    return evaluate_version(uri, plan, ["test"])[2].counts
 
 
 def _say(text: str) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from model.evaluate import Evaluation, class_rows
+from model.evaluation import Evaluation, class_rows
 from model.plan import Plan
+from schemas.manifest import FEW_GROUPS, Manifest
 from schemas.stats import ConfusionMatrix
 
 _INTENDED_USE = (
@@ -62,6 +64,12 @@ def write_class_table(evaluation: Evaluation, path: Path) -> None:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+_MEAN_IOU = (
+    "Mean IoU: the IoU of each class over all images, averaged over the classes that occur in the "
+    "truth or the prediction of any of them"
+)
+
+
 def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: int) -> str:
     """The model card, in Markdown: the model, its training data and its evaluation.
 
@@ -69,17 +77,6 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
     """
     config, manifest = plan.config, plan.manifest
     counts = {split: info.records for split, info in manifest.splits.items()}
-    rows = [
-        f"| {row['class_name']} | {row['true_pixels']:,} | {_cell(row['iou'], 3)} | "
-        f"{_cell(row['precision'], 3)} | {_cell(row['recall'], 3)} |"
-        for row in class_rows(evaluation.matrix, evaluation.taxonomy)
-    ]
-    absent = [
-        row["class_name"]
-        for row in class_rows(evaluation.matrix, evaluation.taxonomy)
-        if math.isnan(row["iou"])
-    ]
-    figures = [f"| {name} | {value:.4f} |" for name, value in evaluation.metrics("").items()]
     described = (
         f"{config.architecture}, {config.filters} filters, normalisation {config.normalisation}, "
         f"{parameters:,} parameters. RGB of any size in; logits of {len(plan.taxonomy)} classes "
@@ -88,9 +85,9 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
     trained_on = (
         f"Dataset {manifest.name}, fingerprint `{manifest.fingerprint}`: {counts['train']:,} "
         f"training, {counts['validation']:,} validation and {counts['test']:,} test images of "
-        f"{manifest.config.width}x{manifest.config.height}, split by {manifest.config.split_by}."
+        f"{manifest.config.width}x{manifest.config.height}, split by {manifest.config.split_by}; "
+        f"the test images are of {manifest.splits['test'].groups:,} groups that belong together."
     )
-    left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
     return "\n".join(
         [
             f"# {config.model_name}",
@@ -118,18 +115,57 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
             "",
             "## Test split",
             "",
-            "| metric | value |",
-            "| --- | ---: |",
-            *figures,
-            "",
-            f"Mean IoU is over the classes that occur in truth or prediction{left_out}.",
-            "",
-            "| class | true pixels | IoU | precision | recall |",
-            "| --- | ---: | ---: | ---: | ---: |",
-            *rows,
-            "",
+            *_figures(evaluation),
         ]
     )
+
+
+def evaluation_report(
+    uri: str, manifest: Manifest, evaluation: Evaluation, splits: Sequence[str], groups: int
+) -> str:
+    """Markdown: the metrics of a version on a dataset, and those of each class.
+
+    Args:
+        groups: number of groups of images that belong together.
+    """
+    images = (
+        f"{len(evaluation.counts):,} images of {manifest.config.width}x{manifest.config.height}, "
+        f"in {groups:,} groups that belong together"
+    )
+    if groups < FEW_GROUPS:
+        images += f", fewer than {FEW_GROUPS}: they say little of other places"
+    return "\n".join(
+        [
+            f"# {uri} on {manifest.name} {manifest.fingerprint[:12]}, {', '.join(splits)}",
+            "",
+            f"{images}.",
+            "",
+            *_figures(evaluation),
+        ]
+    )
+
+
+def _figures(evaluation: Evaluation) -> list[str]:
+    """Lines of Markdown: metrics over all images, and those of each class."""
+    found = list(class_rows(evaluation.matrix, evaluation.taxonomy))
+    absent = [row["class_name"] for row in found if math.isnan(row["iou"])]
+    left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
+    return [
+        "| metric | value |",
+        "| --- | ---: |",
+        *(f"| {name} | {value:.4f} |" for name, value in evaluation.metrics("").items()),
+        "",
+        f"{_MEAN_IOU}{left_out}.",
+        "",
+        "| class | true pixels | IoU | precision | recall |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        *(
+            f"| {row['class_name']} | {row['true_pixels']:,} | {_cell(row['iou'], 3)} | "
+            f"{_cell(row['precision'], 3)} | {_cell(row['recall'], 3)} |"
+            for row in found
+        ),
+        "",
+    ]
 
 
 def _cell(value: Any, digits: int = 6) -> str:

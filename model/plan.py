@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.config import TrainConfig
+from schemas.config import IngestConfig, TrainConfig
 from schemas.errors import UserError
 from schemas.geometry import PADDED, UNPADDED, Geometry
 from schemas.layout import SPLITS
@@ -82,30 +83,65 @@ class Plan:
         }
 
 
-def plan(dataset: str, config: TrainConfig) -> Plan:
+def plan(dataset: str, config: TrainConfig, needed: Sequence[str] = SPLITS) -> Plan:
     """Reads the dataset's manifest and checks that the configuration can be trained on it.
+
+    Args:
+        needed: splits that must have records.
 
     Raises:
         UserError: something is missing or does not fit; the message says what.
     """
     folder = absolute(dataset)
     manifest = load_manifest(folder)
-    if not manifest.config.height:
-        raise UserError(
-            f"dataset {manifest.name} holds images of any size, but a batch has one; "
-            "ingest with a --height and a --width"
-        )
-    empty = [split for split in SPLITS if not manifest.splits[split].records]
+    check_size(manifest.config)
+    empty = [split for split in needed if not manifest.splits[split].records]
     if empty:
         raise UserError(
-            f"dataset {manifest.name} has no record in {', '.join(empty)}; ingest more pairs, or "
-            "with a smaller --block_length or --split_by=image"
+            f"dataset {manifest.name} has no record in {' and '.join(empty)}; ingest more pairs, "
+            "with a smaller --block_length, or with --validation and --test above 0"
         )
-    taxonomy, table = manifest.taxonomy, np.arange(256, dtype=np.uint8)
-    if config.target:
-        names = [name.strip() for name in config.target.split(",")]
-        taxonomy, table = taxonomy.told_from_rest(names)
+    taxonomy, table = classes_of(config, manifest.taxonomy)
     return Plan(folder, manifest, config, taxonomy, table, training_key(manifest, config))
+
+
+def check_size(config: IngestConfig) -> None:
+    """Refuses parameters of an ingest whose images have many sizes.
+
+    Raises:
+        UserError: says what to do.
+    """
+    if not config.height:
+        raise UserError(
+            f"dataset {config.name} holds images of any size, but a batch has one; "
+            "ingest with a --height and a --width"
+        )
+
+
+def check_ingest(config: IngestConfig) -> None:
+    """Refuses parameters of an ingest whose dataset cannot be trained on.
+
+    Raises:
+        UserError: says which, and what to do.
+    """
+    check_size(config)
+    missing = [split for split in ("validation", "test") if not getattr(config, split)]
+    if missing:
+        raise UserError(
+            f"dataset {config.name} is to have no {' and no '.join(missing)} split, but a training "
+            f"needs each; ingest with --{missing[0]} above 0"
+        )
+
+
+def classes_of(config: TrainConfig, taxonomy: Taxonomy) -> tuple[Taxonomy, UInt8Array]:
+    """The classes of a model, and its class id for each value of the dataset's masks, (256,).
+
+    Raises:
+        UserError: the target names a class that the taxonomy does not have.
+    """
+    if not config.target:
+        return taxonomy, np.arange(256, dtype=np.uint8)
+    return taxonomy.told_from_rest([name.strip() for name in config.target.split(",")])
 
 
 def training_key(manifest: Manifest, config: TrainConfig) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +33,10 @@ _KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolle
 _GATE_TAG, _CONFIG_TAG, _FILES_TAG = "gate", "train_config", "files_sha256"
 _DECISION = "gate.md"
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
+
+
+_EVALUATED = "evaluated"
+"""Metric that ends an evaluation."""
 
 
 def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card: str) -> str:
@@ -199,6 +204,42 @@ def conclude(uri: str, champion_uri: str | None, decision: Decision, config: Gat
     }
     client.set_model_version_tag(name, number, _GATE_TAG, json.dumps(seen))
     return True
+
+
+def log_evaluation(uri: str, name: str, metrics: dict[str, float], folder: Path) -> str:
+    """Logs an evaluation to the run that made a version; returns the URI of its files.
+
+    Args:
+        name: of the folder below ``evaluations``, and the metrics' prefix.
+        metrics: those that are not finite are left out.
+        folder: its files are logged; those of an earlier evaluation of this name are replaced.
+    """
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    place = f"evaluations/{name}"
+    client.log_artifacts(run_id, str(folder), place)
+    for key, value in metrics.items():
+        if math.isfinite(value):
+            client.log_metric(run_id, f"{name}/{key}", value)
+    # Says that everything before is there.
+    client.log_metric(run_id, f"{name}/{_EVALUATED}", 1)
+    return f"runs:/{run_id}/{place}"
+
+
+def find_evaluation(uri: str, name: str) -> str | None:
+    """URI of the files of an evaluation that ``log_evaluation`` has finished, or None."""
+    client = mlflow.MlflowClient()
+    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    done = f"{name}/{_EVALUATED}" in client.get_run(run_id).data.metrics
+    return f"runs:/{run_id}/evaluations/{name}" if done else None
+
+
+def text_of(folder: str, name: str) -> str:
+    """The text of a file in a folder of a run, ``runs:/<id>/<path>``."""
+    run_id, _, path = folder.removeprefix("runs:/").partition("/")
+    with tempfile.TemporaryDirectory(prefix="lyft-evaluation-") as scratch:
+        found = mlflow.MlflowClient().download_artifacts(run_id, f"{path}/{name}", scratch)
+        return Path(found).read_text(encoding="utf-8")
 
 
 def save_decision(uri: str, path: Path) -> None:

@@ -52,9 +52,11 @@ def run(
         UnavailableError: MLflow does not answer.
     """
     from model import registry, tracking
+    from model.decision import critical_classes
     from model.gate import check_champion, judge
 
     plans = [plan(dataset, config) for config in configs]
+    critical_classes(gate, plans[0].taxonomy)
     tracking.connect(tracking_uri)
     # An alias may move during the sweep.
     plans = [registry.pinned(one) for one in plans]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import Checkpoint, Progress, checkpoint, discard
+from model.decision import critical_classes
 from model.gate import NotPromotedError, check_champion, judge
 from model.plan import REGISTERED, Plan, plan
 from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
@@ -67,6 +68,7 @@ def run(
     """
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
+    critical_classes(gate, chosen.taxonomy)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from model import registry, tracking
 
@@ -180,7 +182,7 @@ def _deliver(
     """Evaluates the network and logs it to MLflow with its metrics, pictures and model card."""
     from model import pictures, registry, tracking
     from model.dataset import Input
-    from model.evaluate import draw_examples, evaluate
+    from model.evaluation import draw_examples, evaluate
     from model.export import export_openvino
 
     config, source = chosen.config, Input(chosen)

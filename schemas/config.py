@@ -217,8 +217,9 @@ class GateConfig(JobConfig):
         description="Confidence level of the bootstrap interval, which must lie above 0.",
     )
     critical: str = Field(
-        "Vehicles,Pedestrians,Pedestrian,Roads,Road",
-        description="Classes that must not fall; names not in the taxonomy are ignored.",
+        "",
+        description="Classes that must not fall, e.g. Vehicles,Roads; by default those that "
+        "taxonomies call vehicles, pedestrians and road.",
     )
     tolerance: float = Field(0.02, ge=0, le=1, description="IoU a critical class may lose.")
     floor: float = Field(

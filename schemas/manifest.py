@@ -21,6 +21,10 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+FEW_GROUPS = 10
+"""With fewer groups of images, the metrics on a split say little of other places."""
+
+
 class ShardInfo(_Record):
     """One TFRecord file.
 

@@ -3,11 +3,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from ingesting import records_of
 from jobs import ANY_MODEL
 
 from model.decision import Decision, decide
 from model.gate import judge
+from model.groups import groups_of
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
 from schemas.errors import UserError
@@ -24,6 +27,12 @@ STREET = Taxonomy(
 )
 
 
+def _decide(challenger, champion, config=GateConfig(), groups=None) -> Decision:
+    """Decides with each image a group of its own, unless groups are named."""
+    named = groups or [str(index) for index in range(len(challenger))]
+    return decide(challenger, champion, STREET, config, named)
+
+
 def _network(errors: dict[int, float], images: int = 40, seed: int = 0) -> np.ndarray:
     """Confusion matrices of a network that takes each class for class 0 at the given rate."""
     random = np.random.default_rng(seed)
@@ -36,7 +45,7 @@ def _network(errors: dict[int, float], images: int = 40, seed: int = 0) -> np.nd
 
 def test_a_better_network_is_promoted_with_its_interval() -> None:
     worse, better = _network({1: 0.3, 2: 0.3}), _network({1: 0.1, 2: 0.1}, seed=1)
-    decision = decide(better, worse, STREET, GateConfig())
+    decision = _decide(better, worse)
     assert decision.promoted
     means = [ConfusionMatrix(one.sum(axis=0)).mean_iou() for one in (better, worse)]
     assert (decision.mean_iou, decision.champion_mean_iou) == pytest.approx(means)
@@ -47,7 +56,7 @@ def test_a_better_network_is_promoted_with_its_interval() -> None:
 
 def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     first, second = _network({1: 0.2}, 15), _network({1: 0.25}, 15, seed=1)
-    decision = decide(first, second, STREET, GateConfig(confidence=0.9))
+    decision = _decide(first, second, GateConfig(confidence=0.9))
     random = np.random.default_rng(5)
     differences = []
     for _ in range(3000):
@@ -61,18 +70,15 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
 
 def test_what_is_not_better_stays_challenger() -> None:
     worse, better = _network({1: 0.3}), _network({1: 0.1}, seed=1)
-    same = decide(worse, worse, STREET, GateConfig())
+    same = _decide(worse, worse)
     assert not same.promoted
     assert "not better by more than 0.005" in same.reason
-    assert not decide(worse, better, STREET, GateConfig()).promoted
-    assert (
-        "not better by more than 0.5"
-        in decide(better, worse, STREET, GateConfig(margin=0.5)).reason
-    )
+    assert not _decide(worse, better).promoted
+    assert "not better by more than 0.5" in _decide(better, worse, GateConfig(margin=0.5)).reason
     # Only one image in forty is better: the mean is higher, but the interval includes zero.
     noisy = worse.copy()
     noisy[0] = better[0] * 30
-    found = decide(noisy, worse, STREET, GateConfig(margin=0))
+    found = _decide(noisy, worse, GateConfig(margin=0))
     assert found.mean_iou > found.champion_mean_iou
     assert not found.promoted
 
@@ -83,22 +89,24 @@ def test_images_without_truth_promote_nothing() -> None:
     better[0, 0, 0], worse[0, 0, :2] = 10, 5
     # One of the two images is void, so a quarter of the resamples contain no known pixel, and there
     # is no interval.
-    decision = decide(better, worse, STREET, GateConfig())
+    decision = _decide(better, worse)
     assert np.isnan(decision.low)
     assert not decision.promoted
     nothing = np.zeros((2, 3, 3), np.int64)
-    assert not decide(nothing, worse, STREET, GateConfig()).promoted
+    assert not _decide(nothing, worse).promoted
 
 
 def test_a_critical_class_must_not_fall() -> None:
     champion = _network({1: 0.5, 2: 0.1})
     challenger = _network({1: 0.0, 2: 0.3}, seed=1)
-    decision = decide(challenger, champion, STREET, GateConfig())
+    decision = _decide(challenger, champion)
     assert decision.mean_iou > decision.champion_mean_iou
     assert not decision.promoted
     assert "more than 0.02 lost: Vehicles from" in decision.reason
-    assert decide(challenger, champion, STREET, GateConfig(tolerance=0.5)).promoted
-    assert decide(challenger, champion, STREET, GateConfig(critical="Roads,Unicorns")).promoted
+    assert _decide(challenger, champion, GateConfig(tolerance=0.5)).promoted
+    assert _decide(challenger, champion, GateConfig(critical="Roads")).promoted
+    with pytest.raises(UserError, match="critical 'Unicorns': expected classes of taxonomy street"):
+        _decide(challenger, champion, GateConfig(critical="Roads,Unicorns"))
 
 
 def test_a_class_that_is_no_longer_found_has_fallen() -> None:
@@ -106,14 +114,59 @@ def test_a_class_that_is_no_longer_found_has_fallen() -> None:
     blind = champion.copy()
     blind[:, 0, 0] += blind[:, 2].sum(axis=-1)
     blind[:, 2] = blind[:, :, 2] = 0
-    decision = decide(blind, champion, STREET, GateConfig())
+    decision = _decide(blind, champion)
     assert decision.critical["Vehicles"] == (1.0, None)
     assert "Vehicles from 1.0000 to 0.0000" in decision.reason
 
 
+def test_the_bootstrap_draws_groups() -> None:
+    """Forty images of four streets: the interval is that of a bootstrap over the streets."""
+    worse, better = _network({1: 0.3, 2: 0.3}), _network({1: 0.2, 2: 0.3}, seed=1)
+    better[:10] = worse[:10]
+    streets = [f"street {index // 10}" for index in range(40)]
+    found = _decide(better, worse, GateConfig(confidence=0.9), streets)
+    random = np.random.default_rng(3)
+    differences = []
+    for _ in range(3000):
+        chosen = (random.integers(0, 4, 4)[:, None] * 10 + np.arange(10)).ravel()
+        new, old = (ConfusionMatrix(one[chosen].sum(axis=0)).mean_iou() for one in (better, worse))
+        differences.append(new - old)
+    low, high = np.quantile(differences, [0.05, 0.95])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=3e-3)
+    alone = _decide(better, worse, GateConfig(confidence=0.9))
+    assert found.high - found.low > 1.5 * (alone.high - alone.low)
+    assert "over 4 groups" in found.reason
+    assert "belong together: 4." in found.to_markdown("models:/m/2", "models:/m/1")
+    # With one group, its images are all that can be drawn.
+    one = _decide(better, worse, GateConfig(confidence=0.9), ["street"] * 40)
+    assert (one.low, one.high) == pytest.approx((alone.low, alone.high), abs=1e-3)
+    assert one.groups == 1
+
+
+@pytest.mark.parametrize("champion", [True, False])
+def test_a_test_split_of_one_class_promotes_nothing(champion: bool) -> None:
+    better, worse = _network({}), _network({1: 0.3})
+    for counts in (better, worse):
+        counts[:, 0] = counts[:, 2] = 0
+    decision = _decide(better, worse if champion else None, GateConfig(floor=0))
+    assert not decision.promoted
+    assert "fewer than two classes" in decision.reason
+
+
+def test_groups_are_in_the_order_of_the_records(dataset: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        ids = [record.id for record in records_of(dataset, split)]
+        rows = pq.read_table(dataset / "sources.parquet").to_pylist()
+        groups = {row["id"]: row["group"] for row in rows}
+        assert groups_of(str(dataset), split) == [groups[name] for name in ids]
+    old = pq.read_table(dataset / "sources.parquet").drop_columns(["group", "offset"])
+    pq.write_table(old, tmp_path / "sources.parquet")
+    assert len(set(groups_of(str(tmp_path), "test"))) == 4
+
+
 @pytest.mark.parametrize(("floor", "promoted"), [(0.5, True), (0.99, False)])
 def test_a_first_version_needs_the_floor(floor: float, promoted: bool) -> None:
-    decision = decide(_network({1: 0.3}), None, STREET, GateConfig(floor=floor))
+    decision = _decide(_network({1: 0.3}), None, GateConfig(floor=floor))
     assert decision.promoted is promoted
     assert f"the floor of {floor}" in decision.reason
 
@@ -181,7 +234,8 @@ def test_a_champion_that_comes_meanwhile_is_met(monkeypatch, champions, promoted
         return networks[uri]
 
     monkeypatch.setattr(gate, "_counts", counts)
-    plan = SimpleNamespace(config=SimpleNamespace(model_name="m"), taxonomy=STREET)
+    monkeypatch.setattr(gate, "groups_of", lambda *_: [str(index) for index in range(40)])
+    plan = SimpleNamespace(config=SimpleNamespace(model_name="m"), taxonomy=STREET, folder="")
     lines: list[str] = []
     chosen = judge("models:/m/9", plan, GateConfig(), lines.append)
     assert chosen == ("models:/m/9" if promoted else "models:/m/2")

@@ -153,7 +153,7 @@ def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
 
     from model import registry, tracking
     from model.dataset import Input
-    from model.evaluate import evaluate
+    from model.evaluation import evaluate
     from model.plan import plan
 
     tracking.connect(trained.tracking_uri)

@@ -1,0 +1,133 @@
+"""Evaluation of a network on splits: metrics over all images and for each image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from model.dataset import Input
+from schemas.challenge import challenge_score, has_challenge_classes, without_hood
+from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.picture import PanelRow, error_map, panel
+from schemas.stats import ConfusionMatrix, Int64Array
+
+_EXAMPLES_OF_A_KIND = 2
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The results of a network on one split, or several.
+
+    Attributes:
+        counts: confusion matrix of each image, int64 (images, classes, classes).
+        hoodless: confusion matrix without vehicle pixels of the hood, for the challenge's score.
+        cross_entropy: mean over all pixels that are not void.
+    """
+
+    taxonomy: Taxonomy
+    counts: Int64Array
+    hoodless: ConfusionMatrix
+    cross_entropy: float
+
+    @property
+    def matrix(self) -> ConfusionMatrix:
+        """The confusion matrix over all images."""
+        return ConfusionMatrix(self.counts.sum(axis=0))
+
+    def metrics(self, prefix: str = "test_") -> dict[str, float]:
+        """The metrics logged to MLflow; with the challenge's if the taxonomy has its classes."""
+        matrix = self.matrix
+        figures = {
+            "loss": self.cross_entropy,
+            "pixel_accuracy": matrix.pixel_accuracy(),
+            "mean_iou": matrix.mean_iou(),
+            "frequency_weighted_iou": matrix.frequency_weighted_iou(),
+        }
+        if has_challenge_classes(self.taxonomy):
+            figures |= challenge_score(self.hoodless, self.taxonomy)
+        return {f"{prefix}{name}": value for name, value in figures.items()}
+
+
+def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Evaluation:
+    """Predicts every image of the splits once."""
+    import keras
+
+    from model.losses import class_logits
+
+    classes = len(taxonomy)
+    scored = has_challenge_classes(taxonomy)
+    loss_of = keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=VOID, reduction="sum"
+    )
+    height, width = source.manifest.config.height, source.manifest.config.width
+    counts = []
+    hoodless = ConfusionMatrix.zero(classes)
+    loss = 0.0
+    for images, masks in chain.from_iterable(map(source.evaluation, splits)):
+        # Crops the padding to the network's size.
+        logits = class_logits(model(images, training=False))[:, :height, :width]
+        loss += float(loss_of(masks[:, :height, :width], logits))
+        predicted = np.argmax(logits, axis=-1).astype(np.uint8)
+        for true, found in zip(masks.numpy()[:, :height, :width, 0], predicted, strict=True):
+            counts.append(ConfusionMatrix.of(true, found, classes).counts)
+            if scored:
+                hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
+    stacked = np.stack(counts)
+    return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+
+
+def draw_examples(model: Any, source: Input, evaluation: Evaluation, *splits: str) -> Any:
+    """A sheet of the best, median and worst images: input, truth, prediction, errors."""
+    scores = np.array([ConfusionMatrix(one).mean_iou() for one in evaluation.counts])
+    order = np.argsort(-scores, kind="stable")
+    kinds = {
+        "best": order[:_EXAMPLES_OF_A_KIND],
+        "median": order[len(order) // 2 :][:_EXAMPLES_OF_A_KIND],
+        "worst": order[-_EXAMPLES_OF_A_KIND:],
+    }
+    wanted = {int(index): kind for kind, some in kinds.items() for index in some}
+    pairs = enumerate(chain.from_iterable(map(source.pairs, splits)))
+    found = {index: pair for index, pair in pairs if index in wanted}
+    rows = []
+    for index, kind in wanted.items():
+        image, truth = found[index]
+        predicted = predict(model, source, image)
+        caption = f"{kind}   mean IoU {scores[index]:.3f}"
+        rows.append(
+            PanelRow(caption, image, [truth, predicted, error_map(truth, predicted, image)])
+        )
+    return panel(rows, ("input", "truth", "prediction", "errors"), evaluation.taxonomy, width=240)
+
+
+def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
+    """Predicted class ids (height, width) of one image (height, width, 3)."""
+    from model.losses import class_logits
+
+    height, width = image.shape[:2]
+    rows, columns = source.geometry.mirror(height), source.geometry.mirror(width)
+    logits = class_logits(model(image[rows][:, columns][None], training=False))
+    return np.asarray(np.argmax(logits[0, :height, :width], axis=-1), np.uint8)
+
+
+def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:
+    """Yields true pixels, IoU, precision and recall of each class; NaN if undefined."""
+    for label, pixels, iou, precision, recall in zip(
+        taxonomy.classes,
+        matrix.true_pixels,
+        matrix.iou(),
+        matrix.precision(),
+        matrix.recall(),
+        strict=True,
+    ):
+        yield {
+            "class_id": label.id,
+            "class_name": label.name,
+            "true_pixels": int(pixels),
+            "iou": float(iou),
+            "precision": float(precision),
+            "recall": float(recall),
+        }

@@ -1,0 +1,85 @@
+"""A registered model on any dataset of its classes: the same metrics and tables as a training's.
+
+In processes of their own: in one that has trained, MLflow remembers a run's folder by its id, which
+a copy of the store shares.
+"""
+
+from pathlib import Path
+
+import mlflow
+import pytest
+from ingesting import run_ingest
+from jobs import SMALL, Job, Trained
+
+from schemas.errors import UserError
+from schemas.manifest import load_manifest
+
+
+def _metrics(trained: Trained, prefix: str) -> dict[str, float]:
+    """The metrics of the version's run that begin with a prefix, without it."""
+    client = mlflow.MlflowClient(trained.tracking_uri)
+    run_id = client.get_model_version("small-unet", trained.version[1:]).run_id
+    found = client.get_run(run_id).data.metrics
+    return {key.removeprefix(prefix): v for key, v in found.items() if key.startswith(prefix)}
+
+
+def test_the_test_split_gives_the_metrics_of_the_training(
+    trained: Trained, dataset: Path, job: Job, tmp_path: Path
+) -> None:
+    arguments = (f"--model={trained.model}", f"--dataset={dataset}")
+    store = f"--tracking_uri={trained.tracking_uri}"
+    done = job("model.evaluate", *arguments, store, f"--report={tmp_path}/report.md")
+    assert done.returncode == 0, done.stderr
+    version = load_manifest(dataset).fingerprint[:12]
+    place = done.stdout.splitlines()[-1]
+    assert place.endswith(f"/evaluations/small-{version}-test")
+    report = (tmp_path / "report.md").read_text()
+    assert report in done.stderr
+    assert "4 images of 48x32, in 4 groups that belong together, fewer than 10" in report
+    found = _metrics(trained, f"small-{version}-test/")
+    assert found.pop("evaluated") == 1
+    assert found == pytest.approx(_metrics(trained, "test_"), abs=1e-6)
+    assert f"| mean_iou | {found['mean_iou']:.4f} |" in report
+    files = mlflow.artifacts.list_artifacts(place, tracking_uri=trained.tracking_uri)
+    names = {Path(one.path).name for one in files}
+    assert names == {"evaluation.md", "classes.csv", "confusion.png", "examples.png"}
+
+    again = job("model.evaluate", *arguments, store)
+    assert again.stdout == done.stdout
+    assert again.stderr.startswith(f"evaluate: nothing has changed: {place}\n{report}")
+
+
+def test_another_drive_is_judged_whole(
+    trained: Trained, copy: Path, tmp_path: Path, job: Job
+) -> None:
+    """A dataset without a test split, of which all images count."""
+    for camera in ("CameraRGB", "CameraSeg"):
+        for path in sorted((copy / camera).iterdir())[10:]:
+            path.unlink()
+    config = SMALL.model_copy(update={"name": "other", "validation": 0, "test": 0})
+    folder = run_ingest(copy, tmp_path / "out", config)
+    asked = (f"--model={trained.model}", f"--dataset={folder}")
+    store = f"--tracking_uri={trained.tracking_uri}"
+    refused = job("model.evaluate", *asked, store)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "dataset other has no record in test" in refused.stderr
+    done = job("model.evaluate", *asked, store, "--split=train")
+    assert done.returncode == 0, done.stderr
+    assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
+
+
+def test_what_cannot_be_judged_is_refused(
+    trained: Trained, dataset: Path, scenes: Path, tmp_path: Path
+) -> None:
+    from model.evaluate import run
+
+    with pytest.raises(UserError, match="models:/none/1"):
+        run("models:/none/1", str(dataset), trained.tracking_uri)
+    with pytest.raises(UserError, match="there is no such folder"):
+        run(trained.model, str(tmp_path / "none"), trained.tracking_uri)
+    update = {"taxonomy": "carla-0.9", "name": "newer", "taxonomy_check": "off"}
+    newer = run_ingest(scenes, tmp_path, SMALL.model_copy(update=update))
+    with pytest.raises(
+        UserError, match=r"predicts taxonomy carla-0\.8, but dataset .* holds carla-"
+    ):
+        run(trained.model, str(newer), trained.tracking_uri)
