@@ -110,7 +110,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             beam.pvalue.AsIter(left_out),
             beam.pvalue.AsIter(listed[UNPAIRED]),
             beam.pvalue.AsDict(listed[FILES]),
-            beam.pvalue.AsSingleton(split[REMAINING]),
+            beam.pvalue.AsIter(split[REMAINING]),
         )
     )
 

@@ -54,11 +54,17 @@ class Node(NamedTuple):
 
 
 class Twin(NamedTuple):
-    """Why images are left out: an image of another split, and the bits in which they differ."""
+    """A near-duplicate in another split, or a frame next to it.
+
+    Attributes:
+        bits: in which the hashes differ.
+        leaves: whether the image is left out for it; if not, both splits were given.
+    """
 
     id: str
     split: str
     bits: int
+    leaves: bool = True
 
 
 class Remaining(NamedTuple):
@@ -95,124 +101,91 @@ def rank(split: str) -> int:
 
 @dataclass
 class FindLeaks(beam.PTransform):
-    """From nodes, finds those to leave out, as (key, Twin), and the parts of what remains."""
+    """From nodes, finds the twins of each, as (key of the node, Twin)."""
 
     def expand(
         self, nodes: beam.PCollection[Node]
     ) -> tuple[beam.PCollection[tuple[NodeKey, Twin]], beam.PCollection[Remaining]]:
-        """The graph: compare within bands, weigh both sides of each pair, decide."""
-        twins = (
+        """The graph: compare within bands, decide on each pair; also the pairs that remain."""
+        pairs = (
             nodes
-            | "ByHash" >> beam.Map(lambda node: (node.dhash, node))
-            | "GroupByHash" >> beam.GroupByKey()
-            | "Bands" >> beam.FlatMapTuple(bands)
+            | "Bands" >> beam.FlatMap(bands)
             | "GroupByBand" >> beam.GroupByKey()
             | "Compare" >> beam.FlatMapTuple(across_splits)
-            | "BothWays" >> beam.FlatMap(both_ways)
-            | "GroupByNode" >> beam.GroupByKey()
         )
-        left_out = (
-            twins
-            | "Weigh" >> beam.FlatMapTuple(weigh)
-            | "GroupByOther" >> beam.GroupByKey()
-            | "GiveWay" >> beam.FlatMapTuple(give_way)
-        )
-        return left_out, twins | "Remain" >> beam.FlatMapTuple(remain)
+        twins = pairs | "Twins" >> beam.FlatMapTuple(twins_of)
+        return twins, pairs | "Remain" >> beam.FlatMapTuple(remaining_of)
 
 
-def bands(dhash: str, nodes: Iterable[Node]) -> Iterator[tuple[tuple[int, int], tuple[Node, ...]]]:
-    """The nodes of one hash, under each band of the hash."""
-    known = tuple(sorted(nodes))
+def bands(node: Node) -> Iterator[tuple[tuple[int, int], Node]]:
+    """A node under each band of its hash."""
+    dhash = int(node.dhash, 16)
     for band in range(_BANDS):
-        yield (band, int(dhash, 16) >> band * _BAND_BITS & (1 << _BAND_BITS) - 1), known
+        yield (band, dhash >> band * _BAND_BITS & (1 << _BAND_BITS) - 1), node
 
 
-def across_splits(
-    band: tuple[int, int], hashes: Iterable[tuple[Node, ...]]
-) -> Iterator[tuple[Node, Node]]:
-    """Pairs of nodes in different splits that are near-duplicates and share a band first here."""
-    known = sorted(hashes)
-    values = np.array([int(nodes[0].dhash, 16) for nodes in known], np.uint64)
-    masks = np.array([sum(1 << rank(s) for s in {n.split for n in nodes}) for nodes in known])
-    for one, other in close(values, masks, band[0]):
-        for first in known[one]:
-            for second in known[other]:
-                if first.split != second.split and (one != other or first < second):
-                    yield first, second
+def across_splits(band: tuple[int, int], nodes: Iterable[Node]) -> Iterator[tuple[Node, Node]]:
+    """Pairs of near-duplicates in different splits that share a band first here.
+
+    The first of a pair gives way. A given one stays; else the one with more near-duplicates in this
+    band gives way, so that few images are lost: one frame of a test split, say, rather than the
+    many of train that show the same halt. With equally many, train gives way to validation and
+    both to test. Of two given ones, neither does; the first is the smaller.
+    """
+    known = sorted(nodes)
+    hashes = np.array([int(node.dhash, 16) for node in known], np.uint64)
+    splits = np.array([rank(node.split) for node in known])
+    images = np.array([node.images for node in known])
+    weights = np.zeros(len(known), np.int64)
+    for start, found in _close(hashes, splits):
+        weights[start : start + len(found)] += (found * images[start:]).sum(axis=1)
+        weights[start:] += (found * images[start : start + len(found), None]).sum(axis=0)
+
+    def stays(index: int) -> tuple[bool, int, int, Node]:
+        node = known[index]
+        return node.given, -int(weights[index]), rank(node.split), node
+
+    for start, found in _close(hashes, splits):
+        for row, column in np.argwhere(found):
+            one, other = start + int(row), start + int(column)
+            if _first_band(hashes[one] ^ hashes[other]) == band[0]:
+                first, second = sorted((one, other), key=stays)
+                yield known[first], known[second]
 
 
-def close(
-    hashes: npt.NDArray[np.uint64], splits: npt.NDArray[np.int64], band: int
-) -> Iterator[tuple[int, int]]:
-    """Indices of hashes, i <= j, that are close, first in this band and not all of one split.
+def _close(
+    hashes: npt.NDArray[np.uint64], splits: npt.NDArray[np.int64]
+) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+    """Which nodes are near-duplicates in different splits, in blocks of rows.
 
-    Args:
-        splits: bit mask of the splits in which each hash occurs.
+    Yields:
+        The index of the first row, and a matrix (rows, nodes from that index on) that is true at
+        each such pair once, above the diagonal.
     """
     for start in range(0, len(hashes), _BLOCK):
         one, other = slice(start, start + _BLOCK), slice(start, None)
-        differing = hashes[one, None] ^ hashes[None, other]
-        found = np.bitwise_count(differing) <= NEAR_DUPLICATE_BITS
-        both = splits[one, None] | splits[None, other]
-        found &= both & (both - 1) > 0
-        found &= np.triu(np.ones(found.shape, bool))
-        for earlier in range(band):
-            mask = np.uint64(((1 << _BAND_BITS) - 1) << earlier * _BAND_BITS)
-            found &= (differing & mask) != 0
-        for i, j in np.argwhere(found):
-            yield start + int(i), start + int(j)
+        found = np.bitwise_count(hashes[one, None] ^ hashes[None, other]) <= NEAR_DUPLICATE_BITS
+        found &= splits[one, None] != splits[None, other]
+        yield start, np.triu(found, k=1)
 
 
-def both_ways(edge: tuple[Node, Node]) -> Iterator[tuple[NodeKey, tuple[Node, Node]]]:
-    """Both nodes of a pair, each with itself and the other."""
-    one, other = edge
-    yield one.key, (one, other)
-    yield other.key, (other, one)
+def _first_band(differing: np.uint64) -> int:
+    """Index of the first band in which two hashes agree, from the bits in which they differ."""
+    bits, mask = int(differing), (1 << _BAND_BITS) - 1
+    return next(band for band in range(_BANDS) if not bits >> band * _BAND_BITS & mask)
 
 
-def weigh(
-    _: NodeKey, twins: Iterable[tuple[Node, Node]]
-) -> Iterator[tuple[NodeKey, tuple[Node, Node, int, int]]]:
-    """For each twin of a node, and for itself: how many images are near-duplicates of the node."""
-    known = sorted(twins)
-    weight = sum(other.images for _, other in known)
-    for node, other in known:
-        yield other.key, (other, node, 0, weight)
-    node = known[0][0]
-    yield node.key, (node, node, weight, 0)
+def twins_of(first: Node, second: Node) -> Iterator[tuple[NodeKey, Twin]]:
+    """The twin of the node that gives way, or of both if both were given."""
+    bits = (int(first.dhash, 16) ^ int(second.dhash, 16)).bit_count()
+    leaves = not first.given
+    yield first.key, Twin(second.example, second.split, bits, leaves)
+    if not leaves:
+        yield second.key, Twin(first.example, first.split, bits, leaves)
 
 
-def give_way(
-    key: NodeKey, weighed: Iterable[tuple[Node, Node, int, int]]
-) -> Iterator[tuple[NodeKey, Twin]]:
-    """The twin for which a node is left out, if there is one.
-
-    Of two near-duplicates, a given one stays. Else the one with more near-duplicates gives way, so
-    that few images are lost: one frame of a test split, say, rather than the many of train that
-    show the same halt. With equally many, train gives way to validation and both to test.
-    """
-    known = sorted(weighed)
-    own = sum(weight for _, _, weight, _ in known)
-    for node, other, _, weight in known:
-        if other.key != node.key and not node.given:
-            ours = (other.given, own, -rank(node.split))
-            theirs = (False, weight, -rank(other.split))
-            if ours > theirs:
-                bits = (int(node.dhash, 16) ^ int(other.dhash, 16)).bit_count()
-                yield key, Twin(other.example, other.split, bits)
-                return
-
-
-def remain(_: NodeKey, twins: Iterable[tuple[Node, Node]]) -> Iterator[Remaining]:
-    """What stays of a node's near-duplicates because both splits were given."""
-    both = [(node, other) for node, other in sorted(twins) if node.given and other.given]
-    if both:
-        node = both[0][0]
-        pairs = [(node, other) for node, other in both if node < other]
-        yield Remaining(
-            sum(node.images * other.images for node, other in pairs),
-            node.images,
-            node.images if node.split != "train" else 0,
-            0,
-            tuple((node.example, other.example) for node, other in pairs)[:_EXAMPLES],
-        )
+def remaining_of(first: Node, second: Node) -> Iterator[Remaining]:
+    """A pair that stays, because both splits were given."""
+    if first.given:
+        pairs = first.images * second.images
+        yield Remaining(pairs, examples=((first.example, second.example),))

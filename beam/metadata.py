@@ -45,7 +45,7 @@ def write_metadata(
     left_out: Iterable[SourceRow],
     unpaired: Iterable[Reject],
     files: Mapping[str, int],
-    remaining: Remaining,
+    leaks: Iterable[Remaining],
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards are in ``folder``.
 
@@ -54,12 +54,13 @@ def write_metadata(
         rows_folder: folder of the Parquet files with the rows of each shard; not published.
         left_out: rows of pairs that have no record.
         files: number of files that were listed, under "", and of those skipped, by reason.
-        remaining: near-duplicates across splits that were given.
+        leaks: parts of what leaks between splits that were given.
 
     Raises:
         RuntimeError: the files do not add up: one is neither in a record nor accounted for.
     """
     parts = [read_table(join(rows_folder, f"{shard.name}.parquet")) for shard in shards]
+    remaining = Remaining.sum(leaks)
     rows = list(left_out)
     alone = list(unpaired)
     rejects = sorted(

@@ -23,15 +23,11 @@ from beam.splitting import Balance, Group, GroupContent
 from schemas.config import IngestConfig
 from schemas.errors import RejectError
 
-LEFT_OUT, REMAINING = "left_out", "remaining"
+LEFT_OUT, REMAINING, _CONTENTS = "left_out", "remaining", "contents"
 
 _NEXT_TO = 1.5
 """Frames at most as many usual steps apart are next to each other, and so are those between which
 there is none."""
-
-
-GroupKey = tuple[str, float, str]
-"""Name and place of a group, and the split that was given; empty if none was."""
 
 
 class Neighbour(NamedTuple):
@@ -76,7 +72,7 @@ class SplitWithoutLeaks(beam.PTransform):
     """Assigns splits to records.
 
     Returns a dict: ``records``, with their splits; ``left_out``, rows of the others; ``remaining``,
-    what leaks between splits that were given.
+    parts of what leaks between splits that were given.
 
     Attributes:
         config: how to split; progress: folder of the running counters.
@@ -87,24 +83,19 @@ class SplitWithoutLeaks(beam.PTransform):
 
     def expand(self, records: beam.PCollection[Made]) -> dict[str, beam.PCollection[Any]]:
         """The graph: group, balance, drop neighbours, drop near-duplicates."""
-        grouped = (
+        groups = (
             records
             | "BySequence" >> beam.Map(lambda made: (sequence_of(made, self.config), made))
             | "GroupBySequence" >> beam.GroupByKey()
-            | "Groups" >> beam.FlatMap(group_sequence, self.config)
+            | "Groups" >> beam.ParDo(_Groups(self.config)).with_outputs(_CONTENTS, main="grouped")
         )
-        moved = (
-            grouped
-            | "ByGroup" >> beam.Map(content_of)
-            | "ContentOfGroup" >> beam.CombinePerKey(union)
-            | "Balance" >> beam.CombineGlobally(_BalanceFn(self.config))
-        )
+        moved = groups[_CONTENTS] | "Balance" >> beam.CombineGlobally(_BalanceFn(self.config))
         chosen = (
-            grouped
+            groups.grouped
             | "Choose" >> beam.Map(choose, self.config, beam.pvalue.AsSingleton(moved))
             | "KeyByHash" >> beam.Map(lambda one: (node_key(one), one))
         )
-        twins, remaining = (
+        twins, pairs = (
             chosen
             | "Stay" >> beam.Filter(lambda one: one[1].twin is None)
             | "Ids" >> beam.MapTuple(lambda key, one: (key, (1, one.made.row.id)))
@@ -115,33 +106,44 @@ class SplitWithoutLeaks(beam.PTransform):
         ended = (
             {"chosen": chosen, "twins": twins}
             | "GroupByHash" >> beam.CoGroupByKey()
-            | "LeaveOut" >> beam.ParDo(_LeaveOut(self.progress)).with_outputs(LEFT_OUT, main="kept")
-        )
-        beside = (
-            chosen
-            | "BesideGiven" >> beam.Filter(lambda one: one[1].beside_given)
-            | "Beside" >> beam.Map(lambda _: Remaining(beside=1))
+            | "LeaveOut"
+            >> beam.ParDo(_LeaveOut(self.progress)).with_outputs(LEFT_OUT, REMAINING, main="kept")
         )
         return {
             "records": ended.kept,
             LEFT_OUT: ended[LEFT_OUT],
-            REMAINING: (remaining, beside)
-            | "AllRemaining" >> beam.Flatten()
-            | "SumRemaining" >> beam.CombineGlobally(Remaining.sum),
+            REMAINING: (pairs, ended[REMAINING]) | "AllRemaining" >> beam.Flatten(),
         }
 
 
 def sequence_of(made: Made, config: IngestConfig) -> str:
-    """Key of the records that must be seen together to form groups: those of a sequence."""
-    if config.split_by != "block" or made.row.group or config.group:
-        return made.row.id
-    return frame_of(made.row.id).sequence
+    """Key of the records that must be seen together to form groups: a sequence, or a group."""
+    named = _named_group(made, config)
+    return f"group {named.name}" if named else f"sequence {frame_of(made.row.id).sequence}"
 
 
-def group_sequence(records: tuple[str, Iterable[Made]], config: IngestConfig) -> Iterator[Grouped]:
+class _Groups(beam.DoFn):
+    """Yields the records of a sequence with their groups, and the content of each group."""
+
+    def __init__(self, config: IngestConfig) -> None:
+        self._config = config
+
+    def process(
+        self, element: tuple[str, Iterable[Made]]
+    ) -> Iterator[Grouped | beam.pvalue.TaggedOutput]:
+        contents: dict[tuple[Group, str | None], set[int]] = {}
+        for one in group_sequence(element[1], self._config):
+            contents.setdefault((one.group, one.split), set()).update(classes_in(one.made))
+            yield one
+        for (group, split), classes in contents.items():
+            content = GroupContent(group, split, frozenset(classes))
+            yield beam.pvalue.TaggedOutput(_CONTENTS, content)
+
+
+def group_sequence(records: Iterable[Made], config: IngestConfig) -> Iterator[Grouped]:
     """The records of a sequence, each with its group and its neighbours in other groups."""
     ordered = []
-    for made in records[1]:
+    for made in records:
         frame = frame_of(made.row.id)
         named = _named_group(made, config)
         if named or frame.instant is None:
@@ -199,15 +201,9 @@ def _next_to(index: int, instants: list[int], most: float) -> Iterator[int]:
             other += step
 
 
-def content_of(one: Grouped) -> tuple[GroupKey, frozenset[int]]:
-    """A record's classes, under its group."""
-    classes = str(one.made.row.classes).split(",") if one.made.row.classes else []
-    return (*one.group, one.split or ""), frozenset(map(int, classes))
-
-
-def union(parts: Iterable[frozenset[int]]) -> frozenset[int]:
-    """All classes in any of the parts."""
-    return frozenset().union(*parts)
+def classes_in(made: Made) -> list[int]:
+    """Ids of the classes in a record's mask."""
+    return [int(label) for label in str(made.row.classes or "").split(",") if label]
 
 
 class _BalanceFn(beam.CombineFn):
@@ -219,9 +215,8 @@ class _BalanceFn(beam.CombineFn):
     def create_accumulator(self) -> Balance:
         return Balance()
 
-    def add_input(self, found: Balance, one: tuple[GroupKey, frozenset[int]]) -> Balance:
-        (name, place, split), classes = one
-        found.add(GroupContent(Group(name, place), split or None, classes), self._config)
+    def add_input(self, found: Balance, content: GroupContent) -> Balance:
+        found.add(content, self._config)
         return found
 
     def merge_accumulators(self, parts: Iterable[Balance]) -> Balance:
@@ -283,11 +278,23 @@ class _LeaveOut(CountingDoFn):
     def process(
         self, element: tuple[NodeKey, dict[str, Iterable[Any]]]
     ) -> Iterator[Made | beam.pvalue.TaggedOutput]:
-        near = next(iter(element[1]["twins"]), None)
+        twins = sorted(element[1]["twins"])
+        near = next((twin for twin in twins if twin.leaves), None)
         for one in element[1]["chosen"]:
             twin = one.twin or near
             if twin is None:
                 yield one.made
+                evaluation = one.made.row.split != "train"
+                if twins or one.beside_given:
+                    in_pair = int(bool(twins))
+                    yield beam.pvalue.TaggedOutput(
+                        REMAINING,
+                        Remaining(
+                            images=in_pair,
+                            evaluation=in_pair * evaluation,
+                            beside=int(one.beside_given),
+                        ),
+                    )
                 continue
             self.counters.add("left out")
             how = "next to" if one.twin else f"near-duplicate ({twin.bits} of 64 bits differ) of"

@@ -249,7 +249,7 @@ def test_leaks_agree_with_comparing_all(seed: int) -> None:
         ids.setdefault(key, []).append(name)
     nodes = [Node(*key, len(names), min(names)) for key, names in ids.items()]
     edges = _edges(nodes)
-    assert len(edges) == len(set(edges))
+    assert len(edges) == len({frozenset((one.key, other.key)) for one, other in edges})
     expected = {
         frozenset((one.key, other.key))
         for one, other in combinations(nodes, 2)
@@ -258,31 +258,45 @@ def test_leaks_agree_with_comparing_all(seed: int) -> None:
     }
     assert {frozenset((one.key, other.key)) for one, other in edges} == expected
     assert len(expected) > 500
+    assert sorted(_edges(nodes[::-1])) == sorted(edges)
 
-    twins = _grouped(pair for edge in edges for pair in leaks.both_ways(edge))
-    weighed = _grouped(one for key, of in twins.items() for one in leaks.weigh(key, of))
-    left_out = {key for key, of in weighed.items() for key, _ in leaks.give_way(key, of)}
+    twins = [found for edge in edges for found in leaks.twins_of(*edge)]
+    left_out = {key for key, twin in twins if twin.leaves}
     assert all(not given for _, _, given in left_out)
     for one, other in (tuple(pair) for pair in expected):
-        both_given = one[2] and other[2]
-        assert both_given or one in left_out or other in left_out
-    parts = [one for key, of in twins.items() for one in leaks.remain(key, of)]
+        assert (one[2] and other[2]) or one in left_out or other in left_out
+    # An image has a twin that stays if, and only if, there is one that is given as well.
+    given = {name: key for name, key in images.items() if key[2]}
     close = [
-        (one, other)
-        for one, other in combinations(images, 2)
-        if images[one][2]
-        and images[other][2]
-        and frozenset((images[one], images[other])) in expected
+        pair
+        for pair in combinations(given, 2)
+        if frozenset(given[name] for name in pair) in expected
     ]
+    parts = [part for edge in edges for part in leaks.remaining_of(*edge)]
     total = leaks.Remaining.sum(parts[::-1])
     assert total == leaks.Remaining.sum([leaks.Remaining.sum(parts[:2]), *parts[2:]])
     assert total.pairs == len(close)
-    assert total.images == len({name for pair in close for name in pair})
+    stay = {key for key, twin in twins if not twin.leaves}
+    assert {name for name in given if given[name] in stay} == {n for pair in close for n in pair}
+
+
+def test_the_one_with_more_near_duplicates_gives_way() -> None:
+    """A halt: one frame of test, which train shows ten times, and the other way round."""
+    train = [Node(f"{1 << bit:016x}", "train", False, 1, f"t{bit}") for bit in range(10)]
+    halt = Node(f"{0:016x}", "test", False, 1, "halt")
+    left_out = {key for edge in _edges([*train, halt]) for key, _ in leaks.twins_of(*edge)}
+    assert left_out == {halt.key}
+    alone = Node(f"{1 << 20:016x}", "train", False, 1, "alone")
+    many = [halt._replace(images=3), alone]
+    assert [key for edge in _edges(many) for key, _ in leaks.twins_of(*edge)] == [alone.key]
+    # With one each, train gives way; and a given one never does.
+    for given, loser in ((False, alone), (True, halt)):
+        nodes = [halt, alone._replace(given=given)]
+        assert [key for edge in _edges(nodes) for key, _ in leaks.twins_of(*edge)] == [loser.key]
 
 
 def _edges(nodes: list[Node]) -> list[tuple[Node, Node]]:
-    by_hash = _grouped((node.dhash, node) for node in nodes)
-    in_bands = _grouped(one for dhash, of in by_hash.items() for one in leaks.bands(dhash, of))
+    in_bands = _grouped(pair for node in nodes for pair in leaks.bands(node))
     return [edge for band, of in in_bands.items() for edge in leaks.across_splits(band, of)]
 
 
