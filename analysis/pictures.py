@@ -99,7 +99,7 @@ def load_scenes(
         raise UserError(
             f"run {run['run_id']} has no image {missing[0]!r}; image ids are in the table masks"
         )
-    records = _records(_dataset_of(run, dataset), ids)
+    records = _records(dataset_of(run, dataset), ids)
     raw = _raw_taxonomy(run)
     scenes = []
     for image_id in ids:
@@ -137,7 +137,7 @@ def _agrees(
     return ConfusionMatrix.of(truth, mask, classes).counts.ravel().tolist() == list(confusion)
 
 
-def _dataset_of(run: dict[str, Any], dataset: str | Path | None) -> str | None:
+def dataset_of(run: dict[str, Any], dataset: str | Path | None) -> str | None:
     """Folder of the dataset that a run predicted, or None if it no longer exists."""
     if dataset is None:
         folder = str(run["source_uri"])

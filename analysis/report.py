@@ -20,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 from analysis.charts import heatmap, histogram
-from analysis.pictures import Scene, load_scenes, taxonomy_of
+from analysis.pictures import Scene, dataset_of, load_scenes, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 from schemas.layout import STAGING_PREFIX
+from schemas.manifest import FEW_GROUPS, load_manifest
 from schemas.picture import UNJUDGED, WRONG
 from schemas.stats import ConfusionMatrix
 from schemas.storage import is_remote
@@ -119,6 +120,8 @@ def report(
         links=_links(run, mlflow, prefect),
         taxonomy=taxonomy,
         scope=scope,
+        groups=_test_groups(run, dataset) if scope else 0,
+        few_groups=FEW_GROUPS,
         matrix=matrix,
         overall=_overall(matrix, [judged] if judged else splits),
         splits=splits,
@@ -199,6 +202,12 @@ def split_figures(
             )
         )
     return figures
+
+
+def _test_groups(run: dict[str, Any], dataset: str | None) -> int:
+    """Groups of images in the test split of the dataset that was predicted; 0 if not known."""
+    folder = dataset_of(run, dataset)
+    return load_manifest(folder).splits["test"].groups if folder else 0
 
 
 def _overall(matrix: ConfusionMatrix | None, splits: list[SplitFigures]) -> dict[str, float | None]:

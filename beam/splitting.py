@@ -12,6 +12,7 @@ import math
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 from schemas.config import IngestConfig
@@ -54,10 +55,15 @@ def block(sequence: str, instant: int, step: float, config: IngestConfig) -> Gro
     span = config.block_length << max(0, round(math.log2(max(step, 1))))
     index = instant // span
     cycle, slot = divmod(index, _CYCLE)
-    order = sorted(range(_CYCLE), key=lambda i: _hash("slot", config.seed, sequence, cycle, i))
+    order = _order_of_slots(config.seed, sequence, cycle)
     # With the jitter, shares that are not multiples of a tenth are right on average.
     jitter = _uniform("jitter", config.seed, sequence, cycle)
     return Group(f"{sequence}#{index}", (order.index(slot) + jitter) / _CYCLE)
+
+
+@lru_cache(1024)
+def _order_of_slots(seed: int, sequence: str, cycle: int) -> list[int]:
+    return sorted(range(_CYCLE), key=lambda slot: _hash("slot", seed, sequence, cycle, slot))
 
 
 def split_at(place: float, config: IngestConfig) -> str:

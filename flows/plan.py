@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from flows.durations import ingest_key, recorded, train_key
+from flows.foresee import check_steps
 from flows.table import table
 from schemas import storage
 from schemas.cli import Parser, add_tracking_uri, run_main
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
 from schemas.errors import UserError, without_password
 from schemas.layout import TRACKING_URI
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_table
 from schemas.published import partitions, run_file
 from schemas.tracking import database, outages_are_said
@@ -40,7 +41,6 @@ _PARAMETERS = 2_161_229
 _MEASURED_PIXELS, _MEASURED_FILTERS = 96 * 128, 16
 _FLOAT_BYTES = 4
 _NOT_KNOWN = "not known"
-_OF_MANY_SIZES = f"{_NOT_KNOWN} for images of many sizes"
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,14 @@ def plan(
     train_config: TrainConfig = TrainConfig(),
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
+    evaluate_on: Sequence[str] | None = None,
 ) -> list[Step]:
-    """The three steps; takes the parameters of the flow.
+    """The steps; takes the parameters of the flow.
 
     Raises:
         UserError: the source holds no pairs, or the run could not use its parameters.
     """
+    check_steps(ingest_config, train_config, gate_config)
     first, dataset, pairs = plan_ingest(source, output, ingest_config)
     second, model = plan_train(
         dataset, pairs, output, train_config, gate_config, tracking_uri, ingest_config, train_on
@@ -93,7 +95,8 @@ def plan(
     given = infer_config if infer_config.height else ingest_config
     network = network_size(train_config.filters, given.height, given.width)
     third = plan_infer(model, dataset, *how, network)
-    return [first, second, third]
+    others = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
+    return [first, second, *others, third]
 
 
 def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:
@@ -116,10 +119,10 @@ def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, s
     each = (
         _record_bytes(published[0][1])
         if published
-        else (config.height * config.width * _RECORD_BYTES_PER_PIXEL or found.size / found.images)
+        else config.height * config.width * _RECORD_BYTES_PER_PIXEL
     )
-    rate = _PAIRS_PER_S if config.height else None
-    seconds, basis = _estimate(output, ingest_key(config), found.images, _START_S["ingest"], rate)
+    start = _START_S["ingest"]
+    seconds, basis = _estimate(output, ingest_key(config), found.images, start, _PAIRS_PER_S)
     where = f"a new version in {root}"
     if published:
         where += f", beside {len(published)}; unchanged shards are reused"
@@ -161,7 +164,7 @@ def plan_train(
     work = images * config.epochs
     network = network_size(config.filters, ingest_config.height, ingest_config.width)
     key = train_key(config, ingest_config.height, ingest_config.width)
-    rate = _TRAINED_PER_S / max(network, 0.01) if network else None
+    rate = _TRAINED_PER_S / max(network, 0.01)
     seconds, basis = _estimate(output, key, work, _START_S["train"], rate)
     if train_on != "here":
         seconds, basis = 0, f"{_NOT_KNOWN} for pool {train_on}"
@@ -169,6 +172,14 @@ def plan_train(
     reads = f"{images:,} images, {config.epochs} times"
     writes = f"a version of {config.model_name} in {without_password(tracking_uri)}"
     return Step("train", "runs", reads, writes, size, seconds, basis), None
+
+
+def plan_evaluation(dataset: str, tracking_uri: str) -> Step:
+    """The evaluation of the model on another dataset."""
+    manifest = load_manifest(dataset)
+    reads = f"{manifest.records:,} images of {manifest.name}"
+    writes = f"metrics and pictures in {without_password(tracking_uri)}"
+    return Step("evaluate", "runs", reads, writes, basis=_NOT_KNOWN)
 
 
 def plan_infer(
@@ -179,7 +190,7 @@ def plan_infer(
     output: str,
     config: InferConfig,
     tracking_uri: str,
-    network: float | None,
+    network: float,
 ) -> Step:
     """The step; without a known model and input, only the amount of work.
 
@@ -218,28 +229,26 @@ def plan_infer(
     return Step("infer", action, f"{images:,} images", writes, images * _ROW_BYTES, seconds, basis)
 
 
-def network_size(filters: int, height: int, width: int) -> float | None:
-    """Work per image, relative to the measured network; None if images have many sizes."""
-    return height * width / _MEASURED_PIXELS * (filters / _MEASURED_FILTERS) ** 2 or None
+def network_size(filters: int, height: int, width: int) -> float:
+    """Work per image, relative to the measured network."""
+    return height * width / _MEASURED_PIXELS * (filters / _MEASURED_FILTERS) ** 2
 
 
-def _estimate(
-    output: str, key: str, items: int, start_s: float, rate: float | None
-) -> tuple[float, str]:
+def _estimate(output: str, key: str, items: int, start_s: float, rate: float) -> tuple[float, str]:
     """Seconds for this number of items, and what the estimate is based on.
 
     Args:
-        rate: items per second to assume if no run is recorded; None if unknown.
+        rate: items per second to assume if no run is recorded.
     """
     last = recorded(output).get(key)
     if last and last["items"]:
         # A short run is mostly start-up, which a longer run also pays only once.
         each = max(0.0, last["seconds"] - start_s) / last["items"]
         return min(start_s, last["seconds"]) + items * each, f"last run, {last['items']:,} items"
-    return (start_s + items / rate, RATES) if rate else (0, _OF_MANY_SIZES)
+    return start_s + items / rate, RATES
 
 
-def _last_inference(root: str, images: int, network: float | None) -> tuple[float, str]:
+def _last_inference(root: str, images: int, network: float) -> tuple[float, str]:
     """As ``_estimate``, from the newest row of the table of runs that has any predictions."""
     files = [run_file(root, one) for one in partitions(root)]
     for file in sorted(files, key=storage.modified, reverse=True):
@@ -250,8 +259,6 @@ def _last_inference(root: str, images: int, network: float | None) -> tuple[floa
             took = (row["finished_at"] - row["started_at"]).total_seconds()
             start = min(_START_S["infer"], took)
             return start + images * (took - start) / predicted, f"last run, {predicted:,} items"
-    if network is None:
-        return 0, _OF_MANY_SIZES
     small, large = (1 / rate for rate in _PREDICTED_PER_S.values())
     # Twice the filters means four times the multiplications.
     of_network = (large - small) / 3

@@ -91,6 +91,7 @@ def test_lineage_is_there(database, page: str) -> None:
     for key in ("run_id", "model_uri", "model_sha256", "mlflow_run_id", "source_uri"):
         assert run[key] in text
     assert run["dataset_fingerprint"] in text
+    assert "on the test split, 4 groups of images that belong together: fewer than 10 say" in text
 
 
 def test_lineage_can_be_opened(

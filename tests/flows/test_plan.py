@@ -12,7 +12,7 @@ from jobs import ANY_MODEL, IN_MEMORY, SMALL
 from flows.durations import ingest_key, record, recorded, train_key
 from flows.plan import _last_inference, duration, human, main, parameters_of, plan
 from flows.table import table
-from schemas.config import InferConfig, TrainConfig
+from schemas.config import InferConfig, IngestConfig, TrainConfig
 from schemas.errors import UserError
 
 
@@ -70,6 +70,14 @@ def test_what_is_published_and_whole_is_cached(done) -> None:
     assert sum(step.seconds for step in steps) == 0
     assert "models:/small-unet/1" in steps[1].writes
     assert _files(done["output"]) == before
+
+
+def test_other_datasets_are_judged_between_training_and_inference(done, dataset, tmp_path) -> None:
+    steps = plan(**done, evaluate_on=[str(dataset)])
+    assert [step.name for step in steps] == ["ingest", "train", "evaluate", "infer"]
+    assert (steps[2].action, steps[2].reads) == ("runs", "40 images of small")
+    with pytest.raises(UserError, match="there is no such folder"):
+        plan(**done, evaluate_on=[str(tmp_path / "none")])
 
 
 def test_what_is_damaged_changed_or_replaced_is_said(done, tmp_path) -> None:
@@ -168,7 +176,6 @@ def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: P
         ((96, 128), 32, [3 + 40 / 214, 20 + 64 / 30.5 * 4, 4 + 40 / 52.9]),
         # With a small network, the time per image is mostly that of decoding.
         ((32, 48), 4, [3 + 40 / 214, 20 + 64 / 30.5 / 100, 4 + 40 * 0.0046]),
-        ((0, 0), 16, [0, 0, 0]),
     ],
 )
 def test_estimates_without_any_run_are_what_was_measured(
@@ -182,8 +189,9 @@ def test_estimates_without_any_run_are_what_was_measured(
         train_config=TrainConfig(epochs=2, filters=filters),
     )
     assert [step.seconds for step in steps] == pytest.approx(seconds, rel=0.01)
-    basis = "docs/operate.md" if size[0] else "not known for images of many sizes"
-    assert {step.basis for step in steps} == {basis}
+    assert {step.basis for step in steps} == {"docs/operate.md"}
+    with pytest.raises(UserError, match="holds images of any size, but a batch has one"):
+        plan(source=done["source"], ingest_config=IngestConfig(height=0, width=0))
 
 
 def test_mistakes_are_said_before_anything_is_read(tmp_path, job) -> None:
