@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ def connect(tracking_uri: str) -> None:
         UnavailableError: the server does not answer.
     """
     prepare(tracking_uri)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri)
     try:
         if file := database(tracking_uri):

@@ -6,7 +6,6 @@ champion that it did not beat.
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,7 +68,6 @@ def run(
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
     critical_classes(gate, chosen.taxonomy)
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from model import registry, tracking
 
     tracking.connect(tracking_uri)
