@@ -66,7 +66,7 @@ def card_text(manifest: Manifest) -> str:
     if near := manifest.near_duplicates:
         lines += [
             "",
-            f"Near-duplicates across splits: {near.pairs_across_splits:,} pairs among",
+            f"Pairs of near-duplicates across splits: {near.pairs_across_splits:,}, among",
             f"{near.images_across_splits:,} images (difference hashes that differ in at most",
             f"{near.max_distance} of 64 bits).",
         ]
