@@ -285,7 +285,7 @@ def test_a_flow_that_no_worker_cancels_ends_its_job_by_itself(local, scenes, tmp
             for one in local.ask("/flow_runs/filter")
             if one["parameters"].get("output") == str(tmp_path) and not one["parent_task_run_id"]
         ]
-        local.prefect("flow-run", "cancel", run)
+        local.cancel(run)
         try:
             until(lambda: start_time(job) is None)
         except AssertionError:

@@ -352,7 +352,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     assert start_time(job)
     os.kill(job, signal.SIGCONT)
     for run in (last, first):
-        local.prefect("flow-run", "cancel", run)
+        local.cancel(run)
     until(lambda: {local.state(run) for run in (first, last, child["id"])} == {"Cancelled"})
     until(lambda: start_time(job) is None)
     assert processes("model.train", state) == []

@@ -38,6 +38,15 @@ class Local:
         assert done.returncode == 0, done.stdout + done.stderr
         return re.findall(r"UUID: (\S+)", done.stdout)[0]
 
+    def cancel(self, run: str) -> None:
+        """Cancels a run, as often as it takes: a busy server may not answer in time."""
+
+        def is_taken() -> bool:
+            self.prefect("flow-run", "cancel", run)
+            return self.state(run) in ("Cancelling", "Cancelled")
+
+        until(is_taken)
+
     def ask(self, path: str, body: dict[str, Any] | None = None, method: str = "POST") -> Any:
         """Calls Prefect's API; returns the decoded response."""
         request = urllib.request.Request(
