@@ -97,6 +97,9 @@ def still_known(row: SourceRow, known: Made) -> Made | None:
     old = known.row
     if _listing(old) != _listing(row):
         return None
+    if known.record is None:
+        # A reject has neither split nor group.
+        return known
     return Made(replace(old, split=row.split, group=row.group), known.record)
 
 

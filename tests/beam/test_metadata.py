@@ -14,6 +14,7 @@ from PIL import Image
 from beam.leaks import NEAR_DUPLICATE_BITS
 from beam.pairing import Pair
 from beam.progress import describe
+from beam.record_files import RecordRef
 from beam.records import Made, difference_hash, read_pair, row_of, still_known
 from beam.tfrecords import PublishedShards
 from beam.versions import known_pairs
@@ -60,7 +61,8 @@ def _pair(folder: Path, name: str) -> Pair:
 
 def test_what_is_known_holds_while_the_files_look_the_same(copy: Path) -> None:
     row = row_of(_pair(copy, "000_0007.png"), SMALL)
-    known = Made(replace(row, image_sha256="a", split="test", group="old"), None)
+    record = RecordRef("shard", 0, 1)
+    known = Made(replace(row, image_sha256="a", split="test", group="old"), record)
     again = still_known(row, known)
     assert again is not None
     assert (again.row.image_sha256, again.row.split, again.row.group) == ("a", None, None)

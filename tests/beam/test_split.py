@@ -188,6 +188,19 @@ def test_given_splits_are_kept_and_their_leaks_drawn(tmp_path: Path) -> None:
     assert set(_splits(other).values()) == set(SPLITS)
 
 
+def test_a_reject_that_is_known_is_the_same_as_a_new_one(tmp_path: Path) -> None:
+    """It has no split, although its folder gives one."""
+    names = {f"{split}/{n:06d}": n for split in ("train", "val", "test") for n in range(12)}
+    raw = _write(tmp_path / "raw", names)
+    (raw / "CameraRGB/train/000003.png").write_bytes(b"")
+    config = CONFIG.model_copy(update={"max_reject_fraction": 0.1})
+    first = run_ingest(raw, tmp_path / "out", config)
+    _write(tmp_path / "raw", {"train/000100": 100})
+    again, fresh = (run_ingest(raw, tmp_path / name, config) for name in ("out", "fresh"))
+    assert again.name != first.name
+    assert published_bytes(again) == published_bytes(fresh)
+
+
 def test_what_was_not_given_gives_way_to_what_was(tmp_path: Path) -> None:
     names = {f"test/{n:06d}": n for n in range(0, 60, 21)} | {f"{n:06d}": n for n in range(60)}
     folder = run_ingest(_write(tmp_path / "raw", names, alike=True), tmp_path / "out", CONFIG)
