@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from beam.doubtful import MEANING
+from beam.records import decoded
 from schemas.classes import Taxonomy
 from schemas.example import Example, parse, read_records
 from schemas.layout import SOURCES, SPLITS
@@ -164,8 +163,7 @@ def _first(folder: str, manifest: Manifest, split: str) -> Iterator[Example]:
 
 
 def _tile(example: Example, taxonomy: Taxonomy) -> Image.Image:
-    image = np.asarray(Image.open(io.BytesIO(example.image)))
-    mask = np.asarray(Image.open(io.BytesIO(example.mask)))
+    image, mask = decoded(example)
     most = (_WIDTH - MARGIN) // _COLUMNS - MARGIN
     height, width = mask.shape
     # At most twice as high as a tile is wide, at least one pixel each way: any shape may occur.

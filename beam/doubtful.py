@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -21,6 +19,7 @@ from beam.doubts import (
 )
 from beam.pipeline import say
 from beam.record_files import RecordRef, read_frames, unframe
+from beam.records import decoded
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.errors import UserError
 from schemas.example import parse
@@ -146,6 +145,4 @@ def pictures_of(shards: str, row: dict[str, Any]) -> tuple[UInt8Array, UInt8Arra
         shards: folder of the dataset's shards; row: of its table of sources.
     """
     ref = RecordRef(join(shards, row["shard"]), row["offset"], row["length"])
-    example = parse(unframe(ref, read_frames(ref))[0])
-    image, mask = (np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask))
-    return image, mask
+    return decoded(parse(unframe(ref, read_frames(ref))[0]))

@@ -170,8 +170,13 @@ def make(
 
 def stats_of(example: Example, classes: int) -> PixelStats:
     """The statistics of a record, from its pictures."""
+    return PixelStats.of(*decoded(example), classes)
+
+
+def decoded(example: Example) -> tuple[UInt8Array, UInt8Array]:
+    """Image (height, width, 3) and mask (height, width) of a record."""
     image, mask = (np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask))
-    return PixelStats.of(image, mask, classes)
+    return image, mask
 
 
 def classes_of(mask: UInt8Array) -> list[int]:
