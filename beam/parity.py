@@ -17,8 +17,8 @@ import numpy as np
 from beam.engines import Engine, Runtime, choose, load_engine
 from beam.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.plan import check_taxonomy
-from beam.png import resize_nearest
 from beam.predict import Picture, read_shard
+from images.png import resize_nearest
 from schemas.classes import UInt8Array
 from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import InferConfig

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beam import masks, png
 from beam.model_uri import ResolvedModel
 from beam.pairing import Pair, Reject
 from beam.parts import Ref
 from beam.previous import Known, PreviousRun
-from beam.records import read_image
 from beam.runs import TRUTH_STAGE
+from images import masks, png
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import SourceConfig
 from schemas.errors import RejectError, UserError, first_line
@@ -185,7 +184,7 @@ def read_pair(
         yield ref
         return
     try:
-        image = read_image(data, config)
+        image = png.read_image(data, config)
     except RejectError as error:
         path = pair.image.path
         yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from beam import doubts, masks, png
+from beam import doubts
 from beam.pairing import Pair
 from beam.record_files import RecordFiles, RecordRef
+from images import masks, png
 from schemas.classes import VOID, Taxonomy, UInt8Array, load_taxonomy, with_void
-from schemas.config import IngestConfig, SourceConfig
+from schemas.config import IngestConfig
 from schemas.errors import RejectError
 from schemas.example import Example, encode
 from schemas.layout import SPLIT_NAMES
@@ -200,7 +201,7 @@ def make_record(
     """
     config = recipe.config
     with _blame(row.image_path):
-        image = read_image(image_bytes, config)
+        image = png.read_image(image_bytes, config)
     with _blame(row.mask_path):
         mask = masks.read_mask_of(mask_bytes, image, recipe.taxonomy, config)
         height, width = mask.shape
@@ -235,16 +236,6 @@ def make_record(
         blue_tilt=score.blue_tilt,
     )
     return done, sample, example
-
-
-def read_image(data: bytes, config: SourceConfig) -> UInt8Array:
-    """RGB image of a file's bytes, uint8 (height, width, 3).
-
-    Raises:
-        RejectError: it cannot be decoded.
-    """
-    image = png.decode_image(data, config.max_pixels)
-    return np.ascontiguousarray(image[..., ::-1]) if config.image_channels == "bgr" else image
 
 
 def difference_hash(image: UInt8Array) -> str:

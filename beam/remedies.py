@@ -7,8 +7,8 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from beam import png
-from beam.masks import numbers_of
+from images import png
+from images.masks import numbers_of
 from schemas.classes import VOID, Taxonomy, UInt8Array, builtin_taxonomies, load_taxonomy
 from schemas.errors import RejectError
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from beam import png
 from beam.model_uri import ResolvedModel
 from beam.parts import Columns, Row
 from beam.predict import Prediction
+from images import png
 from schemas.stats import ConfusionMatrix
 
 

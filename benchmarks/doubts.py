@@ -20,8 +20,8 @@ from beam.doubts import (
     edges_disagree,
     score_pair,
 )
-from beam.png import decode_image, resize_nearest
 from beam.source import RawSource
+from images.png import decode_image, resize_nearest
 from schemas.classes import load_taxonomy
 from schemas.config import IngestConfig
 from schemas.raw_layout import load_layout

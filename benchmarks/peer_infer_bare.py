@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from beam import png
 from beam.engines import choose, load_engine
 from beam.memory import tune_malloc
 from beam.model_uri import resolve_model
+from images import png
 from schemas.config import InferConfig
 from schemas.example import parse, read_records
 

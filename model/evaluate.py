@@ -83,8 +83,9 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
     network, source, found = evaluate_version(uri, chosen, splits)
 
     from model import pictures
-    from model.evaluation import draw_examples
+    from model.evaluation import draw_examples, with_frames
 
+    found = with_frames(found, network, source, _say, *splits)
     groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
     report = pictures.evaluation_report(uri, chosen.manifest, found, splits, groups)
     with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:

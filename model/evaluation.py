@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 
+from images.png import resize_image, resize_nearest
 from model.dataset import Input
+from model.frames import FramesMissingError, frames
 from schemas.challenge import challenge_score, has_challenge_classes, without_hood
 from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.errors import UnavailableError
 from schemas.picture import PanelRow, error_map, panel
 from schemas.stats import ConfusionMatrix, Int64Array
 
@@ -26,12 +29,15 @@ class Evaluation:
         counts: confusion matrix of each image, int64 (images, classes, classes).
         hoodless: confusion matrix without vehicle pixels of the hood, for the challenge's score.
         cross_entropy: mean over all pixels that are not void.
+        frames: confusion matrix over all images at their own size, with predictions scaled up as
+            ``beam.infer`` does; None if it is not known.
     """
 
     taxonomy: Taxonomy
     counts: Int64Array
     hoodless: ConfusionMatrix
     cross_entropy: float
+    frames: ConfusionMatrix | None = None
 
     @property
     def matrix(self) -> ConfusionMatrix:
@@ -40,16 +46,21 @@ class Evaluation:
 
     def metrics(self, prefix: str = "test_") -> dict[str, float]:
         """The metrics logged to MLflow; with the challenge's if the taxonomy has its classes."""
-        matrix = self.matrix
-        figures = {
-            "loss": self.cross_entropy,
-            "pixel_accuracy": matrix.pixel_accuracy(),
-            "mean_iou": matrix.mean_iou(),
-            "frequency_weighted_iou": matrix.frequency_weighted_iou(),
-        }
+        figures = {"loss": self.cross_entropy, **_shares(self.matrix)}
         if has_challenge_classes(self.taxonomy):
             figures |= challenge_score(self.hoodless, self.taxonomy)
+        if self.frames:
+            at_frame_size = _shares(self.frames)
+            figures |= {f"frame_{name}": value for name, value in at_frame_size.items()}
         return {f"{prefix}{name}": value for name, value in figures.items()}
+
+
+def _shares(matrix: ConfusionMatrix) -> dict[str, float]:
+    return {
+        "pixel_accuracy": matrix.pixel_accuracy(),
+        "mean_iou": matrix.mean_iou(),
+        "frequency_weighted_iou": matrix.frequency_weighted_iou(),
+    }
 
 
 def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Evaluation:
@@ -78,6 +89,30 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Eva
                 hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
     stacked = np.stack(counts)
     return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+
+
+def with_frames(
+    found: Evaluation, model: Any, source: Input, say: Callable[[str], None], *splits: str
+) -> Evaluation:
+    """Adds the results at the images' own size, unless the files they were made of are gone.
+
+    Args:
+        say: takes a line that says why there are none.
+    """
+    classes = len(found.taxonomy)
+    matrix = ConfusionMatrix.zero(classes)
+    config = source.manifest.config
+    try:
+        for frame in chain.from_iterable(
+            frames(source.folder, source.manifest, split) for split in splits
+        ):
+            image = resize_image(frame.image, config.height, config.width, config.resize)
+            predicted = resize_nearest(predict(model, source, image), *frame.truth.shape)
+            matrix += ConfusionMatrix.of(source.table[frame.truth], predicted, classes)
+    except (FramesMissingError, UnavailableError) as error:
+        say(f"no figures at the frames' own size: {error}")
+        return found
+    return replace(found, frames=matrix)
 
 
 def draw_examples(model: Any, source: Input, evaluation: Evaluation, *splits: str) -> Any:

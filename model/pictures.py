@@ -147,25 +147,38 @@ def evaluation_report(
 
 def _figures(evaluation: Evaluation) -> list[str]:
     """Lines of Markdown: metrics over all images, and those of each class."""
+    metrics = evaluation.metrics("")
     found = list(class_rows(evaluation.matrix, evaluation.taxonomy))
     absent = [row["class_name"] for row in found if math.isnan(row["iou"])]
     left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
-    return [
-        "| metric | value |",
-        "| --- | ---: |",
-        *(f"| {name} | {value:.4f} |" for name, value in evaluation.metrics("").items()),
-        "",
-        f"{_MEAN_IOU}{left_out}.",
-        "",
-        "| class | true pixels | IoU | precision | recall |",
-        "| --- | ---: | ---: | ---: | ---: |",
-        *(
-            f"| {row['class_name']} | {row['true_pixels']:,} | {_cell(row['iou'], 3)} | "
-            f"{_cell(row['precision'], 3)} | {_cell(row['recall'], 3)} |"
-            for row in found
-        ),
-        "",
+    frames = evaluation.frames
+    sizes = (
+        "The metrics are of pixels at the network's size; frame_ stands before those at the "
+        "frames' own size."
+        if frames
+        else "All figures are of pixels at the network's size."
+    )
+    columns = ["class", "true pixels", "IoU", "precision", "recall"]
+    rows = [
+        [row["class_name"], f"{row['true_pixels']:,}"]
+        + [_cell(row[name], 3) for name in ("iou", "precision", "recall")]
+        for row in found
     ]
+    if frames:
+        columns.append("IoU at the frames' size")
+        rows = [[*row, _cell(float(iou), 3)] for row, iou in zip(rows, frames.iou(), strict=True)]
+    return [
+        *_table(["metric", "value"], [[name, f"{value:.4f}"] for name, value in metrics.items()]),
+        f"{_MEAN_IOU}{left_out}. {sizes}",
+        "",
+        *_table(columns, rows),
+    ]
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table whose first column is text, and an empty one."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 
 
 def _cell(value: Any, digits: int = 6) -> str:

@@ -180,11 +180,12 @@ def _deliver(
     """Evaluates the network and logs it to MLflow with its metrics, pictures and model card."""
     from model import pictures, registry, tracking
     from model.dataset import Input
-    from model.evaluation import draw_examples, evaluate
+    from model.evaluation import draw_examples, evaluate, with_frames
     from model.export import export_openvino
 
     config, source = chosen.config, Input(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
+    found = with_frames(found, model, source, say, "test")
     metrics = found.metrics()
     card = pictures.model_card(chosen, found, progress.best_epoch, model.count_params())
     with tempfile.TemporaryDirectory(prefix="lyft-train-") as scratch:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beam import doubts, png
+from beam import doubts
 from beam.doubts import DoubtTotal
 from flows.scenes import draw_scene
+from images import png
 from schemas.classes import VOID, load_taxonomy
 
 LIMIT = 1_000_000

@@ -12,9 +12,10 @@ from inference import query, run_infer
 from jobs import IN_MEMORY, ROOT, TWO_WORKERS, Job, on_small_disk
 from mutants import mutants
 
-from beam import engines, handler, infer, png, runs
+from beam import engines, handler, infer, runs
 from beam.pipeline import pipeline_options
 from flows.scenes import draw_scene
+from images import png
 from schemas.config import InferConfig
 from schemas.errors import RejectError, UserError
 

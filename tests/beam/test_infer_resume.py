@@ -14,8 +14,9 @@ from inference import query, run_infer, tables_of
 from jobs import IN_MEMORY
 from PIL import Image
 
-from beam import handler, infer, png, spool
+from beam import handler, infer, spool
 from beam.predict import Unpredicted
+from images import png
 from schemas.config import InferConfig
 from schemas.errors import UnavailableError
 from schemas.example import encode, parse, read_records, write_record
@@ -123,7 +124,7 @@ def test_rejects_are_tried_again_where_told_or_changed(
     output = run_infer(trained, tmp_path / "out", source=raw)
     predicted()
 
-    from beam import png
+    from images import png
 
     decoded: list[bytes] = []
     decode = png.decode_image

@@ -12,9 +12,10 @@ from ingesting import records_of, run_ingest, splits_of
 from jobs import ROOT, SMALL, TWO_WORKERS, Job
 from PIL import Image
 
-from beam import ingest, metadata, png, splitting
+from beam import ingest, metadata, splitting
 from beam.pipeline import pipeline_options
 from flows.flink_demo import published_bytes
+from images import png
 from schemas.classes import load_taxonomy
 from schemas.config import IngestConfig
 from schemas.errors import UserError

@@ -10,8 +10,8 @@ from ingesting import records_of, run_ingest
 from jobs import SMALL, Trained
 from PIL import Image
 
-from beam import png
 from beam.plan import plan as plan_inference
+from images import png
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, TrainConfig
 from schemas.errors import UserError

@@ -4,15 +4,21 @@ In processes of their own: in one that has trained, MLflow remembers a run's fol
 a copy of the store shares.
 """
 
+import shutil
 from pathlib import Path
 
 import mlflow
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from ingesting import run_ingest
 from jobs import SMALL, Job, Trained
 
+from model.frames import FramesMissingError, frames
 from schemas.errors import UserError
+from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
+from schemas.stats import ConfusionMatrix
 
 
 def _metrics(trained: Trained, prefix: str) -> dict[str, float]:
@@ -47,6 +53,55 @@ def test_the_test_split_gives_the_metrics_of_the_training(
     again = job("model.evaluate", *arguments, store)
     assert again.stdout == done.stdout
     assert again.stderr.startswith(f"evaluate: nothing has changed: {place}\n{report}")
+
+
+def test_the_figures_at_the_frames_size_are_those_of_the_tables(
+    trained: Trained, dataset: Path, scenes: Path, job: Job, tmp_path: Path
+) -> None:
+    store = f"--tracking_uri={trained.tracking_uri}"
+    model, out = f"--model={trained.model}", f"--output={tmp_path}"
+    precise = ("--engine=tensorflow", "--precision=float32")
+    done = job("beam.infer", model, f"--source={scenes}", out, store, *precise)
+    assert done.returncode == 0, done.stderr
+    sources = pq.read_table(dataset / SOURCES, columns=["id", "split"]).to_pylist()
+    test = {row["id"] for row in sources if row["split"] == "test"}
+    masks = pq.read_table(tmp_path / "masks", columns=["image_id", "confusion"]).to_pylist()
+    counts = [row["confusion"] for row in masks if row["image_id"] in test]
+    assert len(counts) == len(test) == 4
+    matrix = ConfusionMatrix(np.sum(counts, axis=0, dtype=np.int64).reshape(13, 13))
+    assert matrix.counts.sum() == 4 * 160 * 120
+    found = _metrics(trained, "test_frame_")
+    assert found == pytest.approx(
+        {
+            "pixel_accuracy": matrix.pixel_accuracy(),
+            "mean_iou": matrix.mean_iou(),
+            "frequency_weighted_iou": matrix.frequency_weighted_iou(),
+        },
+        abs=1e-3,
+    )
+    assert found != pytest.approx(
+        {name: _metrics(trained, "test_")[name] for name in found}, abs=1e-3
+    )
+
+
+def test_no_figures_of_frames_that_are_not_what_they_were(
+    trained: Trained, copy: Path, tmp_path: Path, job: Job
+) -> None:
+    folder = run_ingest(copy, tmp_path / "out", SMALL.model_copy(update={"name": "changed"}))
+    rows = pq.read_table(folder / SOURCES).to_pylist()
+    path = next(copy / row["mask_path"] for row in rows if row["split"] == "test")
+    other = next(copy / row["mask_path"] for row in rows if row["split"] == "train")
+    shutil.copy(other, path)
+    asked = (f"--model={trained.model}", f"--dataset={folder}")
+    done = job("model.evaluate", *asked, f"--tracking_uri={trained.tracking_uri}")
+    assert done.returncode == 0, done.stderr
+    said = f"evaluate: no figures at the frames' own size: {path} has changed since"
+    assert said in done.stderr
+    assert "| mean_iou |" in done.stderr
+    assert "frame_mean_iou" not in done.stderr
+    path.unlink()
+    with pytest.raises(FramesMissingError, match=f"{path} cannot be read .No such file"):
+        list(frames(str(folder), load_manifest(folder), "test"))
 
 
 def test_another_drive_is_judged_whole(

@@ -6,7 +6,7 @@ import pytest
 from inference import query, run_infer
 from mutants import mutants, read_beside_pillow
 
-from beam import png
+from images import png
 from schemas.config import InferConfig
 from schemas.errors import RejectError
 

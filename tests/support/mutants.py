@@ -10,9 +10,9 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from beam import png
-from beam.masks import read_mask
 from flows.scenes import draw_scene
+from images import png
+from images.masks import read_mask
 from schemas.classes import Taxonomy, load_taxonomy
 from schemas.errors import RejectError
 

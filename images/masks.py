@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from beam import png
+from images import png
 from schemas.classes import VOID, Colour, Taxonomy, UInt8Array
 from schemas.config import SourceConfig
 from schemas.errors import RejectError, UserError

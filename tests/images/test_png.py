@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from beam import png
-from beam.masks import read_mask
+from images import png
+from images.masks import read_mask
 from schemas.classes import load_taxonomy
 from schemas.errors import RejectError
 

@@ -23,7 +23,7 @@ from kornia_rs.io import decode_image_png_u8
 from PIL import Image, ImageOps
 
 from schemas.classes import UInt8Array
-from schemas.config import Resize
+from schemas.config import Resize, SourceConfig
 from schemas.errors import RejectError
 
 Pixels = TypeVar("Pixels", bound=npt.NDArray[np.uint8 | np.float32])
@@ -106,6 +106,16 @@ def read_header(data: bytes, max_pixels: int) -> Header:
     if b"acTL" in chunks:
         raise RejectError("animated", "expected a still image, found an animation")
     return Header(width, height, depth, colour, interlace == 1, chunks)
+
+
+def read_image(data: bytes, config: SourceConfig) -> UInt8Array:
+    """RGB image of a file's bytes, as a job's parameters read it, uint8 (height, width, 3).
+
+    Raises:
+        RejectError: as for ``decode_image``.
+    """
+    image = decode_image(data, config.max_pixels)
+    return np.ascontiguousarray(image[..., ::-1]) if config.image_channels == "bgr" else image
 
 
 def decode_image(data: bytes, max_pixels: int) -> UInt8Array:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from beam import png
-from beam.masks import read_mask
 from beam.remedies import remedy
+from images import png
+from images.masks import read_mask
 from schemas.classes import VOID, Taxonomy, load_taxonomy, with_void
 from schemas.errors import RejectError
 

@@ -8,8 +8,8 @@ from ingesting import run_ingest
 from jobs import SMALL
 from mutants import mutants, read_beside_pillow
 
-from beam import png
 from flows.scenes import draw_scene
+from images import png
 from schemas.manifest import load_manifest
 
 MUTANTS = 300
