@@ -47,6 +47,11 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @property
+    def is_new(self) -> bool:
+        """Whether no epoch has been finished."""
+        return not (self.folder / _STATE).is_file()
+
     def save(self, model: Any, progress: Progress) -> None:
         """Writes the state; if the last epoch is the best, its weights are written first.
 
@@ -64,7 +69,7 @@ class Checkpoint:
 
     def restore(self, model: Any) -> Progress:
         """Restores a freshly built model; returns an empty Progress if there is no state."""
-        if not (self.folder / _STATE).is_file():
+        if self.is_new:
             return Progress()
         arrays, facts = _read(self.folder / _STATE)
         for variable, value in zip(_variables(model), arrays, strict=True):

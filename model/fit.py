@@ -15,7 +15,7 @@ from model.hardware import prepare, training_scope
 from model.losses import SegmentationLoss
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
-from model.unet import build
+from model.unet import build, take_encoder_weights
 from schemas.errors import UserError, first_line
 
 
@@ -47,6 +47,8 @@ def fit(
         model = build(config, len(plan.taxonomy))
         if start is not None:
             take_weights(model, start)
+        elif checkpoint.is_new:
+            take_encoder_weights(model, config)
         model.compile(
             optimizer=optimizer(plan, steps * config.epochs),
             loss=SegmentationLoss(

@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 
+from model.encoders.weights import KERAS_ENCODERS, LITE0, has_encoder, weights_file
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import IngestConfig, TrainConfig
 from schemas.errors import UserError
-from schemas.geometry import PADDED, UNPADDED, Geometry
+from schemas.geometry import ON_ENCODER, PADDED, UNPADDED, Geometry
 from schemas.layout import SPLITS
 from schemas.manifest import Manifest, load_manifest
 from schemas.storage import absolute, file_sha256
 
 GEOMETRY: dict[str, Geometry] = {"unet": PADDED, "unet-2015": UNPADDED, "unet-dropout": PADDED}
-"""The sizes that each architecture takes."""
+"""The sizes that each architecture takes; those on an encoder take ``ON_ENCODER``."""
 
 REGISTERED = ("models:/", "runs:/")
 """Prefixes of the URI of a model in MLflow; anything else is a file path."""
@@ -47,7 +48,7 @@ class Plan:
     @property
     def geometry(self) -> Geometry:
         """The sizes that the network takes."""
-        return GEOMETRY[self.config.architecture]
+        return GEOMETRY.get(self.config.architecture, ON_ENCODER)
 
     def class_weights(self) -> list[float] | None:
         """Bounded weights in the cross-entropy by class id, or None for equal weights.
@@ -102,6 +103,7 @@ def plan(dataset: str, config: TrainConfig, needed: Sequence[str] = SPLITS) -> P
             "with a smaller --block_length, or with --validation and --test above 0"
         )
     taxonomy, table = classes_of(config, manifest.taxonomy)
+    check_architecture(config)
     return Plan(folder, manifest, config, taxonomy, table, training_key(manifest, config))
 
 
@@ -116,6 +118,20 @@ def check_size(config: IngestConfig) -> None:
             f"dataset {config.name} holds images of any size, but a batch has one; "
             "ingest with a --height and a --width"
         )
+
+
+def check_architecture(config: TrainConfig) -> None:
+    """Refuses an architecture that does not exist, or whose initial weights are not there.
+
+    Raises:
+        UserError: says which ones exist, or what to do.
+    """
+    if config.architecture not in GEOMETRY and not has_encoder(config.architecture):
+        raise UserError(
+            f"architecture {config.architecture!r}: expected {', '.join(GEOMETRY)}, {LITE0}, or "
+            f"unet- and one of {', '.join(KERAS_ENCODERS)}"
+        )
+    weights_file(config)
 
 
 def check_ingest(config: IngestConfig) -> None:
@@ -155,4 +171,6 @@ def training_key(manifest: Manifest, config: TrainConfig) -> str:
         if not Path(origin).is_file():
             raise UserError(f"start_from {origin!r}: there is no such .keras file")
         config = config.model_copy(update={"start_from": file_sha256(origin)})
+    if (path := weights_file(config)) and config.encoder_weights != "imagenet":
+        config = config.model_copy(update={"encoder_weights": file_sha256(path)})
     return hashlib.sha256(f"{manifest.fingerprint} {config.sha256()}".encode()).hexdigest()

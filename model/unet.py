@@ -1,4 +1,4 @@
-"""U-Nets for semantic segmentation: the notebooks', the paper's, and a small one with dropout.
+"""U-Nets for semantic segmentation: the notebooks', the paper's, a small one, one on an encoder.
 
 Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
 Segmentation", 2015.
@@ -11,12 +11,19 @@ from typing import Any, Literal
 import keras
 from keras import layers
 
+from model.encoders import keras_applications, lite
+from model.encoders.weights import LITE0, has_encoder, keras_encoder, weights_file
 from schemas.config import TrainConfig
+from schemas.errors import UserError
 
 Normalisation = Literal["none", "batch", "group"]
 
 DEPTH = 4
 """Number of poolings in each network."""
+
+_WIDTHS = (1, 2, 3, 4, 8)
+"""Channels on the right side of a network on an encoder, as multiples of ``filters``; finest first.
+"""
 
 
 def build(config: TrainConfig, classes: int) -> keras.Model:
@@ -28,12 +35,71 @@ def build(config: TrainConfig, classes: int) -> keras.Model:
     """
     outputs = 1 if classes == 2 else classes
     filters, dropout, norm = config.filters, config.dropout, config.normalisation
+    if config.architecture == LITE0:
+        return unet_on_encoder(outputs, lite.encoder(), filters, dropout, norm)
+    if name := keras_encoder(config.architecture):
+        encoder = keras_applications.encoder(name)
+        return unet_on_encoder(outputs, encoder, filters, dropout, norm)
     if config.architecture == "unet-2015":
         return unet_2015(outputs, filters, dropout, norm)
     if config.architecture == "unet-dropout":
         network = unet_dropout(outputs, filters, dropout, config.channels, norm)
         return network if config.channels == 3 else _of_rgb(network)
     return unet(outputs, filters, dropout, norm)
+
+
+def take_encoder_weights(network: keras.Model, config: TrainConfig) -> None:
+    """Gives a new network's encoder, if it has one, the initial weights that are configured.
+
+    Raises:
+        UserError: there are none, or they are of another encoder.
+    """
+    if not has_encoder(config.architecture) or config.encoder_weights == "none":
+        return
+    encoder, path = network.get_layer(lite.ENCODER), weights_file(config)
+    if name := keras_encoder(config.architecture):
+        keras_applications.load(encoder, name, path)
+        return
+    assert path is not None
+    try:
+        lite.load(encoder, path)
+    except ValueError as error:
+        raise UserError(f"encoder_weights {config.encoder_weights!r}: {error}") from error
+
+
+def unet_on_encoder(
+    classes: int,
+    encoder: keras.Model,
+    filters: int = 16,
+    dropout: float = 0.1,
+    normalisation: Normalisation = "batch",
+) -> keras.Model:
+    """A U-Net whose left side is another network.
+
+    Args:
+        classes: number of classes, the channels of the logits.
+        encoder: from RGB, 0 to 255, to features that halve in size; see ``model.encoders``.
+        filters: channels at the images' own size; coarser ones have 2, 3, 4 and 8 times as many.
+        dropout: rate of whole channels of the coarsest features.
+        normalisation: between each 3x3 convolution of the right side and its ReLU.
+
+    Returns:
+        A model from RGB (batch, height, width, 3), 0 to 255, height and width multiples of 32, to
+        float32 logits (batch, height, width, classes).
+    """
+    inputs = keras.Input((None, None, 3), name="image")
+    *skips, x = encoder(inputs)
+    x = layers.SpatialDropout2D(dropout, name="bottom_dropout")(x)
+    for level in reversed(range(len(_WIDTHS))):
+        x = layers.Conv2DTranspose(
+            filters * _WIDTHS[level], 2, strides=2, name=f"up{level}_upsample"
+        )(x)
+        if level and skips:
+            x = layers.Concatenate(name=f"up{level}_skip")([x, skips.pop()])
+            x = _block(x, filters * _WIDTHS[level], f"up{level}", normalisation)
+        else:
+            x = _convolution(x, filters * _WIDTHS[level], f"up{level}", normalisation)
+    return keras.Model(inputs, _logits(x, classes), name="unet_on_encoder")
 
 
 def unet(

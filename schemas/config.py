@@ -137,8 +137,17 @@ class TrainConfig(JobConfig):
         description="Registered name.",
         pattern=r"^[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$",
     )
-    architecture: Literal["unet", "unet-2015", "unet-dropout"] = Field(
-        "unet", description="The notebooks' U-Net, the paper's unpadded one, or the small one."
+    architecture: str = Field(
+        "unet",
+        pattern=r"^unet(-2015|-dropout|-lite0|-[A-Z][A-Za-z0-9]+)?$",
+        description="unet-lite0, with an encoder from ImageNet; the notebooks' unet; the paper's "
+        "unet-2015; the small unet-dropout; or e.g. unet-MobileNetV2, on that of Keras.",
+    )
+    encoder_weights: str = Field(
+        "imagenet",
+        min_length=1,
+        description="Initial weights of an encoder: imagenet (installed for unet-lite0; Keras "
+        "fetches those of its own), none, or a file.",
     )
     filters: int = Field(
         16, ge=1, le=512, description="Filters of the first block; the notebooks have 32."

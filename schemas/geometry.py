@@ -43,3 +43,6 @@ PADDED = Geometry(multiple=16, remainder=0, margin=0)
 
 UNPADDED = Geometry(multiple=16, remainder=12, margin=92)
 """Four poolings, unpadded convolutions: 572 in, 388 out."""
+
+ON_ENCODER = Geometry(multiple=32, remainder=0, margin=0)
+"""An encoder that halves its features five times."""
