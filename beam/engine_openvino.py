@@ -51,7 +51,8 @@ class OpenVINOEngine(Engine):
             # With pinning, every process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
-        compiled = self._core.compile_model(_with_head(self._openvino, graph), "CPU", settings)
+        headed = _with_head(self._openvino, graph, flip=self._runtime.flip)
+        compiled = self._core.compile_model(headed, "CPU", settings)
         request = compiled.create_infer_request()
 
         def call(images: UInt8Array) -> Predicted:
@@ -62,12 +63,12 @@ class OpenVINOEngine(Engine):
         return call
 
 
-def _with_head(openvino: Any, graph: Any) -> Any:
+def _with_head(openvino: Any, graph: Any, *, flip: bool) -> Any:
     """Extends a graph: uint8 images to class ids, uint8, and highest probabilities, float32.
 
     A single logit separates two classes: the second where it is positive. Of several logits, the
     highest wins, and its probability is 1 / sum(exp(logits - highest)): its softmax, without
-    computing those of the others.
+    computing those of the others. With ``flip``, see ``Engine._compile``.
     """
     import openvino.opset15 as ops  # noqa: PLC0415, RUF100
     from openvino.preprocess import PrePostProcessor
@@ -77,6 +78,8 @@ def _with_head(openvino: Any, graph: Any) -> Any:
     graph = steps.build()
     logits = graph.outputs[0].get_node().input_value(0)
     last = ops.constant(np.array([-1]))
+    if flip:
+        logits = _mean_logits(ops, logits)
     if logits.shape[-1] == 1:
         ids = ops.greater(logits, ops.constant(np.float32(0)))
         confidence = ops.sigmoid(ops.absolute(logits))
@@ -90,3 +93,16 @@ def _with_head(openvino: Any, graph: Any) -> Any:
         ops.result(ops.squeeze(ops.convert(confidence, "f32"), last)),
     ]
     return openvino.Model(results, graph.get_parameters())
+
+
+def _mean_logits(ops: Any, logits: Any) -> Any:
+    """Logits of the mean of the probabilities of images and of their mirror images below them."""
+    binary = logits.shape[-1] == 1
+    shares = ops.sigmoid(logits) if binary else ops.softmax(logits, -1)
+    straight, mirrored = ops.split(shares, ops.constant(np.int64(0)), 2).outputs()
+    backwards = ops.constant(np.arange(logits.shape[2])[::-1].copy())
+    unmirrored = ops.gather(mirrored, backwards, ops.constant(np.int64(2)))
+    mean = ops.multiply(ops.add(straight, unmirrored), ops.constant(np.float32(0.5)))
+    if not binary:
+        return ops.log(mean)
+    return ops.subtract(ops.log(mean), ops.log(ops.subtract(ops.constant(np.float32(1)), mean)))

@@ -43,7 +43,11 @@ class TensorFlowEngine(Engine):
         tf, network = self._tf, self._network
 
         def head(images: Any) -> Any:
-            return _classes(tf, network(images, training=False))
+            logits = network(images, training=False)
+            if self._flip:
+                straight, mirrored = tf.split(tf.cast(logits, tf.float32), 2)
+                logits = _mean_logits(tf, straight, tf.reverse(mirrored, [2]))
+            return _classes(tf, logits)
 
         compiled = tf.function(head, input_signature=[tf.TensorSpec(shape, tf.uint8)])
 
@@ -52,6 +56,14 @@ class TensorFlowEngine(Engine):
             return ids.numpy(), confidence.numpy()
 
         return call
+
+
+def _mean_logits(tf: Any, *some: Any) -> Any:
+    """Logits of the mean of the probabilities."""
+    if some[0].shape[-1] == 1:
+        mean = tf.add_n([tf.sigmoid(one) for one in some]) / len(some)
+        return tf.math.log(mean) - tf.math.log1p(-mean)
+    return tf.math.log(tf.add_n([tf.nn.softmax(one) for one in some]) / len(some))
 
 
 def _classes(tf: Any, logits: Any) -> Any:

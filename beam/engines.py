@@ -53,6 +53,7 @@ class Runtime:
         batch_size: images in one call.
         threads: of each process.
         shared: whether all processes of a machine share one model instead of loading one each.
+        flip: whether the probabilities are means over an image and its mirror image.
     """
 
     engine: Literal["openvino", "tensorflow"]
@@ -60,6 +61,7 @@ class Runtime:
     batch_size: int
     threads: int
     shared: bool
+    flip: bool = False
 
 
 class Engine(ABC):
@@ -71,10 +73,13 @@ class Engine(ABC):
 
     Attributes:
         batch_size: images in one call of the network.
+        size: height and width of the images.
     """
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._model = model
+        self._flip = runtime.flip
+        self.size = (model.height, model.width)
         self.batch_size = runtime.batch_size
         # One engine may serve several processes.
         self._lock = threading.Lock()
@@ -89,7 +94,11 @@ class Engine(ABC):
 
     @abstractmethod
     def _compile(self, shape: tuple[int, int, int, int]) -> Compiled:
-        """The function from uint8 images of ``shape`` to class ids and confidences."""
+        """The function from uint8 images of ``shape`` to class ids and confidences.
+
+        With ``flip``, the second half of the images mirrors the first, and there is one result for
+        each image of the first.
+        """
 
     def predict(self, images: UInt8Array) -> Predicted:
         """Predicts any number of images.
@@ -122,7 +131,7 @@ class Engine(ABC):
             # What was compiled before would take memory beside it.
             self._call = None
             try:
-                self._call = self._compile((self.batch_size, *self._input, 3))
+                self._call = self._compile((self.batch_size << self._flip, *self._input, 3))
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
@@ -150,6 +159,8 @@ class Engine(ABC):
             end = start + len(part)
             if missing := self.batch_size - len(part):
                 part = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
+            if self._flip:
+                part = np.concatenate([part, part[:, :, ::-1]])
             found_ids, found_confidence = self._call(part)
             ids[start:end] = found_ids[: end - start, :height, :width]
             confidence[start:end] = found_confidence[: end - start, :height, :width]
@@ -227,6 +238,7 @@ def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime
         batch_size=config.batch_size or _BATCH[engine, "gpu" if gpu else "cpu"],
         threads=cores if shared else max(1, cores // max(1, processes)),
         shared=shared,
+        flip=config.flip == "on",
     )
 
 

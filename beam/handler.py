@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from apache_beam.ml.inference.base import ModelHandler
 
-from beam.engines import Engine, Runtime, is_out_of_memory, load_engine
+from beam import windows
+from beam.engines import Engine, Predicted, Runtime, is_out_of_memory, load_engine
 from beam.model_uri import ResolvedModel, fetched
 from beam.predict import Picture, Prediction, Unpredicted
 from schemas.errors import first_line
@@ -60,7 +61,7 @@ def predict(pictures: Sequence[Picture], engine: Engine) -> Iterator[Prediction 
     while waiting:
         some = waiting.pop()
         try:
-            found = engine.predict(np.stack([picture.pixels for picture in some]))
+            found = _predict(some, engine)
         except Exception as error:  # noqa: BLE001 - engines raise many types
             if is_out_of_memory(error) and engine.halve():
                 waiting.append(some)
@@ -73,9 +74,20 @@ def predict(pictures: Sequence[Picture], engine: Engine) -> Iterator[Prediction 
                     some[0], code, f"{type(error).__name__}: {first_line(error, 2000)}"
                 )
             continue
-        for picture, class_id, confidence in zip(some, *found, strict=True):
+        for picture, (class_id, confidence) in zip(some, found, strict=True):
             if np.isfinite(confidence).all():
                 yield Prediction(picture, class_id, confidence)
             else:
                 message = "expected finite confidences, found NaN or infinity"
                 yield Unpredicted(picture, "not_finite", message)
+
+
+def _predict(pictures: Sequence[Picture], engine: Engine) -> list[Predicted]:
+    """Class ids and confidences of each picture, from as many windows as it takes."""
+    cut = [windows.cut(picture.pixels, *engine.size) for picture in pictures]
+    ends = np.cumsum([len(some) for some in cut])
+    ids, confidence = (np.split(found, ends[:-1]) for found in engine.predict(np.concatenate(cut)))
+    return [
+        (windows.join(some, picture.pixels.shape), windows.join(their, picture.pixels.shape))
+        for picture, some, their in zip(pictures, ids, confidence, strict=True)
+    ]

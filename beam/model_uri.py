@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from images.png import resize_image
 from schemas import storage
-from schemas.classes import Taxonomy, load_taxonomy
+from schemas.classes import Taxonomy, UInt8Array, load_taxonomy
 from schemas.config import InferConfig, Resize
 from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
@@ -35,6 +36,7 @@ class ResolvedModel:
         keras_file: path or URI of the ``.keras`` file; sha256: of its bytes.
         height, width: size in pixels that images are resized to.
         resize: how images are resized.
+        windows: whether images keep their own size instead, and the network slides over them.
         geometry: sizes that the network takes; None for a plain file, for which the engine tries
             several.
         class_table: the model's class id for each class id of the training dataset's taxonomy; they
@@ -59,6 +61,13 @@ class ResolvedModel:
     run_id: str | None = None
     fingerprint: str | None = None
     graph: str | None = None
+    windows: bool = False
+
+    def fit(self, image: UInt8Array) -> UInt8Array:
+        """An image (h, w, 3) at the size at which it is predicted."""
+        if self.windows:
+            return image
+        return resize_image(image, self.height, self.width, self.resize)
 
 
 def resolve_model(
@@ -96,6 +105,7 @@ def resolve_model(
         width=config.width or 128,
         resize="nearest",
         graph=_graph_of(sha256, path.parent / "openvino"),
+        windows=config.windows == "on",
     )
 
 
@@ -150,6 +160,7 @@ def _from_mlflow(
         run_id=info.run_id,
         fingerprint=metadata["dataset_fingerprint"],
         graph=_graph_of(sha256, folder / "artifacts/openvino"),
+        windows=config.windows == "on",
     )
 
 

@@ -127,6 +127,8 @@ def plan(
         runtime.engine,
         runtime.precision,
         runtime.batch_size,
+        runtime.flip,
+        resolved.windows,
         config.max_pixels,
         *(_reading(config, raw) if raw else ()),
         # Decide which pixels, truth and split a dataset's record has for its source.

@@ -33,7 +33,7 @@ class Picture:
 
     Attributes:
         path: of the source PNG, below the source root.
-        pixels: RGB at the model's size, uint8 (height, width, 3).
+        pixels: RGB at the size at which it is predicted, uint8 (height, width, 3).
         width, height: size of the image that was read.
         truth: class ids at the size that was read, uint8 (height, width), if known.
         image_sha256: hash of the bytes of the source PNG.
@@ -53,7 +53,7 @@ class Picture:
 
 
 class Prediction(NamedTuple):
-    """Class id, uint8, and highest probability, float32, of each pixel at the model's size."""
+    """Class id, uint8, and highest probability, float32, of each of the picture's pixels."""
 
     picture: Picture
     class_id: UInt8Array
@@ -113,7 +113,7 @@ def read_shard(
             split=split,
             width=image.shape[1],
             height=image.shape[0],
-            pixels=png.resize_image(image, model.height, model.width, model.resize),
+            pixels=model.fit(image),
             truth=truth if table is None or truth is None else table[truth],
             image_sha256=image_sha256,
             truth_sha256=truth_sha256,
@@ -199,7 +199,7 @@ def read_pair(
         split=None,
         width=image.shape[1],
         height=image.shape[0],
-        pixels=png.resize_image(image, model.height, model.width, model.resize),
+        pixels=model.fit(image),
         truth=truth,
         image_sha256=image_sha256,
         truth_sha256=mask.sha256,

@@ -254,6 +254,14 @@ class InferConfig(SourceConfig):
     width: int = Field(
         0, ge=0, le=8192, description="Input width; 0: as trained, 128 for a plain .keras file."
     )
+    windows: Literal["off", "on"] = Field(
+        "off",
+        description="on: images keep their size, and the network slides over those that are "
+        "larger than its input, instead of resizing them.",
+    )
+    flip: Literal["off", "on"] = Field(
+        "off", description="on: mean of the predictions for an image and its mirror image."
+    )
     engine: Literal["auto", "openvino", "tensorflow"] = Field(
         "auto", description="Inference engine; auto: TensorFlow on a GPU, OpenVINO on a CPU."
     )

@@ -105,6 +105,33 @@ def test_half_the_batch_finds_the_same(model, images, name: str) -> None:
     assert [engine.halve(), engine.halve(), engine.batch_size] == [True, False, 1]
 
 
+@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("classes", [13, 2])
+def test_flipped_predictions_are_means_over_an_image_and_its_mirror_image(
+    tmp_path: Path, images: np.ndarray, name: str, classes: int
+) -> None:
+    import keras
+    from scipy.special import expit, softmax
+
+    from model.unet import unet
+
+    keras.utils.set_random_seed(1)
+    network = unet(13 if classes == 13 else 1, filters=2)
+    model = dataclasses.replace(_saved(network, tmp_path, classes), height=30, width=41)
+    odd = images[:, :30, :41]
+    padded = np.pad(odd, ((0, 0), (0, 2), (0, 7), (0, 0)), mode="symmetric")
+    straight, mirrored = (np.asarray(network(some)) for some in (padded, padded[:, :, ::-1]))
+    shares = functools.partial(softmax, axis=-1) if classes == 13 else expit
+    mean = (shares(straight) + shares(mirrored)[:, :, ::-1])[:, :30, :41] / 2
+    if classes == 2:
+        mean = np.concatenate([1 - mean, mean], axis=-1)
+    ids, confidence = _engine(model, name, flip=True).predict(odd)
+    assert confidence == pytest.approx(mean.max(axis=-1), abs=1e-4)
+    assert (ids == mean.argmax(axis=-1)).mean() > 0.999
+    alone, _ = _engine(model, name).predict(odd)
+    assert (ids == alone).mean() < 0.999
+
+
 def test_one_logit_stands_for_two_classes(tmp_path: Path, images) -> None:
     import keras
 

@@ -15,6 +15,7 @@ class FakeEngine:
 
     def __init__(self, batch_size: int, fits: int, error: Exception | None = None) -> None:
         self.batch_size = batch_size
+        self.size = (2, 2)
         self.fits = fits
         self.error = error or ValueError("poison\nand more")
         self.largest: list[int] = []
@@ -64,6 +65,23 @@ def test_no_image_is_lost(values: list[int], batch_size: int, fits: int) -> None
             assert isinstance(one, Prediction)
             assert (one.class_id == value).all()
     assert engine.batch_size == min(batch_size, fits)
+
+
+def test_pictures_of_any_size_are_put_together_from_windows() -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, (5, 7, 3), np.uint8)
+    small, large, bad = (pixels[:1, :1], pixels, pixels.copy())
+    bad[4, 6] = POISON
+    pictures = [
+        Picture(name, "", "", None, *one.shape[1::-1], one, None, "")
+        for name, one in {"small": small, "large": large, "bad": bad}.items()
+    ]
+    found = {one.picture.image_id: one for one in predict(pictures, FakeEngine(4, fits=4))}
+    assert isinstance(found["bad"], Unpredicted)
+    for picture in pictures[:2]:
+        one = found[picture.image_id]
+        assert isinstance(one, Prediction)
+        assert np.array_equal(one.class_id, picture.pixels[..., 0])
+        assert one.confidence.shape == picture.pixels.shape[:2]
 
 
 def test_memory_that_runs_out_halves_later_batches_too() -> None:

@@ -255,6 +255,31 @@ def test_a_keras_file_must_fit_its_taxonomy(dataset: Path, tmp_path: Path) -> No
         run()
 
 
+def test_windows_predict_each_pixel_of_the_image_itself(scenes: Path, tmp_path: Path) -> None:
+    """A network that sees single pixels gives the same classes in any window."""
+    import keras
+
+    from model.export import export_openvino
+
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((None, None, 3))
+    network = keras.Model(inputs, keras.layers.Conv2D(CLASSES, 1)(inputs))
+    path = tmp_path / "pixels.keras"
+    network.save(path)
+    export_openvino(path, tmp_path / "openvino")
+    config = InferConfig(height=32, width=48, windows="on", precision="float32")
+    output = str(tmp_path / "out")
+    options = pipeline_options(IN_MEMORY)
+    infer.run(str(path), str(scenes), None, output, config, options=options)
+    rows = query(Path(output), "FROM masks SELECT source_uri, mask.bytes ORDER BY image_id LIMIT 3")
+    assert len(rows) == 3
+    for uri, mask in rows:
+        image = np.asarray(Image.open(uri).convert("RGB"))
+        expected = np.argmax(network(image[None].astype(np.float32)), axis=-1)[0]
+        assert len(np.unique(expected)) > 1
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
+
+
 def test_a_damaged_shard_is_named(trained, dataset: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(dataset, tmp_path / "damaged"))
     name = load_manifest(damaged).shard_names("test")[0]
