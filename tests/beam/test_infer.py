@@ -263,7 +263,8 @@ def test_windows_predict_each_pixel_of_the_image_itself(scenes: Path, tmp_path: 
 
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, None, 3))
-    network = keras.Model(inputs, keras.layers.Conv2D(CLASSES, 1)(inputs))
+    centred = keras.layers.Rescaling(1 / 255, offset=-0.5)(inputs)
+    network = keras.Model(inputs, keras.layers.Conv2D(CLASSES, 1)(centred))
     path = tmp_path / "pixels.keras"
     network.save(path)
     export_openvino(path, tmp_path / "openvino")
@@ -276,7 +277,7 @@ def test_windows_predict_each_pixel_of_the_image_itself(scenes: Path, tmp_path: 
     for uri, mask in rows:
         image = np.asarray(Image.open(uri).convert("RGB"))
         expected = np.argmax(network(image[None].astype(np.float32)), axis=-1)[0]
-        assert len(np.unique(expected)) > 1
+        assert len(np.unique(expected)) > 2
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(mask))), expected)
 
 
