@@ -21,9 +21,8 @@ from beam.doubts import (
     score_pair,
 )
 from beam.source import RawSource
-from images.png import decode_image, resize_nearest
+from images.png import decode_image
 from schemas.classes import load_taxonomy
-from schemas.config import IngestConfig
 from schemas.raw_layout import load_layout
 
 LIMIT = 1 << 26
@@ -77,10 +76,7 @@ def drives(raw):
 
 def score(image, mask):
     """The score of a pair as a record holds it by default."""
-    size = IngestConfig().height, IngestConfig().width
-    return score_pair(
-        *(resize_nearest(np.ascontiguousarray(pixels), *size) for pixels in (image, mask))
-    )
+    return score_pair(*(np.ascontiguousarray(pixels) for pixels in (image, mask)))
 
 
 def score_drive(pairs):

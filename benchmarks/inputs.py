@@ -12,8 +12,12 @@ from flows.scenes import write_scenes
 _HEADER_END = 33
 """Bytes of a PNG's signature and header chunk."""
 
-REPEATED = ("--max_doubtful_fraction=1", "--max_leak=1")
-"""Options of ingest that keep them: all are doubtful and leak, since pictures repeat."""
+REPEATED = (
+    *("--max_doubtful_fraction=1", "--max_leak=1"),
+    *("--height=96", "--width=128", "--resize=nearest"),
+)
+"""Options of ingest that keep them: all are doubtful and leak, since pictures repeat. Their size is
+that of the notebooks, to which all peers resize."""
 
 
 def repeated_pairs(

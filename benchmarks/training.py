@@ -106,9 +106,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         raw = args.raw or write_scenes(str(scratch / "raw"), 160)
-        data = ingest(raw, str(scratch / "data"), IngestConfig(), pipeline_options([]))
+        data = ingest(
+            raw,
+            str(scratch / "data"),
+            IngestConfig(height=96, width=128, resize="nearest"),
+            pipeline_options([]),
+        )
         tracking.connect(f"sqlite:///{scratch}/mlflow.db")
-        config = TrainConfig(filters=args.filters, epochs=args.epochs)
+        config = TrainConfig(architecture="unet", filters=args.filters, epochs=args.epochs)
         chosen = plan(str(data), config)
         ratios = []
         for number in range(1, args.rounds + 1):

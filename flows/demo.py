@@ -18,6 +18,9 @@ from schemas.cli import Parser, checked, run_main
 from schemas.config import IngestConfig, TrainConfig
 from schemas.errors import UserError
 
+_HEIGHT, _WIDTH = 96, 128
+"""Half of the default's sides: a quarter of the time."""
+
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the summary to print at the end."""
@@ -49,7 +52,9 @@ def main(arguments: Sequence[str]) -> str:
         source=storage.absolute(raw),
         output=str(output),
         tracking_uri=tracking_uri,
-        ingest_config=IngestConfig(name="lyft" if args.raw else "synthetic"),
+        ingest_config=IngestConfig(
+            name="lyft" if args.raw else "synthetic", height=_HEIGHT, width=_WIDTH
+        ),
         train_config=train_config,
     )
     rows = class_rows(class_summary(results.predictions, results.partition))

@@ -18,6 +18,7 @@ from typing import Any
 from flows.durations import ingest_key, recorded, train_key
 from flows.foresee import check_steps
 from flows.table import table
+from model.plan import GEOMETRY
 from schemas import storage
 from schemas.cli import Parser, add_tracking_uri, run_main
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
@@ -37,8 +38,10 @@ _PREDICTED_PER_S = {16: 122, 32: 52.9}
 """By number of filters, which does not affect the cost of an image's decoding and its mask."""
 _RECORD_BYTES_PER_PIXEL = 1.7
 _ROW_BYTES = 1400
-_PARAMETERS = 2_161_229
+_PARAMETERS, _PARAMETERS_ON_ENCODER = 2_161_229, 3_816_029
 _MEASURED_PIXELS, _MEASURED_FILTERS = 96 * 128, 16
+_ON_ENCODER = 0.63
+"""Work per pixel of unet-lite0, relative to the measured network."""
 _FLOAT_BYTES = 4
 _NOT_KNOWN = "not known"
 
@@ -93,7 +96,7 @@ def plan(
     )
     how = (infer_source, pairs, output, infer_config, tracking_uri)
     given = infer_config if infer_config.height else ingest_config
-    network = network_size(train_config.filters, given.height, given.width)
+    network = network_size(train_config, given.height, given.width)
     third = plan_infer(model, dataset, *how, network)
     others = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
     return [first, second, *others, third]
@@ -162,16 +165,18 @@ def plan_train(
                 writes = "the gate's decision" if decides or model is None else "nothing"
                 return Step("train", "cached", dataset, f"{writes}; {known} is registered"), model
     work = images * config.epochs
-    network = network_size(config.filters, ingest_config.height, ingest_config.width)
+    network = network_size(config, ingest_config.height, ingest_config.width)
     key = train_key(config, ingest_config.height, ingest_config.width)
     rate = _TRAINED_PER_S / max(network, 0.01)
     seconds, basis = _estimate(output, key, work, _START_S["train"], rate)
     if train_on != "here":
         seconds, basis = 0, f"{_NOT_KNOWN} for pool {train_on}"
-    size = _PARAMETERS * (config.filters / _MEASURED_FILTERS) ** 2 * _FLOAT_BYTES
+    parameters = _PARAMETERS * (config.filters / _MEASURED_FILTERS) ** 2
+    if config.architecture not in GEOMETRY:
+        parameters = _PARAMETERS_ON_ENCODER
     reads = f"{images:,} images, {config.epochs} times"
     writes = f"a version of {config.model_name} in {without_password(tracking_uri)}"
-    return Step("train", "runs", reads, writes, size, seconds, basis), None
+    return Step("train", "runs", reads, writes, parameters * _FLOAT_BYTES, seconds, basis), None
 
 
 def plan_evaluation(dataset: str, tracking_uri: str) -> Step:
@@ -229,9 +234,12 @@ def plan_infer(
     return Step("infer", action, f"{images:,} images", writes, images * _ROW_BYTES, seconds, basis)
 
 
-def network_size(filters: int, height: int, width: int) -> float:
+def network_size(config: TrainConfig, height: int, width: int) -> float:
     """Work per image, relative to the measured network."""
-    return height * width / _MEASURED_PIXELS * (filters / _MEASURED_FILTERS) ** 2
+    pixels = height * width / _MEASURED_PIXELS
+    if config.architecture in GEOMETRY:
+        return pixels * (config.filters / _MEASURED_FILTERS) ** 2
+    return pixels * _ON_ENCODER
 
 
 def _estimate(output: str, key: str, items: int, start_s: float, rate: float) -> tuple[float, str]:

@@ -11,8 +11,22 @@ from schemas.classes import VOID
 _GREY = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma."""
 
+_GAMMA, _TINT, _HAZE, _NOISE = 0.4, 0.2, 0.3, 8.0
+"""With ``weather`` 1: largest logarithm of the exponent, relative change of red and blue (of green,
+half of it), share of a grey haze, standard deviation of noise."""
 
-def augment(images: Any, masks: Any, seed: Any, crop: float, colour: float) -> tuple[Any, Any]:
+_HAZE_GREYS = (80.0, 255.0)
+
+
+def augment(
+    images: Any,
+    masks: Any,
+    seed: Any,
+    crop: float,
+    colour: float,
+    weather: float = 0.0,
+    size: tuple[int, int] | None = None,
+) -> tuple[Any, Any]:
     """Flips, crops, scales and recolours each image of a batch; the same seed gives the same batch.
 
     Args:
@@ -20,13 +34,15 @@ def augment(images: Any, masks: Any, seed: Any, crop: float, colour: float) -> t
         masks: uint8 (batch, height, width, 1).
         seed: int (2,).
         crop: smallest side of a crop as a share of the image's, 1 for none; every crop is scaled
-            back to the full size, the image bilinearly, the mask by nearest neighbour.
+            to the size, the image bilinearly, the mask by nearest neighbour.
         colour: largest relative change of brightness, contrast and saturation, 0 for none.
+        weather: how much light, air and camera change, from 0 to 1: gamma, tint, haze, blur, noise.
+        size: height and width of the result; by default, those of the images.
 
     Returns:
         Images, float32, 0 to 255, and masks, uint8.
     """
-    size = tf.shape(images)[1:3]
+    target = size or tf.shape(images)[1:3]
     count = tf.shape(images)[0]
 
     def uniform(index: int, low: float, high: float) -> Any:
@@ -42,9 +58,9 @@ def augment(images: Any, masks: Any, seed: Any, crop: float, colour: float) -> t
         [top, tf.where(flip, right, left), top + height, tf.where(flip, left, right)], axis=-1
     )
     every = tf.range(count)
-    pixels = tf.image.crop_and_resize(images, boxes, every, size)
+    pixels = tf.image.crop_and_resize(images, boxes, every, target)
     moved = tf.image.crop_and_resize(
-        tf.cast(masks, tf.float32), boxes, every, size, "nearest", extrapolation_value=VOID
+        tf.cast(masks, tf.float32), boxes, every, target, "nearest", extrapolation_value=VOID
     )
     if colour:
         brightness, contrast, saturation = (
@@ -54,4 +70,29 @@ def augment(images: Any, masks: Any, seed: Any, crop: float, colour: float) -> t
         pixels = grey + (pixels - grey) * saturation
         mean = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
         pixels = tf.clip_by_value((mean + (pixels - mean) * contrast) * brightness, 0, 255)
+    if weather:
+        pixels = _other_weather(pixels, seed, weather, uniform)
     return pixels, tf.cast(moved, tf.uint8)
+
+
+def _other_weather(pixels: Any, seed: Any, strength: float, uniform: Any) -> Any:
+    """Images (batch, height, width, 3), 0 to 255, under other light, through other air and lens."""
+
+    def around_one(index: int, most: float) -> Any:
+        return uniform(index, 1 - strength * most, 1 + strength * most)
+
+    gamma = tf.exp(uniform(8, -strength * _GAMMA, strength * _GAMMA))
+    tint = tf.stack([around_one(9, _TINT), around_one(10, _TINT / 2), around_one(11, _TINT)], -1)
+    haze, grey = uniform(12, 0, strength * _HAZE), uniform(13, *_HAZE_GREYS)
+    # One value for each of 256 levels is far less work than one for each pixel.
+    levels = tf.minimum(tint[..., None] * tf.range(256.0) / 255, 1)
+    clear = 255 * levels ** gamma[:, None, None]
+    seen = clear + (grey[:, None, None] - clear) * haze[:, None, None]
+    place = tf.cast(tf.round(pixels), tf.int32) + 256 * tf.range(3)
+    pixels = tf.gather(tf.reshape(seen, (-1, 3 * 256)), place, batch_dims=1)
+
+    blur = uniform(14, 0, strength)[:, None, None, None]
+    pixels += (tf.nn.avg_pool2d(pixels, 3, 1, "SAME") - pixels) * blur
+    deviation = uniform(15, 0, strength * _NOISE)[:, None, None, None]
+    noise = tf.random.stateless_normal(tf.shape(pixels), tf.random.fold_in(seed, 16))
+    return tf.clip_by_value(pixels + deviation * noise, 0, 255)

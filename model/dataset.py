@@ -75,7 +75,7 @@ class Input:
             def move(step: Any, batch: Any) -> Any:
                 images, masks = batch
                 key = tf.random.fold_in(seed, step)
-                return augment(images, masks, key, config.crop, config.colour)
+                return augment(images, masks, key, config.crop, config.colour, config.weather)
 
             numbered = epoch(seed).enumerate()
             return numbered.map(move, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)

@@ -55,10 +55,11 @@ class Plan:
 
         Without a target, they are the manifest's median-frequency weights, 0 for a class without
         pixels. With a target, they are the mean pixel count of the two classes divided by each
-        class's own.
+        class's own. ``sqrt`` takes their square roots.
         """
         if self.config.class_weights == "none":
             return None
+        power = 0.5 if self.config.class_weights == "sqrt" else 1.0
         bound = self.config.max_class_weight
         weights = self.manifest.class_weights
         if self.config.target:
@@ -66,8 +67,8 @@ class Plan:
             by_name = self.manifest.splits["train"].class_pixels
             for label in self.manifest.taxonomy.classes:
                 pixels[self.table[label.id]] += by_name[label.name]
-            return [float(min(pixels.mean() / max(one, 1), bound)) for one in pixels]
-        return [min(weights[name], bound) for name in self.taxonomy.names]
+            return [float(min((pixels.mean() / max(one, 1)) ** power, bound)) for one in pixels]
+        return [min(weights[name] ** power, bound) for name in self.taxonomy.names]
 
     def model_metadata(self) -> dict[str, Any]:
         """Metadata stored with the model: how its input is made and what its output means."""

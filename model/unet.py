@@ -12,7 +12,8 @@ import keras
 from keras import layers
 
 from model.encoders import keras_applications, lite
-from model.encoders.weights import LITE0, has_encoder, keras_encoder, weights_file
+from model.encoders.weights import has_encoder, keras_encoder, weights_file
+from model.hardware import encoder_scope
 from schemas.config import TrainConfig
 from schemas.errors import UserError
 
@@ -35,17 +36,36 @@ def build(config: TrainConfig, classes: int) -> keras.Model:
     """
     outputs = 1 if classes == 2 else classes
     filters, dropout, norm = config.filters, config.dropout, config.normalisation
-    if config.architecture == LITE0:
-        return unet_on_encoder(outputs, lite.encoder(), filters, dropout, norm)
-    if name := keras_encoder(config.architecture):
-        encoder = keras_applications.encoder(name)
-        return unet_on_encoder(outputs, encoder, filters, dropout, norm)
+    if has_encoder(config.architecture):
+        return unet_on_encoder(outputs, _encoder(config), filters, dropout, norm)
     if config.architecture == "unet-2015":
         return unet_2015(outputs, filters, dropout, norm)
     if config.architecture == "unet-dropout":
         network = unet_dropout(outputs, filters, dropout, config.channels, norm)
         return network if config.channels == 3 else _of_rgb(network)
     return unet(outputs, filters, dropout, norm)
+
+
+def _encoder(config: TrainConfig) -> keras.Model:
+    """The encoder that a configuration asks for.
+
+    With weights from ImageNet, batch normalisation keeps ImageNet's statistics: small batches of
+    frames that resemble each other would replace them by worse ones, at twice the work.
+    """
+    name = keras_encoder(config.architecture)
+    with encoder_scope():
+        encoder = keras_applications.encoder(name) if name else lite.encoder()
+    if config.encoder_weights != "none":
+        _freeze_normalisation(encoder)
+    return encoder
+
+
+def _freeze_normalisation(network: keras.Model) -> None:
+    for layer in network.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            layer.trainable = False
+        elif isinstance(layer, keras.Model):
+            _freeze_normalisation(layer)
 
 
 def take_encoder_weights(network: keras.Model, config: TrainConfig) -> None:

@@ -73,10 +73,10 @@ class IngestConfig(SourceConfig):
     """How raw pairs become a dataset."""
 
     name: str = Field("lyft", description="Name of the dataset.", pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    height: int = Field(96, ge=0, le=8192, description="Height in pixels; 0: the source's.")
-    width: int = Field(128, ge=0, le=8192, description="Width in pixels; 0: the source's.")
+    height: int = Field(192, ge=0, le=8192, description="Height in pixels; 0: the source's.")
+    width: int = Field(256, ge=0, le=8192, description="Width in pixels; 0: the source's.")
     resize: Resize = Field(
-        "nearest", description="How images are resized; masks always by nearest neighbour."
+        "area", description="How images are resized; masks always by nearest neighbour."
     )
     taxonomy: str = Field("carla-0.8", description="Name of a taxonomy, or its YAML file.")
     taxonomy_check: Literal["on", "off"] = Field(
@@ -138,7 +138,7 @@ class TrainConfig(JobConfig):
         pattern=r"^[A-Za-z]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$",
     )
     architecture: str = Field(
-        "unet",
+        "unet-lite0",
         pattern=r"^unet(-2015|-dropout|-lite0|-[A-Z][A-Za-z0-9]+)?$",
         description="unet-lite0, with an encoder from ImageNet; the notebooks' unet; the paper's "
         "unet-2015; the small unet-dropout; or e.g. unet-MobileNetV2, on that of Keras.",
@@ -152,7 +152,7 @@ class TrainConfig(JobConfig):
     filters: int = Field(
         16, ge=1, le=512, description="Filters of the first block; the notebooks have 32."
     )
-    dropout: float = Field(0.3, ge=0, lt=1, description="Dropout rate.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="Dropout rate.")
     normalisation: Literal["none", "batch", "group"] = Field(
         "batch", description="Normalisation after each 3x3 convolution."
     )
@@ -162,8 +162,8 @@ class TrainConfig(JobConfig):
         description="Classes to separate from all others, e.g. Roads,RoadLines; empty: none.",
     )
     start_from: str = Field("", description="Model whose weights training starts from.")
-    epochs: int = Field(18, ge=1, le=1000, description="Passes over the train split.")
-    batch_size: int = Field(8, ge=1, le=4096, description="Images in a step.")
+    epochs: int = Field(60, ge=1, le=1000, description="Passes over the train split.")
+    batch_size: int = Field(4, ge=1, le=4096, description="Images in a step.")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="Adam's highest learning rate.")
     schedule: Literal["constant", "cosine"] = Field(
         "cosine", description="Learning rate after the warm-up: constant, or falling to 0."
@@ -176,14 +176,22 @@ class TrainConfig(JobConfig):
         "dice", description="Loss added to the cross-entropy, if any."
     )
     loss_weight: float = Field(1.0, ge=0, le=100, description="Weight of the added loss.")
-    class_weights: Literal["none", "manifest"] = Field(
-        "none", description="Weights of the classes in the cross-entropy."
+    class_weights: Literal["none", "sqrt", "manifest"] = Field(
+        "sqrt",
+        description="Weights of the classes in the cross-entropy: the manifest's, which balance "
+        "them, or their square roots.",
     )
     max_class_weight: float = Field(10.0, gt=0, description="Upper bound of a class weight.")
     augment: Literal["on", "off"] = Field("on", description="Flip, crop, scale and recolour.")
     crop: float = Field(0.6, gt=0, le=1, description="Smallest side of a crop, as a share.")
     colour: float = Field(
-        0.2, ge=0, lt=1, description="Largest change of brightness, contrast and saturation."
+        0.4, ge=0, lt=1, description="Largest change of brightness, contrast and saturation."
+    )
+    weather: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="How much light, air and camera change: gamma, tint, haze, blur, noise.",
     )
     keep: Literal["mean_iou", "loss", "last"] = Field(
         "mean_iou", description="Epoch whose weights are kept: best on validation, or the last."

@@ -204,7 +204,12 @@ def training(dataset: Path, once: Once) -> tuple[Path, Trained]:
     """The folder of the one training that all tests share, and its model; nothing writes to it."""
     # In float32 on any machine: in 16 bits, an epoch's metrics are not those of the saved network.
     config = TrainConfig(
-        model_name="small-unet", epochs=2, filters=4, batch_size=8, precision="float32"
+        architecture="unet",
+        model_name="small-unet",
+        epochs=2,
+        filters=4,
+        batch_size=8,
+        precision="float32",
     )
 
     def fill(folder: Path) -> list[str]:

@@ -41,7 +41,13 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
-    training = [f"--dataset={dataset}", "--filters=2", "--normalisation=none", "--augment=off"]
+    training = [
+        f"--dataset={dataset}",
+        "--architecture=unet",
+        "--filters=2",
+        "--normalisation=none",
+        "--augment=off",
+    ]
     training += ["--loss=cross-entropy", "--model_name=shared"]
     at_server = f"--tracking_uri={server}"
     first = said("model.train", *training, "--epochs=1", "--floor=0")
@@ -266,7 +272,7 @@ ingest_train_infer(
     output,
     tracking_uri=f"sqlite:///{output}/mlflow.db",
     ingest_config=IngestConfig.model_validate_json(ingest),
-    train_config=TrainConfig(epochs=1000, filters=2, batch_size=1),
+    train_config=TrainConfig(architecture="unet", epochs=1000, filters=2, batch_size=1),
 )
 """
 

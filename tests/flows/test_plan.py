@@ -143,7 +143,7 @@ def test_the_model_is_the_one_that_the_gate_would_leave(done, trained, dataset, 
 def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
     new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
     record(str(tmp_path), ingest_key(SMALL), 400, 43)
-    record(str(tmp_path), train_key(TrainConfig(filters=512), 32, 48), 1, 9999)
+    record(str(tmp_path), train_key(TrainConfig(architecture="unet", filters=512), 32, 48), 1, 9999)
     ingest, train, _ = plan(**new)
     # 3 s of start-up, and a tenth of a second for each of the 40 pairs.
     assert ingest.seconds == pytest.approx(7)
@@ -186,7 +186,7 @@ def test_estimates_without_any_run_are_what_was_measured(
         output=str(tmp_path),
         tracking_uri=f"sqlite:///{tmp_path}/m/mlflow.db",
         ingest_config=SMALL.model_copy(update=dict(zip(("height", "width"), size, strict=True))),
-        train_config=TrainConfig(epochs=2, filters=filters),
+        train_config=TrainConfig(architecture="unet", epochs=2, filters=filters),
     )
     assert [step.seconds for step in steps] == pytest.approx(seconds, rel=0.01)
     assert {step.basis for step in steps} == {"docs/operate.md"}

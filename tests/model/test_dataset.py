@@ -14,7 +14,9 @@ from schemas.manifest import load_manifest
 
 
 def _plain(**changes) -> TrainConfig:
-    return TrainConfig(**{"batch_size": 5, "augment": "off", "epochs": 3, **changes})
+    return TrainConfig(
+        **{"architecture": "unet", "batch_size": 5, "augment": "off", "epochs": 3, **changes}
+    )
 
 
 def _batches(dataset: Path, config: TrainConfig, first_epoch: int = 0) -> list:
@@ -91,7 +93,7 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
 
     place = Path(shutil.copytree(dataset, tmp_path / "copy"))
     name = load_manifest(place).shard_names("train")[0]
-    chosen = plan(str(place), _plain(cache_mib=cache_mib, filters=1))
+    chosen = plan(str(place), _plain(architecture="unet", cache_mib=cache_mib, filters=1))
     shard = place / name
     whole = shard.read_bytes()
     shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
@@ -156,6 +158,47 @@ def test_colour_changes_images_within_bounds_and_no_mask() -> None:
     assert 1.05 < brightness.max() < 1.25
     assert moved.numpy().min() >= 0
     assert moved.numpy().max() <= 255
+
+
+def test_other_weather_changes_light_and_air_and_no_mask() -> None:
+    from model.augment import augment
+
+    ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], (64, 64, 3))
+    images = np.stack([ramp] * 32)
+    masks = np.full((32, 64, 64, 1), 3, np.uint8)
+
+    def moved(weather: float, seed: int = 1) -> np.ndarray:
+        found, found_masks = augment(images, masks, (0, seed), 1.0, 0.0, weather)
+        assert np.array_equal(found_masks, masks)
+        return found.numpy()
+
+    strong = moved(1)
+    assert np.array_equal(strong, moved(1))
+    assert not np.array_equal(strong, moved(1, seed=2))
+    assert np.allclose(moved(1e-6), images, atol=1)
+    assert strong.min() >= 0
+    assert strong.max() <= 255
+    rows = strong.mean(axis=2)
+    # Brighter stays brighter, but for noise, in whatever light.
+    assert (np.diff(rows[:, ::8], axis=1) > -5).all()
+    # Haze lifts black by up to 0.3 of a grey between 80 and 255.
+    black = rows[:, 0].mean(axis=-1)
+    assert black.min() < 15
+    assert 20 < black.max() < 0.3 * 255 + 15
+    # Gamma moves the middle both ways, and the tint moves red and blue apart.
+    middle = rows[:, 32].mean(axis=-1)
+    assert middle.min() < 115
+    assert middle.max() > 145
+    assert np.ptp(rows[:, 32, 0] / rows[:, 32, 2]) > 0.2
+
+
+def test_crops_are_scaled_to_the_size_asked_for() -> None:
+    from model.augment import augment
+
+    images = np.zeros((2, 40, 60, 3), np.uint8)
+    moved, masks = augment(images, images[..., :1], (0, 1), 0.5, 0.2, 0.5, size=(16, 24))
+    assert moved.shape == (2, 16, 24, 3)
+    assert masks.shape == (2, 16, 24, 1)
 
 
 def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path) -> None:

@@ -274,7 +274,14 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
 
     def train(gate: GateConfig, **changes) -> str:
         config = TrainConfig(
-            **{"model_name": "turns", "epochs": 1, "filters": 2, "batch_size": 16, **changes}
+            **{
+                "architecture": "unet",
+                "model_name": "turns",
+                "epochs": 1,
+                "filters": 2,
+                "batch_size": 16,
+                **changes,
+            }
         )
         return run(str(dataset), config, store, gate, state=str(tmp_path / "state"), reuse=True)
 

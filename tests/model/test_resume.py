@@ -20,6 +20,7 @@ from schemas.errors import UnavailableError, UserError
 SMALL = TrainConfig(
     model_name="cut-short",
     epochs=6,
+    architecture="unet",
     filters=2,
     batch_size=4,
     deterministic="on",

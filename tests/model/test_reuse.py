@@ -9,7 +9,7 @@ from servers import until
 
 from schemas.config import TrainConfig
 
-CONFIG = TrainConfig(model_name="cut-off", epochs=1, filters=2)
+CONFIG = TrainConfig(architecture="unet", model_name="cut-off", epochs=1, filters=2)
 
 
 # Slow: two trainings in a registry of their own.
@@ -23,7 +23,9 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     from model.train import run
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    config = TrainConfig(model_name="damaged", epochs=1, filters=2, batch_size=16)
+    config = TrainConfig(
+        architecture="unet", model_name="damaged", epochs=1, filters=2, batch_size=16
+    )
 
     def train() -> str:
         state = str(tmp_path / "state")

@@ -31,7 +31,7 @@ def on_store(bucket: Store, dataset: Path) -> str:
 def test_the_input_is_that_of_this_machine(on_store: str, dataset: Path, cache: Path) -> None:
     from model.dataset import Input
 
-    config = TrainConfig(batch_size=8, epochs=1, filters=2)
+    config = TrainConfig(architecture="unet", batch_size=8, epochs=1, filters=2)
     ours, theirs = (Input(plan(place, config)) for place in (on_store, str(dataset)))
     for split in SPLITS:
         pairs = zip(ours.pairs(split), theirs.pairs(split), strict=True)

@@ -176,7 +176,10 @@ def test_an_outage_after_the_start_is_said_as_well(
 
     monkeypatch.setattr(tracking, "connect", lambda _: None)
     (tmp_path / "state").mkdir()
-    state, config = str(tmp_path / "state"), TrainConfig(model_name="away", epochs=1, filters=2)
+    state, config = (
+        str(tmp_path / "state"),
+        TrainConfig(architecture="unet", model_name="away", epochs=1, filters=2),
+    )
     for ask in (
         lambda: train.run(str(dataset), config, asked, state=state),
         lambda: train.run(str(dataset), config, asked, gate.GateConfig(promote="never")),

@@ -47,12 +47,15 @@ def test_what_cannot_be_trained_on_is_refused_before_any_work(dataset, tmp_path)
 def test_class_weights_are_bounded(dataset: Path) -> None:
     from model.plan import plan
 
-    assert plan(str(dataset), TrainConfig()).class_weights() is None
+    none = TrainConfig(class_weights="none")
+    assert plan(str(dataset), none).class_weights() is None
     weighted = TrainConfig(class_weights="manifest", max_class_weight=2)
     by_name = load_manifest(dataset).class_weights
     expected = [min(weight, 2.0) for weight in by_name.values()]
     assert plan(str(dataset), weighted).class_weights() == expected
     assert max(expected) == 2
+    roots = [min(weight**0.5, 2.0) for weight in by_name.values()]
+    assert plan(str(dataset), TrainConfig(max_class_weight=2)).class_weights() == roots
     rest, vehicles = plan(
         str(dataset), weighted.model_copy(update={"target": "Vehicles"})
     ).class_weights()
@@ -241,7 +244,9 @@ def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
     from model.plan import plan
 
     # At this learning rate nothing is learnt, so no epoch after the first is better.
-    config = TrainConfig(filters=1, epochs=9, patience=2, learning_rate=1e-12, batch_size=16)
+    config = TrainConfig(
+        architecture="unet", filters=1, epochs=9, patience=2, learning_rate=1e-12, batch_size=16
+    )
     seen: list[int] = []
     _, progress = fit(
         plan(str(dataset), config),
@@ -280,7 +285,9 @@ def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_pat
         start(start_from="models:/small-unet/77")
     with pytest.raises(UserError, match="there is no such"):
         start(start_from="/none.keras")
-    larger = TrainConfig(start_from=str(start()), filters=5, model_name="other")
+    larger = TrainConfig(
+        architecture="unet", start_from=str(start()), filters=5, model_name="other"
+    )
     with pytest.raises(UserError, match="is another network or has other classes"):
         run(str(dataset), larger, trained.tracking_uri, state=str(tmp_path))
 
@@ -345,7 +352,8 @@ from model.plan import plan
 from schemas.config import TrainConfig
 
 dataset, folder = sys.argv[1:]
-config = TrainConfig(filters=2, epochs=2, batch_size=4, normalisation="none", dropout=0)
+small = {"architecture": "unet", "filters": 2, "normalisation": "none", "dropout": 0}
+config = TrainConfig(**small, epochs=2, batch_size=4)
 found = []
 for name, devices in {"one": [], "two": ["CPU:0", "CPU:1"]}.items():
     hardware.training_devices = lambda devices=devices: devices

@@ -25,6 +25,7 @@ ANY_MODEL = GateConfig(floor=0)
 
 QUICK: dict[str, str | int] = {
     "epochs": 1,
+    "architecture": "unet",
     "filters": 2,
     "normalisation": "none",
     "augment": "off",
