@@ -106,6 +106,38 @@ def test_a_new_network_begins_with_the_weights_of_the_package(imagenet: Path) ->
     assert network.compute_output_shape((None, 96, 128, 3)) == (None, 96, 128, 13)
 
 
+def test_statistics_of_imagenet_stay_as_they_are_and_others_are_learnt() -> None:
+    from keras import layers
+
+    from model.encoders.lite import ENCODER
+    from model.unet import build
+
+    def learnt(config: TrainConfig) -> set[bool]:
+        encoder = build(config, 3).get_layer(ENCODER)
+        return {
+            one.trainable for one in encoder.layers if isinstance(one, layers.BatchNormalization)
+        }
+
+    assert learnt(LITE0) == {False}
+    assert learnt(LITE0.model_copy(update={"encoder_weights": "none"})) == {True}
+
+
+def test_a_cpu_trains_the_encoder_in_float32_beside_a_decoder_in_16_bits() -> None:
+    import keras
+
+    from model import hardware
+    from model.encoders.lite import ENCODER
+    from model.unet import build
+
+    config = LITE0.model_copy(update={"precision": "mixed_bfloat16"})
+    with hardware.training_scope(config):
+        network = build(config, 3)
+    assert {one.compute_dtype for one in network.get_layer(ENCODER).layers} == {"float32"}
+    assert network.get_layer("up1_conv1").compute_dtype == "bfloat16"
+    assert network.output.dtype == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+
+
 def test_another_file_of_weights_is_refused_by_name(tmp_path: Path) -> None:
     from model.unet import build, take_encoder_weights
 
