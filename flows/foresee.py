@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from model.decision import critical_classes
-from model.plan import check_ingest, classes_of
+from model.plan import check_architecture, check_ingest, classes_of
 from schemas.classes import load_taxonomy, with_void
 from schemas.config import GateConfig, IngestConfig, TrainConfig
 
@@ -15,5 +15,6 @@ def check_steps(ingest: IngestConfig, train: TrainConfig, gate: GateConfig) -> N
         UserError: the training or the gate would refuse the dataset.
     """
     check_ingest(ingest)
+    check_architecture(train)
     taxonomy = with_void(load_taxonomy(ingest.taxonomy), ingest.void)
     critical_classes(gate, classes_of(train, taxonomy)[0])

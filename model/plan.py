@@ -122,17 +122,16 @@ def check_size(config: IngestConfig) -> None:
 
 
 def check_architecture(config: TrainConfig) -> None:
-    """Refuses an architecture that does not exist, or whose initial weights are not there.
+    """Refuses an architecture that does not exist.
 
     Raises:
-        UserError: says which ones exist, or what to do.
+        UserError: says which ones do.
     """
     if config.architecture not in GEOMETRY and not has_encoder(config.architecture):
         raise UserError(
             f"architecture {config.architecture!r}: expected {', '.join(GEOMETRY)}, {LITE0}, or "
             f"unet- and one of {', '.join(KERAS_ENCODERS)}"
         )
-    weights_file(config)
 
 
 def check_ingest(config: IngestConfig) -> None:
@@ -162,10 +161,10 @@ def classes_of(config: TrainConfig, taxonomy: Taxonomy) -> tuple[Taxonomy, UInt8
 
 
 def training_key(manifest: Manifest, config: TrainConfig) -> str:
-    """See ``Plan.key``; a file to start from counts by its content, not by its name.
+    """See ``Plan.key``; a file of initial weights counts by its content, not by its name.
 
     Raises:
-        UserError: there is no such file.
+        UserError: there is no such file, or the encoder's weights are not installed.
     """
     origin = config.start_from
     if origin and not origin.startswith(REGISTERED):

@@ -10,6 +10,7 @@ MISTAKES = [
     ({"test": 0}, {}, {}, "is to have no test split, but a training needs each"),
     ({"validation": 0, "test": 0}, {}, {}, "no validation and no test split"),
     ({}, {"target": "Unicorns"}, {}, "target 'Unicorns': expected some, not all, of the classes"),
+    ({}, {"architecture": "unet-Xception"}, {}, "architecture 'unet-Xception': expected unet, "),
     ({}, {}, {"critical": "Road"}, "critical 'Road': expected classes of taxonomy carla-0.8"),
     ({}, {"target": "Roads"}, {"critical": "Vehicles"}, "critical 'Vehicles'"),
     ({"taxonomy": "none"}, {}, {}, "taxonomy 'none'"),

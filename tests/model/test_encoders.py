@@ -9,7 +9,7 @@ import pytest
 
 from model.encoders.torch_file import read_tensors
 from model.encoders.weights import KERAS_ENCODERS, weights_file
-from model.plan import check_architecture, training_key
+from model.plan import training_key
 from schemas.config import TrainConfig
 from schemas.errors import UserError
 
@@ -189,16 +189,14 @@ def test_every_encoder_of_keras_exists() -> None:
     assert all(hasattr(keras.applications, name) for name in KERAS_ENCODERS)
 
 
-@pytest.mark.parametrize(
-    ("changes", "reason"),
-    [
-        ({"architecture": "unet-Xception"}, "'unet-Xception': expected unet, unet-2015, .*MobileN"),
-        ({"architecture": "unet-lite0", "encoder_weights": "/none.pth"}, "'/none.pth': expected i"),
-    ],
-)
-def test_what_cannot_be_trained_is_refused_before_it_starts(changes, reason) -> None:
-    with pytest.raises(UserError, match=reason):
-        check_architecture(TrainConfig(**changes))
+def test_what_cannot_be_trained_is_refused_before_it_starts(dataset: Path) -> None:
+    from model.plan import plan
+
+    with pytest.raises(UserError, match=r"'unet-Xception': expected unet, unet-2015, .*MobileNet"):
+        plan(str(dataset), TrainConfig(architecture="unet-Xception"))
+    none = LITE0.model_copy(update={"encoder_weights": "/none.pth"})
+    with pytest.raises(UserError, match=r"encoder_weights '/none\.pth': expected imagenet, "):
+        plan(str(dataset), none)
 
 
 def test_missing_and_damaged_weights_say_what_to_do(
