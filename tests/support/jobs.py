@@ -17,7 +17,9 @@ from schemas.config import GateConfig, IngestConfig, TrainConfig
 ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared/data/lyft"
 
-SMALL = IngestConfig(name="small", height=32, width=48, block_length=1, max_leak=1)
+SMALL = IngestConfig(
+    name="small", height=32, width=48, resize="nearest", block_length=1, max_leak=1
+)
 """Small images, split one by one, and none left out: 40 of them give 32, 4 and 4."""
 
 ANY_MODEL = GateConfig(floor=0)
