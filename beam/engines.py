@@ -73,13 +73,11 @@ class Engine(ABC):
 
     Attributes:
         batch_size: images in one call of the network.
-        size: height and width of the images.
     """
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._model = model
         self._flip = runtime.flip
-        self.size = (model.height, model.width)
         self.batch_size = runtime.batch_size
         # One engine may serve several processes.
         self._lock = threading.Lock()

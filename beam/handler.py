@@ -35,7 +35,8 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         inference_args: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> Iterable[Prediction | Unpredicted]:
         """One result for each picture."""
-        return predict(batch, model)
+        # A model that serves all processes is a proxy, which has methods alone.
+        return predict(batch, model, (self._model.height, self._model.width))
 
     def batch_elements_kwargs(self) -> dict[str, int]:
         """Full batches, except for the last batch of a bundle."""
@@ -51,17 +52,22 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         return self._runtime.shared
 
 
-def predict(pictures: Sequence[Picture], engine: Engine) -> Iterator[Prediction | Unpredicted]:
+def predict(
+    pictures: Sequence[Picture], engine: Engine, size: tuple[int, int]
+) -> Iterator[Prediction | Unpredicted]:
     """Predicts pictures; if a batch fails, only the pictures that fail on their own are lost.
 
     If memory runs out, the engine's batch size is halved for this call and all later ones. After
     any other failure, the batch is split in halves until the picture at fault is alone.
+
+    Args:
+        size: height and width of the images that the engine takes.
     """
     waiting = [list(pictures)]
     while waiting:
         some = waiting.pop()
         try:
-            found = _predict(some, engine)
+            found = _predict(some, engine, size)
         except Exception as error:  # noqa: BLE001 - engines raise many types
             if is_out_of_memory(error) and engine.halve():
                 waiting.append(some)
@@ -82,9 +88,9 @@ def predict(pictures: Sequence[Picture], engine: Engine) -> Iterator[Prediction 
                 yield Unpredicted(picture, "not_finite", message)
 
 
-def _predict(pictures: Sequence[Picture], engine: Engine) -> list[Predicted]:
+def _predict(pictures: Sequence[Picture], engine: Engine, size: tuple[int, int]) -> list[Predicted]:
     """Class ids and confidences of each picture, from as many windows as it takes."""
-    cut = [windows.cut(picture.pixels, *engine.size) for picture in pictures]
+    cut = [windows.cut(picture.pixels, *size) for picture in pictures]
     ends = np.cumsum([len(some) for some in cut])
     ids, confidence = (np.split(found, ends[:-1]) for found in engine.predict(np.concatenate(cut)))
     return [

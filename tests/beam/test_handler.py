@@ -9,13 +9,15 @@ from beam.predict import Picture, Prediction, Unpredicted
 
 POISON, INFINITE = 255, 254
 
+SIZE = (2, 2)
+"""Of the images that the engine takes."""
+
 
 class FakeEngine:
     """Takes class ids from the red channel; fails on some images and on batches too large."""
 
     def __init__(self, batch_size: int, fits: int, error: Exception | None = None) -> None:
         self.batch_size = batch_size
-        self.size = (2, 2)
         self.fits = fits
         self.error = error or ValueError("poison\nand more")
         self.largest: list[int] = []
@@ -52,7 +54,7 @@ def _pictures(values: list[int]) -> list[Picture]:
 )
 def test_no_image_is_lost(values: list[int], batch_size: int, fits: int) -> None:
     engine = FakeEngine(batch_size, fits)
-    found = list(predict(_pictures(values), engine))
+    found = list(predict(_pictures(values), engine, SIZE))
     assert sorted(int(one.picture.image_id) for one in found) == list(range(len(values)))
     for one in found:
         value = values[int(one.picture.image_id)]
@@ -75,7 +77,7 @@ def test_pictures_of_any_size_are_put_together_from_windows() -> None:
         Picture(name, "", "", None, *one.shape[1::-1], one, None, "")
         for name, one in {"small": small, "large": large, "bad": bad}.items()
     ]
-    found = {one.picture.image_id: one for one in predict(pictures, FakeEngine(4, fits=4))}
+    found = {one.picture.image_id: one for one in predict(pictures, FakeEngine(4, fits=4), SIZE)}
     assert isinstance(found["bad"], Unpredicted)
     for picture in pictures[:2]:
         one = found[picture.image_id]
@@ -87,9 +89,9 @@ def test_pictures_of_any_size_are_put_together_from_windows() -> None:
 def test_memory_that_runs_out_halves_later_batches_too() -> None:
     engine = FakeEngine(16, fits=4)
     pictures = _pictures([1] * 16)
-    assert len(list(predict(pictures, engine))) == 16
+    assert len(list(predict(pictures, engine, SIZE))) == 16
     assert engine.batch_size == 4
-    assert len(list(predict(pictures, engine))) == 16
+    assert len(list(predict(pictures, engine, SIZE))) == 16
     assert engine.largest == [4] * 8
 
 
@@ -103,7 +105,7 @@ def test_memory_that_runs_out_halves_later_batches_too() -> None:
     ],
 )
 def test_an_image_too_large_for_the_memory_is_a_reject(error: Exception) -> None:
-    found = list(predict(_pictures([1, POISON, 1]), FakeEngine(4, fits=4, error=error)))
+    found = list(predict(_pictures([1, POISON, 1]), FakeEngine(4, fits=4, error=error), SIZE))
     codes = {one.picture.image_id: one.code for one in found if isinstance(one, Unpredicted)}
     assert codes == {"1": "out_of_memory"}
 

@@ -76,7 +76,7 @@ def test_images_that_are_lost_stop_the_job(
     trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     predict = handler.predict
-    monkeypatch.setattr(handler, "predict", lambda batch, engine: list(predict(batch, engine))[1:])
+    monkeypatch.setattr(handler, "predict", lambda *given: list(predict(*given))[1:])
     with pytest.raises(RuntimeError, match=r"40 images were read, but \d+ predicted and 0 rej"):
         run_infer(trained, tmp_path / "out", source=scenes)
     assert list((tmp_path / "out").iterdir()) == []

@@ -31,9 +31,9 @@ def predicted(monkeypatch: pytest.MonkeyPatch) -> Predicted:
     seen: list[str] = []
     predict = handler.predict
 
-    def spy(batch, engine):
+    def spy(batch, *engine):
         seen.extend(picture.image_id for picture in batch)
-        return predict(batch, engine)
+        return predict(batch, *engine)
 
     monkeypatch.setattr(handler, "predict", spy)
 
@@ -356,8 +356,8 @@ def test_what_the_network_failed_on_is_tried_again(
 ) -> None:
     predict = handler.predict
 
-    def fail(batch, engine):
-        for one in predict(batch, engine):
+    def fail(*given):
+        for one in predict(*given):
             lost = one.picture.image_id == "000_0007"
             yield Unpredicted(one.picture, "failed", "a lost device") if lost else one
 
