@@ -113,7 +113,9 @@ def main() -> None:
             pipeline_options([]),
         )
         tracking.connect(f"sqlite:///{scratch}/mlflow.db")
-        config = TrainConfig(architecture="unet", filters=args.filters, epochs=args.epochs)
+        config = TrainConfig(
+            architecture="unet", filters=args.filters, epochs=args.epochs, batch_size=8
+        )
         chosen = plan(str(data), config)
         ratios = []
         for number in range(1, args.rounds + 1):

@@ -25,7 +25,6 @@ def augment(
     crop: float,
     colour: float,
     weather: float = 0.0,
-    size: tuple[int, int] | None = None,
 ) -> tuple[Any, Any]:
     """Flips, crops, scales and recolours each image of a batch; the same seed gives the same batch.
 
@@ -34,15 +33,14 @@ def augment(
         masks: uint8 (batch, height, width, 1).
         seed: int (2,).
         crop: smallest side of a crop as a share of the image's, 1 for none; every crop is scaled
-            to the size, the image bilinearly, the mask by nearest neighbour.
+            back to the full size, the image bilinearly, the mask by nearest neighbour.
         colour: largest relative change of brightness, contrast and saturation, 0 for none.
         weather: how much light, air and camera change, from 0 to 1: gamma, tint, haze, blur, noise.
-        size: height and width of the result; by default, those of the images.
 
     Returns:
         Images, float32, 0 to 255, and masks, uint8.
     """
-    target = size or tf.shape(images)[1:3]
+    size = tf.shape(images)[1:3]
     count = tf.shape(images)[0]
 
     def uniform(index: int, low: float, high: float) -> Any:
@@ -58,9 +56,9 @@ def augment(
         [top, tf.where(flip, right, left), top + height, tf.where(flip, left, right)], axis=-1
     )
     every = tf.range(count)
-    pixels = tf.image.crop_and_resize(images, boxes, every, target)
+    pixels = tf.image.crop_and_resize(images, boxes, every, size)
     moved = tf.image.crop_and_resize(
-        tf.cast(masks, tf.float32), boxes, every, target, "nearest", extrapolation_value=VOID
+        tf.cast(masks, tf.float32), boxes, every, size, "nearest", extrapolation_value=VOID
     )
     if colour:
         brightness, contrast, saturation = (

@@ -192,15 +192,6 @@ def test_other_weather_changes_light_and_air_and_no_mask() -> None:
     assert np.ptp(rows[:, 32, 0] / rows[:, 32, 2]) > 0.2
 
 
-def test_crops_are_scaled_to_the_size_asked_for() -> None:
-    from model.augment import augment
-
-    images = np.zeros((2, 40, 60, 3), np.uint8)
-    moved, masks = augment(images, images[..., :1], (0, 1), 0.5, 0.2, 0.5, size=(16, 24))
-    assert moved.shape == (2, 16, 24, 3)
-    assert masks.shape == (2, 16, 24, 1)
-
-
 def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path) -> None:
     from model.dataset import Input
 
