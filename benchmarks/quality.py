@@ -78,7 +78,7 @@ def ingest(raw: str, folder: Path, parameters: dict[str, Any]) -> str:
 
 
 def train(dataset: str, folder: Path, name: str, seed: int) -> dict[str, Any]:
-    """Trains one recipe; returns its test metrics, and seconds of the epochs and of the whole process."""
+    """Trains one recipe; returns its metrics, and seconds of the epochs and of the process."""
     import mlflow
 
     store = f"sqlite:///{folder}/mlflow.db"
