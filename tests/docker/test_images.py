@@ -64,7 +64,11 @@ def test_the_whole_project_is_in_the_image():
         if word == "COPY"
         if stage == "project"
     }
-    assert set(setuptools["setuptools"]["packages"]) <= copied
+    packages = set(setuptools["setuptools"]["packages"])
+    assert {one.partition(".")[0] for one in packages} <= copied
+    folders = (path.parent.relative_to(ROOT) for path in ROOT.glob("[!.]*/**/__init__.py"))
+    found = {".".join(folder.parts) for folder in folders if folder.parts[0] in copied}
+    assert packages == found
 
 
 @pytest.mark.parametrize("image", IMAGES)
