@@ -72,7 +72,7 @@ def _compare(raw: str, model: Path, output: Path, master: str) -> list[str]:
             started = time.monotonic()
             _run(job, arguments)
             seconds[side] = time.monotonic() - started
-        local, other = (published_bytes(output / side / job) for side in _SIDES)
+        local, other = (published_digests(output / side / job) for side in _SIDES)
         if local != other:
             names = sorted(name for name in local | other if local.get(name) != other.get(name))
             raise UserError(f"{job}: these files differ: {', '.join(names)}")
@@ -81,10 +81,10 @@ def _compare(raw: str, model: Path, output: Path, master: str) -> list[str]:
     return rows
 
 
-def published_bytes(root: Path) -> dict[str, bytes]:
-    """Every file below ``root`` by its path, except the table of runs, which holds times."""
+def published_digests(root: Path) -> dict[str, str]:
+    """SHA-256 of every file below ``root``, by path; without the table of runs: it holds times."""
     return {
-        str(path.relative_to(root)): path.read_bytes()
+        str(path.relative_to(root)): storage.file_sha256(path)
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.relative_to(root).parts[0] != "runs"
     }

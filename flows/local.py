@@ -127,6 +127,8 @@ def _environment(root: Path, state: State) -> dict[str, str]:
         "PREFECT_CLI_PROMPT": "false",
         # Prefect's server waits a minute for SQLite's lock, so its clients must wait longer.
         "PREFECT_API_REQUEST_TIMEOUT": "120",
+        # Pauses of 2, 4, 8, … s: 8 minutes in all, where the default of 5 gives up after one.
+        "PREFECT_CLIENT_MAX_RETRIES": "8",
         "PYTHONUNBUFFERED": "1",
         # Saves eight processes and 1.8 GB for MLflow's own jobs, which nobody starts here.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

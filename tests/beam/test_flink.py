@@ -20,7 +20,7 @@ from servers import until
 from beam import infer, ingest, tools
 from beam.boot import process_environment
 from flows import flink
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from flows.scenes import write_scenes
 from flows.state import start_time
 
@@ -88,8 +88,8 @@ def test_ingest_publishes_the_same_bytes(
 ) -> None:
     done = job(*_ingest(pairs, tmp_path / "out"), *_on(cluster))
     assert done.returncode == 0, done.stderr
-    published = published_bytes(tmp_path / "out")
-    assert published == published_bytes(local / "ingest")
+    published = published_digests(tmp_path / "out")
+    assert published == published_digests(local / "ingest")
     assert len(published) > 8
     assert done.stdout.strip() == str(next((tmp_path / "out/lyft").iterdir()))
     # The progress lines come from workers that Flink started.
@@ -162,8 +162,8 @@ def test_a_killed_task_manager_costs_infer_nothing(
     held.go_on()
     assert held.has_ended_well(), held.log.read_text()
     assert name in clusters.failures(cluster)
-    published = published_bytes(tmp_path / "out")
-    assert published == published_bytes(local / "infer")
+    published = published_digests(tmp_path / "out")
+    assert published == published_digests(local / "infer")
     assert len(published) > 8
     # Run again, the same command finds its run published and submits no job to Flink.
     flink_job = clusters.last_job(cluster)
@@ -190,7 +190,7 @@ def test_a_killed_worker_and_a_killed_task_manager_cost_ingest_nothing(
     held.go_on()
     assert held.has_ended_well(), held.log.read_text()
     assert name in clusters.failures(cluster)
-    assert published_bytes(tmp_path / "out") == published_bytes(local / "ingest")
+    assert published_digests(tmp_path / "out") == published_digests(local / "ingest")
 
 
 def test_a_users_mistake_in_a_worker_is_one_line(

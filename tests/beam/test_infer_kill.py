@@ -22,7 +22,7 @@ def _arguments(model: Path, source: Path, output: Path, *options: str) -> list[s
     return [*places, *ARGUMENTS, *IN_MEMORY, *options]
 
 
-def _by_table(files: dict[str, bytes]) -> dict[str, dict[str, bytes]]:
+def _by_table(files: dict[str, str]) -> dict[str, dict[str, str]]:
     return {
         table: {name: data for name, data in files.items() if name.startswith(f"{table}/")}
         for table in TABLES
@@ -41,7 +41,7 @@ def test_a_kill_before_any_change_leaves_each_table_old_or_new(
     """
     output, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     arguments = _arguments(plain_model, scenes, output, SMALL_PARTS, "--no-resume")
-    before: dict[str, bytes] = {}
+    before: dict[str, str] = {}
     for folder in (undisturbed, output):
         earlier = _arguments(plain_model, scenes, folder, ONE_PART)
         if not first:

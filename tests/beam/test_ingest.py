@@ -14,7 +14,7 @@ from PIL import Image
 
 from beam import ingest, metadata, splitting
 from beam.pipeline import pipeline_options
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from images import png
 from schemas.classes import load_taxonomy
 from schemas.config import IngestConfig
@@ -71,7 +71,7 @@ def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Pat
     """Two processes; the dataset's one worker was in the test's process."""
     again = run_ingest(scenes, tmp_path, SMALL, *TWO_WORKERS)
     assert again.name == dataset.name
-    assert published_bytes(again) == published_bytes(dataset)
+    assert published_digests(again) == published_digests(dataset)
 
 
 def test_another_runner_does_not_change_a_byte(scenes, dataset, tmp_path) -> None:
@@ -83,7 +83,7 @@ def test_another_runner_does_not_change_a_byte(scenes, dataset, tmp_path) -> Non
             pipeline_options(["--runner=BundleBasedDirectRunner"]),
         )
     )
-    assert published_bytes(again) == published_bytes(dataset)
+    assert published_digests(again) == published_digests(dataset)
 
 
 def test_metadata_that_are_written_again_are_the_same(
@@ -96,7 +96,7 @@ def test_metadata_that_are_written_again_are_the_same(
         return write(*args)
 
     monkeypatch.setattr(ingest, "write_metadata", twice)
-    assert published_bytes(run_ingest(scenes, tmp_path)) == published_bytes(dataset)
+    assert published_digests(run_ingest(scenes, tmp_path)) == published_digests(dataset)
 
 
 def test_metadata_appear_when_they_are_whole_and_the_manifest_last(

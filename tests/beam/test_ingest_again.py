@@ -9,7 +9,7 @@ from ingesting import records_of, run_ingest
 from jobs import SMALL
 
 from beam import ingest, records, splitting
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 
@@ -39,7 +39,7 @@ def test_a_damaged_shard_is_rebuilt_alone(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = run_ingest(scenes, tmp_path)
-    before = published_bytes(folder)
+    before = published_digests(folder)
     for damage in ("bits", "missing"):
         name = load_manifest(folder).shard_names("validation")[0]
         ids = {record.id for record in records_of(folder, "validation")}
@@ -51,7 +51,7 @@ def test_a_damaged_shard_is_rebuilt_alone(
             (folder / name).unlink()
         made = _reads(monkeypatch)
         assert run_ingest(scenes, tmp_path) == folder
-        assert published_bytes(folder) == before
+        assert published_digests(folder) == before
         assert set(made) == ids
 
 
@@ -70,7 +70,7 @@ def test_new_images_alone_are_decoded(
     assert second != first
     assert made == ["000_0039"]
     fresh = run_ingest(copy, tmp_path / "fresh")
-    assert published_bytes(fresh) == published_bytes(second)
+    assert published_digests(fresh) == published_digests(second)
 
 
 def test_empty_shards_stay_in_their_split(
@@ -84,7 +84,7 @@ def test_empty_shards_stay_in_their_split(
     run_ingest(raw, tmp_path / "out")
     shutil.copytree(scenes, raw, dirs_exist_ok=True)
     grown, fresh = run_ingest(raw, tmp_path / "out"), run_ingest(raw, tmp_path / "fresh")
-    assert published_bytes(grown) == published_bytes(fresh)
+    assert published_digests(grown) == published_digests(fresh)
     manifest = load_manifest(grown)
     assert [len(manifest.shard_names(split)) for split in SPLITS] == [64, 64, 64]
     assert all(f"-{shard.split}." in shard.name for shard in manifest.shards)
@@ -95,11 +95,11 @@ def test_a_file_beside_the_shards_is_mended(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     folder = run_ingest(scenes, tmp_path)
-    before = published_bytes(folder)
+    before = published_digests(folder)
     (folder / name).unlink()
     made = _reads(monkeypatch)
     assert run_ingest(scenes, tmp_path) == folder
-    assert published_bytes(folder) == before
+    assert published_digests(folder) == before
     assert made == []
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-from jobs import IN_MEMORY, ROOT, SMALL, started
+from jobs import IN_MEMORY, ROOT, SMALL, SMALL_ARGUMENTS, started
 from servers import until
 
 from beam import boot, infer, ingest, tools
@@ -29,7 +29,7 @@ from beam.previous import PreviousRun
 from beam.record_files import RecordRef
 from beam.records import Made, Recipe
 from beam.tfrecords import PublishedShards, WriteShards, _WriteShard
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from flows.state import start_time
 from schemas.classes import load_taxonomy
 from schemas.cli import JobParser
@@ -198,25 +198,19 @@ def test_spark_publishes_the_same_bytes(
     """Over 20 s: each of both jobs starts a JVM with Spark in it, and that its own workers."""
     clusters.need(tools.java, tools.spark_job_server)
     size, output, log = ("--height=32", "--width=48"), tmp_path / "out", tmp_path / "log"
-    ingested = (
-        "beam.ingest",
-        "--name=small",
-        "--block_length=1",
-        "--max_leak=1",
-        f"--output={output}",
-    )
+    ingested = ("beam.ingest", *SMALL_ARGUMENTS, f"--output={output}")
     inferred = ("beam.infer", f"--model={plain_model}", f"--source={scenes}", "--part_mib=0.004")
     spark = ("@beam/options/spark.args", *size)
     for job in ((*ingested, f"--source={scenes}"), (*inferred, f"--output={output}/spark")):
         process = started(log, *job, *spark, TMPDIR=str(tmp_path), **clusters.HASTY)
         assert process.wait() == 0, log.read_text()
     (version,) = (output / "small").iterdir()
-    assert published_bytes(version) == published_bytes(dataset)
+    assert published_digests(version) == published_digests(dataset)
 
     infer.main([*inferred[1:], f"--output={output}/local", *size, *IN_MEMORY])
-    tables = published_bytes(output / "spark")
+    tables = published_digests(output / "spark")
     assert len(tables) > 8
-    assert tables == published_bytes(output / "local")
+    assert tables == published_digests(output / "local")
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from beam import leaks
 from beam.leaks import NEAR_DUPLICATE_BITS, Node
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from schemas.config import IngestConfig
 from schemas.errors import UserError
 from schemas.layout import SPLITS
@@ -141,7 +141,7 @@ def test_no_image_changes_its_split_when_others_come(tmp_path: Path) -> None:
     after = _splits(folder)
     assert all(after.get(name, split) == split for name, split in before.items())
     fresh = run_ingest(tmp_path / "raw", tmp_path / "fresh", config)
-    assert published_bytes(fresh) == published_bytes(folder)
+    assert published_digests(fresh) == published_digests(folder)
 
 
 @pytest.mark.slow
@@ -153,7 +153,7 @@ def test_workers_do_not_change_what_is_left_out(tmp_path: Path, job: Job) -> Non
         output = f"--output={tmp_path / name}"
         done = job("beam.ingest", f"--source={raw}", output, *arguments, *workers)
         assert done.returncode == 0, done.stderr
-    assert published_bytes(tmp_path / "one/small") == published_bytes(tmp_path / "two/small")
+    assert published_digests(tmp_path / "one/small") == published_digests(tmp_path / "two/small")
 
 
 def _in_folders(folder: Path) -> Path:
@@ -198,7 +198,7 @@ def test_a_reject_that_is_known_is_the_same_as_a_new_one(tmp_path: Path) -> None
     _write(tmp_path / "raw", {"train/000100": 100})
     again, fresh = (run_ingest(raw, tmp_path / name, config) for name in ("out", "fresh"))
     assert again.name != first.name
-    assert published_bytes(again) == published_bytes(fresh)
+    assert published_digests(again) == published_digests(fresh)
 
 
 def test_what_was_not_given_gives_way_to_what_was(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from jobs import IN_MEMORY, SMALL, TWO_WORKERS, Job, started
+from jobs import IN_MEMORY, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, Job, started
 from servers import until
 from store import VERSION, Store, binary
 
@@ -26,8 +26,6 @@ from schemas.config import InferConfig, IngestConfig
 from schemas.errors import UserError
 from schemas.manifest import load_manifest
 from schemas.parquet import read_table
-
-ARGUMENTS = ["--name=small", "--height=32", "--width=48", "--block_length=1", "--max_leak=1"]
 
 
 class Killed(BaseException):
@@ -85,7 +83,7 @@ def test_shards_are_those_of_this_machine(bucket, raw, on_store, dataset: Path) 
     found = bucket.files("datasets/small", name)
     # These contain the source's path or the modification times of its files.
     other = {"manifest.json", "sources.parquet", "rejects.parquet", "card.md"}
-    expected = {path.name: path.read_bytes() for path in dataset.iterdir()}
+    expected = {path.name: storage.file_sha256(path) for path in dataset.iterdir()}
     assert found.keys() == expected.keys()
     assert [name for name in expected if name not in other and found[name] != expected[name]] == []
     ours, theirs = load_manifest(on_store), load_manifest(dataset)
@@ -294,7 +292,7 @@ def test_a_job_that_is_killed_midway_publishes_nothing(
     bucket, raw: str, on_store: str, tmp_path: Path
 ) -> None:
     with _held_midway(
-        bucket, tmp_path / "killed", "midway", "beam.ingest", f"--source={raw}", *ARGUMENTS
+        bucket, tmp_path / "killed", "midway", "beam.ingest", f"--source={raw}", *SMALL_ARGUMENTS
     ):
         pass
     # What it has staged stays until it is a week old, and nobody sees it.
@@ -312,7 +310,7 @@ def test_a_store_that_is_away_for_a_while_costs_nothing(
     bucket, raw, on_store, plain_model, dataset, tmp_path
 ) -> None:
     undisturbed = _rows(_infer(plain_model, on_store, bucket.uri("undisturbed")))
-    ingesting = ("beam.ingest", f"--source={raw}", *ARGUMENTS)
+    ingesting = ("beam.ingest", f"--source={raw}", *SMALL_ARGUMENTS)
     inferring = (
         *("beam.infer", f"--model={plain_model}", f"--dataset={on_store}"),
         *("--height=32", "--width=48", "--part_mib=0.02", "--source_name=small"),

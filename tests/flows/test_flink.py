@@ -17,7 +17,7 @@ from servers import until
 
 from beam import tools
 from beam.flink_api import FlinkCluster
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from schemas.cli import to_arguments
 from schemas.errors import UnavailableError
 
@@ -87,7 +87,7 @@ def test_processes_make_a_cluster_run_a_job_and_end_at_once(
         *("--runner=FlinkRunner", f"--flink_master={master}"),
     )
     assert done.returncode == 0, done.stderr
-    assert published_bytes(tmp_path / "out") == published_bytes(dataset.parents[1])
+    assert published_digests(tmp_path / "out") == published_digests(dataset.parents[1])
 
     for host in (*TASK_MANAGERS, LEADER):
         os.kill(processes[host].pid, signal.SIGTERM)

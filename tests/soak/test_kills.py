@@ -7,20 +7,19 @@ from pathlib import Path
 
 import pytest
 from inference import tables_of
-from jobs import IN_MEMORY, SMALL, TWO_WORKERS, started
+from jobs import IN_MEMORY, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, started
 from kills import killed_at_random_instants
 from store import Store
 
 from beam import infer, ingest
 from beam.pipeline import pipeline_options
 from beam.runs import TABLES
-from flows.flink_demo import published_bytes
+from flows.flink_demo import published_digests
 from schemas import storage
 from schemas.config import InferConfig
 
 pytestmark = pytest.mark.soak
 
-INGEST = ["--name=small", "--height=32", "--width=48", "--block_length=1", "--max_leak=1"]
 INFER = ["--height=32", "--width=48", "--part_mib=0.004"]
 CONFIG = InferConfig(height=32, width=48, part_mib=0.004)
 
@@ -33,13 +32,13 @@ def _report(job: str, options: list[str], published: list[bool]) -> None:
 def test_ingest(scenes: Path, tmp_path: Path, kills: int, options: list[str]) -> None:
     def start(output: Path, options: list[str] = options) -> subprocess.Popen[bytes]:
         places = (f"--source={scenes}", f"--output={output}")
-        return started(tmp_path / "log", "beam.ingest", *places, *INGEST, *options)
+        return started(tmp_path / "log", "beam.ingest", *places, *SMALL_ARGUMENTS, *options)
 
     begun = time.monotonic()
     assert start(tmp_path / "undisturbed").wait() == 0
     duration = time.monotonic() - begun
     (undisturbed,) = (tmp_path / "undisturbed/small").iterdir()
-    expected = published_bytes(undisturbed)
+    expected = published_digests(undisturbed)
     output = tmp_path / "out"
 
     def visible() -> list[Path]:
@@ -50,10 +49,10 @@ def test_ingest(scenes: Path, tmp_path: Path, kills: int, options: list[str]) ->
         lambda: start(output), lambda: bool(visible()), kills, duration
     ):
         # Either nothing is visible, or all of it.
-        assert [published_bytes(path) for path in visible()] == [expected] * published
+        assert [published_digests(path) for path in visible()] == [expected] * published
         assert start(output, IN_MEMORY).wait() == 0
         (recovered,) = (output / "small").iterdir()
-        assert published_bytes(recovered) == expected
+        assert published_digests(recovered) == expected
         shutil.rmtree(recovered)
         seen.append(published)
     _report("ingest", options, seen)
@@ -97,7 +96,7 @@ def test_ingest_on_a_store(bucket: Store, scenes: Path, dataset: Path, tmp_path:
     places = (f"--source={raw}", f"--output={output}")
 
     def start() -> subprocess.Popen[bytes]:
-        command = ("beam.ingest", *places, *INGEST, *TWO_WORKERS)
+        command = ("beam.ingest", *places, *SMALL_ARGUMENTS, *TWO_WORKERS)
         return started(tmp_path / "log", *command, TMPDIR=str(tmp_path))
 
     begun = time.monotonic()

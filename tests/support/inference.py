@@ -12,6 +12,7 @@ from PIL import Image
 from beam import infer
 from beam.pipeline import pipeline_options
 from beam.runs import TABLES
+from schemas import storage
 from schemas.config import InferConfig
 
 CLASSES = 13
@@ -43,10 +44,10 @@ def query(output: Path, sql: str) -> list[tuple]:
     return connection.sql(sql).fetchall()
 
 
-def tables_of(output: Path) -> dict[str, bytes]:
-    """All files except those of ``runs``, which holds times."""
+def tables_of(output: Path) -> dict[str, str]:
+    """SHA-256 of all files except those of ``runs``, which holds times."""
     return {
-        str(path.relative_to(output)): path.read_bytes()
+        str(path.relative_to(output)): storage.file_sha256(path)
         for table in TABLES
         if table != "runs"
         for path in output.glob(f"{table}/**/*.parquet")

@@ -22,6 +22,11 @@ SMALL = IngestConfig(
 )
 """Small images, split one by one, and none left out: 40 of them give 32, 4 and 4."""
 
+SMALL_ARGUMENTS = [
+    f"--{name}={value}" for name, value in SMALL.model_dump(exclude_defaults=True).items()
+]
+"""The same on a command line."""
+
 ANY_MODEL = GateConfig(floor=0)
 """Lets the first version become champion, however poor it is."""
 

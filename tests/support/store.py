@@ -16,6 +16,7 @@ import pytest
 import servers
 
 from beam.tools import folder as tools
+from schemas import storage
 
 VERSION = "v1.8.0"
 BUCKET = "lyft"
@@ -107,10 +108,10 @@ class Store:
         shutil.copytree(folder, self._data / BUCKET / name)
         return self.uri(name)
 
-    def files(self, *parts: str) -> dict[str, bytes]:
-        """All objects below a path, by relative path; bypasses the server."""
+    def files(self, *parts: str) -> dict[str, str]:
+        """SHA-256 of all objects below a path, by relative path; bypasses the server."""
         root = self._data.joinpath(BUCKET, *parts)
-        return {path: (root / path).read_bytes() for path in self._paths(root)}
+        return {path: storage.file_sha256(root / path) for path in self._paths(root)}
 
     def has_staged(self, *parts: str) -> bool:
         """Whether a job below a path has passed its checks and staged a file to publish."""
