@@ -45,7 +45,7 @@ def test_a_damaged_shard_is_rebuilt_alone(
         ids = {record.id for record in records_of(folder, "validation")}
         if damage == "bits":
             # Not in place, because a hard link may share the file with another version.
-            (folder / "copy").write_bytes(before[name][:-1] + b"?")
+            (folder / "copy").write_bytes((folder / name).read_bytes()[:-1] + b"?")
             os.replace(folder / "copy", folder / name)
         else:
             (folder / name).unlink()
