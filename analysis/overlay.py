@@ -14,7 +14,6 @@ from analysis.tables import add_run_options, connect, one_run
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError
 from schemas.layout import safe_name
-from schemas.storage import sha256
 
 _GAP = 8
 _HEAD = 22
@@ -54,8 +53,7 @@ def main(arguments: Sequence[str]) -> str:
 
 def _file_name(image_id: str) -> str:
     """A path for an id, which comes from file names: it stays in the folder, and is its own."""
-    name = "/".join(safe_name(part) for part in image_id.split("/"))
-    return name if name == image_id else f"{name}-{sha256(image_id.encode())[:8]}"
+    return "/".join(safe_name(part) for part in image_id.split("/"))
 
 
 def strip(scene: Scene) -> Image.Image:

@@ -166,7 +166,7 @@ def _predict(
         if resume and not retry_rejects and runs.is_published(root, partition, job.run_id):
             say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
             return
-        runs.check_source(root, partition, job.source)
+        runs.check_names(root, partition, job.source, job.model)
         with stages.staging(root) as staging:
             previous = PreviousRun()
             if resume:

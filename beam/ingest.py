@@ -41,12 +41,12 @@ from beam.split import LEFT_OUT, REMAINING, SplitWithoutLeaks
 from beam.split_checks import check_splits
 from beam.survey import survey_pairs
 from beam.tfrecords import PublishedShards, WriteShards
-from beam.versions import is_unchanged, known_pairs, published_versions
-from schemas import storage
+from beam.versions import is_unchanged, known_pairs, place_of, published_versions
+from schemas import software, storage
 from schemas.cli import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 from schemas.errors import UserError, disk_errors_are_mistakes
-from schemas.layout import MANIFEST, REJECTS, version_name
+from schemas.layout import MANIFEST, REJECTS
 from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_table
 from schemas.storage import join
@@ -157,7 +157,7 @@ def run(
         check_numbering(manifest)
         check_doubts(manifest, staged)
         check_splits(manifest, staged)
-        final = join(datasets, version_name(manifest.fingerprint))
+        final = place_of(datasets, manifest)
         stages.publish(staged, final, MANIFEST)
     for warning in manifest.warnings:
         say(f"warning: {warning}")
@@ -287,6 +287,10 @@ class _MakeRecords(CountingDoFn):
         super().__init__("ingest", progress)
         self._recipe = recipe
         self._folder = folder
+
+    def setup(self) -> None:
+        super().setup()
+        software.check(self._recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
         self._files = RecordFiles(self._folder)

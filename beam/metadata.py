@@ -147,6 +147,7 @@ def make_manifest(
     return Manifest(
         name=config.name,
         fingerprint=fingerprint(recipe, sources, rejects),
+        made_with=recipe.made_with,
         source=recipe.source,
         config=config,
         taxonomy=taxonomy,
@@ -180,11 +181,11 @@ def make_manifest(
 
 
 def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) -> str:
-    """The dataset's identity: a hash of config, taxonomy, ids, source hashes, splits and rejects.
+    """The dataset's identity: a hash of recipe, ids, source hashes, splits and rejects.
 
     It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
     """
-    digest = hashlib.sha256(f"{recipe.config.sha256()} {recipe.taxonomy.sha256}".encode())
+    digest = hashlib.sha256(recipe.sha256().encode())
     columns = ["id", "image_sha256", "mask_sha256", "split"]
     for batch in sources.select(columns).to_batches():
         for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):

@@ -17,6 +17,7 @@ from beam.plan import Job
 from beam.predict import Picture, read_pair, read_shard
 from beam.previous import PreviousRun
 from beam.progress import CountingDoFn
+from schemas import software
 from schemas.layout import SPLITS
 from schemas.storage import each
 
@@ -95,6 +96,7 @@ class _Reader(CountingDoFn):
     def setup(self) -> None:
         """Called by Beam once for each worker, before its first bundle."""
         super().setup()
+        software.check(self._job.made_with, software.of_rows(self._job.runtime.engine))
         self._known = self._previous.open()
 
     def _deal(

@@ -10,7 +10,7 @@ from beam.engines import Runtime, choose
 from beam.model_uri import ResolvedModel, resolve_model
 from beam.source import RawSource, source_of
 from beam.survey import survey_images
-from schemas import storage
+from schemas import software, storage
 from schemas.classes import with_void
 from schemas.config import InferConfig
 from schemas.errors import UserError
@@ -31,6 +31,7 @@ class Job:
         loose: whether every PNG is an image, for a source without the layout's places.
         images: number of images to read.
         runtime: the chosen engine, precision and batch size.
+        made_with: the software that decides the rows, as ``schemas.software`` describes it.
         recipe: hash of everything that determines an image's rows, except its own bytes and its
             mask's.
         run_id: hash of model, source, configuration, engine and the tables' schema version; jobs
@@ -46,6 +47,7 @@ class Job:
     loose: bool
     images: int
     runtime: Runtime
+    made_with: str
     recipe: str
     run_id: str
 
@@ -67,6 +69,7 @@ class Job:
             "taxonomy_sha256": self.model.taxonomy.sha256,
             "engine": self.runtime.engine,
             "precision": self.runtime.precision,
+            "made_with": self.made_with,
             "recipe": self.recipe,
         }
 
@@ -117,6 +120,7 @@ def plan(
     else:
         resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
     runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
+    made_with = software.of_rows(runtime.engine)
     recipe = _hash(
         SCHEMA_VERSION,
         resolved.sha256,
@@ -124,6 +128,7 @@ def plan(
         resolved.height,
         resolved.width,
         resolved.resize,
+        made_with,
         runtime.engine,
         runtime.precision,
         runtime.batch_size,
@@ -144,6 +149,7 @@ def plan(
         loose=loose,
         images=images,
         runtime=runtime,
+        made_with=made_with,
         recipe=recipe,
         run_id=_hash(recipe, place, identity, config.sha256())[:16],
     )

@@ -89,7 +89,8 @@ def read_shard(
     for example in _examples(dataset, shard):
         (path, mask_path), image_sha256 = paths[example.id], example.source_sha256
         truth_sha256 = sha256(example.mask)
-        if ref := known.image(example.id, image_sha256, truth_sha256):
+        uri = join(manifest.source, path)
+        if ref := known.image(example.id, uri, image_sha256, truth_sha256):
             if reject := known.reject(mask_path, truth_sha256):
                 yield reject
             yield ref
@@ -109,7 +110,7 @@ def read_shard(
         yield Picture(
             image_id=example.id,
             path=path,
-            source_uri=join(manifest.source, path),
+            source_uri=uri,
             split=split,
             width=image.shape[1],
             height=image.shape[0],
@@ -174,7 +175,7 @@ def read_pair(
         yield reject
         return
     mask = _read_mask(pair, source)
-    if ref := known.image(pair.id, image_sha256, mask.sha256):
+    if ref := known.image(pair.id, uri, image_sha256, mask.sha256):
         # Whether a mask can be used depends on its image too, so its reject is kept only with it.
         reject = mask.reject
         if pair.mask and not reject:

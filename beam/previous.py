@@ -18,10 +18,14 @@ from schemas import storage
 from schemas.parquet import batches, read_table
 from schemas.published import files_of
 
+_IDENTITY = ("image_id", "source_uri", "image_sha256", "truth_sha256")
+"""Columns that are the same where an image's rows need not be made again."""
+
 _INDEX = pa.schema(
     [
         ("key", pa.uint64()),
         ("image_id", pa.string()),
+        ("source_uri", pa.string()),
         ("image_sha256", pa.string()),
         ("truth_sha256", pa.string()),
         ("masks", pa.string()),
@@ -65,15 +69,17 @@ class Known:
         self._keys = self._rows["key"].to_numpy()
         self._rejects = dict(_rejects(previous))
 
-    def image(self, image_id: str, image_sha256: str, truth_sha256: str | None) -> Ref | None:
-        """A reference to the rows of the same image and truth, or None."""
+    def image(
+        self, image_id: str, uri: str, image_sha256: str, truth_sha256: str | None
+    ) -> Ref | None:
+        """A reference to the rows of the same image, at the same place, and truth; or None."""
         key = _key(image_id)
         for at in range(int(np.searchsorted(self._keys, np.uint64(key))), len(self._keys)):
             if self._keys[at] != key:
                 break
             row: dict[str, Any] = self._rows.slice(at, 1).to_pylist()[0]
-            if (row["image_id"], row["image_sha256"], row["truth_sha256"]) == (
-                *(image_id, image_sha256, truth_sha256),
+            if tuple(row[name] for name in _IDENTITY) == (
+                *(image_id, uri, image_sha256, truth_sha256),
             ):
                 files = {table: row[table] for table in ("masks", "class_stats")}
                 return Ref(image_id, files, self._classes, row["size"])
@@ -113,7 +119,7 @@ def find_previous(
 
 def _index(root: str, partition: str, without: frozenset[str]) -> pa.Table:
     files = {table: files_of(root, table, partition) for table in ("masks", "class_stats")}
-    columns = ["image_id", "image_sha256", "truth_sha256", "mask"]
+    columns = [*_IDENTITY, "mask"]
     found = []
     for file in files["masks"]:
         for batch in batches(file, 1024, columns):
@@ -123,7 +129,7 @@ def _index(root: str, partition: str, without: frozenset[str]) -> pa.Table:
                 pa.table(
                     [
                         pa.array([_key(one) for one in ids], pa.uint64()),
-                        *(batch[name] for name in columns[:3]),
+                        *(batch[name] for name in _IDENTITY),
                         pa.array([file] * len(ids), pa.string()),
                         pa.array([class_files[part_of(one, len(class_files))] for one in ids]),
                         pc.binary_length(pc.struct_field(batch["mask"], "bytes")).cast(pa.int64()),

@@ -15,6 +15,7 @@ from beam import doubts
 from beam.pairing import Pair
 from beam.record_files import RecordFiles, RecordRef
 from images import masks, png
+from schemas import software
 from schemas.classes import VOID, Taxonomy, UInt8Array, load_taxonomy, with_void
 from schemas.config import IngestConfig
 from schemas.errors import RejectError
@@ -40,11 +41,21 @@ TRANSIENT = frozenset({"unreadable", "changed"})
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that determines the content of a record."""
+    """Everything that determines the content of a record, apart from the source's files.
+
+    Attributes:
+        made_with: the software, as ``schemas.software`` describes it.
+    """
 
     source: str
     config: IngestConfig
     taxonomy: Taxonomy
+    made_with: str
+
+    def sha256(self) -> str:
+        """Hash of all of it but the source's place: the same files may lie elsewhere."""
+        parts = (self.config.sha256(), self.taxonomy.sha256, self.made_with)
+        return sha256(" ".join(parts).encode())
 
 
 def recipe_of(source: str, config: IngestConfig) -> Recipe:
@@ -54,7 +65,7 @@ def recipe_of(source: str, config: IngestConfig) -> Recipe:
         UserError: there is no such taxonomy.
     """
     taxonomy = with_void(load_taxonomy(config.taxonomy), config.void)
-    return Recipe(absolute(source), config, taxonomy)
+    return Recipe(absolute(source), config, taxonomy, software.of_records())
 
 
 class Made(NamedTuple):

@@ -101,21 +101,27 @@ def check_failures(tables: str, images: int, limit: float) -> None:
         )
 
 
-def check_source(root: str, partition: str, source: str) -> None:
-    """Refuses to replace the rows of another source that has the same name.
+def check_names(root: str, partition: str, source: str, model: ResolvedModel) -> None:
+    """Refuses to replace the rows of another source or another model that has the same name.
 
     Raises:
-        UserError: names the other source.
+        UserError: names the other source or model.
     """
     try:
-        run = read_table(run_file(root, partition), columns=["source_uri"])
+        run = read_table(run_file(root, partition), columns=["source_uri", "model_sha256"])
     except (OSError, ValueError):
         return  # No run is published, or its file is damaged and will be replaced.
-    (other,) = run["source_uri"].to_pylist()
-    if other != source:
+    ((other_source, other_model),) = zip(*run.to_pydict().values(), strict=True)
+    if other_source != source:
         raise UserError(
-            f"the tables hold rows of {other!r} under the name of this source; "
+            f"the tables hold rows of {other_source!r} under the name of this source; "
             "name this source differently with --source_name"
+        )
+    if other_model != model.sha256:
+        raise UserError(
+            f"the tables hold rows of another model under the name {model.name} {model.version}: "
+            f"expected a model file with SHA-256 {other_model[:12]}…, found {model.sha256[:12]}…; "
+            "its MLflow store is another one, or was made anew: choose another --output"
         )
 
 

@@ -119,8 +119,7 @@ def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe)
 
 def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -> str:
     """Hash of a shard's sources, in order, and of everything that determines their records."""
-    made_by = f"{split} {recipe.config.sha256()} {recipe.taxonomy.sha256}"
-    digest = hashlib.sha256(made_by.encode())
+    digest = hashlib.sha256(f"{split} {recipe.sha256()}".encode())
     for row in rows:
         digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
     return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from beam.metadata import LISTING_KEY
 from beam.record_files import RecordRef
@@ -11,7 +12,7 @@ from beam.records import LOSSLESS, TRANSIENT, Made, Recipe
 from beam.tfrecords import PublishedShards
 from schemas import listing, storage
 from schemas.errors import UserError
-from schemas.layout import MANIFEST, SOURCES
+from schemas.layout import MANIFEST, SOURCES, version_name
 from schemas.manifest import Manifest, ShardInfo, load_manifest
 from schemas.parquet import read_footer, read_table
 from schemas.sources import SOURCES as SOURCES_SCHEMA
@@ -30,10 +31,19 @@ def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifes
             manifest = load_manifest(folder)
         except UserError:
             continue
-        made_by = Recipe(manifest.source, manifest.config, manifest.taxonomy)
+        made_by = Recipe(manifest.source, manifest.config, manifest.taxonomy, manifest.made_with)
         if made_by == recipe:
             versions.append((storage.modified(join(folder, MANIFEST)), folder, manifest))
     return [(folder, manifest) for _, folder, manifest in sorted(versions, reverse=True)]
+
+
+def place_of(datasets: str, manifest: Manifest) -> str:
+    """The folder of a version; pairs with the same bytes from another source keep theirs."""
+    name = version_name(manifest.fingerprint)
+    with suppress(UserError):
+        if load_manifest(join(datasets, name)).source != manifest.source:
+            name += f"-{storage.sha256(manifest.source.encode())[:6]}"
+    return join(datasets, name)
 
 
 def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from schemas.layout import safe_name
+
 Resize = Literal["nearest", "bilinear", "area"]
 
 
@@ -252,7 +254,7 @@ class InferConfig(SourceConfig):
     )
     source_name: str = Field(
         "",
-        pattern=r"^([A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?)?$",
+        pattern=r"^(\w([\w-]{0,61}\w)?)?$",
         description="Name of the source in the tables; the dataset's or the folder's by default.",
     )
     taxonomy: str = Field("carla-0.8", description="Taxonomy of a plain .keras file.")
@@ -293,4 +295,6 @@ class InferConfig(SourceConfig):
     def _check(self) -> InferConfig:
         if (self.height == 0) != (self.width == 0):
             raise ValueError("height and width are both 0 (as trained) or both positive")
+        if self.source_name and safe_name(self.source_name) != self.source_name:
+            raise ValueError(f"source_name: {self.source_name!r} cannot name a folder")
         return self

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import unicodedata
 
 SPLITS = ("train", "validation", "test")
 
@@ -33,6 +35,9 @@ OPENVINO_GRAPH = "unet.xml"
 
 GRAPH_SOURCE = "keras_sha256"
 """Key in a graph's runtime info: hash of the ``.keras`` file it was exported from."""
+
+_LONGEST = 120
+"""Bytes in a folder's name: file systems take 255, with ``model=`` before it."""
 
 STAGING_PREFIX = ".staging-"
 """Prefix of folders that are work in progress; readers skip them."""
@@ -76,5 +81,20 @@ def part_name(run_id: str, index: int, parts: int) -> str:
 
 
 def safe_name(text: str) -> str:
-    """``text`` as one folder name of letters, digits, dot, dash, underscore; never ``..``."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "unnamed"
+    """``text`` as the name of one folder, which no other text has.
+
+    It has letters and digits of any script, dots, dashes and underscores. A text with anything else
+    in it, or a long one, ends with the start of its hash instead.
+    """
+    text = unicodedata.normalize("NFC", text)
+    kept = "".join(one if _is_plain(one) else " " for one in text)
+    kept = re.sub(" +", "-", kept).strip(".-")
+    if kept and kept == text and len(kept.encode()) <= _LONGEST:
+        return text
+    start = kept.encode()[: _LONGEST - 9].decode(errors="ignore").rstrip(".-")
+    return f"{start or 'unnamed'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def _is_plain(one: str) -> bool:
+    # Marks are part of the letters of many scripts.
+    return one.isalnum() or one in "._-" or unicodedata.category(one).startswith("M")

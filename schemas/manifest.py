@@ -30,7 +30,7 @@ class ShardInfo(_Record):
 
     Attributes:
         sha256: of the file.
-        source_sha256: hash over its source pairs, in order, the config and the taxonomy.
+        source_sha256: hash over its source pairs, in order, and all that decides their records.
         stats: PixelStats of its records, as integers.
     """
 
@@ -82,8 +82,9 @@ class Manifest(_Record):
     """A dataset version.
 
     Attributes:
-        fingerprint: hash over the hashes of all sources and the config; the dataset's identity
-            in MLflow and in every Parquet footer.
+        fingerprint: hash over the hashes of all sources, the config and the software; the
+            dataset's identity in MLflow and in every Parquet footer.
+        made_with: the software that decides the records, as ``schemas.software`` describes it.
         source: folder or URI of the raw pairs.
         channel_mean, channel_std: of R, G, B in the train split, on the scale 0 to 1.
         class_weights: median-frequency weights of the train split, by class name.
@@ -98,6 +99,7 @@ class Manifest(_Record):
     schema_version: int = SCHEMA_VERSION
     name: str
     fingerprint: str
+    made_with: str = ""
     source: str
     config: IngestConfig
     taxonomy: Taxonomy

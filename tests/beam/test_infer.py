@@ -1,5 +1,6 @@
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,20 @@ def test_another_source_of_the_same_name_is_refused(trained, scenes, tmp_path) -
         ("b", 40),
         ("pictures", 40),
     ]
+
+
+def test_another_model_of_the_same_name_is_refused(
+    trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second MLflow store begins to count versions anew."""
+    output = run_infer(trained, tmp_path, source=scenes)
+    before = tables_of(output)
+    other = lambda *asked: replace(resolve_model(*asked), sha256="0" * 64)  # noqa: E731
+    monkeypatch.setattr("beam.plan.resolve_model", other)
+    said = r"rows of another model under the name small-unet v1: .*found 000000000000"
+    with pytest.raises(UserError, match=said):
+        run_infer(trained, tmp_path, source=scenes)
+    assert tables_of(output) == before
 
 
 def test_splits_of_a_dataset_stand_beside_each_other(trained, dataset, tmp_path) -> None:

@@ -114,6 +114,17 @@ def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, pred
     assert tables_of(output) == tables_of(whole)
 
 
+def test_an_image_under_a_new_path_is_predicted_again(trained, raw: Path, tmp_path: Path) -> None:
+    """Only the suffix differs, so its id and its bytes are the same."""
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    old = raw / "CameraRGB/000_0000.png"
+    new = old.rename(old.with_suffix(".PNG"))
+    run_infer(trained, output, source=raw)
+    where = "FROM masks SELECT source_uri WHERE image_id = '000_0000'"
+    assert query(output, where) == [(str(new),)]
+    assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "whole", source=raw))
+
+
 def test_rejects_are_tried_again_where_told_or_changed(
     trained, raw: Path, tmp_path: Path, predicted, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,19 @@ def test_a_file_beside_the_shards_is_mended(
     assert made == []
 
 
+def test_the_same_pairs_below_another_folder_are_another_version(
+    scenes: Path, copy: Path, tmp_path: Path
+) -> None:
+    """They have the same fingerprint, but the tables and the card name where they are."""
+    first, second = run_ingest(scenes, tmp_path / "out"), run_ingest(copy, tmp_path / "out")
+    assert first != second
+    manifests = load_manifest(first), load_manifest(second)
+    assert [one.source for one in manifests] == [str(scenes), str(copy)]
+    assert manifests[0].fingerprint == manifests[1].fingerprint
+    assert run_ingest(scenes, tmp_path / "out") == first
+    assert run_ingest(copy, tmp_path / "out") == second
+
+
 def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
     # With large shares, each split has each class, so none is moved for a class.
     config = SMALL.model_copy(update={"validation": 0.3, "test": 0.3})

@@ -37,6 +37,7 @@ from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
+from schemas.software import of_records
 from schemas.sources import rows_of
 
 DATAFLOW = [
@@ -76,7 +77,7 @@ def test_a_shard_that_is_tried_again_is_the_same(
     manifest = load_manifest(dataset)
     for name in ("shards", "rows", "progress"):
         (tmp_path / name).mkdir()
-    recipe = Recipe(manifest.source, manifest.config, load_taxonomy("carla-0.8"))
+    recipe = Recipe(manifest.source, manifest.config, load_taxonomy("carla-0.8"), of_records())
     into = WriteShards(
         recipe,
         *(str(tmp_path / name) for name in ("shards", "rows", "progress")),
@@ -249,7 +250,7 @@ def _dataflow(monkeypatch: pytest.MonkeyPatch, *more: str) -> PipelineOptions:
 
 
 def _ingest(root: beam.Pipeline) -> None:
-    recipe = Recipe("gs://bucket/raw", SMALL, load_taxonomy("carla-0.8"))
+    recipe = Recipe("gs://bucket/raw", SMALL, load_taxonomy("carla-0.8"), of_records())
     staging = ingest.Staging(*(f"gs://bucket/{name}" for name in ("set", "rows", "counts")), "")
     ingest.build(root, recipe, staging)
 

@@ -26,6 +26,7 @@ from schemas.config import InferConfig, IngestConfig
 from schemas.errors import UserError
 from schemas.manifest import load_manifest
 from schemas.parquet import read_table
+from schemas.software import of_records
 
 
 class Killed(BaseException):
@@ -132,7 +133,7 @@ def test_what_has_not_changed_is_taken_over(bucket, scenes: Path, capsys) -> Non
 
 
 def test_a_version_is_there_when_its_manifest_is(bucket, raw: str, monkeypatch) -> None:
-    recipe = Recipe(raw, SMALL, load_taxonomy(SMALL.taxonomy))
+    recipe = Recipe(raw, SMALL, load_taxonomy(SMALL.taxonomy), of_records())
     output = bucket.uri("killed")
     copies: list[str] = []
 
