@@ -24,6 +24,8 @@ class TensorFlowEngine(Engine):
             if not runtime.shared:
                 self._tf.config.threading.set_intra_op_parallelism_threads(runtime.threads)
                 self._tf.config.threading.set_inter_op_parallelism_threads(1)
+        # Else a GPU rounds the factors of "float32" to 10 bits.
+        self._tf.config.experimental.enable_tensor_float_32_execution(False)
         import keras
 
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -47,21 +47,40 @@ _BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a job predicts; chosen once, and the same in every process.
+    """How a job predicts: what decides its results is chosen once, the rest where it runs.
 
     Attributes:
         batch_size: images in one call.
-        threads: of each process.
-        shared: whether all processes of a machine share one model instead of loading one each.
         flip: whether the probabilities are means over an image and its mirror image.
+        processes: workers on a machine; 0 means one for each of its cores.
+        model_bytes: size of the model's file.
     """
 
     engine: Literal["openvino", "tensorflow"]
     precision: Literal["float32", "bfloat16", "float16"]
     batch_size: int
-    threads: int
-    shared: bool
     flip: bool = False
+    processes: int = 0
+    model_bytes: int = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether all processes of this machine share one model instead of loading one each.
+
+        They do on a GPU, which one process fills, or if the copies would take more than a third of
+        the machine's memory.
+        """
+        copies = (self.processes or _cores()) * _COPIES
+        return self._on_gpu or copies * self.model_bytes > memory() / 3
+
+    @property
+    def threads(self) -> int:
+        """Threads of each process on this machine."""
+        return _cores() if self.shared else max(1, _cores() // (self.processes or _cores()))
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.engine == "tensorflow" and has_gpu()
 
 
 class Engine(ABC):
@@ -212,31 +231,29 @@ def load_engine(model: ResolvedModel, runtime: Runtime) -> Engine:
 
 
 def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime:
-    """Chooses for this machine whatever the config leaves open.
-
-    Each process loads its own model. All processes share one instead if the model runs on a GPU,
-    which one process fills, or if separate copies would take more than half of the free memory.
+    """Chooses whatever the config leaves open.
 
     Args:
-        processes: workers on this machine, which share its cores.
+        processes: workers on this machine; 0 if they are on others, of which nothing is known, so
+            that this one's GPU and processor decide nothing.
         model_bytes: size of the model's file.
     """
-    gpu = has_gpu() and config.engine != "openvino"
+    here = processes > 0
+    gpu = here and has_gpu() and config.engine != "openvino"
     engine = config.engine
     if engine == "auto":
         engine = "tensorflow" if gpu else "openvino"
     precision = config.precision
     if precision == "auto":
-        precision = "float16" if gpu else "bfloat16" if has_fast_bfloat16() else "float32"
-    shared = gpu or processes * _COPIES * model_bytes > free_memory() / 2
-    cores = len(os.sched_getaffinity(0))
+        fast = "float16" if gpu else "bfloat16" if here and has_fast_bfloat16() else "float32"
+        precision = cast("Literal['float32', 'bfloat16', 'float16']", fast)
     return Runtime(
         engine=engine,
         precision=precision,
         batch_size=config.batch_size or _BATCH[engine, "gpu" if gpu else "cpu"],
-        threads=cores if shared else max(1, cores // max(1, processes)),
-        shared=shared,
         flip=config.flip == "on",
+        processes=processes,
+        model_bytes=model_bytes,
     )
 
 
@@ -246,14 +263,18 @@ def has_gpu() -> bool:
     return not hidden and bool(glob.glob("/dev/nvidia[0-9]*")) and find_spec("nvidia") is not None
 
 
-def free_memory() -> float:
-    """Bytes that the kernel can give to new processes; infinity if it does not say."""
+def memory() -> float:
+    """Bytes of this machine's memory; infinity if the kernel does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return float("inf")
-    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    found = [line.split()[1] for line in lines if line.startswith("MemTotal:")]
     return int(found[0]) * 1024 if found else float("inf")
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
 def is_out_of_memory(error: Exception) -> bool:

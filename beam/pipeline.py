@@ -75,12 +75,11 @@ def is_local(options: PipelineOptions) -> bool:
 
 
 def processes_of(options: PipelineOptions) -> int:
-    """Number of worker processes that share a machine's cores; one per core if unknown."""
-    cores = len(os.sched_getaffinity(0))
+    """Number of worker processes on this machine; 0 if they are on others."""
     if not is_local(options):
-        return cores
+        return 0
     # 0 means one worker per core.
-    return int(options.view_as(DirectOptions).direct_num_workers) or cores
+    return int(options.view_as(DirectOptions).direct_num_workers) or len(os.sched_getaffinity(0))
 
 
 def _runner_name(given: Sequence[str]) -> str:

@@ -86,7 +86,7 @@ def plan(
     """Finds the model and the images, and chooses the engine.
 
     Args:
-        processes: number of workers on this machine.
+        processes: number of workers on this machine; 0 if they are on others.
         scratch: folder for the model's files; it must exist as long as the job runs.
 
     Raises:

@@ -276,8 +276,9 @@ class InferConfig(SourceConfig):
         "auto", description="Inference engine; auto: TensorFlow on a GPU, OpenVINO on a CPU."
     )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto",
-        description="Precision inside the network; auto: the fastest the processor supports.",
+        "float32",
+        description="Precision inside the network; auto: the fastest of this machine, whose masks "
+        "differ a little from another's.",
     )
     batch_size: int = Field(
         0, ge=0, le=1024, description="Images in one call of the model; 0 chooses by engine."

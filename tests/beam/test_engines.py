@@ -1,6 +1,7 @@
 import dataclasses
 import functools
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.stats import ConfusionMatrix
 
-RUNTIME = Runtime("openvino", "float32", batch_size=4, threads=1, shared=False)
+RUNTIME = Runtime("openvino", "float32", batch_size=4, processes=1000)
 ENGINES = ("openvino", "tensorflow")
 
 
@@ -229,27 +230,44 @@ sys.exit(f"imported: {{found}}" if found else 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_what_auto_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results do not depend on the machine, unless the fastest precision is asked for."""
     monkeypatch.setattr(engines, "has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(engines, "has_gpu", lambda: False)
-    assert choose(InferConfig(), 1000) == Runtime("openvino", "bfloat16", 4, 1, shared=False)
-    named = InferConfig(engine="tensorflow", precision="float32", batch_size=5)
-    assert choose(named, 1000) == Runtime("tensorflow", "float32", 5, 1, shared=False)
+    plain = Runtime("openvino", "float32", 4, processes=1000)
+    assert choose(InferConfig(), 1000) == plain
+    fastest = InferConfig(precision="auto")
+    assert choose(fastest, 1000) == dataclasses.replace(plain, precision="bfloat16")
+    named = InferConfig(engine="tensorflow", batch_size=5)
+    assert choose(named, 1000) == Runtime("tensorflow", "float32", 5, processes=1000)
     monkeypatch.setattr(engines, "has_gpu", lambda: True)
-    cores = len(os.sched_getaffinity(0))
-    assert choose(InferConfig(), 1000) == Runtime("tensorflow", "float16", 64, cores, shared=True)
-    assert choose(InferConfig(engine="openvino"), 1000).shared is False
+    on_gpu = Runtime("tensorflow", "float32", 64, processes=1000)
+    assert choose(InferConfig(), 1000) == on_gpu
+    assert choose(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
+    # Workers on other machines have other processors.
+    assert choose(fastest, 0) == choose(InferConfig(), 0) == dataclasses.replace(plain, processes=0)
+
+
+def test_threads_are_those_of_the_machine_that_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "has_gpu", lambda: False)
+    runtime = pickle.loads(pickle.dumps(choose(InferConfig(), 4)))
+    elsewhere = pickle.loads(pickle.dumps(choose(InferConfig(engine="tensorflow"), 0)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    assert (runtime.threads, runtime.shared) == (3, False)
+    assert (elsewhere.threads, elsewhere.shared) == (1, False)
+    monkeypatch.setattr(engines, "has_gpu", lambda: True)
+    assert (runtime.threads, runtime.shared) == (3, False)
+    assert (elsewhere.threads, elsewhere.shared) == (12, True)
 
 
 def test_a_large_model_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "has_gpu", lambda: False)
-    monkeypatch.setattr(engines, "free_memory", lambda: 1e9)
+    monkeypatch.setattr(engines, "memory", lambda: 1.5e9)
     assert not choose(InferConfig(), 4, 35_000_000).shared
     large = choose(InferConfig(), 4, 50_000_000)
     assert large.shared
     assert large.threads == len(os.sched_getaffinity(0))
     monkeypatch.undo()
-    assert engines.free_memory() > 1e6
+    assert engines.memory() > 1e6
 
 
 def _pictures(images: np.ndarray) -> Iterator[Picture]:
@@ -316,12 +334,12 @@ from schemas.classes import load_taxonomy
 
 model = ResolvedModel("plain", "", "", "", "", load_taxonomy("carla-0.8"), 96, 128, "nearest",
                       graph=sys.argv[1])
-load_engine(model, Runtime("openvino", "float32", 1, 1, shared=False))
+load_engine(model, Runtime("openvino", "float32", 1, processes=1000))
 with open("/proc/self/statm") as file:
     used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 limit = used + int(sys.argv[2]) * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-engine = load_engine(model, Runtime("openvino", "float32", 1024, 1, shared=False))
+engine = load_engine(model, Runtime("openvino", "float32", 1024, processes=1000))
 ids, _ = engine.predict(np.zeros((3, 96, 128, 3), np.uint8))
 print(engine.batch_size, ids.shape)
 """

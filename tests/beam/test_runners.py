@@ -258,7 +258,7 @@ def _ingest(root: beam.Pipeline) -> None:
 def _infer(root: beam.Pipeline) -> None:
     uri, taxonomy = "gs://bucket/tables", load_taxonomy("carla-0.8")
     model = ResolvedModel("m", "m", "v1", f"{uri}/m.keras", "0", taxonomy, 96, 128, "nearest")
-    config, runtime = InferConfig(), Runtime("openvino", "float32", 16, 1, shared=True)
+    config, runtime = InferConfig(), Runtime("openvino", "float32", 16)
     job = Job(model, config, "gs://bucket/raw", None, "raw", False, 1, runtime, "0", "0")
     infer.build(root, job, f"{uri}/.staging", "counts", PreviousRun())
 
