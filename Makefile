@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: help demo flink-demo analyse up down doctor test lint unit unit-fast soak bench clean clean-outputs stop lock images
+.PHONY: help demo flink-demo analyse up down doctor serve test lint unit unit-fast soak bench clean clean-outputs stop lock images
 
 help:
 	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
@@ -12,6 +12,7 @@ help:
 	@echo "make up [RAW=folder]    start servers and workers on this machine; RAW is what the nightly run reads"
 	@echo "make down               stop them"
 	@echo "make doctor             check this machine and what it reaches"
+	@echo "make serve              answer HTTP requests with a model [MODEL=models:/lyft-unet@champion] [PORT=5001]"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test; make unit-fast leaves slow tests out"
 	@echo "make soak               the long tests: random kills, 10,000 damaged PNGs"
@@ -48,6 +49,13 @@ lint: $(READY)
 
 analyse: $(READY)
 	@$(BIN)/python -m analysis.shell $(if $(PREDICTIONS),--predictions "$(PREDICTIONS)")
+
+# MLflow looks for its web server on PATH.
+PORT ?= 5001
+serve: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" MLFLOW_TRACKING_URI="$${MLFLOW_TRACKING_URI:-sqlite:///outputs/mlflow/mlflow.db}" \
+	  $(BIN)/mlflow models serve --env-manager=local --host=127.0.0.1 --port=$(PORT) \
+	  --model-uri="$(or $(MODEL),models:/lyft-unet@champion)"
 
 # The benchmarks gpu and tables generate their own input.
 BENCH ?= ingest

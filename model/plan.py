@@ -70,6 +70,11 @@ class Plan:
             return [float(min((pixels.mean() / max(one, 1)) ** power, bound)) for one in pixels]
         return [min(weights[name] ** power, bound) for name in self.taxonomy.names]
 
+    def input_size(self) -> dict[str, Any]:
+        """The size of the dataset's images, 0 if they keep their own, and how they were resized."""
+        config = self.manifest.config
+        return {"height": config.height, "width": config.width, "resize": config.resize}
+
     def model_metadata(self) -> dict[str, Any]:
         """Metadata stored with the model: how its input is made and what its output means."""
         return {
@@ -78,9 +83,7 @@ class Plan:
             "dataset_mapping_sha256": self.manifest.taxonomy.mapping_sha256,
             "dataset_fingerprint": self.manifest.fingerprint,
             "dataset_name": self.manifest.name,
-            "height": self.manifest.config.height,
-            "width": self.manifest.config.width,
-            "resize": self.manifest.config.resize,
+            **self.input_size(),
             "geometry": self.geometry.model_dump(),
         }
 

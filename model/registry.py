@@ -16,8 +16,6 @@ from typing import Any
 import mlflow
 import numpy as np
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
-from mlflow.types import Schema, TensorSpec
 
 from model.decision import Decision
 from model.plan import Plan, training_key
@@ -32,7 +30,7 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 _KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolled_back"
 _GATE_TAG, _CONFIG_TAG, _FILES_TAG = "gate", "train_config", "files_sha256"
 _DECISION = "gate.md"
-_REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy")
+_REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy", "pillow")
 
 
 _EVALUATED = "evaluated"
@@ -40,7 +38,7 @@ _EVALUATED = "evaluated"
 
 
 def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card: str) -> str:
-    """Logs the model with signature, example and metadata, and registers it.
+    """Logs the model with example and metadata, and registers it.
 
     Args:
         files: the ``.keras`` file as ``keras_file``, and the folder of its graph as ``openvino``;
@@ -49,18 +47,16 @@ def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card
     Returns:
         ``models:/<name>/<version>``.
     """
-    signature = ModelSignature(
-        inputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1, 3), "image")]),
-        outputs=Schema([TensorSpec(np.dtype(np.uint8), (-1, -1, -1), "class_id")]),
-    )
     size = (1, plan.manifest.config.height, plan.manifest.config.width, 3)
     with without_advice():
         info = mlflow.pyfunc.log_model(
             name="unet",
             python_model=str(Path(__file__).with_name("serving.py")),
             artifacts={name: str(path) for name, path in files.items()},
-            model_config=plan.geometry.model_dump(),
-            signature=signature,
+            model_config=plan.geometry.model_dump() | plan.input_size(),
+            # By a signature, MLflow would turn floats from 0 to 1 into black pixels, and take no
+            # files; the server's own checks are stricter.
+            signature=False,
             input_example={"image": np.zeros(size, np.uint8)},
             pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
             metadata=plan.model_metadata(),

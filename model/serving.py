@@ -1,18 +1,23 @@
-"""The model as MLflow serves it: RGB arrays in, class ids out. Logged as code with each model.
+"""The model as MLflow serves it: images in, class ids out. Logged as code with each model.
 
 It must run on its own in the model's folder, so it imports nothing from this project.
 """
 
 from __future__ import annotations
 
+import base64
+import io
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.exceptions import MlflowException
+from PIL import Image, ImageOps
 
 
 class _Network:
-    """Loads the Keras file once; pads images by mirroring to a size it takes, crops the result."""
+    """Loads the Keras file once; images are resized and padded as ``beam.infer`` does."""
 
     def load_context(self, context: Any) -> None:
         """Reads the network in Keras's safe mode."""
@@ -21,24 +26,116 @@ class _Network:
         self._model = keras.saving.load_model(
             context.artifacts["keras_file"], compile=False, safe_mode=True
         )
-        self._geometry = context.model_config
+        self._input = context.model_config
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, ARG002
-        """Class ids, uint8 (batch, height, width), of uint8 RGB (batch, height, width, 3)."""
-        image = np.asarray(
-            model_input["image"] if isinstance(model_input, dict) else model_input, np.uint8
-        )
-        height, width = image.shape[1:3]
-        fitted = image[:, self._mirror(height)][:, :, self._mirror(width)]
-        logits = self._model.predict(fitted, verbose=0)[:, :height, :width]
+        """Class ids, uint8 (batch, height, width), at the size of the images.
+
+        Args:
+            model_input: RGB values 0 to 255 (batch, height, width, 3), or a list of PNG or JPEG
+                files of one size, as bytes or in base64; or a dict or table of either, ``image``.
+
+        Raises:
+            MlflowException: the input is neither; a server answers with status 400.
+        """
+        given = _column(model_input)
+        files = list(_files(given))
+        images = _decoded(files) if files else _checked(np.asarray(given))
+        height, width = images.shape[1:3]
+        fitted = self._fit(images)
+        rows, columns = fitted.shape[1:3]
+        padded = fitted[:, self._mirror(rows)][:, :, self._mirror(columns)]
+        logits = self._model.predict(padded, verbose=0)[:, :rows, :columns]
         ids = logits[..., 0] > 0 if logits.shape[-1] == 1 else np.argmax(logits, axis=-1)
-        return ids.astype(np.uint8)
+        return _resized(ids.astype(np.uint8), height, width, Image.Resampling.NEAREST)
+
+    def _fit(self, images: Any) -> Any:
+        """Resizes to the images of the training, if they had one size; see images/png.py."""
+        height, width = self._input["height"], self._input["width"]
+        resample = {"nearest": "NEAREST", "bilinear": "BILINEAR", "area": "BOX"}
+        how = Image.Resampling[resample[self._input["resize"]]]
+        return _resized(images, height, width, how) if height else images
 
     def _mirror(self, size: int) -> Any:
         """Index of the row (or column) at each position of the input; see schemas/geometry.py."""
-        margin, multiple = self._geometry["margin"], self._geometry["multiple"]
-        after = margin + (self._geometry["remainder"] - size - 2 * margin) % multiple
+        margin, multiple = self._input["margin"], self._input["multiple"]
+        after = margin + (self._input["remainder"] - size - 2 * margin) % multiple
         return np.pad(np.arange(size), (margin, after), mode="symmetric")
+
+
+def _resized(images: Any, height: int, width: int, how: Image.Resampling) -> Any:
+    if images.shape[1:3] == (height, width):
+        return images
+    return np.stack([np.asarray(Image.fromarray(i).resize((width, height), how)) for i in images])
+
+
+def _column(given: Any) -> Any:
+    """What a dict or a pandas table holds as ``image``; any other input is what it is."""
+    if not isinstance(given, dict) and not hasattr(given, "columns"):
+        return given
+    if "image" not in given:
+        raise _refused(f"expected a column named image, found {sorted(map(str, given))}")
+    found = given["image"]
+    return found if isinstance(given, dict) else found.tolist()
+
+
+def _files(given: Any) -> Iterator[str | bytes]:
+    """The files in an input; none if it holds numbers."""
+    if isinstance(given, str | bytes):
+        yield given
+    elif isinstance(given, list | tuple) or getattr(given, "dtype", np.dtype(int)).kind in "OSU":
+        for one in given:
+            if not isinstance(one, str | bytes | list | tuple | np.ndarray):
+                return
+            yield from _files(one)
+
+
+def _decoded(files: Sequence[str | bytes]) -> Any:
+    images = [_image(file) for file in files]
+    if len(sizes := {image.shape[:2] for image in images}) > 1:
+        raise _refused(f"expected images of one size in a request, found {sorted(sizes)}")
+    return np.stack(images)
+
+
+def _image(file: str | bytes) -> Any:
+    """RGB pixels of a file, as ``beam.infer`` reads it."""
+    try:
+        if isinstance(file, str):
+            # A browser's data URL has a head that ends with a comma.
+            file = base64.b64decode(file.rpartition(",")[2], validate=True)
+        image = Image.open(io.BytesIO(file), formats=("PNG", "JPEG"))
+        turned = ImageOps.exif_transpose(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _refused(f"expected a PNG or JPEG, as bytes or in base64: {error}") from error
+    if turned.mode.startswith(("I", "F")):
+        raise _refused(f"expected 8 bits a channel, found an image of mode {turned.mode}")
+    if turned.has_transparency_data:
+        lowest, _ = turned.convert("RGBA").getchannel("A").getextrema()
+        if lowest == 255:
+            return np.asarray(turned.convert("RGB"))
+        raise _refused("expected an opaque image, found transparent pixels")
+    return np.asarray(turned.convert("RGB"))
+
+
+def _checked(values: Any) -> Any:
+    """Numbers as uint8, if they can only mean RGB values from 0 to 255."""
+    if values.ndim != 4 or values.shape[3] != 3:
+        raise _refused(f"expected RGB images (batch, height, width, 3), found {values.shape}")
+    if values.dtype == np.uint8:
+        return values
+    if values.dtype.kind not in "iuf":
+        raise _refused(f"expected numbers from 0 to 255, found {values.dtype}")
+    lowest, highest = values.min(), values.max()
+    found = f"expected whole numbers from 0 to 255, found {values.dtype} from {lowest} to {highest}"
+    if values.dtype.kind == "f" and not highest > 1:
+        raise _refused(f"{found}; multiply shares from 0 to 1 by 255 and round them")
+    if not 0 <= lowest <= highest <= 255 or np.any(values % 1):
+        raise _refused(found)
+    return values.astype(np.uint8)
+
+
+def _refused(message: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(message)
 
 
 class UNetServer(_Network, mlflow.pyfunc.PythonModel):

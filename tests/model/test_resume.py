@@ -1,12 +1,9 @@
 """Interrupted training: killed at any step, or without its MLflow server."""
 
-import json
-import os
 import signal
 import subprocess
 import sys
 import tempfile
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -342,29 +339,6 @@ def test_an_mlflow_server_that_is_not_there_is_said_at_the_start(dataset, job) -
     (line,) = [one for one in done.stderr.splitlines() if one.startswith("error:")]
     assert f"MLflow store {uri!r} cannot be used" in line
     assert "Traceback" not in done.stderr
-
-
-def test_a_served_model_answers_a_png_sized_array(trained, tmp_path: Path) -> None:
-    port = free_port()
-    address = f"http://127.0.0.1:{port}"
-    command = [
-        *(sys.executable, "-m", "mlflow", "models", "serve", f"--model-uri={trained.model}"),
-        *("--env-manager=local", "--host=127.0.0.1", f"--port={port}"),
-    ]
-    image = np.random.default_rng(0).integers(0, 256, (1, 600, 800, 3))
-    body = json.dumps({"inputs": image.tolist()}).encode()
-    headers = {"Content-Type": "application/json"}
-    request = urllib.request.Request(f"{address}/invocations", body, headers)
-    # MLflow looks for uvicorn on PATH.
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {"MLFLOW_TRACKING_URI": trained.tracking_uri, "PATH": path}
-    with (
-        serving(command, f"{address}/ping", tmp_path / "serve.log", environment),
-        urllib.request.urlopen(request) as answer,
-    ):
-        found = np.array(json.load(answer)["predictions"])
-    assert found.shape == (1, 600, 800)
-    assert 0 <= found.min() <= found.max() < 13
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(

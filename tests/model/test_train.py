@@ -170,18 +170,6 @@ def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
     assert found["val_mean_iou"] == pytest.approx(max(history), abs=1e-5)
 
 
-def test_the_logged_model_answers_with_class_ids(trained) -> None:
-    import mlflow
-
-    mlflow.set_tracking_uri(trained.tracking_uri)
-    model = mlflow.pyfunc.load_model(trained.model)
-    image = np.zeros((1, 30, 50, 3), np.uint8)
-    answer = model.predict(image)
-    assert answer.shape == (1, 30, 50)
-    assert answer.dtype == np.uint8
-    assert answer.max() < 13
-
-
 @pytest.mark.parametrize(
     ("architecture", "target"), [("unet-2015", ""), ("unet-dropout", "Roads,RoadLines")]
 )
