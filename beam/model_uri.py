@@ -22,7 +22,7 @@ from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, safe_name
 from schemas.lifeline import tied_to_me
-from schemas.tracking import database, is_missing, prepare, unusable
+from schemas.tracking import database, is_missing, prepare, registered_version, unusable
 
 
 @dataclass(frozen=True)
@@ -228,14 +228,10 @@ def _graph_of(sha256: str, folder: Path) -> str | None:
 
 def _registered(client: Any, uri: str) -> tuple[str, str]:
     """Name and version (``v3``) of a registered model's URI; for a run's, the version is empty."""
-    kind, _, rest = uri.partition(":/")
-    if kind == "runs":
+    if uri.startswith("runs:/"):
         return "run", ""
-    name, _, alias = rest.partition("@")
-    if alias:
-        return name, f"v{client.get_model_version_by_alias(name, alias).version}"
-    name, _, version = rest.rpartition("/")
-    return name, f"v{client.get_model_version(name, version).version}"
+    found = registered_version(client, uri)
+    return found.name, f"v{found.version}"
 
 
 def _check_keras_file(path: Path) -> None:

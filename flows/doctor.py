@@ -38,6 +38,8 @@ from schemas.cli import Parser, run_main
 from schemas.errors import UserError, without_password
 from schemas.layout import TRACKING_URI
 from schemas.storage import is_remote, on_this_machine, require_writable
+from schemas.tracking import database
+from schemas.tracking_files import follow, moved_from
 
 Level = Literal["ok", "note", "fix"]
 
@@ -241,6 +243,9 @@ def _check_store(file: Path) -> Finding:
     except sqlite3.Error as error:
         advice = "name another --tracking_uri, or restore the file"
         return Finding("fix", "mlflow", f"{file} is not an MLflow store: {error}", advice)
+    if old := moved_from(file):
+        where = f"{file} names its files in {old}, which is gone; they are here"
+        return Finding("fix", "mlflow", where, "python -m flows.doctor --repair")
     return Finding("ok", "mlflow", str(file))
 
 
@@ -302,11 +307,18 @@ def main(arguments: Sequence[str]) -> str:
         "--tracking_uri",
         help="MLflow store or server (default: MLFLOW_TRACKING_URI, or what make up runs)",
     )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="make an MLflow store that was moved name its files where they are now",
+    )
     args = parser.parse_args(arguments)
     state = State.load(Path(ROOT))
     local = state.url("mlflow") if state.is_running("mlflow") else TRACKING_URI
     mlflow = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
     api_url = os.environ.get("PREFECT_API_URL") or running_server(Path(ROOT))
+    if args.repair and (file := database(mlflow)) and (old := follow(file)):
+        print(f"{file}: its files are no longer named in {old}", file=sys.stderr)
     findings = examine(args.output, mlflow, api_url)
     rows = [(one.level, one.what, one.found, one.advice) for one in findings]
     text = table(("", "what", "found", "what to do"), rows)

@@ -164,6 +164,7 @@ def plan_train(
                 decides = gate.promote == "always" and registry.champion(config.model_name) != known
                 writes = "the gate's decision" if decides or model is None else "nothing"
                 return Step("train", "cached", dataset, f"{writes}; {known} is registered"), model
+    config = config.for_images(images)
     work = images * config.epochs
     network = network_size(config, ingest_config.height, ingest_config.width)
     key = train_key(config, ingest_config.height, ingest_config.width)

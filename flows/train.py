@@ -41,7 +41,8 @@ def train_model(
     def measure(_: str) -> tuple[str, int]:
         manifest = load_manifest(dataset)
         size = manifest.config.height, manifest.config.width
-        return train_key(config, *size), manifest.splits["train"].records * config.epochs
+        images = manifest.splits["train"].records
+        return train_key(config, *size), images * config.for_images(images).epochs
 
     with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
         decision = Path(scratch, "gate.md")

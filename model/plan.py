@@ -108,6 +108,7 @@ def plan(dataset: str, config: TrainConfig, needed: Sequence[str] = SPLITS) -> P
         )
     taxonomy, table = classes_of(config, manifest.taxonomy)
     check_architecture(config)
+    config = config.for_images(manifest.splits["train"].records)
     return Plan(folder, manifest, config, taxonomy, table, training_key(manifest, config))
 
 

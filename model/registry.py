@@ -23,7 +23,7 @@ from model.tracking import without_advice
 from schemas.config import GateConfig, TrainConfig
 from schemas.errors import UserError, first_line
 from schemas.storage import file_sha256
-from schemas.tracking import is_missing, is_outage, unusable
+from schemas.tracking import is_missing, is_outage, registered_version, unusable
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 
@@ -129,13 +129,8 @@ def version_of(uri: str) -> str:
         UserError: there is no such version.
         UnavailableError: MLflow does not answer.
     """
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    client = mlflow.MlflowClient()
     try:
-        if at:
-            found = client.get_model_version_by_alias(name, alias)
-        else:
-            found = client.get_model_version(*_name_and_version(uri))
+        found = registered_version(mlflow.MlflowClient(), uri)
     except (MlflowException, OSError) as error:
         if not is_missing(error):
             raise unusable(mlflow.get_tracking_uri(), error) from error

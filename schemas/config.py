@@ -131,6 +131,10 @@ class IngestConfig(SourceConfig):
         return self
 
 
+_STEPS, _EPOCHS = 3_500, (18, 120)
+"""Few images need many epochs: docs/training.md has the figures; the notebooks have 18 to 40."""
+
+
 class TrainConfig(JobConfig):
     """How a dataset becomes a registered model."""
 
@@ -164,7 +168,12 @@ class TrainConfig(JobConfig):
         description="Classes to separate from all others, e.g. Roads,RoadLines; empty: none.",
     )
     start_from: str = Field("", description="Model whose weights training starts from.")
-    epochs: int = Field(60, ge=1, le=1000, description="Passes over the train split.")
+    epochs: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Passes over the train split; 0: as many as make 3,500 steps, from 18 to 120.",
+    )
     batch_size: int = Field(4, ge=1, le=4096, description="Images in a step.")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="Adam's highest learning rate.")
     schedule: Literal["constant", "cosine"] = Field(
@@ -218,6 +227,15 @@ class TrainConfig(JobConfig):
         if self.channels == 1 and self.architecture != "unet-dropout":
             raise ValueError("channels=1 is for architecture=unet-dropout")
         return self
+
+    def for_images(self, images: int) -> TrainConfig:
+        """The parameters for a train split of this size: with epochs, where they are left open."""
+        if self.epochs:
+            return self
+        steps = -(-images // self.batch_size)
+        fewest, most = _EPOCHS
+        epochs = min(most, max(fewest, -(-_STEPS // max(1, steps))))
+        return self.model_copy(update={"epochs": epochs})
 
 
 class GateConfig(JobConfig):

@@ -12,8 +12,10 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 from schemas.errors import UnavailableError, UserError, first_line
+from schemas.tracking_files import moved_from
 
 _AWAY = re.compile(r"API request to .* failed with (?:timeout )?exception|failed with error code 5")
 _OTHER_VERSION = re.compile(
@@ -34,7 +36,7 @@ def prepare(tracking_uri: str) -> None:
     Call it after importing MLflow, which sets the levels of its loggers.
 
     Raises:
-        UserError: the store's file exists but is not a SQLite database.
+        UserError: the store's file exists but is not a SQLite database, or was moved.
     """
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -54,6 +56,11 @@ def prepare(tracking_uri: str) -> None:
             f"MLflow store {tracking_uri!r} cannot be used: {file} does not open as a "
             f"SQLite database ({error}); name another, or restore the file"
         ) from error
+    if old := moved_from(file):
+        raise UserError(
+            f"MLflow store {tracking_uri!r} names its files in {old}, which is gone, and they are "
+            f"here: correct it with python -m flows.doctor --repair --tracking_uri={tracking_uri}"
+        )
 
 
 def is_outage(error: Exception) -> bool:
@@ -85,6 +92,40 @@ def unusable(tracking_uri: str, error: Exception) -> UserError:
             "older ones up to date with `mlflow db upgrade`, or use the MLflow that made them"
         )
     return UserError(f"{complaint}: {first_line(error)}")
+
+
+def registered_version(client: Any, uri: str) -> Any:
+    """MLflow's entry of the version that ``models:/<name>/<version>``, ``@<alias>`` names.
+
+    The version may be ``latest``: the one with the highest number.
+
+    Args:
+        client: an ``MlflowClient``, whose errors are raised as they are.
+
+    Raises:
+        UserError: the URI names no version, or the model has none.
+    """
+    rest = uri.removeprefix("models:/")
+    name, at, alias = rest.partition("@")
+    if at:
+        return client.get_model_version_by_alias(name, alias)
+    name, slash, number = rest.rpartition("/")
+    if not slash:
+        if re.fullmatch(r"m-[0-9a-f]{32}", rest):
+            raise UserError(
+                f"model {uri!r} is the id of a logged model, which has no version: expected "
+                "models:/<name>/<version> of a registered one, or its run, runs:/<id>/unet"
+            )
+        raise UserError(
+            f"model {uri!r} names no version: expected models:/{rest}@champion or another alias, "
+            f"models:/{rest}/3 or models:/{rest}/latest"
+        )
+    if number != "latest":
+        return client.get_model_version(name, number)
+    found = client.search_model_versions(f"name = '{name}'")
+    if not found:
+        raise UserError(f"model {uri!r}: no version of that name is registered")
+    return max(found, key=lambda one: int(one.version))
 
 
 @contextmanager

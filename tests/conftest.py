@@ -6,11 +6,9 @@ import importlib
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import store
 from forks import Forks
 from forks import forks as running_forks
 from hypothesis import settings
-from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained
+from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained, copy_store
 from operated import Local, local_services
 from servers import PATIENCE_S
 from xdist.scheduler import LoadScopeScheduling
@@ -191,17 +189,6 @@ def plain_model(once: Once) -> Path:
     return Path(once("model", fill))
 
 
-def _copy_store(store_folder: Path, folder: Path) -> None:
-    """Copies an MLflow store with its files; the copy refers to its own files."""
-    shutil.copytree(store_folder, folder, ignore=shutil.ignore_patterns("mlflow.db*"))
-    with (
-        closing(sqlite3.connect(store_folder / "mlflow.db")) as ours,
-        closing(sqlite3.connect(folder / "mlflow.db")) as theirs,
-    ):
-        dump = "\n".join(ours.iterdump())
-        theirs.executescript(dump.replace(str(store_folder), str(folder)))
-
-
 @pytest.fixture(scope="session")
 def training(dataset: Path, once: Once) -> tuple[Path, Trained]:
     """The folder of the one training that all tests share, and its model; nothing writes to it."""
@@ -237,7 +224,7 @@ def trained(training: tuple[Path, Trained], tmp_path_factory: pytest.TempPathFac
     """
     made, model = training
     folder = tmp_path_factory.mktemp("mlflow") / "store"
-    _copy_store(made, folder)
+    copy_store(made, folder)
     return replace(model, tracking_uri=f"sqlite:///{folder}/mlflow.db")
 
 
@@ -257,7 +244,7 @@ def tables(scenes: Path, dataset: Path, training: tuple[Path, Trained], once: On
         from model import tracking
 
         made, model = training
-        _copy_store(made, folder / "mlflow")
+        copy_store(made, folder / "mlflow")
         tracking_uri = f"sqlite:///{folder}/mlflow/mlflow.db"
         # A client registers a version's files by the process's own URI, whatever its own is.
         tracking.connect(tracking_uri)

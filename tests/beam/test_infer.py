@@ -175,6 +175,17 @@ def test_mistakes_end_in_one_line_and_code_2(
         # In a process of its own, for the exit code; so MLflow's own messages are seen, too.
         (job, ("--model=models:/small-unet@none", data, output, store), "cannot be found"),
         (job_here, ("--model=models:/none/1", data, output, store), "cannot be found"),
+        (job_here, ("--model=models:/none/latest", data, output, store), "no version of that"),
+        (
+            job_here,
+            ("--model=models:/small-unet", data, output, store),
+            "names no version: expected models:/small-unet@champion",
+        ),
+        (
+            job_here,
+            (f"--model=models:/m-{'0' * 32}", data, output, store),
+            "is the id of a logged model",
+        ),
         (
             job_here,
             (model, data, output, f"--tracking_uri=sqlite:///{tmp_path}/x.db"),
@@ -214,6 +225,20 @@ def test_another_source_of_the_same_name_is_refused(trained, scenes, tmp_path) -
         ("b", 40),
         ("pictures", 40),
     ]
+
+
+def test_the_latest_version_is_the_one_with_the_highest_number(trained) -> None:
+    import mlflow
+
+    name, _, number = trained.model.removeprefix("models:/").partition("/")
+    client = mlflow.MlflowClient(trained.tracking_uri)
+    first = client.get_model_version(name, number)
+    # As text, 9 comes after 10.
+    newest = [client.create_model_version(name, first.source, first.run_id) for _ in range(9)][-1]
+    found = resolve_model(f"models:/{name}/latest", InferConfig(), trained.tracking_uri)
+    assert found.version == f"v{newest.version}" == "v10"
+    for one in range(2, 11):
+        client.delete_model_version(name, str(one))
 
 
 def test_another_model_of_the_same_name_is_refused(

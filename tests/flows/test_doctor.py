@@ -1,18 +1,24 @@
 import json
 import os
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from jobs import ROOT
+import pytest
+from inference import run_infer
+from jobs import ROOT, copy_store
 from servers import answering, free_port
 
 from flows import doctor
 from flows.doctor import Finding
+from schemas.errors import UserError
+from schemas.tracking_files import follow
 
 
 def _levels(findings) -> dict[str, str]:
@@ -119,6 +125,31 @@ def test_an_mlflow_that_does_not_fit_is_found(tmp_path, trained) -> None:
     assert not (tmp_path / "new").exists()
     (tmp_path / "broken.db").write_bytes(b"not a database, by its first bytes" * 100)
     assert doctor.check_mlflow(f"sqlite:///{tmp_path}/broken.db").level == "fix"
+
+
+def test_a_store_that_was_moved_is_said_and_repaired(
+    trained, training, scenes: Path, tmp_path: Path
+) -> None:
+    """As with a project's folder that gets another name."""
+    before = tmp_path / "before"
+    copy_store(training[0], before)
+    store = Path(before.rename(tmp_path / "after"), "mlflow.db")
+    moved = replace(trained, tracking_uri=f"sqlite:///{store}")
+    with pytest.raises(UserError, match=rf"names its files in {before}, which is gone.*--repair"):
+        run_infer(moved, tmp_path / "out", source=scenes)
+    finding = doctor.check_mlflow(moved.tracking_uri)
+    assert (finding.level, finding.advice) == ("fix", "python -m flows.doctor --repair")
+    assert str(before) in finding.found
+
+    arguments = ["--repair", f"--tracking_uri={moved.tracking_uri}", f"--output={tmp_path}"]
+    with suppress(SystemExit):  # something else on this machine may need mending
+        doctor.main(arguments)
+    assert doctor.check_mlflow(moved.tracking_uri).level == "ok"
+    run_infer(moved, tmp_path / "out", source=scenes)
+    with closing(sqlite3.connect(store)) as opened:
+        assert str(before) not in "\n".join(opened.iterdump())
+    # A second time, there is nothing to do.
+    assert follow(store) is None
 
 
 def test_the_command_says_what_to_do_and_fails_where_it_must(tmp_path) -> None:

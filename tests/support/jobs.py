@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +69,17 @@ class Trained:
     def version(self) -> str:
         """The version as written in partitions."""
         return f"v{self.model.rpartition('/')[2]}"
+
+
+def copy_store(store_folder: Path, folder: Path) -> None:
+    """Copies an MLflow store with its files; the copy refers to its own files."""
+    shutil.copytree(store_folder, folder, ignore=shutil.ignore_patterns("mlflow.db*"))
+    with (
+        closing(sqlite3.connect(store_folder / "mlflow.db")) as ours,
+        closing(sqlite3.connect(folder / "mlflow.db")) as theirs,
+    ):
+        dump = "\n".join(ours.iterdump())
+        theirs.executescript(dump.replace(str(store_folder), str(folder)))
 
 
 def python(

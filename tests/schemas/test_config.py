@@ -1,0 +1,23 @@
+"""What parameters that are left open come to."""
+
+import pytest
+
+from schemas.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "epochs"),
+    [(115, 4, 120), (116, 4, 120), (117, 4, 117), (200, 4, 70), (3750, 4, 18), (3750, 32, 30)],
+)
+def test_epochs_follow_from_the_number_of_images(images, batch_size, epochs) -> None:
+    config = TrainConfig(batch_size=batch_size).for_images(images)
+    assert config == TrainConfig(batch_size=batch_size, epochs=epochs)
+
+
+@pytest.mark.parametrize("images", [0, 1, 3, 10**9])
+def test_any_number_of_images_has_some(images: int) -> None:
+    assert 18 <= TrainConfig().for_images(images).epochs <= 120
+
+
+def test_epochs_that_are_named_stay() -> None:
+    assert TrainConfig(epochs=7).for_images(10).epochs == 7
