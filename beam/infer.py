@@ -21,6 +21,7 @@ from beam import runs
 from beam import staging as stages
 from beam.evaluation import SumMatrices, confusion_rows, matrices
 from beam.handler import UNetHandler
+from beam.in_hand import Reading, surviving
 from beam.model_uri import copied, with_graph
 from beam.pairing import Reject
 from beam.parquet import WriteSmallTables
@@ -58,11 +59,24 @@ SPOOL, TABLES, MODEL = "spool", "tables", "model"
 
 
 def build(
-    root: beam.Pipeline, job: Job, staging: str, progress: str, previous: PreviousRun
+    root: beam.Pipeline,
+    job: Job,
+    staging: str,
+    progress: str,
+    previous: PreviousRun,
+    crashed: frozenset[str] = frozenset(),
 ) -> None:
-    """Builds the graph from the source to the staged tables."""
+    """Builds the graph from the source to the staged tables.
+
+    Args:
+        crashed: paths on which a decoder crashes.
+    """
     tables = join(staging, TABLES)
-    read = root | "Read" >> (ReadDataset if job.manifest else ReadPngs)(job, previous, progress)
+    read = root | "Read" >> (
+        ReadDataset(job, previous, progress)
+        if job.manifest
+        else ReadPngs(job, previous, progress, crashed)
+    )
     described, failed = (
         read[PICTURES]
         | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
@@ -203,7 +217,8 @@ def _stage(
     """
     started = datetime.now(UTC)
     tables = join(staging, TABLES)
-    stages.make_folders(*(join(tables, name) for name in runs.TABLES), join(staging, SPOOL))
+    folders = [*(join(tables, name) for name in runs.TABLES), join(staging, SPOOL)]
+    stages.make_folders(*folders)
     with stages.own_folder(staging) as own:
         model, progress = job.model, own / "progress"
         if job.runtime.engine == "openvino":
@@ -213,8 +228,14 @@ def _stage(
             model = copied(model, join(staging, MODEL))
         job = replace(job, model=model)
         with watched("infer", progress, job.images, "images"):
-            run_pipeline(
-                lambda pipeline: build(pipeline, job, staging, str(progress), previous), options
+            surviving(
+                lambda crashed: run_pipeline(
+                    lambda root: build(root, job, staging, str(progress), previous, crashed),
+                    options,
+                ),
+                lambda: stages.clear(*folders),
+                progress,
+                Reading(job.source, job.config, job.model.taxonomy),
             )
     counts = runs.count(staging, tables)
     runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)

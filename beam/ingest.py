@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from beam import staging as stages
 from beam.ahead import AtOnce, ahead
 from beam.doubtful import check_doubts
+from beam.in_hand import CRASHED, Hand, Reading, check_crash, surviving
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
@@ -28,6 +29,7 @@ from beam.records import (
     DUPLICATE,
     Made,
     Recipe,
+    blame,
     deduplicate,
     make,
     read_pair,
@@ -49,6 +51,7 @@ from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import MANIFEST, REJECTS
 from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_table
+from schemas.sources import SourceRow
 from schemas.storage import join
 
 _EXAMPLES = 3
@@ -65,6 +68,7 @@ class Staging:
         progress: folder of the running counters.
         listing: digest of the source's listing.
         previous: a published version whose unchanged shards are reused.
+        crashed: paths on which a decoder crashes.
     """
 
     dataset: str
@@ -72,6 +76,7 @@ class Staging:
     progress: str
     listing: str
     previous: PublishedShards | None = None
+    crashed: frozenset[str] = frozenset()
 
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
@@ -82,7 +87,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
         | "SeveralPairs" >> AtOnce(recipe.source)
-        | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging.rows, staging.progress))
+        | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
     )
@@ -151,7 +156,15 @@ def run(
         progress = own / "progress"
         staging = Staging(staged, rows, str(progress), found.digest, previous)
         with watched("ingest", progress, found.images, "pairs"):
-            run_pipeline(lambda root: build(root, recipe, staging), options or pipeline_options([]))
+            surviving(
+                lambda crashed: run_pipeline(
+                    lambda root: build(root, recipe, replace(staging, crashed=crashed)),
+                    options or pipeline_options([]),
+                ),
+                lambda: stages.clear(staged, rows),
+                progress,
+                Reading(recipe.source, config, recipe.taxonomy),
+            )
         manifest = load_manifest(staged)
         check_rejects(manifest, staged)
         check_numbering(manifest)
@@ -202,7 +215,7 @@ def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
             [one["source_uri"] for one in rejects if one["code"] == "no_mask"],
             [one["source_uri"] for one in rejects if one["code"] == "no_image"],
         )
-    elif count > half:
+    elif count > half and code not in (CRASHED, "too_large"):
         first = next(one["source_uri"] for one in rejects if one["code"] == code)
         with suppress(OSError):
             advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
@@ -283,35 +296,44 @@ def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, 
 class _MakeRecords(CountingDoFn):
     """Reads, checks and encodes pairs, unless an earlier run's record is still valid for them."""
 
-    def __init__(self, recipe: Recipe, folder: str, progress: str) -> None:
-        super().__init__("ingest", progress)
+    def __init__(self, recipe: Recipe, staging: Staging) -> None:
+        super().__init__("ingest", staging.progress)
         self._recipe = recipe
-        self._folder = folder
+        self._folder = staging.rows
+        self._notes = staging.progress
+        self._crashed = staging.crashed
 
     def setup(self) -> None:
         super().setup()
+        self._hand = Hand(self._notes)
         software.check(self._recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
         self._files = RecordFiles(self._folder)
 
     def process(self, element: list[tuple[Pair, Made | None]]) -> Iterator[tuple[str, Made]]:
-        source = self._recipe.source
         rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
         found = [known and still_known(row, known) for row, known in rows]
         new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
-        made = (
-            make(row, self._recipe, read, self._files)
-            for row, read in ahead(lambda row: read_pair(row, source), new, source)
-        )
+        with self._hand.holding((row.image_path, row.mask_path) for row in new):
+            made = [
+                make(row, self._recipe, read, self._files)
+                for row, read in ahead(self._read, new, self._recipe.source)
+            ]
         for known in found:
-            one = known or next(made)
+            one = known or made.pop(0)
             row = one.row
             if one.record is None:
                 self.counters.add(f"rejected.{row.reject_code}")
             else:
                 self.counters.add("kept" if known else "read")
             yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, one
+
+    def _read(self, row: SourceRow) -> tuple[bytes, bytes]:
+        for path in (row.image_path, row.mask_path):
+            with blame(path):
+                check_crash(path, self._crashed)
+        return read_pair(row, self._recipe.source, self._recipe.config)
 
     def finish_bundle(self) -> None:
         self._files.close()

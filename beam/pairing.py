@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
+from schemas.config import SourceConfig
+from schemas.errors import RejectError
 from schemas.listing import SourceFile
 from schemas.raw_layout import Found, RawLayout
 
@@ -69,6 +71,18 @@ class Skip:
 
     path: str
     reason: str
+
+
+def check_bytes(size: int, config: SourceConfig) -> None:
+    """Refuses a file by its listed size, in bytes, before it is read.
+
+    Raises:
+        RejectError: too_large.
+    """
+    if size > config.max_file_mib << 20:
+        raise RejectError(
+            "too_large", f"expected at most {config.max_file_mib} MiB, found {size >> 20:,} MiB"
+        )
 
 
 def is_png(path: str) -> bool:

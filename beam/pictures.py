@@ -10,6 +10,7 @@ import apache_beam as beam
 
 from beam import runs
 from beam.ahead import AtOnce
+from beam.in_hand import Hand
 from beam.listing import UNPAIRED, ListPairs
 from beam.pairing import Pair, Reject
 from beam.parts import Ref
@@ -50,11 +51,16 @@ class ReadDataset(beam.PTransform):
 
 @dataclass
 class ReadPngs(beam.PTransform):
-    """Reads the images below a folder, with the truth of those that have a mask."""
+    """Reads the images below a folder, with the truth of those that have a mask.
+
+    Attributes:
+        crashed: paths on which a decoder crashes.
+    """
 
     job: Job
     previous: PreviousRun
     progress: str
+    crashed: frozenset[str] = frozenset()
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
         """The graph: list, pair, read."""
@@ -121,13 +127,27 @@ class _ReadShard(_Reader):
 
 
 class _ReadPng(_Reader):
+    def __init__(self, into: ReadPngs) -> None:
+        super().__init__(into)
+        self._notes = into.progress
+        self._crashed = into.crashed
+
+    def setup(self) -> None:
+        super().setup()
+        self._hand = Hand(self._notes)
+
     def process(
         self, element: list[tuple[str, Pair]]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         """Reads the images of pairs and, if they have any, their masks."""
-        for found in each(self._read, element):
-            yield from self._deal(found)
+        pairs = [pair for _, pair in element]
+        paths = ((pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs)
+        with self._hand.holding(paths):
+            found = each(self._read, pairs)
+        for one in found:
+            yield from self._deal(one)
 
-    def _read(self, element: tuple[str, Pair]) -> list[Picture | Ref | Reject]:
+    def _read(self, pair: Pair) -> list[Picture | Ref | Reject]:
         job = self._job
-        return list(read_pair(element[1], job.source, job.model, job.config, self._known))
+        known, crashed = self._known, self._crashed
+        return list(read_pair(pair, job.source, job.model, job.config, known, crashed))

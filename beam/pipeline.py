@@ -163,10 +163,12 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     # The runner logs a worker's exception before raising it here.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     logging.getLogger().addFilter(_is_worth_saying)
+    direct = options.view_as(DirectOptions)
+    mode = direct.direct_running_mode
     try:
         with (
             contextlib.redirect_stderr(cast(Any, WithoutTracebacks(sys.stderr))),
-            contextlib.nullcontext() if is_local(options) else _sigterm_interrupts(),
+            _silent_threads() if is_local(options) else _sigterm_interrupts(),
             beam.Pipeline(_runner(options), options) as root,
         ):
             build(root)
@@ -180,6 +182,20 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         if mistake is None:
             raise
         raise UserError(mistake) from error
+    finally:
+        # Options may serve several pipelines, and _runner has changed this one.
+        direct.direct_running_mode = mode
+
+
+@contextlib.contextmanager
+def _silent_threads() -> Iterator[None]:
+    """Drops the tracebacks of the runner's threads when a worker ends: its error is raised, too."""
+    before = threading.excepthook
+    threading.excepthook = lambda _: None
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 @contextlib.contextmanager

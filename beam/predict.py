@@ -9,8 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from beam.in_hand import check_crash
 from beam.model_uri import ResolvedModel
-from beam.pairing import Pair, Reject
+from beam.pairing import Pair, Reject, check_bytes
 from beam.parts import Ref
 from beam.previous import Known, PreviousRun
 from beam.runs import TRUTH_STAGE
@@ -155,26 +156,38 @@ def _damaged(dataset: str, what: str, error: object) -> UserError:
 
 
 def read_pair(
-    pair: Pair, source: str, model: ResolvedModel, config: SourceConfig, known: Known
+    pair: Pair,
+    source: str,
+    model: ResolvedModel,
+    config: SourceConfig,
+    known: Known,
+    crashed: frozenset[str] = frozenset(),
 ) -> Iterator[Picture | Ref | Reject]:
     """Reads the image of a pair, with its truth if there is a usable mask.
+
+    Args:
+        crashed: paths on which a decoder crashes.
 
     Yields:
         The reject of the image, if it cannot be used. Otherwise the reject of the mask, if that
         cannot be used, and then the picture or, if neither image nor mask has changed since an
         earlier run, a reference to their rows.
     """
-    uri = join(source, pair.image.path)
+    uri, path = join(source, pair.image.path), pair.image.path
     try:
+        check_bytes(pair.image.size, config)
         data = read_bytes(uri)
+    except RejectError as error:
+        yield Reject(pair.id, path, "read", error.code, error.message)
+        return
     except OSError as error:
-        yield Reject(pair.id, pair.image.path, "read", "unreadable", str(error))
+        yield Reject(pair.id, path, "read", "unreadable", str(error))
         return
     image_sha256 = sha256(data)
-    if reject := known.reject(pair.image.path, image_sha256):
+    if reject := known.reject(path, image_sha256):
         yield reject
         return
-    mask = _read_mask(pair, source)
+    mask = _read_mask(pair, source, config)
     if ref := known.image(pair.id, uri, image_sha256, mask.sha256):
         # Whether a mask can be used depends on its image too, so its reject is kept only with it.
         reject = mask.reject
@@ -185,17 +198,17 @@ def read_pair(
         yield ref
         return
     try:
+        check_crash(path, crashed)
         image = png.read_image(data, config)
+        truth, reject = _truth_of(pair, mask, image, model.taxonomy, config, crashed)
     except RejectError as error:
-        path = pair.image.path
         yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)
         return
-    truth, reject = _truth_of(pair, mask, image, model.taxonomy, config)
     if reject:
         yield reject
     yield Picture(
         image_id=pair.id,
-        path=pair.image.path,
+        path=path,
         source_uri=uri,
         split=None,
         width=image.shape[1],
@@ -215,11 +228,15 @@ class _Mask(NamedTuple):
     reject: Reject | None = None
 
 
-def _read_mask(pair: Pair, source: str) -> _Mask:
+def _read_mask(pair: Pair, source: str, config: SourceConfig) -> _Mask:
     if pair.mask is None:
         return _Mask()
     try:
+        check_bytes(pair.mask.size, config)
         data = read_bytes(join(source, pair.mask.path))
+    except RejectError as error:
+        reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, error.code, error.message)
+        return _Mask(reject=reject)
     except OSError as error:
         reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, "unreadable", str(error))
         return _Mask(reject=reject)
@@ -227,12 +244,18 @@ def _read_mask(pair: Pair, source: str) -> _Mask:
 
 
 def _truth_of(
-    pair: Pair, mask: _Mask, image: UInt8Array, taxonomy: Taxonomy, config: SourceConfig
+    pair: Pair,
+    mask: _Mask,
+    image: UInt8Array,
+    taxonomy: Taxonomy,
+    config: SourceConfig,
+    crashed: frozenset[str],
 ) -> tuple[UInt8Array | None, Reject | None]:
     """Class ids, or the reject of the mask, or neither where there is no mask."""
     if pair.mask is None or mask.data is None:
         return None, mask.reject
     try:
+        check_crash(pair.mask.path, crashed)
         return masks.read_mask_of(mask.data, image, taxonomy, config), None
     except RejectError as error:
         path = pair.mask.path

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from beam import doubts
-from beam.pairing import Pair
+from beam.pairing import Pair, check_bytes
 from beam.record_files import RecordFiles, RecordRef
 from images import masks, png
 from schemas import software
@@ -147,12 +147,15 @@ def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
     )
 
 
-def read_pair(row: SourceRow, source: str) -> tuple[bytes, bytes]:
+def read_pair(row: SourceRow, source: str, config: IngestConfig) -> tuple[bytes, bytes]:
     """Bytes of image and mask.
 
     Raises:
-        RejectError: unreadable, or changed since they were listed.
+        RejectError: too_large, unreadable, or changed since they were listed.
     """
+    for path, size in ((row.image_path, row.image_size), (row.mask_path, row.mask_size)):
+        with blame(path):
+            check_bytes(size, config)
     try:
         image, mask = (read_bytes(join(source, path)) for path in (row.image_path, row.mask_path))
     except OSError as error:
@@ -211,9 +214,9 @@ def make_record(
         RejectError: the pair cannot be used in the dataset; says why.
     """
     config = recipe.config
-    with _blame(row.image_path):
+    with blame(row.image_path):
         image = png.read_image(image_bytes, config)
-    with _blame(row.mask_path):
+    with blame(row.mask_path):
         mask = masks.read_mask_of(mask_bytes, image, recipe.taxonomy, config)
         height, width = mask.shape
     target = (config.height or height, config.width or width)
@@ -264,7 +267,7 @@ def difference_hash(image: UInt8Array) -> str:
 
 
 @contextmanager
-def _blame(path: str) -> Iterator[None]:
+def blame(path: str) -> Iterator[None]:
     """Adds the path of the file at fault to a RejectError."""
     try:
         yield

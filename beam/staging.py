@@ -60,6 +60,16 @@ def make_folders(*folders: str) -> None:
             Path(folder).mkdir(parents=True)
 
 
+def clear(*folders: str) -> None:
+    """Empties folders of the staging folder."""
+    for folder in folders:
+        if is_remote(folder):
+            storage.remove_tree(folder)
+        else:
+            shutil.rmtree(folder)
+    make_folders(*folders)
+
+
 @contextmanager
 def staging(parent: str) -> Iterator[str]:
     """A folder for work in progress below ``parent``; it is removed when the block ends.

@@ -56,6 +56,9 @@ class SourceConfig(JobConfig):
     image_channels: Literal["rgb", "bgr"] = Field(
         "rgb", description="Order of an image's channels; bgr puts red and blue back."
     )
+    max_file_mib: int = Field(
+        256, ge=1, description="Files with more MiB are rejected before they are read."
+    )
     max_pixels: int = Field(
         64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
     )

@@ -73,16 +73,16 @@ def test_what_is_known_holds_while_the_files_look_the_same(copy: Path) -> None:
 def test_a_file_that_is_gone_or_changes_meanwhile_is_no_record(copy: Path) -> None:
     image = copy / "CameraRGB/000_0000.png"
     row = row_of(_pair(copy, "000_0000.png"), SMALL)
-    assert read_pair(row, str(copy))[0] == image.read_bytes()
+    assert read_pair(row, str(copy), SMALL)[0] == image.read_bytes()
     # The same length as before, so that only its bytes and its modification time differ.
     data = image.read_bytes()
     image.write_bytes(data[:-20] + b"x" + data[-19:])
     os.utime(image, (2, 2))
     with pytest.raises(RejectError, match="changed while the job ran"):
-        read_pair(row, str(copy))
+        read_pair(row, str(copy), SMALL)
     image.unlink()
     with pytest.raises(RejectError) as error:
-        read_pair(row, str(copy))
+        read_pair(row, str(copy), SMALL)
     assert error.value.code == "unreadable"
 
 
