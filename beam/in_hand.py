@@ -1,9 +1,9 @@
-"""Survives files that crash a decoder: each worker notes what it reads, and the driver finds out.
+"""Survives files that crash a decoder: each worker notes what it reads, which outlives it.
 
-A crash of native code ends a worker, and the pipeline with it, without naming a file. So the
-driver then reads the files that workers had in hand once more, in a process of its own:
-``python -m beam.in_hand``. A file on which that crashes too is a reject, and the pipeline starts
-again without it.
+A crash of native code ends a worker without naming a file. The files that it had in hand are then
+read once more, in a process of its own (``python -m beam.in_hand``); one on which that crashes too
+is a reject. On Flink, which starts workers anew, the next worker does this. The local runner
+gives up; there the driver does it, and runs the pipeline again without these files.
 """
 
 from __future__ import annotations
@@ -39,30 +39,42 @@ Paths = tuple[str, str | None]
 """Paths of an image and of its mask, below the source."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a job reads, and how."""
+
+    source: str
+    config: SourceConfig
+    taxonomy: Taxonomy
+
+
 class Hand:
     """A worker's note of the files that it reads, which outlives the process.
 
     It is a mapped file: to write it costs no system call.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, reading: Reading) -> None:
+        self._reading = reading
         self._note: mmap.mmap | None = None
+        self._suspects = set(_noted(Path(folder)))
         # A worker on another machine may not see the driver's folder.
         with suppress(OSError), open(Path(folder, f"{uuid.uuid4().hex}.hand"), "w+b") as file:
             file.truncate(_NOTE_BYTES)
             self._note = mmap.mmap(file.fileno(), _NOTE_BYTES)
 
     @contextmanager
-    def holding(self, pairs: Iterable[Paths]) -> Iterator[None]:
-        """Notes the files that are read during the block."""
+    def holding(self, pairs: Sequence[Paths]) -> Iterator[frozenset[str]]:
+        """Notes the files that are read during the block, which must not decode those it yields."""
+        crashing = _crashing([one for one in pairs if one in self._suspects], self._reading)
         if self._note is None:
-            yield
+            yield crashing
             return
-        text = json.dumps(list(pairs)).encode()
+        text = json.dumps(pairs).encode()
         if len(text) < _NOTE_BYTES:
             self._note[: len(text) + 1] = text + b"\0"
         try:
-            yield
+            yield crashing
         finally:
             self._note[0] = 0
 
@@ -75,15 +87,6 @@ def check_crash(path: str, crashed: frozenset[str]) -> None:
     """
     if path in crashed:
         raise RejectError(CRASHED, "reading it has ended two processes: a decoder crashes on it")
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a job reads, and how."""
-
-    source: str
-    config: SourceConfig
-    taxonomy: Taxonomy
 
 
 def surviving(
@@ -109,15 +112,9 @@ def surviving(
         except UserError:
             raise
         except Exception as error:
-            found = _crashing(list(_noted(folder)), reading)
+            found = _at_fault(folder, reading, error)
             if not found:
-                if not _DEAD_WORKER.search(str(error)):
-                    raise
-                raise UserError(
-                    "a worker process has ended while it worked, and no file is at fault: it was "
-                    "killed, e.g. by Linux when memory ran out; nothing was published: free some "
-                    "memory, or name fewer --direct_num_workers, and run again"
-                ) from error
+                raise
             crashed |= found
             if len(crashed) > _MOST:
                 raise UserError(
@@ -134,12 +131,31 @@ def surviving(
             return
 
 
+def _at_fault(folder: Path, reading: Reading, error: Exception) -> frozenset[str]:
+    """The files that have ended a pipeline with an error; none if it has other reasons.
+
+    Raises:
+        UserError: a worker was killed, and no file is to blame.
+    """
+    found = _crashing(list(_noted(folder)), reading)
+    for note in folder.glob(_NOTES):
+        note.unlink()
+    if not found and _DEAD_WORKER.search(str(error)):
+        raise UserError(
+            "a worker process has ended while it worked, and no file is at fault: it was killed, "
+            "e.g. by Linux when memory ran out; nothing was published: free some memory, or name "
+            "fewer --direct_num_workers, and run again"
+        ) from error
+    return found
+
+
 def _noted(folder: Path) -> Iterator[Paths]:
-    """The files that workers had in hand when they ended; forgets them."""
+    """The files that workers have in hand, or had when they ended."""
     for path in sorted(folder.glob(_NOTES)):
-        text = path.read_bytes().partition(b"\0")[0]
-        path.unlink()
-        yield from json.loads(text or b"[]")
+        # A worker may be writing its note.
+        with suppress(OSError, ValueError):
+            pairs = json.loads(path.read_bytes().partition(b"\0")[0] or b"[]")
+            yield from ((image, mask) for image, mask in pairs)
 
 
 def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:

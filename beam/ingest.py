@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -305,7 +306,8 @@ class _MakeRecords(CountingDoFn):
 
     def setup(self) -> None:
         super().setup()
-        self._hand = Hand(self._notes)
+        recipe = self._recipe
+        self._hand = Hand(self._notes, Reading(recipe.source, recipe.config, recipe.taxonomy))
         software.check(self._recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
@@ -315,10 +317,11 @@ class _MakeRecords(CountingDoFn):
         rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
         found = [known and still_known(row, known) for row, known in rows]
         new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
-        with self._hand.holding((row.image_path, row.mask_path) for row in new):
+        with self._hand.holding([(row.image_path, row.mask_path) for row in new]) as crashing:
+            read_one = partial(self._read, crashed=self._crashed | crashing)
             made = [
                 make(row, self._recipe, read, self._files)
-                for row, read in ahead(self._read, new, self._recipe.source)
+                for row, read in ahead(read_one, new, self._recipe.source)
             ]
         for known in found:
             one = known or made.pop(0)
@@ -329,10 +332,10 @@ class _MakeRecords(CountingDoFn):
                 self.counters.add("kept" if known else "read")
             yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, one
 
-    def _read(self, row: SourceRow) -> tuple[bytes, bytes]:
+    def _read(self, row: SourceRow, crashed: frozenset[str]) -> tuple[bytes, bytes]:
         for path in (row.image_path, row.mask_path):
             with blame(path):
-                check_crash(path, self._crashed)
+                check_crash(path, crashed)
         return read_pair(row, self._recipe.source, self._recipe.config)
 
     def finish_bundle(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
 
 from beam import runs
 from beam.ahead import AtOnce
-from beam.in_hand import Hand
+from beam.in_hand import Hand, Reading
 from beam.listing import UNPAIRED, ListPairs
 from beam.pairing import Pair, Reject
 from beam.parts import Ref
@@ -134,20 +135,20 @@ class _ReadPng(_Reader):
 
     def setup(self) -> None:
         super().setup()
-        self._hand = Hand(self._notes)
+        job = self._job
+        self._hand = Hand(self._notes, Reading(job.source, job.config, job.model.taxonomy))
 
     def process(
         self, element: list[tuple[str, Pair]]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         """Reads the images of pairs and, if they have any, their masks."""
         pairs = [pair for _, pair in element]
-        paths = ((pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs)
-        with self._hand.holding(paths):
-            found = each(self._read, pairs)
+        paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
+        with self._hand.holding(paths) as crashing:
+            found = each(partial(self._read, crashed=self._crashed | crashing), pairs)
         for one in found:
             yield from self._deal(one)
 
-    def _read(self, pair: Pair) -> list[Picture | Ref | Reject]:
+    def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | Ref | Reject]:
         job = self._job
-        known, crashed = self._known, self._crashed
-        return list(read_pair(pair, job.source, job.model, job.config, known, crashed))
+        return list(read_pair(pair, job.source, job.model, job.config, self._known, crashed))

@@ -152,13 +152,15 @@ class Processes:
             "io.tmp.dirs": scratch,
             "web.tmpdir": scratch,
             # A TaskManager that has ended refuses heartbeats, which is noticed after seconds, not
-            # twenty; one that is slow to answer on busy cores has Flink's own 50 s.
+            # twenty; one that is slow to answer on busy cores has three minutes.
             "heartbeat.interval": 1000,
-            "heartbeat.timeout": 50000,
+            "heartbeat.timeout": 180000,
             # Steps that need data of a lost TaskManager fail one after the other; unlike with
             # fixed-delay, failures within one delay count as one.
             "restart-strategy.type": "exponential-delay",
-            "restart-strategy.exponential-delay.attempts-before-reset-backoff": 10,
+            # Machines may come and go for hours. An hour without a failure resets the count; a
+            # file that crashes its worker does so once.
+            "restart-strategy.exponential-delay.attempts-before-reset-backoff": 50,
             # Longer than a Python worker waits for work; otherwise a dead worker would be used
             # again.
             "restart-strategy.exponential-delay.initial-backoff": "5 s",

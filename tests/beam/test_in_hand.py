@@ -145,20 +145,43 @@ def test_more_crashes_than_make_sense_end_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
+    reading = Reading("raw", IngestConfig(), load_taxonomy("carla-0.8"))
 
     def attempt(crashed: frozenset[str]) -> None:
         attempts.append(len(crashed))
-        with Hand(str(tmp_path)).holding([(f"{len(crashed)}.png", None)]):
+        with Hand(str(tmp_path), reading).holding([(f"{len(crashed)}.png", None)]):
             # As a killed process would, the note stays.
             for note in tmp_path.glob("*.hand"):
                 (tmp_path / f"{note.name}.hand").write_bytes(note.read_bytes())
         raise RuntimeError
 
     monkeypatch.setattr(in_hand, "_crashing", lambda pairs, _: frozenset(one for one, _ in pairs))
-    reading = Reading("raw", IngestConfig(), load_taxonomy("carla-0.8"))
     with pytest.raises(UserError, match="crash on more than 20 files of 'raw'"):
         surviving(attempt, lambda: None, tmp_path, reading)
     assert attempts == list(range(21))
+
+
+@pytest.mark.slow
+def test_the_next_worker_finds_out_what_ended_the_last(
+    poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Flink, where a job outlives its workers."""
+    reading = Reading(str(poisoned), IngestConfig(), load_taxonomy("carla-0.8"))
+    pairs: list[in_hand.Paths] = [
+        (f"CameraRGB/000_{number:04}.png", f"CameraSeg/000_{number:04}.png")
+        for number in (0, 7, 23)
+    ]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(POISON % {"once": ""})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/site{os.pathsep}{ROOT}")
+    with Hand(str(tmp_path), reading).holding(pairs) as crashing:
+        assert not crashing
+        # That worker is still at it, or has ended here.
+        following = Hand(str(tmp_path), reading)
+    with following.holding(pairs) as crashing:
+        assert crashing == {pairs[1][0], pairs[2][1]}
+    with Hand(str(tmp_path), reading).holding(pairs) as crashing:
+        assert not crashing
 
 
 def test_a_file_that_is_too_large_is_not_read(
