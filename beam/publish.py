@@ -98,7 +98,9 @@ def publish(tables: str, place: str, partition: str, mark: str = "") -> None:
     for table in TABLES:
         (root / table / partition).parent.mkdir(parents=True, exist_ok=True)
     pending = _pending(root, partition)
+    staging.sync(staged)
     staged.rename(pending)
+    staging.sync_one(str(root))
     _complete(pending, root, partition)
 
 

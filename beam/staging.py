@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ _RENAME_EXCHANGE = 2
 
 _DEAD_AFTER_S = 7 * 24 * 3600
 """Age, in seconds, at which unfinished work on a store can no longer belong to a running job."""
+
+_HEARTBEAT = "heartbeat"
+"""Object in a staging folder on a store that a running job keeps writing."""
+
+_BEAT_S, _SILENT_S = 300.0, 24 * 3600
+"""Seconds from one beat to the next, and without one after which the job is dead."""
 
 _TIME = "%Y%m%dT%H%M%S"
 
@@ -76,13 +83,14 @@ def staging(parent: str) -> Iterator[str]:
 
     A killed process leaves its folder behind, and the next process that stages there removes it. A
     running process holds a lock on a file beside its folder, and the lock ends with the process; on
-    a store, the folder's age decides.
+    a store, it writes a heartbeat.
     """
     remove_dead_staging(parent)
     if is_remote(parent):
         folder = join(parent, f"{STAGING_PREFIX}{datetime.now(UTC):{_TIME}}-{uuid.uuid4().hex[:8]}")
         try:
-            yield folder
+            with _heartbeat(folder):
+                yield folder
         finally:
             # If it cannot be removed now, a later job removes it as a dead job's folder.
             with suppress(UserError):
@@ -114,7 +122,7 @@ def remove_dead_staging(parent: str) -> None:
     """Removes the staging folders below ``parent`` whose process has ended."""
     if is_remote(parent):
         for name in listing.folders(parent):
-            if name.startswith(STAGING_PREFIX) and _is_dead(name):
+            if name.startswith(STAGING_PREFIX) and _is_dead(join(parent, name)):
                 storage.remove_tree(join(parent, name))
         return
     for path in Path(parent).glob(f"{STAGING_PREFIX}*.lock"):
@@ -130,8 +138,35 @@ def is_old(modified: float) -> bool:
     return time.time() - modified > _DEAD_AFTER_S
 
 
-def _is_dead(name: str) -> bool:
-    started = name.removeprefix(STAGING_PREFIX).partition("-")[0]
+@contextmanager
+def _heartbeat(folder: str) -> Iterator[None]:
+    """Keeps writing the heartbeat of a staging folder on a store during a block."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        # A store that does not answer now may at the next beat.
+        with suppress(UserError, OSError):
+            storage.write_bytes(join(folder, _HEARTBEAT), b"")
+
+    def keep_beating() -> None:
+        while not stop.wait(_BEAT_S):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        # A beat after the folder's removal would bring it back.
+        thread.join()
+
+
+def _is_dead(folder: str) -> bool:
+    with suppress(OSError):
+        return time.time() - storage.modified(join(folder, _HEARTBEAT)) > _SILENT_S
+    started = folder.rpartition(STAGING_PREFIX)[2].partition("-")[0]
     try:
         return is_old(datetime.strptime(started, _TIME).replace(tzinfo=UTC).timestamp())
     except ValueError:
@@ -163,12 +198,35 @@ def publish(staged: str, final: str, last: str) -> None:
         )
         storage.copy(join(staged, last), join(final, last))
         return
+    sync(Path(staged))
     swap(Path(staged), Path(final))
     shutil.rmtree(staged, ignore_errors=True)
 
 
+def sync(folder: Path) -> None:
+    """Has the kernel write a folder's files and names to the disk.
+
+    Else a power cut soon after a rename may leave the new name, and files without content.
+    """
+    for base, _, names in os.walk(folder):
+        for path in (*(os.path.join(base, name) for name in names), base):
+            sync_one(path)
+
+
+def sync_one(path: str) -> None:
+    """Has the kernel write a file, or the names in a folder, to the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def swap(staged: Path, final: Path) -> None:
-    """Like ``publish`` on a local file system, but keeps the replaced folder at ``staged``."""
+    """Like ``publish`` on a local file system, but keeps the replaced folder at ``staged``.
+
+    The caller has synced the staged folder.
+    """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.rename(staged, final)
@@ -176,6 +234,7 @@ def swap(staged: Path, final: Path) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         _exchange(staged, final)
+    sync_one(str(final.parent))
 
 
 def _exchange(first: Path, second: Path) -> None:

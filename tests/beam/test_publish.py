@@ -1,6 +1,7 @@
 """Publishing: one writer at a time, each table whole, and completed after a kill at any step."""
 
 import itertools
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -132,6 +133,53 @@ def test_jobs_in_other_partitions_may_remove_the_rest_at_the_same_time(
         _publish(tmp_path, "new")
     assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
     assert list(tmp_path.glob(".publish-*")) == []
+
+
+def _steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """A list that collects what is synced, by path, and which paths get another name."""
+    steps: list[tuple[str, str]] = []
+    fsync, rename = os.fsync, os.rename
+
+    def synced(file: int) -> None:
+        steps.append(("sync", os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    def renamed(old: os.PathLike[str], new: os.PathLike[str]) -> None:
+        steps.append(("rename", str(old)))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "rename", renamed)
+    return steps
+
+
+def test_files_and_folders_are_on_the_disk_before_they_are_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut may leave names without content."""
+    dataset = tmp_path / ".staging-a/dataset"
+    (dataset / "inner").mkdir(parents=True)
+    for name in ("manifest.json", "inner/file"):
+        (dataset / name).touch()
+    steps = _steps(monkeypatch)
+    staging.publish(str(dataset), str(tmp_path / "version"), "manifest.json")
+    (seen,) = [at for at, step in enumerate(steps) if step[0] == "rename"]
+    names = ("", "/manifest.json", "/inner", "/inner/file")
+    assert {("sync", f"{dataset}{name}") for name in names} <= set(steps[:seen])
+    assert steps[seen + 1 :] == [("sync", str(tmp_path))]
+
+    root = tmp_path / "tables"
+    root.mkdir()
+    tables = _stage(root, "first")
+    files = {str(path) for path in (tables, *tables.rglob("*"))}
+    steps.clear()
+    with partition_lock(str(root), PARTITION):
+        publish.publish(str(tables), str(root), PARTITION)
+    renames = [at for at, step in enumerate(steps) if step[0] == "rename"]
+    assert files <= {path for _, path in steps[: renames[0]]}
+    # Each new name is synced at once, too: of the whole, and then of each table's folder.
+    named = [root, *((root / table / PARTITION).parent for table in TABLES)]
+    assert [steps[at + 1] for at in renames] == [("sync", str(folder)) for folder in named]
 
 
 def test_a_kill_before_the_first_step_shows_nothing(tmp_path: Path) -> None:

@@ -253,6 +253,30 @@ def test_the_last_of_two_jobs_wins_whole(bucket, on_store: str, plain_model, mon
     assert len(_rows(output)["masks"]) == 40
 
 
+def test_a_job_that_beats_is_not_dead_however_long_it_takes(
+    bucket: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = bucket.uri("beating")
+    monkeypatch.setattr(staging, "_BEAT_S", 0.05)
+    with staging.staging(parent) as own:
+        beat = storage.join(own, "heartbeat")
+        first = storage.modified(beat)
+        until(lambda: storage.modified(beat) > first, "a second beat")
+        # Eight days later, as its name and the other job's clock say.
+        now = time.time
+        old = storage.join(parent, ".staging-20200101T000000-old")
+        storage.write_bytes(storage.join(old, "heartbeat"), b"")
+        storage.write_bytes(storage.join(old, "file"), b"")
+        staging.remove_dead_staging(parent)
+        assert storage.is_file(beat)
+        assert storage.is_file(storage.join(old, "file"))
+        with monkeypatch.context() as patch:
+            patch.setattr(staging.time, "time", lambda: now() + 25 * 3600)
+            staging.remove_dead_staging(parent)
+        assert not storage.is_file(storage.join(old, "file"))
+    assert bucket.files("beating") == {}
+
+
 def test_what_a_dead_job_has_left_goes_after_a_week(bucket: Store) -> None:
     parent = bucket.uri("staged")
     names = [".staging-20200101T000000-dead", f".staging-{datetime.now(UTC):%Y%m%dT%H%M%S}-alive"]
