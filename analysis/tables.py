@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import UserError
+from schemas.layout import as_text
 from schemas.prediction import SCHEMAS, plain
 from schemas.published import checksums, partitions, run_file
 from schemas.storage import filesystem, is_folder, is_remote, join
@@ -128,7 +129,11 @@ def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[st
             raise UserError(f"partition {args.partition!r}: expected model=…/version=…/source=…")
     result = connection.sql("FROM runs ORDER BY model, version, source")
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    chosen = [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+    chosen = [
+        row
+        for row in rows
+        if all(row[key] in (value, as_text(value)) for key, value in wanted.items())
+    ]
     if len(chosen) != 1:
         names = "; ".join("/".join(f"{key}={row[key]}" for key in KEYS) for row in chosen or rows)
         raise UserError(

@@ -38,7 +38,10 @@ CREATE OR REPLACE VIEW classes AS FROM published('classes');
 CREATE OR REPLACE VIEW confusion AS FROM published('confusion');
 
 -- Inputs that could not be read or predicted, with the reason.
-CREATE OR REPLACE VIEW rejects AS FROM published('_rejects');
+CREATE OR REPLACE VIEW rejects AS FROM published('rejects');
+
+-- The name of that table until version 0.2, which many readers take for a hidden folder.
+CREATE OR REPLACE VIEW _rejects AS FROM rejects;
 
 -- One row per image: how good its mask is or, without truth, how confident and how varied.
 --   mean_iou       over the classes in the truth or prediction of this image

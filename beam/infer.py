@@ -108,14 +108,14 @@ def build(
     rejects = (
         (read[REJECTS], failed)
         | "AllRejects" >> beam.Flatten()
-        | "RejectRows" >> beam.Map(lambda reject: ("_rejects", reject_rows(reject, job)))
+        | "RejectRows" >> beam.Map(lambda reject: ("rejects", reject_rows(reject, job)))
     )
     _ = (
         (confusion, rejects)
         | "OtherRows" >> beam.Flatten()
         | "WriteOthers"
         >> WriteSmallTables(
-            tables, footed(confusion=CONFUSION, _rejects=PREDICTION_REJECTS), job.run_id
+            tables, footed(confusion=CONFUSION, rejects=PREDICTION_REJECTS), job.run_id
         )
     )
     reused = read[KEPT] | "Reused" >> beam.Map(lambda _: (runs.IMAGES_REUSED, 1))

@@ -164,6 +164,31 @@ def _from_mlflow(
     )
 
 
+def trained_on(tracking_uri: str) -> dict[str, str]:
+    """Fingerprints of the datasets of all registered versions, each with the URI of one of them.
+
+    Raises:
+        UserError: MLflow's store cannot be used.
+        UnavailableError: MLflow does not answer.
+    """
+    if (file := database(tracking_uri)) and not file.exists():
+        return {}
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    prepare(tracking_uri)
+    try:
+        found = mlflow.MlflowClient(tracking_uri).search_model_versions()
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise unusable(tracking_uri, error) from error
+    return {
+        one.tags["dataset_fingerprint"]: f"models:/{one.name}/{one.version}"
+        for one in found
+        if "dataset_fingerprint" in one.tags
+    }
+
+
 def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
     """The model with an OpenVINO graph: the one it has, or one that is exported to ``folder``.
 

@@ -49,7 +49,12 @@ class WriteSmallTables(beam.PTransform):
         place = join(self.folder, table, part_name(self.run_id, 0, 1))
         ordered = sorted((group for group in groups if group is not None), key=lambda one: one[0])
         rows = [row for _, rows in ordered for row in rows]
-        table_of_rows = pa.Table.from_pylist(rows, schema=self.schemas[table])
-        with whole_file(place, self.folder) as path:
-            pq.write_table(table_of_rows, path, compression="zstd")
+        schema = self.schemas[table]
+        with (
+            whole_file(place, self.folder) as path,
+            pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        ):
+            # Hugging Face's reader fails on a row group without rows.
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
         return place

@@ -31,7 +31,7 @@ class Ref(NamedTuple):
 
     Attributes:
         files: path by table: Arrow IPC files of this run, or published Parquet files.
-        rows: number of rows in class_stats; size: bytes of the mask.
+        rows: number of rows in class_stats, one a class; size: bytes of the mask.
     """
 
     image_id: str
@@ -42,7 +42,8 @@ class Ref(NamedTuple):
     def bytes_in(self, table: str) -> int:
         """Approximate bytes that the rows take in a file of ``table``."""
         if table == "masks":
-            return self.size + _ROW_BYTES[table]
+            # Most cells of a matrix are 0 and take nothing in a file, but all of them do in memory.
+            return self.size + _ROW_BYTES[table] + 4 * self.rows**2
         return self.rows * _ROW_BYTES[table]
 
 

@@ -110,7 +110,7 @@ def find_previous(
     """
     if runs.recipe_of(root, partition) != recipe or not runs.is_whole(root, partition):
         return PreviousRun()
-    rejects = files_of(root, "_rejects", partition)
+    rejects = files_of(root, "rejects", partition)
     table = _index(root, partition, _truth_rejects(rejects) if retry_rejects else frozenset())
     with storage.writing(index) as path, pa.ipc.new_file(str(path), _INDEX) as writer:
         writer.write_table(table)

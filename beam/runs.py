@@ -63,7 +63,7 @@ def count(staging: str, tables: str) -> dict[str, int]:
         RuntimeError: the predicted and rejected images do not add up to those of the source.
     """
     predicted = sum(storage.each(_rows_in, _staged(tables, "masks")))
-    rejects = read_table(_staged(tables, "_rejects"), columns=["stage"])
+    rejects = read_table(_staged(tables, "rejects"), columns=["stage"])
     rejected = int(pc.sum(pc.not_equal(rejects["stage"], TRUTH_STAGE)).as_py() or 0)
     read, reused = (_noted(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
     if read != predicted + rejected:
@@ -90,7 +90,7 @@ def check_failures(tables: str, images: int, limit: float) -> None:
         UserError: more have failed; quotes the first.
     """
     columns = ["source_uri", "stage", "code", "message"]
-    rows = read_table(_staged(tables, "_rejects"), columns=columns).to_pylist()
+    rows = read_table(_staged(tables, "rejects"), columns=columns).to_pylist()
     failed = [row for row in rows if row["stage"] == PREDICT_STAGE]
     if len(failed) > limit * images:
         first = failed[0]
@@ -186,7 +186,7 @@ def is_published(root: str, partition: str, run_id: str) -> bool:
     """
     try:
         run = read_table(run_file(root, partition), columns=["run_id"])
-        rejects = read_table(files_of(root, "_rejects", partition), columns=["code"])
+        rejects = read_table(files_of(root, "rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False
     settled = not set(rejects["code"].to_pylist()) & set(UNSETTLED)

@@ -173,7 +173,7 @@ def write_small_tables(root: Path, version: str, source: str, images: int) -> No
         ("runs", RUNS, [run]),
         ("confusion", CONFUSION, cells),
         ("classes", CLASSES, labels),
-        ("_rejects", PREDICTION_REJECTS, []),
+        ("rejects", PREDICTION_REJECTS, []),
     ):
         folder = root / name / partition_path("lyft-unet", version, source)
         folder.mkdir(parents=True)

@@ -39,6 +39,11 @@ GRAPH_SOURCE = "keras_sha256"
 _LONGEST = 120
 """Bytes in a folder's name: file systems take 255, with ``model=`` before it."""
 
+_NO_TEXT = re.compile(
+    r"_*((?=.*\d)[-+.\dTZ_e]+|true|false|yes|no|null|none|nan|na|n/a|inf|infinity)", re.IGNORECASE
+)
+"""Values that a reader may take for a number, a date, a time, a truth value or a missing one."""
+
 STAGING_PREFIX = ".staging-"
 """Prefix of folders that are work in progress; readers skip them."""
 
@@ -59,7 +64,16 @@ def partition_path(model: str, version: str, source: str) -> str:
     for key, value in parts.items():
         if value != safe_name(value):
             raise ValueError(f"{key} {value!r} cannot name a folder")
-    return "/".join(f"{key}={value}" for key, value in parts.items())
+    return "/".join(f"{key}={as_text(value)}" for key, value in parts.items())
+
+
+def as_text(value: str) -> str:
+    """A partition's value that every reader takes for text.
+
+    DuckDB reads ``2024-05-01`` as a date, Polars ``001`` as a number; with an underscore in front,
+    they are text. Names that begin with one get another, so that no two values become the same.
+    """
+    return f"_{value}" if _NO_TEXT.fullmatch(value) else value
 
 
 def dataset_source_name(name: str, fingerprint: str, split: str) -> str:

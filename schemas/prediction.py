@@ -1,13 +1,14 @@
 """Rows and pyarrow schemas of the published tables: masks, class_stats, confusion and so on.
 
-Partition columns (model, version, source) are in the folder names, not in the files.
+Partition columns (model, version, source) are in the folder names, not in the files: readers that
+find a column in both refuse it, or take the wrong one.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 def _field(name: str, kind: pa.DataType, description: str, nullable: bool = False) -> pa.Field:
@@ -108,9 +109,6 @@ CLASSES = pa.schema(
 RUNS = pa.schema(
     [
         _RUN_ID,
-        _field("model", pa.string(), "Registered model name, or the model file's name"),
-        _field("version", pa.string(), "Model version, written v3"),
-        _field("source", pa.string(), "Name of the dataset or folder that was predicted"),
         _field("model_uri", pa.string(), "models:/name/3, runs:/… or the path of a model file"),
         _field("model_sha256", pa.string(), "Hash of the model file"),
         _field("mlflow_run_id", pa.string(), "Training run of the model", nullable=True),
@@ -129,7 +127,7 @@ RUNS = pa.schema(
         _field(
             "images_rejected",
             pa.int64(),
-            "Images without a prediction: rows of _rejects whose stage is not truth",
+            "Images without a prediction: rows of rejects whose stage is not truth",
         ),
         _field("flow_run_id", pa.string(), "Prefect flow run; null outside a flow", nullable=True),
         _field("started_at", pa.timestamp("us", tz="UTC"), "Start of the job"),
@@ -166,7 +164,7 @@ SCHEMAS = {
     "masks": MASKS,
     "class_stats": CLASS_STATS,
     "confusion": CONFUSION,
-    "_rejects": PREDICTION_REJECTS,
+    "rejects": PREDICTION_REJECTS,
     "runs": RUNS,
 }
 """Schema of each table, in publishing order: a run's row in ``runs`` comes last."""

@@ -24,7 +24,9 @@ class PixelStats:
         images: number of images with at least one pixel of each class, int64 (classes,).
         class_image_pixels: all non-void pixels of the images that contain the class (classes,).
         upper_pixels: pixels of each class in the upper half of their image (classes,).
-        channel_sum, channel_square_sum: sums over R, G, B values from 0 to 255, int64 (3,).
+        channel_sum: sums over R, G, B values from 0 to 255, int64 (3,).
+        channel_square_sum: of their squares, Python's integers (3,): in 64 bits they would end at
+            590 million images of 800x600.
     """
 
     class_pixels: Int64Array
@@ -33,7 +35,7 @@ class PixelStats:
     class_image_pixels: Int64Array
     upper_pixels: Int64Array
     channel_sum: Int64Array
-    channel_square_sum: Int64Array
+    channel_square_sum: npt.NDArray[np.object_]
 
     @classmethod
     def zero(cls, classes: int) -> PixelStats:
@@ -43,7 +45,8 @@ class PixelStats:
             return np.zeros(length, np.int64)
 
         return cls(
-            zeros(classes), 0, zeros(classes), zeros(classes), zeros(classes), zeros(3), zeros(3)
+            *(zeros(classes), 0, zeros(classes), zeros(classes), zeros(classes), zeros(3)),
+            np.array([0, 0, 0], object),
         )
 
     @classmethod
@@ -62,7 +65,7 @@ class PixelStats:
             present * class_pixels.sum(),
             upper[:classes].astype(np.int64),
             planes.sum(axis=1, dtype=np.int64),
-            (planes * planes).sum(axis=1, dtype=np.int64),
+            (planes * planes).sum(axis=1, dtype=np.int64).astype(object),
         )
 
     def __add__(self, other: PixelStats) -> PixelStats:
@@ -89,7 +92,8 @@ class PixelStats:
         """Standard deviation of R, G, B over all pixels on the scale 0 to 1."""
         total = max(self.pixels, 1)
         mean = self.channel_sum / total
-        variance = np.maximum(self.channel_square_sum / total - mean * mean, 0)
+        mean_square = np.array([square / total for square in self.channel_square_sum])
+        variance = np.maximum(mean_square - mean * mean, 0)
         return [float(v) for v in np.sqrt(variance) / 255]
 
     def class_weights(self) -> list[float]:
@@ -114,7 +118,10 @@ class PixelStats:
     def from_json(cls, data: dict[str, Any]) -> PixelStats:
         """The statistics that ``to_json`` described."""
         values: dict[str, Any] = {
-            k: np.array(v, np.int64) if isinstance(v, list) else v for k, v in data.items()
+            k: np.array(v, object if k == "channel_square_sum" else np.int64)
+            if isinstance(v, list)
+            else v
+            for k, v in data.items()
         }
         return cls(**values)
 

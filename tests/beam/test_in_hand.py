@@ -116,7 +116,7 @@ def test_infer_predicts_all_others(
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY 1") == [
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0007", "read", "crashed"),
         ("000_0023", "truth", "crashed"),
     ]
@@ -205,7 +205,7 @@ def test_a_file_that_is_too_large_is_not_read(
     said = {(one["code"], one["message"]) for one in rejects}
     assert said == {("too_large", "expected at most 1 MiB, found 3 MiB")}
     output = run_infer(trained, tmp_path / "out", InferConfig(max_file_mib=1), source=copy)
-    assert query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY 1") == [
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0007", "read", "too_large"),
         ("000_0023", "truth", "too_large"),
     ]

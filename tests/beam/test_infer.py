@@ -102,7 +102,7 @@ def test_raw_pngs_with_and_without_truth(trained, scenes: Path, tmp_path: Path) 
     assert query(output, "FROM class_stats SELECT count(*) WHERE intersection IS NULL") == [
         (2 * CLASSES,)
     ]
-    assert query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY ALL") == [
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY ALL") == [
         ("000_0002", "truth", "empty"),
         ("000_0003", "read", "empty"),
     ]

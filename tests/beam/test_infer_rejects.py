@@ -61,7 +61,7 @@ def test_an_image_that_fails_in_its_batch_is_the_only_reject(
     output = run_infer(trained, tmp_path / "out", InferConfig(batch_size=16), source=scenes)
     _has_counts(output, 40, 38)
     assert query(
-        output, "FROM _rejects SELECT image_id, source_uri, stage, code, message ORDER BY 1"
+        output, "FROM rejects SELECT image_id, source_uri, stage, code, message ORDER BY 1"
     ) == [
         (
             *(name, f"{scenes}/CameraRGB/{name}.png", "predict", "failed"),
@@ -99,7 +99,7 @@ def _mutants(folder: Path) -> dict[str, str | None]:
 def test_malformed_pngs_end_in_rejects(trained, tmp_path: Path) -> None:
     expected = _mutants(tmp_path / "raw")
     output = run_infer(trained, tmp_path / "out", source=tmp_path / "raw")
-    rejects = query(output, "FROM _rejects SELECT image_id, code, message, stage ORDER BY 1")
+    rejects = query(output, "FROM rejects SELECT image_id, code, message, stage ORDER BY 1")
     assert dict(row[:2] for row in rejects) == {i: code for i, code in expected.items() if code}
     assert all(message and stage == "read" for *_, message, stage in rejects)
     predicted = {row[0] for row in query(output, "FROM masks SELECT image_id")}
@@ -131,7 +131,7 @@ def test_a_damaged_record_of_a_dataset_is_a_reject(trained, dataset: Path, tmp_p
             write_record(file, encode(example))
     output = run_infer(trained, tmp_path / "out", InferConfig(split="test"), dataset=damaged)
     _has_counts(output, len(examples), len(examples) - 1)
-    assert query(output, "FROM _rejects SELECT image_id, stage, code") == [
+    assert query(output, "FROM rejects SELECT image_id, stage, code") == [
         (examples[0].id, "read", "format")
     ]
 

@@ -104,7 +104,7 @@ def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, pred
     # 5 is gone; 6 has the same bytes; 3 and 9 are rejected as before.
     assert predicted() == ["000_0001", "000_0002", "000_0004", "new"]
     assert _counts(output) == (12, 11, 7, 1)
-    assert query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY 1") == [
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0003", "truth", "empty"),
         ("000_0005", "truth", "no_image"),
         ("000_0009", "read", "format"),
@@ -183,7 +183,7 @@ def test_an_unreadable_file_is_tried_again(trained, twelve, tmp_path, monkeypatc
 
     monkeypatch.setattr(predict, "read_bytes", refuse)
     output = run_infer(trained, tmp_path / "out", source=twelve)
-    assert query(output, "FROM _rejects SELECT code, source_sha256") == [("unreadable", None)]
+    assert query(output, "FROM rejects SELECT code, source_sha256") == [("unreadable", None)]
     monkeypatch.setattr(predict, "read_bytes", read)
     run_infer(trained, output, source=twelve)
     assert _counts(output) == (12, 12, 11, 0)
@@ -209,7 +209,7 @@ def test_what_is_taken_over(trained, twelve, fresh, published, config, options, 
 def test_an_image_that_was_too_large_is_no_longer_one(trained, raw, tmp_path: Path) -> None:
     Image.new("RGB", (200, 150)).save(raw / "CameraRGB/large.png")
     output = run_infer(trained, tmp_path / "out", InferConfig(max_pixels=160 * 120), source=raw)
-    assert query(output, "FROM _rejects SELECT image_id, code") == [("large", "too_large")]
+    assert query(output, "FROM rejects SELECT image_id, code") == [("large", "too_large")]
     run_infer(trained, output, source=raw)
     assert _counts(output) == (13, 13, 0, 0)
 
@@ -219,7 +219,7 @@ def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Pat
     (raw / "CameraMask").mkdir()
     shutil.copy(raw / "CameraSeg/000_0001.png", raw / "CameraMask/000_0001.png")
     output = run_infer(trained, tmp_path / "out", source=raw)
-    assert query(output, "FROM _rejects SELECT image_id, stage, code ORDER BY ALL") == [
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY ALL") == [
         ("000_0001", "pair", "ambiguous"),
         ("000_0001", "truth", "ambiguous"),
         ("000_0001", "truth", "ambiguous"),
@@ -328,8 +328,8 @@ def test_a_record_without_a_readable_mask_is_predicted(trained, dataset, tmp_pat
     _rewritten(place, mask=b"damaged")
     config = InferConfig(split="test")
     output = run_infer(trained, tmp_path / "out", config, dataset=place)
-    assert query(output, "FROM _rejects SELECT DISTINCT stage, code") == [("truth", "format")]
-    assert query(output, "FROM _rejects SELECT source_uri")[0][0].split("/")[-2] == "CameraSeg"
+    assert query(output, "FROM rejects SELECT DISTINCT stage, code") == [("truth", "format")]
+    assert query(output, "FROM rejects SELECT source_uri")[0][0].split("/")[-2] == "CameraSeg"
     assert query(output, "FROM masks SELECT count(*), count(pixel_accuracy)") == [(4, 0)]
     assert len(predicted()) == 4
     # The rejects are kept with the rows that are.
@@ -347,7 +347,7 @@ def test_a_masks_reject_lasts_as_long_as_its_image(trained, raw, tmp_path, predi
     Image.new("RGB", (80, 60)).save(images / "000_0001.png")
     (raw / "CameraSeg/000_0002.png").write_bytes(b"")
     output = run_infer(trained, tmp_path / "out", source=raw)
-    rejects = "FROM _rejects SELECT image_id, stage, code ORDER BY ALL"
+    rejects = "FROM rejects SELECT image_id, stage, code ORDER BY ALL"
     assert query(output, rejects) == [
         ("000_0001", "truth", "size_mismatch"),
         ("000_0002", "truth", "empty"),

@@ -44,3 +44,12 @@ def test_row_groups_count_what_a_reader_holds_of_a_matrix() -> None:
     groups = list(_row_groups(rows, 1 << 20))
     assert [count for _, count in groups] == [11, 11, 11, 8]
     assert all(rows.slice(*group).nbytes <= 1 << 20 for group in groups)
+
+
+def test_parts_are_planned_for_the_memory_that_matrices_take() -> None:
+    """300,000 images of 150 classes: their matrices alone are 27 GB."""
+    ref = Ref("image", {}, rows=150, size=8000)
+    assert ref.bytes_in("masks") > 150 * 150 * 4
+    assert ref.bytes_in("class_stats") < 150 * 100
+    few = Ref("image", {}, rows=13, size=2400)
+    assert few.bytes_in("masks") < 3500

@@ -154,7 +154,7 @@ def test_listed_images_alone_are_predicted(scenes: Path, tmp_path: Path, plain_m
     counts = "FROM runs SELECT images_read, images_predicted, images_rejected"
     assert query(tmp_path / "out", counts) == [(41, 40, 1)]
     assert query(tmp_path / "out", "FROM masks SELECT count(pixel_accuracy)") == [(39,)]
-    assert query(tmp_path / "out", "FROM _rejects SELECT stage, code ORDER BY ALL") == [
+    assert query(tmp_path / "out", "FROM rejects SELECT stage, code ORDER BY ALL") == [
         ("pair", "missing"),
         ("truth", "missing"),
     ]

@@ -1,6 +1,8 @@
+import json
 import math
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -80,3 +82,18 @@ def test_class_weights_are_median_frequency() -> None:
     # Class 0: 5 of the 8 pixels of both images; class 1: 3 of the 4 of the second.
     median = (5 / 8 + 3 / 4) / 2
     assert np.allclose(stats.class_weights(), [median / (5 / 8), median / (3 / 4), 0])
+
+
+def test_sums_of_squares_do_not_end_at_64_bits() -> None:
+    """With as many pixels as 690 million images of 800x600 have, and more."""
+    random = np.random.default_rng(0)
+    image = random.integers(0, 256, (60, 80, 3), np.uint8)
+    one = PixelStats.of(image, random.integers(0, 13, (60, 80), np.uint8), 13)
+    many = one
+    for _ in range(37):
+        many += many
+    assert max(many.channel_square_sum) > np.iinfo(np.int64).max
+    assert many.channel_std() == pytest.approx(image.reshape(-1, 3).std(axis=0) / 255)
+    again = PixelStats.from_json(json.loads(json.dumps(many.to_json())))
+    assert again.to_json() == (many + PixelStats.zero(13)).to_json()
+    assert again.channel_std() == many.channel_std()

@@ -37,7 +37,7 @@ def test_a_job_predicts_what_the_decoder_reads(trained, tmp_path: Path, capsys) 
         except RejectError as error:
             expected[name] = error.code
     output = run_infer(trained, tmp_path / "out", source=tmp_path / "raw")
-    rejects = dict(query(output, "FROM _rejects SELECT image_id, code"))
+    rejects = dict(query(output, "FROM rejects SELECT image_id, code"))
     assert rejects == {name: code for name, code in expected.items() if code}
     predicted = {row[0] for row in query(output, "FROM masks SELECT image_id")}
     assert predicted == expected.keys() - rejects.keys()

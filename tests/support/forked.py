@@ -29,7 +29,7 @@ Files that are being written and empty folders are seen by nobody until they get
 
 _NAMES = re.compile(
     r"(?<=staging-)\w+|[0-9a-f]{12,32}|\d{5}|(?<=small-)(?:train|validation|test)"
-    r"|(?<=/)(?:classes|masks|class_stats|confusion|_rejects|runs)(?=/|$)"
+    r"|(?<=/)(?:classes|masks|class_stats|confusion|rejects|runs)(?=/|$)"
 )
 """Names of staging folders, unfinished files and tables, hashes, numbers of shards, splits."""
 

@@ -36,7 +36,7 @@ def run_infer(trained, output: Path, config: InferConfig | None = None, **place)
 
 def query(output: Path, sql: str) -> list[tuple]:
     connection = duckdb.connect()
-    for table in ("masks", "class_stats", "runs", "_rejects"):
+    for table in ("masks", "class_stats", "runs", "rejects"):
         connection.execute(
             f"CREATE VIEW {table} AS FROM read_parquet('{output}/{table}/**/*.parquet',"
             " hive_partitioning = true)"

@@ -1,0 +1,191 @@
+"""Writes a run's masks as files: ``python -m analysis.masks --output FOLDER``.
+
+As PNGs under the images' own names, or as one file of COCO annotations, which labelling tools
+such as CVAT and Label Studio import.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from analysis.pictures import taxonomy_of
+from analysis.tables import add_run_options, connect, key_of, one_run
+from schemas import picture
+from schemas.classes import Taxonomy, UInt8Array
+from schemas.cli import Parser, run_main
+from schemas.errors import UserError
+from schemas.layout import safe_name
+
+COCO = "annotations.json"
+"""File of the COCO annotations."""
+
+_AT_ONCE = 256
+
+Encode = Callable[[bytes], bytes]
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the output folder."""
+    parser = Parser(prog="python -m analysis.masks", description=__doc__)
+    add_run_options(parser)
+    parser.add_argument("--output", required=True, help="folder of the files")
+    parser.add_argument("--ids", nargs="+", help="image ids of the table masks (default: all)")
+    parser.add_argument(
+        "--form",
+        choices=("palette", "index", "colour", "coco"),
+        default="palette",
+        help="PNGs whose pixels are class ids, with the class colours as palette, or without; "
+        "PNGs in the class colours; or COCO annotations (default: palette)",
+    )
+    args = parser.parse_args(arguments)
+    connection = connect(args.predictions)
+    run = one_run(connection, args)
+    taxonomy = taxonomy_of(connection, run)
+    if args.ids:
+        _check(connection, run, args.ids)
+    rows = _rows(connection, run, args.ids)
+    try:
+        if args.form == "coco":
+            write_coco(rows, taxonomy, Path(args.output))
+        else:
+            write_pngs(rows, _encoders(taxonomy)[args.form], Path(args.output))
+    except OSError as error:
+        raise UserError(f"output {args.output!r} is not writable: {error.strerror}") from error
+    return str(args.output)
+
+
+def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> None:
+    """Writes each mask to ``<folder>/<image id>.png``.
+
+    Args:
+        rows: of the table masks.
+        encode: makes the file of the stored palette PNG.
+    """
+    written = 0
+    for row in rows:
+        parts = [safe_name(part) for part in row["image_id"].split("/")]
+        path = folder.joinpath(*parts[:-1], f"{parts[-1]}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(row["mask"]))
+        written += 1
+    print(f"{written:,} masks written", file=sys.stderr)
+
+
+def write_coco(rows: Iterator[dict[str, Any]], taxonomy: Taxonomy, folder: Path) -> None:
+    """Writes one annotation for each image and class in it, as an uncompressed run length code.
+
+    A category's id is the class id plus 1, since tools take 0 for no category. Format: COCO's
+    "stuff" annotations, https://cocodataset.org/#format-data.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, row in enumerate(rows, 1):
+        mask = _ids(row["mask"])
+        suffix = PurePosixPath(row["source_uri"]).suffix
+        images.append(
+            {
+                "id": number,
+                "file_name": f"{row['image_id']}{suffix}",
+                "height": mask.shape[0],
+                "width": mask.shape[1],
+            }
+        )
+        for class_id in np.unique(mask).tolist():
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": class_id + 1,
+                    **_region(mask == class_id),
+                }
+            )
+    categories = [{"id": one.id + 1, "name": one.name} for one in taxonomy.classes]
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / COCO).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    print(f"{len(annotations):,} regions of {len(images):,} images written", file=sys.stderr)
+
+
+def _region(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+    """Run lengths, area and bounding box (x, y, width, height) of a region (height, width)."""
+    # COCO counts down the columns, and begins with pixels outside.
+    flat = inside.ravel(order="F")
+    ends = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    top, left = int(rows[0]), int(columns[0])
+    return {
+        "segmentation": {
+            "size": list(inside.shape),
+            "counts": [0, *counts] if flat[0] else counts,
+        },
+        "area": int(flat.sum()),
+        "bbox": [left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1],
+        # Tells readers that the segmentation is a run length code.
+        "iscrowd": 1,
+    }
+
+
+def _encoders(taxonomy: Taxonomy) -> dict[str, Encode]:
+    return {
+        "palette": lambda data: data,
+        "index": lambda data: _png(_ids(data)),
+        "colour": lambda data: _png(picture.colourise(_ids(data), taxonomy)),
+    }
+
+
+def _ids(data: bytes) -> UInt8Array:
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def _png(pixels: UInt8Array) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()
+
+
+def _rows(
+    connection: Any, run: dict[str, Any], ids: Sequence[str] | None
+) -> Iterator[dict[str, Any]]:
+    """The masks of a run, ordered by id, a few at a time."""
+    parameters = key_of(run) | {"ids": list(ids) if ids else None}
+    selected = connection.execute(
+        "SELECT image_id, source_uri, mask.bytes FROM masks"
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " AND ($ids::VARCHAR[] IS NULL OR list_contains($ids::VARCHAR[], image_id))"
+        " ORDER BY image_id",
+        parameters,
+    )
+    while rows := selected.fetchmany(_AT_ONCE):
+        for image_id, source_uri, mask in rows:
+            yield {"image_id": image_id, "source_uri": source_uri, "mask": mask}
+
+
+def _check(connection: Any, run: dict[str, Any], ids: Sequence[str]) -> None:
+    """Checks that a run has these images.
+
+    Raises:
+        UserError: names one that it has not.
+    """
+    found = connection.execute(
+        "SELECT image_id FROM masks"
+        " WHERE (model, version, source) = ($model, $version, $source)"
+        " AND list_contains($ids, image_id)",
+        key_of(run) | {"ids": list(ids)},
+    )
+    if missing := set(ids) - {image_id for (image_id,) in found.fetchall()}:
+        raise UserError(
+            f"run {run['run_id']} has no image {min(missing)!r}; image ids are in the table masks"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,105 @@
+"""Old dataset versions go, unless a model, a table or a running ingest refers to them."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from inference import run_infer
+from ingesting import run_ingest
+from jobs import SMALL, Job
+
+from beam import prune, staging
+from schemas.config import InferConfig
+from schemas.errors import UserError
+from schemas.manifest import load_manifest
+
+
+@pytest.fixture
+def versions(copy: Path, tmp_path: Path) -> list[Path]:
+    """Five versions of a dataset, the oldest first."""
+    made = []
+    for at in range(5):
+        (copy / f"CameraRGB/000_{at:04}.png").unlink()
+        (copy / f"CameraSeg/000_{at:04}.png").unlink()
+        made.append(run_ingest(copy, tmp_path / "datasets"))
+        os.utime(made[-1] / "manifest.json", (at, at))
+    return made
+
+
+def _prune(tmp_path: Path, store: str, *options: str) -> list[str]:
+    places = (f"--datasets={tmp_path}/datasets", f"--predictions={tmp_path}/predictions")
+    return prune.main([*places, f"--tracking_uri={store}", *options]).splitlines()
+
+
+def test_what_nothing_refers_to_may_go(
+    versions: list[Path], trained, dataset: Path, tmp_path: Path
+) -> None:
+    # The shared model was trained on a version that is older than all others here.
+    origin = tmp_path / "datasets/small" / dataset.name
+    shutil.copytree(dataset, origin)
+    os.utime(origin / "manifest.json", (0, 0))
+    os.utime(versions[0] / "manifest.json", (0.5, 0.5))
+    config = InferConfig(source_name="old", split="test")
+    run_infer(trained, tmp_path / "predictions", config, dataset=versions[1])
+
+    lines = _prune(tmp_path, trained.tracking_uri)
+    told = {line.split()[0]: line for line in lines[:-1]}
+    assert list(told) == [*map(str, reversed(versions)), str(origin)]
+    for version in versions[3:]:
+        assert told[str(version)].endswith("stays: one of the newest 2")
+    assert told[str(versions[1])].endswith(
+        f"stays: {tmp_path}/predictions: model=small-unet/version=v1/source=old"
+    )
+    assert told[str(origin)].endswith(f"stays: {trained.model}")
+    assert [path for path, line in told.items() if line.endswith("may go")] == [
+        str(versions[2]),
+        str(versions[0]),
+    ]
+    assert lines[-1].startswith("2 versions may go, ")
+    assert lines[-1].endswith(": add --delete")
+    # Nothing has gone yet.
+    assert all(load_manifest(version) for version in (*versions, origin))
+
+    assert _prune(tmp_path, trained.tracking_uri, "--delete")[-1].startswith("removed 2 versions")
+    left = {path.name for path in (tmp_path / "datasets/small").iterdir()}
+    assert left == {one.name for one in (versions[1], *versions[3:], origin)}
+    # Shards that versions share by hard links are whole.
+    for version in (versions[1], *versions[3:]):
+        manifest = load_manifest(version)
+        assert all((version / one.name).stat().st_size == one.bytes for one in manifest.shards)
+    assert _prune(tmp_path, trained.tracking_uri, "--delete")[-1] == "nothing to remove"
+
+
+def test_an_ingest_that_runs_may_read_any_version(versions: list[Path], tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/none.db"
+    with staging.staging(str(tmp_path / "datasets/small")):
+        lines = _prune(tmp_path, store, "--delete", "--keep=1")
+        assert sum(line.endswith("an ingest is running, which may read it") for line in lines) == 4
+    assert all(version.is_dir() for version in versions)
+    assert _prune(tmp_path, store, "--delete", "--keep=1")[-1].startswith("removed 4 versions")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_mistakes_are_one_line(job_here: Job, tmp_path: Path) -> None:
+    for arguments, said in (
+        (("--keep=0",), "expected at least 1"),
+        ((f"--datasets={tmp_path}/none",), "holds no dataset"),
+    ):
+        done = job_here("beam.prune", *arguments, f"--tracking_uri=sqlite:///{tmp_path}/none.db")
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_damaged_manifest_says_where_it_is(versions: list[Path], tmp_path: Path) -> None:
+    (versions[0] / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match=f"{versions[0]}/manifest.json: not a manifest"):
+        _prune(tmp_path, f"sqlite:///{tmp_path}/none.db")
+
+
+def test_the_newest_is_by_time_of_publishing(versions: list[Path], tmp_path: Path) -> None:
+    os.utime(versions[0] / "manifest.json", (100, 100))
+    lines = _prune(tmp_path, f"sqlite:///{tmp_path}/none.db", "--keep=1")
+    assert lines[0].startswith(str(versions[0]))
+    assert load_manifest(versions[0]).config == SMALL
