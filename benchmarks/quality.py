@@ -35,6 +35,7 @@ NOTEBOOK = {
 
 PLAIN = {
     "architecture": "unet",
+    "filters": 16,
     "epochs": 40,
     "batch_size": 8,
     "dropout": 0.3,

@@ -90,7 +90,7 @@ def take_encoder_weights(network: keras.Model, config: TrainConfig) -> None:
 def unet_on_encoder(
     classes: int,
     encoder: keras.Model,
-    filters: int = 16,
+    filters: int = 32,
     dropout: float = 0.1,
     normalisation: Normalisation = "batch",
 ) -> keras.Model:
@@ -209,7 +209,7 @@ def unet_2015(
 
 def unet_dropout(
     classes: int = 1,
-    filters: int = 16,
+    filters: int = 32,
     dropout: float = 0.5,
     channels: int = 3,
     normalisation: Normalisation = "none",

@@ -134,7 +134,7 @@ class IngestConfig(SourceConfig):
         return self
 
 
-_STEPS, _EPOCHS = 3_500, (18, 120)
+_STEPS, _EPOCHS = 2_700, (18, 90)
 """Few images need many epochs: docs/training.md has the figures; the notebooks have 18 to 40."""
 
 
@@ -159,7 +159,7 @@ class TrainConfig(JobConfig):
         "fetches those of its own), none, or a file.",
     )
     filters: int = Field(
-        16, ge=1, le=512, description="Filters of the first block; the notebooks have 32."
+        32, ge=1, le=512, description="Filters of the first block; the notebooks have 32."
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="Dropout rate.")
     normalisation: Literal["none", "batch", "group"] = Field(
@@ -175,7 +175,7 @@ class TrainConfig(JobConfig):
         0,
         ge=0,
         le=1000,
-        description="Passes over the train split; 0: as many as make 3,500 steps, from 18 to 120.",
+        description="Passes over the train split; 0: as many as make 2,700 steps, from 18 to 90.",
     )
     batch_size: int = Field(4, ge=1, le=4096, description="Images in a step.")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="Adam's highest learning rate.")

@@ -134,6 +134,6 @@ def test_the_cookbooks_snippet_prints_them_all(
     monkeypatch.chdir(tmp_path)
     exec(SNIPPETS["The same in every reader"], {})
     said = capsys.readouterr().out
-    # By each reader but Hugging Face's.
-    assert all(said.count(f" {name} ") + said.count(f"'{name}'") >= 4 for name in READ)
+    # By DuckDB, pandas and pyarrow; Polars shows the first and the last rows.
+    assert all(said.count(name) >= 3 for name in READ)
     assert f"num_rows: {len(READ)}" in said
