@@ -209,7 +209,7 @@ def unet_2015(
 
 def unet_dropout(
     classes: int = 1,
-    filters: int = 32,
+    filters: int = 16,
     dropout: float = 0.5,
     channels: int = 3,
     normalisation: Normalisation = "none",
