@@ -40,7 +40,7 @@ CREATE OR REPLACE VIEW confusion AS FROM published('confusion');
 -- Inputs that could not be read or predicted, with the reason.
 CREATE OR REPLACE VIEW rejects AS FROM published('rejects');
 
--- The name of that table until version 0.2, which many readers take for a hidden folder.
+-- Its former name, which many readers take for that of a hidden folder.
 CREATE OR REPLACE VIEW _rejects AS FROM rejects;
 
 -- One row per image: how good its mask is or, without truth, how confident and how varied.

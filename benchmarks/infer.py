@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from inputs import REPEATED, repeated_pairs
+from inputs import REPEATED, network_size, repeated_pairs
 
 HERE = Path(__file__).parent
 WORKERS = 2
@@ -41,6 +41,9 @@ def command(contender: str, source: Path, output: Path, model: Path) -> list[str
         folder = source if place == "--dataset" else source / "CameraRGB"
         options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
         arguments = [f"--model={model}", f"{place}={folder}", f"--output={output}", *options]
+        if place == "--source":
+            height, width = network_size()
+            arguments += [f"--height={height}", f"--width={width}"]
         if engine:
             arguments.append(f"--engine={engine}")
         return [sys.executable, "-m", "beam.infer", *arguments]
@@ -156,8 +159,10 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2000])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--contenders", nargs="+", default=CONTENDERS, choices=CONTENDERS)
+    parser.add_argument("--size", default="96x128", help="height and width of the network's input")
     parser.add_argument("--inputs", nargs="+", default=["pngs", "records"])
     args = parser.parse_args()
+    os.environ["SIZE"] = args.size
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         model = make_model(scratch / "model", args.model)

@@ -1,5 +1,6 @@
 """Any number of raw pairs for benchmarks, made by repeating a few."""
 
+import os
 import shutil
 import struct
 import zlib
@@ -18,6 +19,12 @@ REPEATED = (
 )
 """Options of ingest that keep them: all are doubtful and leak, since pictures repeat. Their size is
 that of the notebooks, to which all peers resize."""
+
+
+def network_size() -> tuple[int, int]:
+    """Height and width at which the inference jobs predict, from the variable SIZE."""
+    height, _, width = os.environ.get("SIZE", "96x128").partition("x")
+    return int(height), int(width)
 
 
 def repeated_pairs(

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from inputs import network_size
 
 from beam.engines import choose, load_engine
 from beam.memory import tune_malloc
@@ -33,7 +34,8 @@ def images(path: Path):
 def predict(paths: list[Path], model_file: str, workers: int) -> int:
     """Predicts the images of some files; returns the number of images."""
     tune_malloc()
-    config = InferConfig()
+    height, width = network_size()
+    config = InferConfig(height=height, width=width)
     model = resolve_model(model_file, config, "")
     runtime = choose(config, workers)
     engine = load_engine(model, runtime)

@@ -13,6 +13,7 @@ from apache_beam.ml.inference.base import KeyedModelHandler, RunInference
 from apache_beam.ml.inference.tensorflow_inference import TFModelHandlerNumpy
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from inputs import network_size
 from PIL import Image
 
 from schemas.classes import load_taxonomy
@@ -20,6 +21,7 @@ from schemas.example import parse
 
 SCHEMA = pa.schema([("image_id", pa.string()), ("mask", pa.binary())])
 PALETTE = load_taxonomy("carla-0.8").palette
+SIZE = network_size()[::-1]
 
 
 def read(path):
@@ -35,7 +37,7 @@ def read_record(record):
 
 def decoded(image_id, file):
     image = Image.open(file).convert("RGB")
-    return (image_id, image.size), np.asarray(image.resize((128, 96), Image.Resampling.NEAREST))
+    return (image_id, image.size), np.asarray(image.resize(SIZE, Image.Resampling.NEAREST))
 
 
 def row(keyed):

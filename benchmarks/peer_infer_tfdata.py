@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tensorflow as tf
+from inputs import network_size
 
 from beam.model_uri import resolve_model
 from beam.predict import Picture, Prediction
@@ -19,7 +20,7 @@ from schemas.prediction import CLASS_STATS, MASKS, plain
 
 def decode(image_id, data):
     image = tf.io.decode_png(data, channels=3)
-    pixels = tf.cast(tf.image.resize(image, (96, 128), "nearest"), tf.uint8)
+    pixels = tf.cast(tf.image.resize(image, network_size(), "nearest"), tf.uint8)
     return image_id, pixels, tf.shape(image)
 
 
