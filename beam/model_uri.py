@@ -86,7 +86,7 @@ def resolve_model(
     """
     if uri.startswith(("models:/", "runs:/")):
         return _from_mlflow(uri, config, tracking_uri, scratch)
-    path = Path(uri).absolute()
+    path = Path(storage.absolute(uri))
     if not path.is_file():
         raise UserError(
             f"model {uri!r}: expected models:/<name>@<alias>, models:/<name>/<version>, "

@@ -40,14 +40,20 @@ def is_remote(place: Place) -> bool:
 
 
 def absolute(place: Place) -> str:
-    """The same place, independent of the working directory.
+    """The same place, independent of the working directory; ``~`` is the home folder.
+
+    A shell does not expand it in ``--source=~/raw``, nor do flows' parameters pass through one.
 
     Raises:
         UserError: it is empty, e.g. from an unset shell variable; that would mean this folder.
     """
     if not str(place):
         raise UserError("expected a folder or a URI, found an empty name")
-    return str(place).rstrip("/") if is_remote(place) else os.path.abspath(place)
+    return str(place).rstrip("/") if is_remote(place) else _abspath(place)
+
+
+def _abspath(place: Place) -> str:
+    return os.path.abspath(os.path.expanduser(place))
 
 
 def join(root: Place, *parts: str) -> str:
@@ -57,7 +63,7 @@ def join(root: Place, *parts: str) -> str:
 
 def on_this_machine(root: Place) -> str:
     """Root of files that must be local: ``root`` itself, or ``outputs`` if ``root`` is a URI."""
-    return OUTPUTS if is_remote(root) else str(root)
+    return OUTPUTS if is_remote(root) else os.path.expanduser(root)
 
 
 def read_bytes(place: Place) -> bytes:

@@ -31,6 +31,15 @@ def _write(root: str, *paths: str) -> None:
         storage.write_bytes(storage.join(root, path), path.encode())
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir("/")
+    assert storage.absolute("~/raw") == f"{tmp_path}/raw"
+    assert storage.on_this_machine("~/out") == f"{tmp_path}/out"
+    assert storage.absolute("a~b") == "/a~b"
+    assert storage.absolute("s3://bucket/~/raw/") == "s3://bucket/~/raw"
+
+
 def test_what_was_written_is_read(root: str) -> None:
     place = storage.join(root, "file")
     # Larger than one part of an upload.
