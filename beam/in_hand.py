@@ -24,7 +24,7 @@ from images import masks, png
 from schemas.classes import Taxonomy
 from schemas.config import SourceConfig
 from schemas.errors import RejectError, UserError
-from schemas.lifeline import tied_to_me
+from schemas.lifeline import end_with_parent, tied_to_me
 from schemas.storage import join, read_bytes
 
 CRASHED = "crashed"
@@ -153,9 +153,12 @@ def _noted(folder: Path) -> Iterator[Paths]:
     """The files that workers have in hand, or had when they ended."""
     for path in sorted(folder.glob(_NOTES)):
         # A worker may be writing its note.
-        with suppress(OSError, ValueError):
-            pairs = json.loads(path.read_bytes().partition(b"\0")[0] or b"[]")
-            yield from ((image, mask) for image, mask in pairs)
+        with suppress(OSError, ValueError), path.open("rb") as note:
+            # Most have nothing in hand.
+            if note.read(1).strip(b"\0"):
+                note.seek(0)
+                pairs = json.loads(note.read().partition(b"\0")[0])
+                yield from ((image, mask) for image, mask in pairs)
 
 
 def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
@@ -201,6 +204,7 @@ def _read(reading: Reading, pairs: Iterable[Paths]) -> None:
 
 def main() -> None:
     """Reads the files that standard input names."""
+    end_with_parent()
     job = json.load(sys.stdin)
     config = SourceConfig.model_validate(job["config"])
     reading = Reading(job["source"], config, Taxonomy.model_validate(job["taxonomy"]))
