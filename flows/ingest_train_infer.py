@@ -12,6 +12,7 @@ from flows.evaluate import evaluate_model
 from flows.foresee import check_steps
 from flows.infer import infer
 from flows.ingest import ingest
+from flows.masks import MaskFiles, write_masks
 from flows.names import named
 from flows.report import write_report
 from flows.summary import class_summary, partition_of
@@ -51,6 +52,7 @@ def ingest_train_infer(
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
     evaluate_on: list[str] | None = None,
+    mask_files: MaskFiles = "none",
 ) -> Results:
     """Ingests raw pairs, trains on them, predicts, and publishes tables.
 
@@ -69,6 +71,8 @@ def ingest_train_infer(
         infer_config: How images are predicted and rows are written.
         evaluate_on: Folders of further datasets, e.g. of other drives, on whose images the model is
             judged as well; its metrics are in MLflow and on the run's page.
+        mask_files: Also writes the masks as files, to `<output>/masks`: `palette`, `index` or
+            `colour` PNGs, or `coco` annotations.
     """
     check_steps(ingest_config, train_config, gate_config)
     dataset = ingest(source, output, ingest_config)
@@ -94,5 +98,7 @@ def ingest_train_infer(
     report = write_report(
         output, predictions, partition, None if infer_source else dataset, tracking_uri
     )
+    if mask_files != "none":
+        write_masks(output, predictions, partition, mask_files)
     publish_links(dataset, model, predictions, tracking_uri)
     return Results(dataset, model, predictions, partition, report)

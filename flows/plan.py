@@ -83,6 +83,7 @@ def plan(
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
     evaluate_on: Sequence[str] | None = None,
+    mask_files: str = "none",
 ) -> list[Step]:
     """The steps; takes the parameters of the flow.
 
@@ -99,7 +100,11 @@ def plan(
     network = network_size(train_config, given.height, given.width)
     third = plan_infer(model, dataset, *how, network)
     others = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
-    return [first, second, *others, third]
+    steps = [first, second, *others, third]
+    if mask_files != "none":
+        folder = storage.join(storage.absolute(storage.on_this_machine(output)), "masks")
+        steps.append(Step("masks", "replaces", third.reads, f"{mask_files} files in {folder}"))
+    return steps
 
 
 def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:

@@ -73,7 +73,10 @@ def test_what_is_published_and_whole_is_cached(done) -> None:
 
 
 def test_other_datasets_are_judged_between_training_and_inference(done, dataset, tmp_path) -> None:
-    steps = plan(**done, evaluate_on=[str(dataset)])
+    steps = plan(**done, evaluate_on=[str(dataset)], mask_files="coco")
+    masks = steps.pop()
+    assert (masks.name, masks.reads) == ("masks", steps[-1].reads)
+    assert masks.writes == f"coco files in {done['output']}/masks"
     assert [step.name for step in steps] == ["ingest", "train", "evaluate", "infer"]
     assert (steps[2].action, steps[2].reads) == ("runs", "40 images of small")
     with pytest.raises(UserError, match="there is no such folder"):
@@ -196,7 +199,7 @@ def test_estimates_without_any_run_are_what_was_measured(
 
 def test_mistakes_are_said_before_anything_is_read(tmp_path, job) -> None:
     for given, message in (
-        ({"train_config": {"epochs": 0}}, r"^train_config\.epochs: .*greater than or equal to 1$"),
+        ({"train_config": {"epochs": -1}}, r"^train_config\.epochs: .*greater than or equal to 0$"),
         ({"nonsense": 1}, r"^parameters \['nonsense'\] are unknown; expected .*'train_config'"),
     ):
         with pytest.raises(UserError, match=message):

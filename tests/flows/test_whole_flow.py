@@ -127,6 +127,12 @@ def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
     for key in ("dataset", "model", "predictions", "partition"):
         assert again[key] == results[key]
 
+    files = sorted((tmp_path / "masks" / again["partition"]).rglob("*.png"))
+    assert [path.stem for path in files] == sorted(truth)
+    stored = {path.stem: np.asarray(Image.open(io.BytesIO(path.read_bytes()))) for path in files}
+    assert all(mask.shape == (32, 48) and mask.max() < 13 for mask in stored.values())
+    assert np.mean([(mask == 7).mean() for mask in stored.values()]) == pytest.approx(roads)
+
     assert mistake[0] == "Failed"
     assert "holds no pairs" in mistake[1]
     assert not RETRIED.search(log_mistake)

@@ -44,7 +44,7 @@ print(json.dumps({**results._asdict(), "artifacts": artifacts, "runs": runs}))
 
 MORE = """
 print("AGAIN", file=sys.stderr, flush=True)
-print(json.dumps(ingest_train_infer(source, output, **given)._asdict()))
+print(json.dumps(ingest_train_infer(source, output, **given, mask_files="index")._asdict()))
 print("MISTAKE", file=sys.stderr, flush=True)
 state = ingest_train_infer(*others, **given, return_state=True)
 print(json.dumps([state.name, state.message]))
