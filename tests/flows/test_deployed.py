@@ -137,7 +137,7 @@ def test_a_parameter_out_of_bounds_is_refused_before_the_run(local) -> None:
 
     before = local.ask("/flow_runs/filter", {})
     for given, field in (
-        ({"train_config": {"epochs": 0}}, "train_config.epochs"),
+        ({"train_config": {"epochs": -1}}, "train_config.epochs"),
         ({"ingest_config": {"height": -1}}, "ingest_config.height"),
         ({"train_on": "moon"}, "train_on"),
         ({"infer_config": {"nonsense": 1}}, "infer_config"),

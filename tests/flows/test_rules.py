@@ -226,7 +226,7 @@ def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("module", "arguments", "said"),
     [
-        ("flows.demo", ["--epochs=0"], "epochs: Input should be greater than or equal to 1"),
+        ("flows.demo", ["--epochs=-1"], "epochs: Input should be greater than or equal to 0"),
         ("flows.demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
         ("flows.demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder of this"),
         ("flows.flink_demo", ["--raw=/none"], "RAW '/none': there is no such folder"),

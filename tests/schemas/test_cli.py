@@ -38,8 +38,8 @@ def test_mlflow_is_named_by_argument_environment_or_nobody(
 
 
 def test_a_value_out_of_bounds_is_named() -> None:
-    with pytest.raises(UserError, match=r"^epochs: Input should be greater.*, found 0$"):
-        checked(TrainConfig, epochs=0)
+    with pytest.raises(UserError, match=r"^epochs: Input should be greater.*, found -1$"):
+        checked(TrainConfig, epochs=-1)
     # The tables could not be named after such a model.
     with pytest.raises(UserError, match=r"^model_name: .*, found 'lyft-'$"):
         checked(TrainConfig, model_name="lyft-")
