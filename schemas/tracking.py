@@ -117,8 +117,8 @@ def registered_version(client: Any, uri: str) -> Any:
                 "models:/<name>/<version> of a registered one, or its run, runs:/<id>/unet"
             )
         raise UserError(
-            f"model {uri!r} names no version: expected models:/{rest}@champion or another alias, "
-            f"models:/{rest}/3 or models:/{rest}/latest"
+            f"model {uri!r} names no version: expected models:/<name>/<version> or "
+            f"models:/<name>@<alias>, such as models:/{rest or 'lyft-unet'}@champion, or /latest"
         )
     if number != "latest":
         return client.get_model_version(name, number)

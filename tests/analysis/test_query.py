@@ -14,7 +14,10 @@ from analysis import query
 from analysis.tables import connect
 from schemas.errors import UserError
 
-VIEWS = ["class_stats", "classes", "confusion", "image_quality", "masks", "rejects", "runs"]
+VIEWS = [
+    *("_rejects", "class_stats", "classes", "confusion", "image_quality", "masks", "rejects"),
+    "runs",
+]
 
 
 def test_views(tables: Path) -> None:

@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -145,7 +144,8 @@ def test_a_trained_model_in_mlflow(trained, dataset: Path) -> None:
     info = mlflow.models.get_model_info(trained.model)
     assert info.metadata["dataset_fingerprint"] == manifest.fingerprint
     assert info.metadata["taxonomy"]["name"] == "carla-0.8"
-    assert json.loads(info.signature.to_dict()["outputs"])[0]["tensor-spec"]["dtype"] == "uint8"
+    # By a signature, MLflow would turn floats into black pixels before the model could refuse them.
+    assert info.signature is None
     assert info.saved_input_example_info is not None
 
 
