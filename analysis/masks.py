@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from analysis.pictures import taxonomy_of
+from analysis.pictures import file_name, no_image, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
 from schemas import picture
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError
-from schemas.layout import safe_name
 
 COCO = "annotations.json"
 """File of the COCO annotations."""
@@ -71,8 +70,7 @@ def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> 
     """
     written = 0
     for row in rows:
-        parts = [safe_name(part) for part in row["image_id"].split("/")]
-        path = folder.joinpath(*parts[:-1], f"{parts[-1]}.png")
+        path = folder / f"{file_name(row['image_id'])}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(row["mask"]))
         written += 1
@@ -182,9 +180,7 @@ def _check(connection: Any, run: dict[str, Any], ids: Sequence[str]) -> None:
         key_of(run) | {"ids": list(ids)},
     )
     if missing := set(ids) - {image_id for (image_id,) in found.fetchall()}:
-        raise UserError(
-            f"run {run['run_id']} has no image {min(missing)!r}; image ids are in the table masks"
-        )
+        raise no_image(run, min(missing))
 
 
 if __name__ == "__main__":

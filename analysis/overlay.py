@@ -9,11 +9,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.pictures import Scene, load_scenes
+from analysis.pictures import Scene, file_name, load_scenes
 from analysis.tables import add_run_options, connect, one_run
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError
-from schemas.layout import safe_name
 
 _GAP = 8
 _HEAD = 22
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str]) -> str:
     for scene in scenes:
         out = io.BytesIO()
         (strip(scene) if args.strip else Image.fromarray(scene.prediction())).save(out, "PNG")
-        files[Path(args.output, f"{_file_name(scene.image_id)}.png")] = out.getvalue()
+        files[Path(args.output, f"{file_name(scene.image_id)}.png")] = out.getvalue()
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,11 +48,6 @@ def main(arguments: Sequence[str]) -> str:
     except OSError as error:
         raise UserError(f"output {args.output!r} is not writable: {error.strerror}") from error
     return str(args.output)
-
-
-def _file_name(image_id: str) -> str:
-    """A path for an id, which comes from file names: it stays in the folder, and is its own."""
-    return "/".join(safe_name(part) for part in image_id.split("/"))
 
 
 def strip(scene: Scene) -> Image.Image:

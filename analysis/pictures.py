@@ -23,7 +23,7 @@ from schemas.classes import (
 )
 from schemas.errors import UserError
 from schemas.example import CorruptRecordError, Example, parse, read_records
-from schemas.layout import MANIFEST, SOURCES
+from schemas.layout import MANIFEST, SOURCES, safe_name
 from schemas.parquet import read_table
 from schemas.stats import ConfusionMatrix
 from schemas.storage import is_file, join, local, read_bytes
@@ -96,9 +96,7 @@ def load_scenes(
     by_id = {row[0]: row for row in rows}
     missing = [image_id for image_id in ids if image_id not in by_id]
     if missing:
-        raise UserError(
-            f"run {run['run_id']} has no image {missing[0]!r}; image ids are in the table masks"
-        )
+        raise no_image(run, missing[0])
     records = _records(dataset_of(run, dataset), ids)
     raw = _raw_taxonomy(run)
     scenes = []
@@ -110,6 +108,18 @@ def load_scenes(
             truth = None
         scenes.append(Scene(image_id, image, mask, truth, taxonomy))
     return scenes
+
+
+def no_image(run: dict[str, Any], image_id: str) -> UserError:
+    """The error to raise for an id that a run does not have."""
+    return UserError(
+        f"run {run['run_id']} has no image {image_id!r}; image ids are in the table masks"
+    )
+
+
+def file_name(image_id: str) -> str:
+    """A path for an id, which comes from file names: it stays in the folder, and is its own."""
+    return "/".join(safe_name(part) for part in image_id.split("/"))
 
 
 def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy:

@@ -26,7 +26,7 @@ class PixelStats:
         upper_pixels: pixels of each class in the upper half of their image (classes,).
         channel_sum: sums over R, G, B values from 0 to 255, int64 (3,).
         channel_square_sum: of their squares, Python's integers (3,): in 64 bits they would end at
-            590 million images of 800x600.
+            295 million white images of 800x600.
     """
 
     class_pixels: Int64Array

@@ -49,11 +49,9 @@ def absolute(place: Place) -> str:
     """
     if not str(place):
         raise UserError("expected a folder or a URI, found an empty name")
-    return str(place).rstrip("/") if is_remote(place) else _abspath(place)
-
-
-def _abspath(place: Place) -> str:
-    return os.path.abspath(os.path.expanduser(place))
+    return (
+        str(place).rstrip("/") if is_remote(place) else os.path.abspath(os.path.expanduser(place))
+    )
 
 
 def join(root: Place, *parts: str) -> str:

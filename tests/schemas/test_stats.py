@@ -85,7 +85,7 @@ def test_class_weights_are_median_frequency() -> None:
 
 
 def test_sums_of_squares_do_not_end_at_64_bits() -> None:
-    """With as many pixels as 690 million images of 800x600 have, and more."""
+    """With as many pixels as 1.4 billion images of 800x600."""
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (60, 80, 3), np.uint8)
     one = PixelStats.of(image, random.integers(0, 13, (60, 80), np.uint8), 13)
