@@ -21,7 +21,7 @@ from schemas.layout import REJECTS
 from schemas.manifest import load_manifest
 
 POISON = """
-import os, signal, sys
+import ctypes, os, sys
 from importlib.abc import MetaPathFinder
 from importlib.util import find_spec
 
@@ -46,7 +46,7 @@ def fragile(decode):
         if b"POISON" in data and not os.path.exists(%(once)r):
             if %(once)r:
                 open(%(once)r, "w").close()
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)  # As a decoder's fault, it stops the thread where it is.
         return decode(data, *others)
     return decoded
 
