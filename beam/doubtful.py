@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +28,7 @@ from schemas.errors import UserError
 from schemas.example import parse
 from schemas.layout import SOURCES
 from schemas.manifest import Manifest
-from schemas.parquet import read_table
+from schemas.parquet import batches
 from schemas.picture import PanelRow, overlay, panel
 from schemas.storage import join
 
@@ -42,51 +45,74 @@ MEANING = {
 _EXAMPLES = 4
 """Pairs that the card draws, and a failed job prints, for each doubt."""
 
+_SUMMED = ("cells", "agreeing", "blue_tilt")
+_BATCH = 10_000
 
-def with_same_pictures(sources: pa.Table) -> pa.Table:
-    """The table of a dataset's sources, where pairs whose pictures are equal are doubtful too."""
-    pictures = sources["picture"]
-    counts = pc.value_counts(pictures.drop_null())
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
+
+def with_same_pictures(sources: pa.Table, repeated: pa.Array) -> pa.Table:
+    """Rows of a dataset's sources, where pairs whose pictures are equal are doubtful too.
+
+    Args:
+        repeated: hashes of the pictures that several records show.
+    """
     # A row of an earlier version says what was true then.
     own = pc.replace_substring_regex(sources["doubts"], f",?{SAME_PICTURE}$", "")
     joined = pc.binary_join_element_wise(own, SAME_PICTURE, ",")
     both = pc.if_else(pc.equal(own, ""), SAME_PICTURE, joined)
-    marked = pc.if_else(pc.is_in(pictures, repeated), both, own)
+    marked = pc.if_else(pc.is_in(sources["picture"], repeated), both, own)
     place = sources.schema.get_field_index("doubts")
     return sources.set_column(place, sources.schema.field(place), marked)
 
 
-def count_doubts(sources: pa.Table) -> tuple[int, dict[str, int]]:
-    """Number of records with any doubt, and with each."""
-    found = pc.value_counts(sources["doubts"].drop_null()).to_pylist()
-    doubtful = {one["values"]: one["counts"] for one in found if one["values"]}
-    counts = {
-        code: sum(count for codes, count in doubtful.items() if code in codes.split(","))
-        for code in MEANING
-    }
-    return sum(doubtful.values()), {code: count for code, count in counts.items() if count}
+class Doubts:
+    """What is doubtful in a dataset, added up over the tables of its sources.
 
+    Attributes:
+        pairs: number of records with any doubt.
+        examples: the first few rows with each doubt; equal pictures follow each other.
+    """
 
-def doubts_of_all(sources: pa.Table) -> list[str]:
-    """Warnings on a dataset as a whole."""
-    records = sources.filter(pc.is_valid(sources["cells"]))
-    cells, agreeing, tilt = (
-        pc.sum(records[name]).as_py() or 0 for name in ("cells", "agreeing", "blue_tilt")
-    )
-    total = DoubtTotal(records.num_rows, cells, agreeing, tilt)
-    warnings = []
-    if edges_disagree(total):
-        warnings.append(
-            f"edges of image and mask agree in {total.agreement:.0%} of the places compared, where "
-            "right pairs have 70% and more: masks of other images, or imprecise ones"
-        )
-    if channels_swapped(total):
-        warnings.append(
-            "the lower parts of the images are bluer than the upper parts, as if red and blue were "
-            "swapped: if they are, pass --image_channels bgr"
-        )
-    return warnings
+    def __init__(self) -> None:
+        self.pairs = 0
+        self.examples: dict[str, list[dict[str, Any]]] = {code: [] for code in MEANING}
+        self._codes: Counter[str] = Counter()
+        self._total = DoubtTotal()
+
+    def add(self, sources: pa.Table) -> None:
+        """Adds rows of a dataset's sources."""
+        records = sources.filter(pc.is_valid(sources["doubts"]))
+        for one in pc.value_counts(records["doubts"]).to_pylist():
+            if one["values"]:
+                self.pairs += one["counts"]
+                self._codes.update(dict.fromkeys(one["values"].split(","), one["counts"]))
+        for code in MEANING:
+            rows = records.filter(pc.match_substring_regex(records["doubts"], rf"\b{code}\b"))
+            order = ["picture", "id"] if code == SAME_PICTURE else ["id"]
+            first = rows.sort_by([(name, "ascending") for name in order]).slice(0, _EXAMPLES)
+            found = sorted([*self.examples[code], *first.to_pylist()], key=itemgetter(*order))
+            self.examples[code] = found[:_EXAMPLES]
+        sums = (pc.sum(records[name]).as_py() or 0 for name in _SUMMED)
+        self._total += DoubtTotal(records.num_rows, *sums)
+
+    def counts(self) -> dict[str, int]:
+        """Number of records with each doubt."""
+        return {code: self._codes[code] for code in MEANING if self._codes[code]}
+
+    def warnings(self) -> list[str]:
+        """Warnings on the dataset as a whole."""
+        warnings = []
+        if edges_disagree(self._total):
+            warnings.append(
+                f"edges of image and mask agree in {self._total.agreement:.0%} of the places "
+                "compared, where right pairs have 70% and more: masks of other images, or "
+                "imprecise ones"
+            )
+        if channels_swapped(self._total):
+            warnings.append(
+                "the lower parts of the images are bluer than the upper parts, as if red and blue "
+                "were swapped: if they are, pass --image_channels bgr"
+            )
+        return warnings
 
 
 def check_doubts(manifest: Manifest, staged: str) -> None:
@@ -99,10 +125,13 @@ def check_doubts(manifest: Manifest, staged: str) -> None:
     bound = manifest.config.max_doubtful_fraction
     if share <= bound:
         return
-    sources = read_table(join(staged, SOURCES), columns=["id", "image_path", "picture", "doubts"])
-    for code, rows in _examples(sources).items():
+    found = Doubts()
+    columns = ["id", "image_path", "picture", "doubts", *_SUMMED]
+    for batch in batches(join(staged, SOURCES), _BATCH, columns):
+        found.add(pa.Table.from_batches([batch]))
+    for code in manifest.doubts:
         say(f"{manifest.doubts[code]:>8,}  {code}: {MEANING[code]}")
-        for row in rows:
+        for row in found.examples[code]:
             say(f"{'':10}{join(manifest.source, row['image_path'])}")
     counts = ", ".join(f"{count} {code}" for code, count in manifest.doubts.items())
     raise UserError(
@@ -112,30 +141,19 @@ def check_doubts(manifest: Manifest, staged: str) -> None:
     )
 
 
-def draw_doubtful(shards: str, sources: pa.Table, taxonomy: Taxonomy) -> Image.Image:
+def draw_doubtful(
+    shards: str, examples: Mapping[str, Sequence[dict[str, Any]]], taxonomy: Taxonomy
+) -> Image.Image:
     """Image, mask and both of a few pairs with each doubt.
 
     Args:
-        shards: folder of the dataset's shards; sources: rows of its pairs.
+        shards: folder of the dataset's shards; examples: rows of its sources by doubt.
     """
-    chosen = [(code, row) for code, rows in _examples(sources).items() for row in rows]
     rows = []
-    for code, row in chosen:
+    for code, row in [(code, row) for code, found in examples.items() for row in found]:
         image, mask = pictures_of(shards, row)
         rows.append(PanelRow(f"{code}  {row['id']}", image, [mask, overlay(image, mask, taxonomy)]))
     return panel(rows, ["image", "mask", "both"], taxonomy)
-
-
-def _examples(sources: pa.Table) -> dict[str, list[dict[str, Any]]]:
-    """The first rows with each doubt; equal pictures follow each other."""
-    found = {}
-    for code in MEANING:
-        rows = sources.filter(pc.match_substring_regex(sources["doubts"], rf"\b{code}\b"))
-        if code == SAME_PICTURE:
-            rows = rows.sort_by([("picture", "ascending"), ("id", "ascending")])
-        if rows.num_rows:
-            found[code] = rows.slice(0, _EXAMPLES).to_pylist()
-    return found
 
 
 def pictures_of(shards: str, row: dict[str, Any]) -> tuple[UInt8Array, UInt8Array]:

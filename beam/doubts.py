@@ -119,6 +119,14 @@ class DoubtTotal:
             sum(one.blue_tilt for one in found),
         )
 
+    def __add__(self, other: DoubtTotal) -> DoubtTotal:
+        return DoubtTotal(
+            self.pairs + other.pairs,
+            self.cells + other.cells,
+            self.agreeing + other.agreeing,
+            self.blue_tilt + other.blue_tilt,
+        )
+
     @property
     def agreement(self) -> float:
         """Share of all cells that agree, 0 to 1; NaN if there are none."""

@@ -19,6 +19,7 @@ from beam import staging as stages
 from beam.ahead import AtOnce, ahead
 from beam.doubtful import check_doubts
 from beam.in_hand import CRASHED, Hand, Reading, check_crash, surviving
+from beam.left_out import WriteLeftOut
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
@@ -102,7 +103,11 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     shards = split["records"] | "WriteShards" >> WriteShards(
         recipe, staging.dataset, staging.rows, staging.progress, staging.previous
     )
-    left_out = (rejected, split[LEFT_OUT]) | "LeftOut" >> beam.Flatten()
+    left_out = (
+        (rejected, split[LEFT_OUT], listed[UNPAIRED])
+        | "LeftOut" >> beam.Flatten()
+        | "WriteLeftOut" >> WriteLeftOut(staging.rows, recipe.source)
+    )
     _ = (
         root
         | "Dataset" >> beam.Create([staging.dataset])
@@ -113,8 +118,9 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             staging.listing,
             staging.rows,
             beam.pvalue.AsList(shards),
-            beam.pvalue.AsIter(left_out),
-            beam.pvalue.AsIter(listed[UNPAIRED]),
+            beam.pvalue.AsList(left_out),
+            beam.pvalue.AsIter(split["records"] | "Repeated" >> Repeated()),
+            beam.pvalue.AsDict(split["records"] | "CountGroups" >> CountGroups()),
             beam.pvalue.AsDict(listed[FILES]),
             beam.pvalue.AsIter(split[REMAINING]),
         )
@@ -292,6 +298,34 @@ def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, 
     known = next(iter(group[1]["known"]), None)
     for pair in group[1]["pairs"]:
         yield pair, known
+
+
+class Repeated(beam.PTransform):
+    """Hashes of the pictures that several records show."""
+
+    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[str]:
+        """The graph: count each, filter."""
+        return (
+            records
+            | "Pictures" >> beam.Map(lambda made: made.row.picture)
+            | "CountEach" >> beam.combiners.Count.PerElement()
+            | "Several" >> beam.Filter(lambda one: one[1] > 1)
+            | beam.Keys()
+        )
+
+
+class CountGroups(beam.PTransform):
+    """Number of groups of images by split."""
+
+    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[tuple[str, int]]:
+        """The graph: find the groups, count them."""
+        return (
+            records
+            | "Groups" >> beam.Map(lambda made: (made.row.split, made.row.group))
+            | beam.Distinct()
+            | beam.Keys()
+            | beam.combiners.Count.PerElement()
+        )
 
 
 class _MakeRecords(CountingDoFn):

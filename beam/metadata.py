@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 
 from beam.attempts import whole_files
 from beam.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
-from beam.doubtful import count_doubts, doubts_of_all, draw_doubtful, with_same_pictures
+from beam.doubtful import Doubts, draw_doubtful, with_same_pictures
 from beam.leaks import NEAR_DUPLICATE_BITS, Remaining
-from beam.pairing import Reject
+from beam.left_out import LeftOut
 from beam.records import LOSSLESS, Recipe
 from beam.split_checks import draw_leaks
 from beam.splitting import wanted_splits
@@ -26,11 +26,13 @@ from schemas.manifest import FEW_GROUPS, Manifest, NearDuplicates, ShardInfo, Sp
 from schemas.parquet import read_table
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
 from schemas.sources import SOURCES as SOURCES_SCHEMA
-from schemas.sources import SourceRow, source_table
 from schemas.stats import PixelStats
 from schemas.storage import file_sha256, join
 
 LISTING_KEY = b"lyft.listing"
+
+_IDENTITY = ("id", "image_sha256", "mask_sha256", "split")
+_ROW_GROUP = 100_000
 
 _HALF_SHARE = 0.35
 _COMMON_CLASS = 0.01
@@ -42,53 +44,101 @@ def write_metadata(
     listing: str,
     rows_folder: str,
     shards: Sequence[ShardInfo],
-    left_out: Iterable[SourceRow],
-    unpaired: Iterable[Reject],
+    left_out: Sequence[LeftOut],
+    repeated: Iterable[str],
+    groups: Mapping[str, int],
     files: Mapping[str, int],
     leaks: Iterable[Remaining],
 ) -> Manifest:
-    """Writes all metadata of a dataset whose shards are in ``folder``.
+    """Writes all metadata of a dataset whose shards are in ``folder``, one shard's rows at a time.
 
     Args:
         listing: digest of the source's listing, by which a later run sees that nothing changed.
         rows_folder: folder of the Parquet files with the rows of each shard; not published.
-        left_out: rows of pairs that have no record.
+        left_out: files with the rows of what has no record.
+        repeated: hashes of the pictures that several records show.
+        groups: number of groups of images by split.
         files: number of files that were listed, under "", and of those skipped, by reason.
         leaks: parts of what leaks between splits that were given.
 
     Raises:
         RuntimeError: the files do not add up: one is neither in a record nor accounted for.
     """
-    parts = [read_table(join(rows_folder, f"{shard.name}.parquet")) for shard in shards]
     remaining = Remaining.sum(leaks)
-    rows = list(left_out)
-    alone = list(unpaired)
-    rejects = sorted(
-        [*alone, *(_reject(row) for row in rows)], key=lambda one: (one.path, one.code)
-    )
-    everything = pa.concat_tables([SOURCES_SCHEMA.empty_table(), *parts, source_table(rows)])
-    sources = with_same_pictures(everything.sort_by("id").combine_chunks())
-    manifest = make_manifest(recipe, shards, sources, rejects, files, remaining)
-    account_for(manifest, len(rows), len(alone))
+    shards = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
+    left_out = sorted(left_out)
     with whole_files(folder, rows_folder, MANIFEST) as made:
-        pq.write_table(
-            sources.replace_schema_metadata({LISTING_KEY: listing}),
+        contents = Contents(recipe, frozenset(repeated))
+        places = [join(rows_folder, f"{shard.name}.parquet") for shard in shards]
+        tables = map(read_table, [*places, *(one.sources for one in left_out)])
+        _write_table(
             made / SOURCES,
-            compression="zstd",
-            row_group_size=100_000,
+            SOURCES_SCHEMA.with_metadata({LISTING_KEY: listing}),
+            map(contents.add, tables),
         )
-        pq.write_table(_reject_table(rejects, recipe.source), made / REJECTS, compression="zstd")
+        rejects = map(read_table, [one.rejects for one in left_out])
+        _write_table(made / REJECTS, REJECTS_SCHEMA, map(contents.add_rejects, rejects))
+        manifest = make_manifest(recipe, shards, contents, left_out, groups, files, remaining)
+        account_for(
+            manifest, sum(one.pairs for one in left_out), sum(one.files for one in left_out)
+        )
         write_json(made / "features.json", tfds_features(recipe))
         write_json(made / "dataset_info.json", tfds_info(manifest))
         write_card(made, manifest, folder)
         if manifest.doubtful:
-            draw_doubtful(folder, sources, recipe.taxonomy).save(made / DOUBTFUL_PICTURE)
+            examples = contents.doubts.examples
+            draw_doubtful(folder, examples, recipe.taxonomy).save(made / DOUBTFUL_PICTURE)
         if remaining.pairs:
-            draw_leaks(folder, sources, remaining, recipe.taxonomy).save(made / LEAKS_PICTURE)
+            picture = draw_leaks(folder, made / SOURCES, remaining, recipe.taxonomy)
+            picture.save(made / LEAKS_PICTURE)
         digests = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
         manifest = manifest.model_copy(update={"files": digests})
         (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
+
+
+class Contents:
+    """What the tables of a dataset add up to, as they pass by.
+
+    Attributes:
+        doubts: the doubtful pairs.
+    """
+
+    def __init__(self, recipe: Recipe, repeated: frozenset[str]) -> None:
+        self.doubts = Doubts()
+        self._source = recipe.source
+        self._repeated = pa.array(sorted(repeated), pa.string())
+        self._digest = hashlib.sha256(recipe.sha256().encode())
+
+    def add(self, rows: pa.Table) -> pa.Table:
+        """Adds rows of pairs; returns them with the doubts that only all pairs together show."""
+        rows = with_same_pictures(rows, self._repeated)
+        self.doubts.add(rows)
+        columns = [rows[name].to_pylist() for name in _IDENTITY]
+        for values in zip(*columns, strict=True):
+            self._digest.update(("\n" + "\0".join(map(str, values))).encode())
+        return rows
+
+    def add_rejects(self, rejects: pa.Table) -> pa.Table:
+        """Adds rows of rejects, and returns them."""
+        for one in rejects.select(["source_uri", "code"]).to_pylist():
+            path = one["source_uri"].removeprefix(f"{self._source}/")
+            self._digest.update(f"\n{path}\0{one['code']}".encode())
+        return rejects
+
+    def fingerprint(self) -> str:
+        """The dataset's identity: a hash of recipe, ids, source hashes, splits and rejects.
+
+        It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
+        """
+        return self._digest.hexdigest()[:32]
+
+
+def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Writes tables as one file, each as row groups of its own, by which readers find a shard."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=_ROW_GROUP)
 
 
 def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
@@ -113,27 +163,25 @@ def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
 def make_manifest(
     recipe: Recipe,
     shards: Sequence[ShardInfo],
-    sources: pa.Table,
-    rejects: Sequence[Reject],
+    contents: Contents,
+    left_out: Sequence[LeftOut],
+    groups: Mapping[str, int],
     files: Mapping[str, int],
     remaining: Remaining,
 ) -> Manifest:
     """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
 
     Args:
-        sources: rows of all pairs, ordered by id.
-        rejects: ordered by path.
+        shards: in the order of their names.
     """
     taxonomy, config = recipe.taxonomy, recipe.config
-    ordered = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
     stats = {split: PixelStats.zero(len(taxonomy)) for split in SPLITS}
-    for shard in ordered:
+    for shard in shards:
         stats[shard.split] += PixelStats.from_json(shard.stats)
-    groups = _groups(sources)
     splits = {
         split: SplitInfo(
-            records=sum(shard.records for shard in ordered if shard.split == split),
-            bytes=sum(shard.bytes for shard in ordered if shard.split == split),
+            records=sum(shard.records for shard in shards if shard.split == split),
+            bytes=sum(shard.bytes for shard in shards if shard.split == split),
             class_pixels=dict(
                 zip(taxonomy.names, map(int, stats[split].class_pixels), strict=True)
             ),
@@ -143,10 +191,10 @@ def make_manifest(
         for split in SPLITS
     }
     train = stats["train"]
-    doubtful, doubts = count_doubts(sources)
+    rejects = sum((Counter(one.codes) for one in left_out), Counter[str]())
     return Manifest(
         name=config.name,
-        fingerprint=fingerprint(recipe, sources, rejects),
+        fingerprint=contents.fingerprint(),
         made_with=recipe.made_with,
         source=recipe.source,
         config=config,
@@ -164,35 +212,20 @@ def make_manifest(
             frames_beside=remaining.beside,
             examples=list(remaining.examples),
         ),
-        rejects=dict(sorted(Counter(one.code for one in rejects).items())),
-        doubtful=doubtful,
-        doubts=doubts,
+        rejects=dict(sorted(rejects.items())),
+        doubtful=contents.doubts.pairs,
+        doubts=contents.doubts.counts(),
         files_listed=files.get("", 0),
         skipped={reason: count for reason, count in sorted(files.items()) if reason},
         warnings=[
             *group_warnings(splits),
             *class_warnings(stats, recipe),
             *leak_warnings(remaining),
-            *doubts_of_all(sources),
+            *contents.doubts.warnings(),
             *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
         ],
-        shards=ordered,
+        shards=list(shards),
     )
-
-
-def fingerprint(recipe: Recipe, sources: pa.Table, rejects: Sequence[Reject]) -> str:
-    """The dataset's identity: a hash of recipe, ids, source hashes, splits and rejects.
-
-    It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
-    """
-    digest = hashlib.sha256(recipe.sha256().encode())
-    columns = ["id", "image_sha256", "mask_sha256", "split"]
-    for batch in sources.select(columns).to_batches():
-        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-            digest.update(("\n" + "\0".join(map(str, values))).encode())
-    for reject in rejects:
-        digest.update(f"\n{reject.path}\0{reject.code}".encode())
-    return digest.hexdigest()[:32]
 
 
 def reject_fraction(manifest: Manifest) -> float:
@@ -277,18 +310,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _reject(row: SourceRow) -> Reject:
-    return Reject(
-        row.id, str(row.reject_path), "check", str(row.reject_code), str(row.reject_message)
-    )
-
-
-def _groups(sources: pa.Table) -> dict[str, int]:
-    """Number of groups by split."""
-    counts = sources.group_by("split").aggregate([("group", "count_distinct")]).to_pylist()
-    return {one["split"]: one["group_count_distinct"] for one in counts}
-
-
 def group_warnings(splits: Mapping[str, SplitInfo]) -> list[str]:
     """Warns of a test split of few groups."""
     test = splits["test"]
@@ -327,11 +348,3 @@ def leak_warnings(remaining: Remaining) -> list[str]:
             f"{remaining.beside:,} frames are next to one of another split in their sequence"
         )
     return warnings
-
-
-def _reject_table(rejects: Sequence[Reject], source: str) -> pa.Table:
-    rows = [(one.id, join(source, one.path), one.stage, one.code, one.message) for one in rejects]
-    names = REJECTS_SCHEMA.names
-    return pa.Table.from_pylist(
-        [dict(zip(names, row, strict=True)) for row in rows], schema=REJECTS_SCHEMA
-    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
@@ -54,16 +56,14 @@ def check_splits(manifest: Manifest, staged: str) -> None:
     )
 
 
-def draw_leaks(
-    shards: str, sources: pa.Table, remaining: Remaining, taxonomy: Taxonomy
-) -> Image.Image:
+def draw_leaks(shards: str, sources: Path, remaining: Remaining, taxonomy: Taxonomy) -> Image.Image:
     """The pictures of a few near-duplicates in different splits, side by side.
 
     Args:
-        shards: folder of the dataset's shards; sources: rows of its pairs.
+        shards: folder of the dataset's shards; sources: the file with the rows of its pairs.
     """
     ids = sorted({one for pair in remaining.examples for one in pair})
-    found = sources.filter(pc.is_in(sources["id"], pa.array(ids, pa.string()))).to_pylist()
+    found = read_table(sources, filters=[("id", "in", ids)]).to_pylist()
     rows_by_id = {row["id"]: row for row in found}
     rows = []
     for pair in remaining.examples:
