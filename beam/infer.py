@@ -178,7 +178,7 @@ def _predict(
     partition = runs.partition_of(job.model, job.source_name)
     with disk_errors_are_mistakes(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_published(root, partition, job.run_id):
-            say(f"nothing has changed: run {job.run_id} is published, all checksums verified")
+            say(f"nothing has changed: run {job.run_id} is published, all files intact")
             return
         runs.check_names(root, partition, job.source, job.model)
         with stages.staging(root) as staging:

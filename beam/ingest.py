@@ -154,7 +154,7 @@ def run(
         if is_unchanged(folder, manifest, found.digest):
             # A job that was killed just after publishing may have left its staging folder.
             stages.remove_dead_staging(datasets)
-            say(f"nothing has changed: {manifest.records} records, all checksums verified")
+            say(f"nothing has changed: {manifest.records} records, all files intact")
             return folder
     with stages.staging(datasets) as work, stages.own_folder(work) as own:
         staged, rows = join(work, "dataset"), join(work, "rows")
@@ -282,10 +282,11 @@ class JoinKnown(beam.PTransform):
         """The graph: read what is known, group with the pairs, match."""
         if self.previous is None:
             return pairs | "NothingKnown" >> beam.Map(lambda one: (one[1], None))
+        shards = [shard.name for shard in self.previous.shards.values()]
         known = (
             pairs.pipeline
-            | "Previous" >> beam.Create([self.previous])
-            | "KnownPairs" >> beam.FlatMap(known_pairs)
+            | "Previous" >> beam.Create([*shards, None], reshuffle=True)
+            | "KnownPairs" >> beam.FlatMap(known_pairs, self.previous)
         )
         return (
             {"pairs": pairs, "known": known}

@@ -16,6 +16,7 @@ from beam.pairing import Reject
 from schemas import listing, storage
 from schemas.classes import Taxonomy
 from schemas.errors import UserError, first_line
+from schemas.intact import intact
 from schemas.layout import partition_path
 from schemas.parquet import read_footer, read_table
 from schemas.prediction import CLASSES, RUNS, SCHEMAS, with_footer
@@ -194,10 +195,10 @@ def is_published(root: str, partition: str, run_id: str) -> bool:
 
 
 def is_whole(root: str, partition: str) -> bool:
-    """True if all files of the published run match their checksums."""
+    """True if all files of the published run are intact."""
     try:
         expected = checksums(root, partition)
-        return storage.each(storage.file_sha256, expected) == list(expected.values())
+        return intact(expected, run_file(root, partition)) == expected.keys()
     except (OSError, ValueError, TypeError):
         return False
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+
+import pyarrow.compute as pc
 
 from beam.metadata import LISTING_KEY
 from beam.record_files import RecordRef
@@ -12,8 +13,9 @@ from beam.records import LOSSLESS, TRANSIENT, Made, Recipe
 from beam.tfrecords import PublishedShards
 from schemas import listing, storage
 from schemas.errors import UserError
+from schemas.intact import intact
 from schemas.layout import MANIFEST, SOURCES, version_name
-from schemas.manifest import Manifest, ShardInfo, load_manifest
+from schemas.manifest import Manifest, load_manifest
 from schemas.parquet import read_footer, read_table
 from schemas.sources import SOURCES as SOURCES_SCHEMA
 from schemas.sources import rows_of
@@ -47,51 +49,50 @@ def place_of(datasets: str, manifest: Manifest) -> str:
 
 
 def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
-    """True if a run would publish the same files: same listing, and all checksums match."""
+    """True if a run would publish the same files: same listing, and all are intact."""
     if TRANSIENT & manifest.rejects.keys():
         return False
     try:
         if read_footer(join(folder, SOURCES)).metadata[LISTING_KEY] != listing.encode():
             return False
-        expected = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
-        with ThreadPoolExecutor() as pool:
-            digests = list(pool.map(storage.file_sha256, [join(folder, name) for name in expected]))
+        expected = digests(folder, manifest)
+        return intact(expected, join(folder, MANIFEST)) == expected.keys()
     except (OSError, KeyError, TypeError, ValueError):
         return False
-    return digests == list(expected.values())
 
 
-def known_pairs(previous: PublishedShards | None) -> Iterator[tuple[str, Made]]:
+def digests(folder: str, manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of each file of a version but its manifest, by its place."""
+    files = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
+    return {join(folder, name): digest for name, digest in files.items()}
+
+
+def known_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[str, Made]]:
     """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
 
-    They are records whose shards are intact, and rejects for what their files contain.
+    Args:
+        shard: name of the one whose records are yielded if it is intact; None for what was rejected
+            for what its files contain.
     """
-    if previous is None:
-        return
+    sources = join(previous.folder, SOURCES)
     try:
-        table = read_table(join(previous.folder, SOURCES), columns=SOURCES_SCHEMA.names)
+        if not read_footer(sources).schema.to_arrow_schema().equals(SOURCES_SCHEMA):
+            return
+        if shard and not _is_intact(shard, previous):
+            return
+        of_shard = pc.field("shard") == shard if shard else pc.field("shard").is_null()
+        table = read_table(sources, columns=SOURCES_SCHEMA.names, filters=of_shard)
     except (OSError, ValueError):
         return
-    if not table.schema.equals(SOURCES_SCHEMA):
-        return
-    intact = _intact(previous)
     for row in rows_of(table):
-        if row.shard in intact and row.offset is not None and row.length is not None:
+        if row.shard and row.offset is not None and row.length is not None:
             file = join(previous.folder, row.shard)
             yield row.id, Made(row, RecordRef(file, row.offset, row.length))
         elif row.reject_code and row.reject_code not in TRANSIENT | LOSSLESS:
             yield row.id, Made(row, None)
 
 
-def _intact(previous: PublishedShards) -> set[str]:
-    """Names of the shards whose checksums match."""
-
-    def matches(shard: ShardInfo) -> bool:
-        try:
-            return storage.file_sha256(join(previous.folder, shard.name)) == shard.sha256
-        except OSError:
-            return False
-
-    shards = list(previous.shards.values())
-    found = storage.each(matches, shards)
-    return {shard.name for shard, fine in zip(shards, found, strict=True) if fine}
+def _is_intact(shard: str, previous: PublishedShards) -> bool:
+    (digest,) = (one.sha256 for one in previous.shards.values() if one.name == shard)
+    place = join(previous.folder, shard)
+    return bool(intact({place: digest}, join(previous.folder, MANIFEST)))

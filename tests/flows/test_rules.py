@@ -87,7 +87,7 @@ def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> 
         ("train: epoch 3/18, 12.3 s, loss 0.4000, val_loss 0.5000", 100 * 3 / 18),
         ("train: epoch 3/18, step 20/40, 1.50 steps/s, loss 0.4000", 100 * 2.5 / 18),
         ("train: going on after epoch 3", None),
-        ("nothing has changed: 40 records, all checksums verified", None),
+        ("nothing has changed: 40 records, all files intact", None),
     ],
 )
 def test_how_far_a_job_is_stands_in_its_lines(line, share) -> None:

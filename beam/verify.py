@@ -1,0 +1,65 @@
+"""Hashes everything published below a place: ``python -m beam.verify outputs/datasets``.
+
+Jobs hash what they build on, but on a store they trust what no later put has replaced. This reads
+every byte of dataset versions and of tables, and names the files that are not what was published.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import PurePosixPath
+
+from beam.pipeline import say
+from beam.versions import digests
+from schemas import listing, storage
+from schemas.cli import Parser, run_main
+from schemas.errors import UserError
+from schemas.intact import has_digest
+from schemas.layout import MANIFEST
+from schemas.manifest import load_manifest
+from schemas.published import RUN_FILE, checksums
+from schemas.storage import absolute, join
+
+
+def main(arguments: Sequence[str]) -> str:
+    """The command line; returns the number of files."""
+    parser = Parser(prog="python -m beam.verify", description=__doc__)
+    parser.add_argument("places", nargs="+", help="datasets, tables, or a folder of several")
+    args = parser.parse_args(arguments)
+    files, damaged = 0, list[str]()
+    for place in map(absolute, args.places):
+        storage.require_folder(place, "place")
+        before = files
+        for name, expected in published_below(place):
+            fine = storage.each(lambda one: has_digest(*one), expected.items())
+            bad = [file for file, ok in zip(expected, fine, strict=True) if not ok]
+            say(f"{name}: {len(expected):,} files, {len(bad) or 'none'} damaged")
+            files += len(expected)
+            damaged += bad
+        if files == before:
+            raise UserError(f"{place!r} holds neither a dataset nor tables of predictions")
+    if damaged:
+        for file in damaged:
+            say(f"  {file}")
+        raise UserError(
+            f"{len(damaged)} of {files:,} files are damaged or missing; remove them, and the job "
+            "that published them makes them anew"
+        )
+    return f"{files:,} files are intact"
+
+
+def published_below(place: str) -> Iterator[tuple[str, dict[str, str]]]:
+    """Dataset versions and partitions of tables below a place: name, and SHA-256 of each file."""
+    for file in listing.walk(place):
+        path = PurePosixPath(file.path)
+        folder = join(place, str(path.parent)) if path.parent.name else place
+        if path.name == MANIFEST:
+            yield folder, digests(folder, load_manifest(folder))
+        elif path.name == RUN_FILE:
+            root, _, partition = folder.rpartition("/runs/")
+            yield folder, checksums(root, partition)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

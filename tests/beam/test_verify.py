@@ -1,0 +1,76 @@
+"""Published files are known to be intact: by their bytes, or on a store by when they were put."""
+
+import os
+from pathlib import Path
+
+import pytest
+from ingesting import run_ingest
+from store import Store
+
+from beam import verify
+from schemas import intact, listing, storage
+from schemas.errors import UserError
+from schemas.intact import has_digest
+from schemas.listing import SourceFile
+
+
+def test_a_file_of_this_machine_is_hashed_whatever_its_time(tmp_path: Path) -> None:
+    names = ("same", "damaged", "missing", "last")
+    places = {name: str(tmp_path / name) for name in names}
+    for name in ("same", "damaged", "last"):
+        (tmp_path / name).write_bytes(b"published")
+    files = {places[name]: storage.sha256(b"published") for name in names[:3]}
+    (tmp_path / "damaged").write_bytes(b"damaged")
+    os.utime(tmp_path / "damaged", (0, 0))
+    assert intact.intact(files, places["last"]) == {places["same"]}
+
+
+def test_on_a_store_only_later_puts_are_hashed(
+    bucket: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = bucket.uri("verify")
+    names = ("old", "of the same second", "replaced", "put again", "missing")
+    files = {storage.join(root, name): storage.sha256(b"published") for name in names}
+    last = storage.join(root, "last")
+    for place in [*files][:-1]:
+        data = b"other" if place.endswith("replaced") else b"published"
+        storage.write_bytes(place, data)
+    storage.write_bytes(last, b"")
+    times = dict(zip(names, (-2.0, -0.5, 60, 60), strict=False))
+    published = storage.modified(last)
+    hashed = []
+
+    def listed(folder: str) -> list[SourceFile]:
+        assert folder == root
+        return [SourceFile(name, 9, published + at) for name, at in times.items()]
+
+    def counting(place: str, sha256: str) -> bool:
+        hashed.append(place.rpartition("/")[2])
+        return has_digest(place, sha256)
+
+    monkeypatch.setattr(listing, "files", listed)
+    monkeypatch.setattr(intact, "has_digest", counting)
+    fine = intact.intact(files, last)
+    assert {place.rpartition("/")[2] for place in fine} == {*names} - {"replaced", "missing"}
+    assert sorted(hashed) == sorted(names[1:])
+
+
+def test_everything_published_is_hashed_on_demand(
+    scenes: Path, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run_ingest(scenes, tmp_path / "datasets")
+    count = len(os.listdir(folder)) - 1
+    assert verify.main([str(tmp_path / "datasets")]) == f"{count} files are intact"
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == f"{folder}: {count} files, none damaged"
+    assert verify.main([str(folder)]) == f"{count} files are intact"
+    assert verify.main([str(tables)]).endswith(" files are intact")
+    (folder / "card.md").unlink()
+    (folder / "rejects.parquet").write_bytes(b"?")
+    with pytest.raises(UserError, match=f"2 of {count} files are damaged or missing; remove them"):
+        verify.main([str(tmp_path / "datasets")])
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2:] == [f"  {folder}/card.md", f"  {folder}/rejects.parquet"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds neither a dataset nor tables"):
+        verify.main([str(tmp_path / "empty")])
