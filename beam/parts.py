@@ -111,10 +111,9 @@ def _row_groups(rows: pa.Table, limit: int) -> Iterator[tuple[int, int]]:
         return
     start = size = 0
     fixed = _ROW_BYTES["masks"]
-    masks = pc.binary_length(pc.struct_field(rows["mask"], "bytes"))
     # A compressed matrix takes next to nothing, but a reader holds four bytes per cell.
     cells = pc.fill_null(pc.list_value_length(rows["confusion"]), 0)
-    for at, length in enumerate(pc.add(masks, pc.multiply(cells, 4)).to_pylist()):
+    for at, length in enumerate(pc.add(rows["mask_size"], pc.multiply(cells, 4)).to_pylist()):
         if at > start and size + length + fixed > limit:
             yield start, at - start
             start, size = at, 0

@@ -15,7 +15,7 @@ from beam import runs
 from beam.pairing import Reject
 from beam.parts import Ref, part_of
 from schemas import storage
-from schemas.parquet import batches, read_table
+from schemas.parquet import read_table
 from schemas.published import files_of
 
 _IDENTITY = ("image_id", "source_uri", "image_sha256", "truth_sha256")
@@ -119,24 +119,24 @@ def find_previous(
 
 def _index(root: str, partition: str, without: frozenset[str]) -> pa.Table:
     files = {table: files_of(root, table, partition) for table in ("masks", "class_stats")}
-    columns = [*_IDENTITY, "mask"]
+    columns = [*_IDENTITY, "mask_size"]
     found = []
     for file in files["masks"]:
-        for batch in batches(file, 1024, columns):
-            ids = batch["image_id"].to_pylist()
-            class_files = files["class_stats"]
-            found.append(
-                pa.table(
-                    [
-                        pa.array([_key(one) for one in ids], pa.uint64()),
-                        *(batch[name] for name in _IDENTITY),
-                        pa.array([file] * len(ids), pa.string()),
-                        pa.array([class_files[part_of(one, len(class_files))] for one in ids]),
-                        pc.binary_length(pc.struct_field(batch["mask"], "bytes")).cast(pa.int64()),
-                    ],
-                    schema=_INDEX,
-                )
+        rows = read_table(file, columns)
+        ids = rows["image_id"].to_pylist()
+        class_files = files["class_stats"]
+        found.append(
+            pa.table(
+                [
+                    pa.array([_key(one) for one in ids], pa.uint64()),
+                    *(rows[name] for name in _IDENTITY),
+                    pa.array([file] * len(ids), pa.string()),
+                    pa.array([class_files[part_of(one, len(class_files))] for one in ids]),
+                    rows["mask_size"].cast(pa.int64()),
+                ],
+                schema=_INDEX,
             )
+        )
     table = pa.concat_tables(found) if found else _INDEX.empty_table()
     kept = pc.invert(pc.is_in(table["image_id"], pa.array(sorted(without), pa.string())))
     return table.filter(kept).sort_by("key").combine_chunks()

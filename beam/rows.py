@@ -25,6 +25,7 @@ def describe(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple
     counts = np.bincount(ids, weights, minlength=classes).astype(np.int64)
     sums = np.bincount(ids, prediction.confidence.ravel() * weights, minlength=classes)
     mask = png.resize_nearest(prediction.class_id, *size)
+    mask_png = png.encode_palette(mask, model.taxonomy.palette)
     matrix = None
     if picture.truth is not None:
         matrix = ConfusionMatrix.of(picture.truth, mask, classes)
@@ -34,10 +35,8 @@ def describe(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple
         "split": picture.split,
         "width": picture.width,
         "height": picture.height,
-        "mask": {
-            "bytes": png.encode_palette(mask, model.taxonomy.palette),
-            "path": f"{picture.image_id}.png",
-        },
+        "mask": {"bytes": mask_png, "path": f"{picture.image_id}.png"},
+        "mask_size": len(mask_png),
         "mean_confidence": float(sums.sum() / mask.size),
         "pixel_accuracy": _or_none(matrix.pixel_accuracy()) if matrix else None,
         "confusion": matrix.counts.ravel().tolist() if matrix else None,

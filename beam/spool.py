@@ -48,7 +48,7 @@ class SpoolRows(beam.DoFn):
         mask, classes = element
         self._masks.append(mask)
         self._classes.append(classes)
-        self._size += len(mask["mask"]["bytes"])
+        self._size += mask["mask_size"]
         if len(self._masks) >= _FLUSH_IMAGES or self._size > _FLUSH_BYTES:
             yield from self._flush()
 
@@ -72,8 +72,7 @@ class SpoolRows(beam.DoFn):
             with writing(files[name]) as path, pa.ipc.new_file(str(path), table.schema) as writer:
                 writer.write_table(table)
         for mask, one in zip(self._masks, self._classes, strict=True):
-            size = len(mask["mask"]["bytes"])
-            yield Ref(mask["image_id"], files, len(one["class_id"]), size)
+            yield Ref(mask["image_id"], files, len(one["class_id"]), mask["mask_size"])
         self.start_bundle()
 
 

@@ -67,6 +67,7 @@ def image_rows(image_id: str, run_id: str, version: str, split: str | None) -> t
         "width": 800,
         "height": 600,
         "mask": PNG,
+        "mask_size": len(PNG["bytes"]),
         "mean_confidence": float(confidence.mean()),
         "pixel_accuracy": float(hits.sum() / PIXELS),
         "confusion": matrix.ravel().tolist(),

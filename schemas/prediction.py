@@ -36,6 +36,7 @@ MASKS = pa.schema(
             pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())]),
             "Palette PNG in the class colours; a pixel's value is its class id",
         ),
+        _field("mask_size", pa.int32(), "Bytes of the mask's PNG"),
         _field("mean_confidence", pa.float32(), "Mean over pixels of the highest probability"),
         _field(
             "pixel_accuracy",

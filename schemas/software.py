@@ -17,7 +17,7 @@ IMAGES = 1
 RECORDS = 1
 """Raise it with a change after which the same pixels give another record, split or reject."""
 
-ROWS = 1
+ROWS = 2
 """Raise it with a change after which the same pixels and network give other rows of a table."""
 
 _READING = ("kornia-rs", "numpy", "pillow")

@@ -19,6 +19,7 @@ def test_row_groups_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
         "image_sha256": "",
         "run_id": "old",
         "mask": {"bytes": picture, "path": ""},
+        "mask_size": len(picture),
     }
     ids = [f"{index:02d}" for index in reversed(range(10))]
     rows = pa.Table.from_pylist([row | {"image_id": one} for one in ids], schema=plain(MASKS))
@@ -40,7 +41,8 @@ def test_row_groups_count_what_a_reader_holds_of_a_matrix() -> None:
     # 150 classes: 90 kB per row in memory, next to nothing in the file.
     cells = pa.array([[0] * 150**2] * 40 + [None], pa.list_(pa.int32()))
     masks = pa.array([{"bytes": b"x" * 2400, "path": "p"}] * 41)
-    rows = pa.table({"mask": masks, "confusion": cells})
+    sizes = pa.array([2400] * 41, pa.int32())
+    rows = pa.table({"mask": masks, "mask_size": sizes, "confusion": cells})
     groups = list(_row_groups(rows, 1 << 20))
     assert [count for _, count in groups] == [11, 11, 11, 8]
     assert all(rows.slice(*group).nbytes <= 1 << 20 for group in groups)
