@@ -40,8 +40,8 @@ class ListPairs(beam.PTransform):
         """The graph: list, classify, group by id, pair."""
         files = (
             root
-            | "Source" >> beam.Create([self.source])
-            | "ListFiles" >> beam.FlatMap(_entries, self.loose)
+            | "Listings" >> beam.Create(self.source.parts(), reshuffle=True)
+            | "ListFiles" >> beam.FlatMap(_entries, self.source, self.loose)
             | "Deal" >> beam.ParDo(_Deal(self)).with_outputs(UNPAIRED, FILES, main="candidates")
         )
         paired = (
@@ -54,8 +54,8 @@ class ListPairs(beam.PTransform):
         return {"pairs": paired.pairs, UNPAIRED: unpaired, FILES: counts}
 
 
-def _entries(source: RawSource, loose: bool) -> Iterator[Candidate | Reject | Skip]:
-    return (found for _, found in source.entries(loose=loose))
+def _entries(part: str, source: RawSource, loose: bool) -> Iterator[Candidate | Reject | Skip]:
+    return (found for _, found in source.entries(part, loose=loose))
 
 
 class _Deal(CountingDoFn):

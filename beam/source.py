@@ -10,6 +10,7 @@ from beam.pairing import Candidate, Reject, Skip, candidate
 from schemas import listing
 from schemas.archive import is_archive
 from schemas.config import SourceConfig
+from schemas.inventory import read_inventory, tables_of
 from schemas.listing import SourceFile
 from schemas.pair_list import read_pair_list
 from schemas.raw_layout import RawLayout, layout_of
@@ -24,27 +25,46 @@ class RawSource:
         place: path or URI of a folder, or path of an archive.
         layout: where images and masks lie below it.
         pairs: path or URI of a list that names them instead; empty if there is none.
+        inventory: path or URI of a table of the files, which then are not listed.
     """
 
     place: str
     layout: RawLayout
     pairs: str = ""
+    inventory: str = ""
+
+    def parts(self) -> list[str]:
+        """Parts of the listing that workers can read at the same time."""
+        return tables_of(self.inventory) if self.inventory else [""]
+
+    def files(self, part: str = "") -> Iterator[SourceFile]:
+        """Yields all files below the source, or those of a part, also those that are skipped.
+
+        Raises:
+            UserError: a folder cannot be listed, or the inventory is invalid.
+        """
+        if self.inventory:
+            for table in [part] if part else self.parts():
+                yield from read_inventory(self.inventory, table, self.place)
+        else:
+            yield from listing.walk_all(self.place)
 
     def entries(
-        self, *, loose: bool = False
+        self, part: str = "", *, loose: bool = False
     ) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
         """Yields each file with what it is; it opens none.
 
         Args:
+            part: one of ``parts``; all of them by default.
             loose: treats every PNG outside of the layout's places as an image.
 
         Raises:
-            UserError: a folder cannot be listed, or the list of pairs is invalid.
+            UserError: a folder cannot be listed, or the list of pairs or files is invalid.
         """
         if self.pairs:
             yield from self._listed()
             return
-        for file in listing.walk_all(self.place):
+        for file in self.files(part):
             yield file, candidate(file, self.layout, loose=loose)
 
     def _listed(self) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
@@ -68,8 +88,8 @@ def source_of(place: str, config: SourceConfig) -> RawSource:
     Raises:
         UserError: there is no such layout, or its patterns are invalid.
     """
-    pairs = absolute(config.pairs) if config.pairs else ""
-    return RawSource(absolute(place), layout_of(config), pairs)
+    pairs, inventory = (absolute(one) if one else "" for one in (config.pairs, config.inventory))
+    return RawSource(absolute(place), layout_of(config), pairs, inventory)
 
 
 def _finder(place: str) -> Callable[[str], SourceFile]:

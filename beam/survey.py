@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from beam import pairing
 from beam.pairing import Candidate, Skip
 from beam.source import RawSource
-from schemas import listing
 from schemas.errors import UserError
 from schemas.raw_layout import builtin_layouts, load_layout
 
@@ -69,8 +68,8 @@ def survey_pairs(source: RawSource) -> Survey:
         )
     if not found.images or not found.masks:
         raise UserError(
-            f"source {source.place!r} holds no pairs: found {found.images} images and "
-            f"{found.masks} masks; expected {source.layout.places}{_hint(source)}"
+            f"source {source.place!r}{_named(source)} holds no pairs: found {found.images} images "
+            f"and {found.masks} masks; expected {source.layout.places}{_hint(source)}"
         )
     return found
 
@@ -93,8 +92,14 @@ def survey_images(source: RawSource) -> Survey:
             f"masks of layout {other}: pass --layout {other}, or a folder of images alone"
         )
     if not found.images and not found.loose_pngs:
-        raise UserError(f"source {source.place!r} holds no PNG image{_packed(source)}")
+        raise UserError(
+            f"source {source.place!r}{_named(source)} holds no PNG image{_packed(source)}"
+        )
     return found
+
+
+def _named(source: RawSource) -> str:
+    return f", as --inventory {source.inventory!r} says," if source.inventory else ""
 
 
 def _hint(source: RawSource) -> str:
@@ -109,7 +114,7 @@ def _hint(source: RawSource) -> str:
 
 def _packed(source: RawSource) -> str:
     """What to do about archives that a source holds."""
-    found = next((one.path for one in listing.walk(source.place) if _PACKED.search(one.path)), "")
+    found = next((one.path for one in source.files() if _PACKED.search(one.path)), "")
     return f"; it holds {found}: pass a .zip or .tar as the source, unpack others" if found else ""
 
 
@@ -117,7 +122,9 @@ def _fitting(source: RawSource) -> str | None:
     """The built-in layout with most pairs of files in a source, if any has one."""
     others = [load_layout(name) for name in builtin_layouts() if name != source.layout.name]
     seen: dict[str, tuple[set[str], set[str]]] = {one.name: (set(), set()) for one in others}
-    for file in listing.walk(source.place):
+    for file in source.files():
+        if file.skipped or file.error:
+            continue
         for one in others:
             found = one.find(file.path)
             if found and found.fits:

@@ -34,7 +34,7 @@ def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifes
         except UserError:
             continue
         made_by = Recipe(manifest.source, manifest.config, manifest.taxonomy, manifest.made_with)
-        if made_by == recipe:
+        if (made_by.source, made_by.sha256()) == (recipe.source, recipe.sha256()):
             versions.append((storage.modified(join(folder, MANIFEST)), folder, manifest))
     return [(folder, manifest) for _, folder, manifest in sorted(versions, reverse=True)]
 

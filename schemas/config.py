@@ -19,8 +19,8 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def sha256(self) -> str:
-        """Hash of all parameters."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Hash of all parameters, apart from where a list of the files is."""
+        return hashlib.sha256(self.model_dump_json(exclude={"inventory"}).encode()).hexdigest()
 
 
 class SourceConfig(JobConfig):
@@ -41,6 +41,11 @@ class SourceConfig(JobConfig):
         "",
         description="CSV or Parquet list in place of a layout: columns image and mask, paths below "
         "the source, and perhaps split and group.",
+    )
+    inventory: str = Field(
+        "",
+        description="CSV or Parquet table of the source's files, or the manifest.json of an S3 "
+        "Inventory, in place of listing the source: columns path (or key) and size.",
     )
     mask_encoding: str = Field(
         "auto",
@@ -69,6 +74,8 @@ class SourceConfig(JobConfig):
             raise ValueError("images and masks are patterns that go together")
         if self.pairs and self.images:
             raise ValueError("pairs names each image and mask, so no patterns go with it")
+        if self.pairs and self.inventory:
+            raise ValueError("pairs names each image and mask, so no inventory goes with it")
         if any(int(value) > 255 for value in self.void.split(",") if value):
             raise ValueError("void: expected mask values from 0 to 255")
         return self
