@@ -6,6 +6,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from flows.scenes import write_scenes
@@ -58,6 +59,25 @@ def repeated_pairs(
             marked = data[:_HEADER_END] + _text_chunk(f"copy {copy}") + data[_HEADER_END:]
             name = f"{copy:03d}{image.parents[1].name}_{image.name}"
             (target / source.parent.name / name).write_bytes(marked)
+    return target
+
+
+def tiny_pairs(folder: Path, count: int) -> Path:
+    """Writes ``count`` different pairs of 32x32 in drives of 1,000; returns their folder."""
+    random = np.random.default_rng(0)
+    target = folder / f"tiny-{count}"
+    for index in range(count):
+        drive = target / f"drive_{index // 1000:05d}"
+        if index % 1000 == 0:
+            for name in ("CameraRGB", "CameraSeg"):
+                (drive / name).mkdir(parents=True)
+        cells = random.integers(0, 256, (8, 8, 3), np.uint8)
+        image = np.kron(cells, np.ones((4, 4, 1), np.uint8))
+        ids = np.zeros((32, 32, 3), np.uint8)
+        ids[..., 0] = np.kron(cells[..., 0] % 13, np.ones((4, 4), np.uint8))
+        for name, pixels in (("CameraRGB", image), ("CameraSeg", ids)):
+            path = drive / name / f"{index:08d}.png"
+            Image.fromarray(pixels).save(path, compress_level=1)
     return target
 
 

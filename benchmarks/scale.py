@@ -3,7 +3,8 @@
 Runs whole processes, one after the other, over ``--counts`` pairs with 1 and 2 workers; CPU time
 covers all processes of a job. Listing is measured separately. ``RAW=folder`` names the pairs to
 repeat and ``MODEL=file.keras`` the network, by default the U-Net of 16 filters with random weights.
-``--size 1600x1200`` resizes the pairs first, to measure how the cost grows with their pixels.
+``--size 1600x1200`` resizes the pairs first, to measure how the cost grows with their pixels;
+``--tiny`` makes pairs up of 32x32, to measure what does not depend on pixels.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from inputs import REPEATED, repeated_pairs
+from inputs import REPEATED, repeated_pairs, tiny_pairs
 
 from beam.source import RawSource
 from beam.survey import survey
@@ -84,15 +85,24 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[500, 2500, 10_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--size", type=size_from, metavar="WIDTHxHEIGHT")
+    parser.add_argument("--jobs", nargs="+", default=["ingest", "infer"])
+    parser.add_argument(
+        "--tiny", action="store_true", help="made-up pairs of 32x32 in place of RAW"
+    )
     args = parser.parse_args()
     print("| pairs | job | workers | seconds | CPU seconds | images/s | peak MiB | KiB an image |")
     print("| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        model = args.model or make_model(Path(folder, "unet.keras"))
+        model = args.model
+        if "infer" in args.jobs and not model:
+            model = make_model(Path(folder, "unet.keras"))
         for count in args.counts:
             with tempfile.TemporaryDirectory(dir=folder) as place:
                 scratch = Path(place)
-                source = repeated_pairs(args.raw, scratch, count, args.size)
+                if args.tiny:
+                    source = tiny_pairs(scratch, count)
+                else:
+                    source = repeated_pairs(args.raw, scratch, count, args.size)
                 started = time.perf_counter()
                 survey(RawSource(str(source), load_layout("lyft")))
                 listing = time.perf_counter() - started
@@ -102,7 +112,8 @@ def main() -> None:
                     "ingest": ["beam.ingest", f"--source={source}", *REPEATED],
                     "infer": ["beam.infer", f"--model={model}", f"--source={source}/CameraRGB"],
                 }
-                for job, arguments in jobs.items():
+                for job in args.jobs:
+                    arguments = jobs[job]
                     for workers in args.workers:
                         output = scratch / f"{job}-{workers}"
                         options = [f"--output={output}", f"--direct_num_workers={workers}"]
