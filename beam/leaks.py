@@ -24,9 +24,15 @@ NEAR_DUPLICATE_BITS = 3
 _BANDS = NEAR_DUPLICATE_BITS + 1
 _BAND_BITS = 64 // _BANDS
 _BLOCK = 256
-"""Number of hashes compared at once with the rest of their band; it bounds the memory."""
+"""Number of hashes compared at once with the rest of their group; it bounds the memory."""
+
+_MANY = 4 * _BLOCK
+"""Number of hashes in a band above which they are not all compared with each other."""
 
 _EXAMPLES = 6
+
+UInt64Array = npt.NDArray[np.uint64]
+IntArray = npt.NDArray[np.intp]
 
 
 NodeKey = tuple[str, str, bool]
@@ -137,36 +143,70 @@ def across_splits(band: tuple[int, int], nodes: Iterable[Node]) -> Iterator[tupl
     splits = np.array([rank(node.split) for node in known])
     images = np.array([node.images for node in known])
     weights = np.zeros(len(known), np.int64)
-    for start, found in _close(hashes, splits):
-        weights[start : start + len(found)] += (found * images[start:]).sum(axis=1)
-        weights[start:] += (found * images[start : start + len(found), None]).sum(axis=0)
+    for one, other in _close(hashes, splits, band[0]):
+        np.add.at(weights, one, images[other])
+        np.add.at(weights, other, images[one])
 
     def stays(index: int) -> tuple[bool, int, int, Node]:
         node = known[index]
         return node.given, -int(weights[index]), rank(node.split), node
 
-    for start, found in _close(hashes, splits):
-        for row, column in np.argwhere(found):
-            one, other = start + int(row), start + int(column)
-            if _first_band(hashes[one] ^ hashes[other]) == band[0]:
-                first, second = sorted((one, other), key=stays)
+    for ones, others in _close(hashes, splits, band[0]):
+        for pair in zip(ones.tolist(), others.tolist(), strict=True):
+            if _first_band(hashes[pair[0]] ^ hashes[pair[1]]) == band[0]:
+                first, second = sorted(pair, key=stays)
                 yield known[first], known[second]
 
 
-def _close(
-    hashes: npt.NDArray[np.uint64], splits: npt.NDArray[np.int64]
-) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
-    """Which nodes are near-duplicates in different splits, in blocks of rows.
+def _close(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """Pairs of near-duplicates in different splits among hashes that share a band.
+
+    Of many hashes, only those are compared that share a part of their other bits too: of four
+    parts, the three bits in which near-duplicates differ leave one as it is.
 
     Yields:
-        The index of the first row, and a matrix (rows, nodes from that index on) that is true at
-        each such pair once, above the diagonal.
+        Indices of the first and of the second of some pairs; each pair once.
     """
-    for start in range(0, len(hashes), _BLOCK):
-        one, other = slice(start, start + _BLOCK), slice(start, None)
+    if len(hashes) <= _MANY:
+        yield from _compare(hashes, splits, np.arange(len(hashes)))
+        return
+    parts = _parts(hashes, band)
+    for number, part in enumerate(parts):
+        bits = hashes & part
+        order = np.argsort(bits, kind="stable")
+        for group in np.split(order, np.flatnonzero(np.diff(bits[order])) + 1):
+            for one, other in _compare(hashes, splits, group):
+                seen = np.zeros(len(one), np.bool_)
+                for earlier in parts[:number]:
+                    seen |= (hashes[one] ^ hashes[other]) & earlier == 0
+                yield one[~seen], other[~seen]
+
+
+def _parts(hashes: UInt64Array, band: int) -> list[np.uint64]:
+    """Masks of the bits outside of a band, in parts that tell these hashes apart equally well.
+
+    Where all pictures have the same sky, say, its bits tell nothing: each part gets its share.
+    """
+    first = band * _BAND_BITS
+    others = [bit for bit in range(64) if not first <= bit < first + _BAND_BITS]
+    ones = [np.count_nonzero(hashes & np.uint64(1 << bit)) for bit in others]
+    uneven = np.abs(np.array(ones) - len(hashes) / 2)
+    order = np.argsort(uneven, kind="stable")
+    return [
+        np.uint64(sum(1 << others[bit] for bit in order[part::_BANDS])) for part in range(_BANDS)
+    ]
+
+
+def _compare(
+    hashes: UInt64Array, splits: IntArray, group: IntArray
+) -> Iterator[tuple[IntArray, IntArray]]:
+    """Compares the nodes of a group, given by ascending indices, all with each other."""
+    for start in range(0, len(group), _BLOCK):
+        one, other = group[start : start + _BLOCK], group[start:]
         found = np.bitwise_count(hashes[one, None] ^ hashes[None, other]) <= NEAR_DUPLICATE_BITS
         found &= splits[one, None] != splits[None, other]
-        yield start, np.triu(found, k=1)
+        rows, columns = np.nonzero(np.triu(found, k=1))
+        yield one[rows], other[columns]
 
 
 def _first_band(differing: np.uint64) -> int:

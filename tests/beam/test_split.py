@@ -245,9 +245,13 @@ def test_a_pattern_names_what_stays_together(tmp_path: Path) -> None:
     assert {name for (name,) in groups} == set(streets)
 
 
+@pytest.mark.parametrize("many", [8, 1024])
 @pytest.mark.parametrize("seed", range(3))
-def test_leaks_agree_with_comparing_all(seed: int) -> None:
+def test_leaks_agree_with_comparing_all(
+    seed: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The joins in plain Python: no close pair remains, and one side of each stays."""
+    monkeypatch.setattr(leaks, "_MANY", many)
     random = np.random.default_rng(seed)
     # Few seeds and few flipped bits, so that many pairs are close, in one band or in several.
     bases = random.integers(0, 2**64, 6, np.uint64)
