@@ -71,13 +71,36 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
         UserError: a folder or archive cannot be listed; what it holds is unknown, so no job goes
             on.
     """
-    return _walk_archive(str(root)) if is_archive(root) else _walk_folder(str(root))
+    if is_archive(root):
+        return _walk_archive(str(root))
+    if str(root).startswith("gs://"):
+        # On Google's store, pyarrow omits folders without an object of their own.
+        return _walk_objects(str(root))
+    return _walk_folder(str(root))
 
 
 def _walk_archive(archive: str) -> Iterator[SourceFile]:
     changed = os.stat(archive).st_mtime
     for one in members(archive):
         yield SourceFile(one.path, one.size, changed, one.skipped, one.error)
+
+
+def _walk_objects(root: str) -> Iterator[SourceFile]:
+    """Lists a store in one go, without regard to folders."""
+    from pyarrow.fs import FileSelector
+
+    inside = len(object_of(root)) + 1
+    try:
+        found = request(
+            root, lambda store, key: store.get_file_info(FileSelector(key, recursive=True))
+        )
+    except OSError as error:
+        raise UserError(f"folder {root!r} cannot be listed: {error.strerror or error}") from error
+    for info in found:
+        if info.is_file:
+            path = info.path[inside:]
+            hidden = any(part.startswith(".") for part in path.split("/"))
+            yield SourceFile(path, info.size, info.mtime_ns / 1e9, hidden * "hidden")
 
 
 def _walk_folder(root: str) -> Iterator[SourceFile]:

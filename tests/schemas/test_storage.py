@@ -242,3 +242,16 @@ def test_a_full_disk_is_not_the_stores_fault(bucket: Store) -> None:
     with pytest.raises(OSError, match="No space left") as caught:
         store.request(bucket.uri("x"), fill)
     assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_store_is_listed_in_one_go(bucket: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for Google's, of which pyarrow does not show the folders."""
+    root = bucket.uri("flat")
+    _write(root, "b/1.png", "b/c/2.png", ".hidden/4.png", "b/.hidden.png")
+    expected = sorted(listing.walk(root), key=lambda one: one.path)
+    monkeypatch.setattr(listing, "_walk_folder", listing._walk_objects)
+    assert sorted(listing.walk(root), key=lambda one: one.path) == expected
+    hidden = {one.path for one in listing.walk_all(root) if one.skipped}
+    assert hidden == {".hidden/4.png", "b/.hidden.png"}
+    with pytest.raises(UserError, match="none' cannot be listed"):
+        list(listing.walk(storage.join(root, "none")))
