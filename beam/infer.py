@@ -22,6 +22,7 @@ from beam import staging as stages
 from beam.evaluation import SumMatrices, confusion_rows, matrices
 from beam.handler import UNetHandler
 from beam.in_hand import Reading, surviving
+from beam.listed import staged_listing
 from beam.model_uri import copied, with_graph
 from beam.pairing import Reject
 from beam.parquet import WriteSmallTables
@@ -226,7 +227,8 @@ def _stage(
         # Workers elsewhere see the staging folder, but not where this process found the model.
         if is_remote(staging) or not is_local(options):
             model = copied(model, join(staging, MODEL))
-        job = replace(job, model=model)
+        raw = job.raw and replace(job.raw, listed=staged_listing(job.listing, staging))
+        job = replace(job, model=model, raw=raw)
         with watched("infer", progress, job.images, "images"):
             surviving(
                 lambda crashed: run_pipeline(

@@ -6,10 +6,12 @@ The last line of standard output is the published folder.
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -20,6 +22,7 @@ from beam.ahead import AtOnce, ahead
 from beam.doubtful import check_doubts
 from beam.in_hand import CRASHED, Hand, Reading, check_crash, surviving
 from beam.left_out import WriteLeftOut
+from beam.listed import staged_listing
 from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
@@ -68,7 +71,7 @@ class Staging:
         dataset: the folder that will be published.
         rows: folder of records that wait for their shard, and of each shard's rows.
         progress: folder of the running counters.
-        listing: digest of the source's listing.
+        listing: digest of the source's listing; listed: its files.
         previous: a published version whose unchanged shards are reused.
         crashed: paths on which a decoder crashes.
     """
@@ -77,13 +80,14 @@ class Staging:
     rows: str
     progress: str
     listing: str
+    listed: tuple[str, ...] = ()
     previous: PublishedShards | None = None
     crashed: frozenset[str] = frozenset()
 
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """Builds the graph from the source folder to shards and metadata in the staging folder."""
-    source = source_of(recipe.source, recipe.config)
+    source = replace(source_of(recipe.source, recipe.config), listed=staging.listed)
     listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
     pairs = (
         listed["pairs"]
@@ -148,41 +152,60 @@ def run(
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     datasets = join(stages.make_output(output), config.name)
-    found = survey_pairs(source_of(source, config))
-    published = published_versions(datasets, recipe)
-    for folder, manifest in published:
-        if is_unchanged(folder, manifest, found.digest):
-            # A job that was killed just after publishing may have left its staging folder.
-            stages.remove_dead_staging(datasets)
-            say(f"nothing has changed: {manifest.records} records, all files intact")
-            return folder
-    with stages.staging(datasets) as work, stages.own_folder(work) as own:
-        staged, rows = join(work, "dataset"), join(work, "rows")
-        stages.make_folders(staged, rows)
-        previous = PublishedShards.of(*published[0]) if published else None
-        progress = own / "progress"
-        staging = Staging(staged, rows, str(progress), found.digest, previous)
-        with watched("ingest", progress, found.images, "pairs"):
-            surviving(
-                lambda crashed: run_pipeline(
-                    lambda root: build(root, recipe, replace(staging, crashed=crashed)),
-                    options or pipeline_options([]),
-                ),
-                lambda: stages.clear(staged, rows),
-                progress,
-                Reading(recipe.source, config, recipe.taxonomy),
+    with tempfile.TemporaryDirectory(prefix="lyft-listing-") as scratch:
+        found = survey_pairs(source_of(source, config), scratch)
+        published = published_versions(datasets, recipe)
+        for folder, manifest in published:
+            if is_unchanged(folder, manifest, found.digest):
+                # A job that was killed just after publishing may have left its staging folder.
+                stages.remove_dead_staging(datasets)
+                say(f"nothing has changed: {manifest.records} records, all files intact")
+                return folder
+        with stages.staging(datasets) as work, stages.own_folder(work) as own:
+            staging = Staging(
+                join(work, "dataset"),
+                join(work, "rows"),
+                progress=str(own / "progress"),
+                listing=found.digest,
+                listed=staged_listing(scratch, work),
+                previous=PublishedShards.of(*published[0]) if published else None,
             )
-        manifest = load_manifest(staged)
-        check_rejects(manifest, staged)
-        check_numbering(manifest)
-        check_doubts(manifest, staged)
-        check_splits(manifest, staged)
-        final = place_of(datasets, manifest)
-        stages.publish(staged, final, MANIFEST)
+            manifest = _stage(recipe, staging, found.images, options or pipeline_options([]))
+            final = place_of(datasets, manifest)
+            stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:
         say(f"warning: {warning}")
     say(summary(manifest))
     return final
+
+
+def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptions) -> Manifest:
+    """Runs the pipeline and checks what it has made.
+
+    Args:
+        images: number of images that were listed.
+
+    Raises:
+        UserError: too many inputs are bad, or the splits are not usable.
+    """
+    folders = (staging.dataset, staging.rows)
+    stages.make_folders(*folders)
+    progress = Path(staging.progress)
+    with watched("ingest", progress, images, "pairs"):
+        surviving(
+            lambda crashed: run_pipeline(
+                lambda root: build(root, recipe, replace(staging, crashed=crashed)), options
+            ),
+            lambda: stages.clear(*folders),
+            progress,
+            Reading(recipe.source, recipe.config, recipe.taxonomy),
+        )
+    manifest = load_manifest(staging.dataset)
+    check_rejects(manifest, staging.dataset)
+    check_numbering(manifest)
+    check_doubts(manifest, staging.dataset)
+    check_splits(manifest, staging.dataset)
+    return manifest
 
 
 def check_rejects(manifest: Manifest, staged: str) -> None:

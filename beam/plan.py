@@ -36,6 +36,7 @@ class Job:
             mask's.
         run_id: hash of model, source, configuration, engine and the tables' schema version; jobs
             with the same id produce the same rows.
+        listing: local folder with the listing of ``raw``, while the planning process runs.
     """
 
     model: ResolvedModel
@@ -50,6 +51,7 @@ class Job:
     made_with: str
     recipe: str
     run_id: str
+    listing: str = ""
 
     @property
     def images_root(self) -> str:
@@ -87,7 +89,7 @@ def plan(
 
     Args:
         processes: number of workers on this machine; 0 if they are on others.
-        scratch: folder for the model's files; it must exist as long as the job runs.
+        scratch: folder for the listing and the model's files; it must exist as long as the job.
 
     Raises:
         UserError: the model or the input cannot be used, or they do not fit each other.
@@ -110,7 +112,7 @@ def plan(
         place = storage.absolute(str(source))
         storage.require_folder(place, "source")
         raw = source_of(place, config)
-        found = survey_images(raw)
+        found = survey_images(raw, scratch)
         loose = not found.images
         images = found.images or found.loose_pngs
         identity, name = found.digest, folder_source_name(place)
@@ -152,6 +154,7 @@ def plan(
         made_with=made_with,
         recipe=recipe,
         run_id=_hash(recipe, place, identity, config.sha256())[:16],
+        listing=scratch,
     )
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from beam.listed import read_listing, write_listing
 from beam.pairing import Candidate, Reject, Skip, candidate
 from schemas import listing
 from schemas.archive import is_archive
@@ -26,15 +27,19 @@ class RawSource:
         layout: where images and masks lie below it.
         pairs: path or URI of a list that names them instead; empty if there is none.
         inventory: path or URI of a table of the files, which then are not listed.
+        listed: files of an earlier listing, which then is not made again.
     """
 
     place: str
     layout: RawLayout
     pairs: str = ""
     inventory: str = ""
+    listed: tuple[str, ...] = ()
 
     def parts(self) -> list[str]:
         """Parts of the listing that workers can read at the same time."""
+        if self.listed:
+            return list(self.listed)
         return tables_of(self.inventory) if self.inventory else [""]
 
     def files(self, part: str = "") -> Iterator[SourceFile]:
@@ -43,20 +48,24 @@ class RawSource:
         Raises:
             UserError: a folder cannot be listed, or the inventory is invalid.
         """
-        if self.inventory:
+        if self.listed:
+            for place in [part] if part else self.listed:
+                yield from read_listing(place)
+        elif self.inventory:
             for table in [part] if part else self.parts():
                 yield from read_inventory(self.inventory, table, self.place)
         else:
             yield from listing.walk_all(self.place)
 
     def entries(
-        self, part: str = "", *, loose: bool = False
+        self, part: str = "", *, loose: bool = False, into: str = ""
     ) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
         """Yields each file with what it is; it opens none.
 
         Args:
             part: one of ``parts``; all of them by default.
             loose: treats every PNG outside of the layout's places as an image.
+            into: local folder in which the listing is written.
 
         Raises:
             UserError: a folder cannot be listed, or the list of pairs or files is invalid.
@@ -64,7 +73,8 @@ class RawSource:
         if self.pairs:
             yield from self._listed()
             return
-        for file in self.files(part):
+        files = self.files(part)
+        for file in write_listing(files, into) if into else files:
             yield file, candidate(file, self.layout, loose=loose)
 
     def _listed(self) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:

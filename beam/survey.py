@@ -34,11 +34,11 @@ class Survey:
     digest: str
 
 
-def survey(source: RawSource) -> Survey:
-    """Lists a source once, one file at a time."""
+def survey(source: RawSource, into: str = "") -> Survey:
+    """Lists a source once, one file at a time; ``into`` as in ``RawSource.entries``."""
     found = {True: 0, False: 0}
     loose = size = total = 0
-    for file, one in source.entries():
+    for file, one in source.entries(into=into):
         text = f"{file.path}\0{file.size}\0{file.modified}"
         if isinstance(one, Candidate):
             if source.pairs:
@@ -54,13 +54,13 @@ def survey(source: RawSource) -> Survey:
     return Survey(found[False], found[True], loose, size, f"{total % 2**128:032x}")
 
 
-def survey_pairs(source: RawSource) -> Survey:
+def survey_pairs(source: RawSource, into: str = "") -> Survey:
     """Lists a source that holds pairs.
 
     Raises:
         UserError: there is no image, or no mask, in the layout's places; names a layout that fits.
     """
-    found = survey(source)
+    found = survey(source, into)
     if source.pairs and not (found.images and found.masks):
         raise UserError(
             f"--pairs {source.pairs!r} names no pair whose files are below {source.place!r}: found "
@@ -74,14 +74,14 @@ def survey_pairs(source: RawSource) -> Survey:
     return found
 
 
-def survey_images(source: RawSource) -> Survey:
+def survey_images(source: RawSource, into: str = "") -> Survey:
     """Lists a source of images to predict, with or without masks.
 
     Raises:
         UserError: there is no image; or none in the layout's places, but masks of another layout,
             which must not be taken for images.
     """
-    found = survey(source)
+    found = survey(source, into)
     if source.pairs:
         if not found.images:
             raise UserError(f"--pairs {source.pairs!r} names no image below {source.place!r}")
