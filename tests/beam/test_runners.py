@@ -28,6 +28,7 @@ from beam.plan import Job
 from beam.previous import PreviousRun
 from beam.record_files import RecordRef
 from beam.records import Made, Recipe
+from beam.source import source_of
 from beam.tfrecords import PublishedShards, WriteShards, _WriteShard
 from flows.flink_demo import published_digests
 from flows.state import start_time
@@ -37,7 +38,7 @@ from schemas.config import InferConfig
 from schemas.errors import UserError
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
-from schemas.software import of_records
+from schemas.software import of_records, of_rows
 from schemas.sources import rows_of
 
 DATAFLOW = [
@@ -259,14 +260,17 @@ def _infer(root: beam.Pipeline) -> None:
     uri, taxonomy = "gs://bucket/tables", load_taxonomy("carla-0.8")
     model = ResolvedModel("m", "m", "v1", f"{uri}/m.keras", "0", taxonomy, 96, 128, "nearest")
     config, runtime = InferConfig(), Runtime("openvino", "float32", 16)
-    job = Job(model, config, "gs://bucket/raw", None, "raw", False, 1, runtime, "0", "0")
+    raw = source_of("gs://bucket/raw", config)
+    made_with = of_rows("openvino")
+    facts = (raw, False, 1, runtime, made_with, "0", "0")
+    job = Job(model, config, raw.place, None, "raw", *facts)
     infer.build(root, job, f"{uri}/.staging", "counts", PreviousRun())
 
 
 @pytest.mark.parametrize(
     ("build", "expected"),
     [
-        (_ingest, {"ListPairs", "Identify", "WriteShards/WriteShard", "WriteMetadata"}),
+        (_ingest, {"ListPairs", "MakeRecords", "WriteShards/WriteShard", "WriteMetadata"}),
         (_infer, {"Read", "Predict", "Spool", "WriteImages", "SumMatrices", "WriteOthers"}),
     ],
 )
