@@ -25,7 +25,6 @@ from schemas.classes import Taxonomy, UInt8Array
 from schemas.cli import Parser, add_tracking_uri, run_main
 from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
-from schemas.quiet import import_tensorflow
 from schemas.storage import absolute, file_sha256, is_remote, writing
 from schemas.tracking import outages_are_said
 
@@ -62,7 +61,6 @@ def run(model: str, output: str, tracking_uri: str) -> str:
     uri = registry.version_of(model)
     facts = registry.metadata(uri)
     geometry = Geometry.model_validate(facts["geometry"])
-    import_tensorflow()
     with registry.keras_file(uri) as path:
         network = load_in_float32(path)
         facts |= {"model_uri": uri, "keras_sha256": file_sha256(path)}
@@ -257,9 +255,7 @@ def _images(batch: int, height: int, width: int) -> UInt8Array:
 
 def _require_packages() -> None:
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
-        raise UserError(
-            f"the export to ONNX needs {' and '.join(missing)}: pip install -e '.[onnx]'"
-        )
+        raise UserError(f"the export to ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")
 
 
 @contextmanager

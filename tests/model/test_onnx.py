@@ -221,6 +221,6 @@ def test_mistakes_end_in_one_line(
     for name in ("onnxruntime", "tf2onnx"):
         monkeypatch.setitem(sys.modules, name, None)
     assert said(model, output) == (
-        "error: the export to ONNX needs onnxruntime and tf2onnx: pip install -e '.[onnx]'\n"
+        "error: the export to ONNX needs onnxruntime, tf2onnx: pip install -e '.[onnx]'\n"
     )
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
