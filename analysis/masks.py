@@ -1,7 +1,7 @@
 """Writes a run's masks as files: ``python -m analysis.masks --output FOLDER``.
 
-As PNGs under the images' own names, or as one file of COCO annotations, which labelling tools
-such as CVAT and Label Studio import.
+As PNGs under the images' own names, or as one file of COCO annotations, which CVAT imports; Label
+Studio's converter takes no run length codes (docs/cookbook.md).
 """
 
 from __future__ import annotations

@@ -28,7 +28,13 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
     )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="(default: table)")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="(default: table); pandas takes a class None in csv for a missing value, unless it is "
+        "read with keep_default_na=False, na_values=['']",
+    )
     args = parser.parse_args(arguments)
     sql = sys.stdin.read() if args.sql == "-" else args.sql
     return run(connect(args.predictions), sql, args.format)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from schemas.errors import UserError
-from schemas.layout import as_text
+from schemas.layout import FORMER_FOLDERS, as_text
 from schemas.prediction import SCHEMAS, plain
 from schemas.published import checksums, partitions, run_file
 from schemas.storage import filesystem, is_folder, is_remote, join
@@ -84,16 +84,16 @@ def _tables(root: str) -> dict[str, Any]:
     keys = pa.schema([(name, pa.string()) for name in sorted(KEYS)])
 
     def table(name: str, schema: pa.Schema) -> Any:
-        folder = join(root, name, "")
+        folders = tuple(join(root, one, "") for one in (name, FORMER_FOLDERS.get(name, name)))
         return dataset.dataset(
-            [object_of(file) for file in files if file.startswith(folder)],
+            [object_of(file) for file in files if file.startswith(folders)],
             schema=pa.schema(
                 [*plain(schema), *(key for key in keys if key.name not in schema.names)]
             ),
             format="parquet",
             filesystem=store,
             partitioning=dataset.partitioning(keys, flavor="hive"),
-            partition_base_dir=object_of(folder),
+            partition_base_dir=object_of(root),
         )
 
     return {name: table(name, schema) for name, schema in SCHEMAS.items()}

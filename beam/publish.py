@@ -13,7 +13,9 @@ publishes all the files. If several jobs publish at once, the last one wins, wit
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import shutil
 import time
 import uuid
@@ -25,6 +27,7 @@ from beam import staging
 from beam.pipeline import say
 from beam.runs import TABLES, marked
 from schemas import listing, storage
+from schemas.layout import FORMER_FOLDERS
 from schemas.locks import lock
 from schemas.published import RUN_FILE, checksums, run_file
 from schemas.storage import is_remote, join
@@ -43,13 +46,15 @@ def partition_lock(place: str, partition: str) -> Iterator[None]:
     On a store, nothing is locked.
 
     First, tables that a killed job left half published are published completely, in this partition
-    and in others, and the staging folders of killed jobs are removed.
+    and in others, the staging folders of killed jobs are removed, and tables in folders of an
+    earlier version get their present ones.
     """
     staging.remove_dead_staging(place)
     if is_remote(place):
         yield
         return
     root = Path(place)
+    _move_former(root)
     for pending in sorted(root.glob(f"{_PENDING}*")):
         left = _partition_of(pending)
         if left is None:
@@ -108,6 +113,9 @@ def _complete(pending: Path, root: Path, partition: str) -> None:
     """Publishes pending tables, continuing where a killed job stopped."""
     if not pending.is_dir():
         return
+    for table, former in FORMER_FOLDERS.items():
+        if (pending / former).is_dir():
+            os.rename(pending / former, pending / table)
     for table in TABLES:
         final = root / table / partition
         if (pending / table / _NEW).exists():
@@ -119,6 +127,26 @@ def _complete(pending: Path, root: Path, partition: str) -> None:
         shutil.rmtree(pending / table, ignore_errors=True)
     # Once the file that names the partition is gone, jobs of other partitions may remove the rest.
     shutil.rmtree(pending, ignore_errors=True)
+
+
+def _move_former(root: Path) -> None:
+    """Moves tables of an earlier version; those that have been published since are removed."""
+    for table, name in FORMER_FOLDERS.items():
+        former = root / name
+        for left in sorted(former.glob("model=*/version=*/source=*")):
+            final = root / table / left.relative_to(former)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.rename(left, final)
+            except FileNotFoundError:
+                continue  # Another job has moved it.
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+                shutil.rmtree(left, ignore_errors=True)
+        for folder, _, _ in os.walk(former, topdown=False):
+            with suppress(OSError):
+                os.rmdir(folder)
 
 
 def _put(tables: str, root: str, partition: str, mark: str) -> None:

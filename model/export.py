@@ -36,17 +36,7 @@ def export_openvino(keras_file: Path, folder: Path) -> Path:
         UserError: the file cannot be read, or OpenVINO does not support a part of the network.
     """
     openvino = import_openvino()
-    import_tensorflow()
-    import keras
-
-    try:
-        network = keras.saving.load_model(keras_file, compile=False, safe_mode=True)
-    except Exception as error:
-        # Keras raises many exception types on files that are not its own.
-        raise UserError(
-            f"model file {str(keras_file)!r} cannot be loaded: {first_line(error)}"
-        ) from error
-    _compute_in_float32(network)
+    network = load_in_float32(keras_file)
     folder.mkdir(parents=True, exist_ok=True)
     graph, raw = folder / OPENVINO_GRAPH, folder / f"raw-{OPENVINO_GRAPH}"
     try:
@@ -64,6 +54,26 @@ def export_openvino(keras_file: Path, folder: Path) -> Path:
     raw.unlink()
     raw.with_suffix(".bin").unlink()
     return graph
+
+
+def load_in_float32(keras_file: Path) -> Any:
+    """Loads a network in Keras's safe mode; it computes in float32 whatever it was trained in.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    import_tensorflow()
+    import keras
+
+    try:
+        network = keras.saving.load_model(keras_file, compile=False, safe_mode=True)
+    except Exception as error:
+        # Keras raises many exception types on files that are not its own.
+        raise UserError(
+            f"model file {str(keras_file)!r} cannot be loaded: {first_line(error)}"
+        ) from error
+    _compute_in_float32(network)
+    return network
 
 
 def _compute_in_float32(network: Any) -> None:

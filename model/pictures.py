@@ -55,7 +55,10 @@ def draw_confusion(matrix: ConfusionMatrix, names: tuple[str, ...], path: Path) 
 
 
 def write_class_table(evaluation: Evaluation, path: Path) -> None:
-    """CSV of the test split: class, true pixels, IoU, precision, recall; empty if undefined."""
+    """CSV of the test split: class, true pixels, IoU, precision, recall; empty if undefined.
+
+    pandas needs ``keep_default_na=False, na_values=[""]``, or the class None is a missing value.
+    """
     lines = ["class_id,class_name,true_pixels,iou,precision,recall"]
     lines += [
         ",".join(_cell(value) for value in row.values())

@@ -44,6 +44,9 @@ _NO_TEXT = re.compile(
 )
 """Values that a reader may take for a number, a date, a time, a truth value or a missing one."""
 
+FORMER_FOLDERS = {"rejects": "_rejects"}
+"""Folders that earlier versions gave to tables."""
+
 STAGING_PREFIX = ".staging-"
 """Prefix of folders that are work in progress; readers skip them."""
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from jobs import ROOT, Job
 
@@ -75,6 +76,20 @@ def test_forms_of_output(tables: Path) -> None:
     assert [json.loads(line)["images_read"] for line in text.splitlines()] == [20, 20, 40, 40]
     assert json.loads(masks)["mask"]["bytes"].startswith("89504e47")
     assert undefined == '{"none": null, "known": 1.5}'
+
+
+def test_pandas_reads_the_class_none_as_the_help_says(tables: Path, capsys) -> None:
+    with pytest.raises(SystemExit):
+        query.main(["--help"])
+    options = "keep_default_na=False, na_values=['']"
+    assert options in " ".join(capsys.readouterr().out.split())
+    with connect(tables) as database:
+        sql = "SELECT class_name, CASE WHEN class_id > 0 THEN 0.5 END AS iou FROM classes"
+        text = query.run(database, f"{sql} WHERE source = 'driveA' ORDER BY class_id", "csv")
+    found = eval(f"pd.read_csv(io.StringIO(text), {options})", {"pd": pd, "io": io, "text": text})
+    assert found["class_name"][0] == "None"
+    assert found["iou"].dtype == "float64"
+    assert found["iou"].isna().tolist() == [True] + [False] * 12
 
 
 def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """The cookbook's queries, a query, an overlay and a report on tables in a store."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from cookbook import QUERIES
 from jobs import Job
@@ -11,6 +14,7 @@ from store import Store
 from analysis.tables import connect
 from schemas import storage
 from schemas.errors import UserError
+from schemas.published import FILES_KEY, RUN_FILE, partitions
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,33 @@ def test_files_that_no_run_names_are_not_read(bucket, tables: Path) -> None:
         for one in ("masks", "class_stats", "runs"):
             count = f"SELECT count(*) FROM {one}"
             assert ours.sql(count).fetchall() == theirs.sql(count).fetchall()
+
+
+def test_rejects_are_read_where_earlier_versions_put_them(
+    bucket: Store, tables: Path, tmp_path: Path
+) -> None:
+    """Two runs have a reject; the row of the first names the folder that rejects had before."""
+    older = Path(shutil.copytree(tables, tmp_path / "older"))
+    first, second, *_ = sorted(partitions(older))
+    for partition in (first, second):
+        (file,) = (older / "rejects" / partition).iterdir()
+        schema = pq.read_schema(file)
+        row = dict.fromkeys(schema.names, "truncated")
+        pq.write_table(pa.Table.from_pylist([row], schema=schema), file)
+    run = older / "runs" / first / RUN_FILE
+    found = pq.ParquetFile(run).read()
+    files = found.schema.metadata[FILES_KEY].replace(b'"rejects/', b'"_rejects/')
+    pq.write_table(found.replace_schema_metadata({FILES_KEY: files}), run)
+    former = older / "_rejects" / first
+    former.parent.mkdir(parents=True)
+    (older / "rejects" / first).rename(former)
+    with connect(bucket.put(older, "older")) as database:
+        rows = database.sql("SELECT model, version, source, code FROM rejects").fetchall()
+    expected = [
+        (*(one.partition("=")[2] for one in partition.split("/")), "truncated")
+        for partition in (first, second)
+    ]
+    assert sorted(rows) == sorted(expected)
 
 
 def test_commands_take_a_place_on_a_store(

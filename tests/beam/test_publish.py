@@ -304,3 +304,54 @@ def test_what_cannot_be_completed_keeps_no_other_partition_from_its_job(
             pass
     with partition_lock(tmp_path, PARTITION):
         assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+
+
+@pytest.fixture
+def former(tmp_path: Path) -> Path:
+    """An output whose rejects are in the folder that they had before; s was published since."""
+    _publish(tmp_path, "new")
+    for source in ("s", "t", "u"):
+        folder = tmp_path / "_rejects" / PARTITION.replace("source=s", f"source={source}")
+        folder.mkdir(parents=True)
+        (folder / "old.parquet").write_text(f"old {source}")
+    return tmp_path
+
+
+def test_rejects_of_earlier_versions_move_with_the_next_job(former: Path) -> None:
+    with partition_lock(former, PARTITION.replace("v1", "v2")):
+        assert not (former / "_rejects").exists()
+        assert _seen(former, "rejects") == [*["new"] * FILES, "old t", "old u"]
+    _publish(former, "newer")
+    assert _seen(former, "rejects") == [*["newer"] * FILES, "old t", "old u"]
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize(("module", "name", "call"), [(shutil, "rmtree", 1), (os, "rename", 3)])
+def test_a_kill_while_they_are_moved(
+    former: Path, monkeypatch: pytest.MonkeyPatch, module, name: str, call: int, after: bool
+) -> None:
+    # The first rename is that of s, which is refused, since s has been published.
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, Dying(getattr(module, name), call, after=after))
+        with pytest.raises(Killed), partition_lock(former, PARTITION):
+            pass
+    left = {*_seen(former, "rejects"), *_seen(former, "_rejects")} - {"old s"}
+    assert left == {"new", "old t", "old u"}
+    with partition_lock(former, PARTITION):
+        assert not (former / "_rejects").exists()
+        assert _seen(former, "rejects") == [*["new"] * FILES, "old t", "old u"]
+
+
+def test_what_an_earlier_version_half_published_is_completed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(staging, "swap", Dying(staging.swap, 1, after=False))
+        with pytest.raises(Killed):
+            _publish(tmp_path, "new")
+    (pending,) = tmp_path.glob(".publish-*")
+    (pending / "rejects").rename(pending / "_rejects")
+    with partition_lock(tmp_path, PARTITION):
+        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+    assert not (tmp_path / "_rejects").exists()
+    assert list(tmp_path.glob(".publish-*")) == []
