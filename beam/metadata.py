@@ -138,6 +138,9 @@ def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
     """Writes tables as one file, each as row groups of its own, by which readers find a shard."""
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in tables:
+            # Hugging Face's reader fails on a row group without rows.
+            if not table.num_rows:
+                continue
             writer.write_table(table.cast(schema), row_group_size=_ROW_GROUP)
 
 
