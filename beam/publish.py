@@ -22,9 +22,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from beam import staging
-from beam.pipeline import say
 from beam.runs import TABLES, marked
 from schemas import listing, storage
+from schemas.cli import say
 from schemas.locks import lock
 from schemas.published import RUN_FILE, checksums, run_file
 from schemas.storage import is_remote, join
