@@ -20,10 +20,10 @@ from beam.doubts import (
     channels_swapped,
     edges_disagree,
 )
-from beam.pipeline import say
 from beam.record_files import RecordRef, read_frames, unframe
 from beam.records import decoded
 from schemas.classes import Taxonomy, UInt8Array
+from schemas.cli import say
 from schemas.errors import UserError
 from schemas.example import parse
 from schemas.layout import SOURCES

@@ -19,9 +19,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from beam.pipeline import say
 from images import masks, png
 from schemas.classes import Taxonomy
+from schemas.cli import say
 from schemas.config import SourceConfig
 from schemas.errors import RejectError, UserError
 from schemas.lifeline import end_with_parent, tied_to_me

@@ -5,10 +5,18 @@ The last line of standard output is the output folder.
 
 from __future__ import annotations
 
-import argparse
 import sys
+
+if __name__ == "__main__":
+    # Before Beam is imported, which a rerun without changes does not need. Workers unpickle
+    # functions by module name, and this module is not __main__ there.
+    from beam import commands
+    from schemas.cli import run_main
+
+    sys.exit(run_main(commands.infer))
+
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -33,7 +41,6 @@ from beam.pipeline import (
     pipeline_options,
     processes_of,
     run_pipeline,
-    say,
 )
 from beam.plan import Job, plan
 from beam.predict import Prediction, Unpredicted
@@ -42,7 +49,7 @@ from beam.progress import CountingDoFn, watched
 from beam.publish import mark_for, partition_lock, publish
 from beam.rows import describe
 from beam.spool import SpoolRows, WriteSpooled
-from schemas.cli import JobParser, add_config, add_tracking_uri, config_from, run_main
+from schemas.cli import say
 from schemas.config import InferConfig
 from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import TRACKING_URI
@@ -162,11 +169,11 @@ def run(
     options = options or pipeline_options([])
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
         job = plan(model, source, dataset, config, tracking_uri, processes_of(options), scratch)
-        _predict(job, root, options, flow_run_id, resume=resume, retry_rejects=retry_rejects)
+        predict(job, root, options, flow_run_id, resume=resume, retry_rejects=retry_rejects)
     return root
 
 
-def _predict(
+def predict(
     job: Job,
     root: str,
     options: PipelineOptions,
@@ -178,8 +185,7 @@ def _predict(
     """Publishes the job's tables, unless they are already published."""
     partition = runs.partition_of(job.model, job.source_name)
     with disk_errors_are_mistakes(), partition_lock(root, partition):
-        if resume and not retry_rejects and runs.is_published(root, partition, job.run_id):
-            say(f"nothing has changed: run {job.run_id} is published, all files intact")
+        if resume and not retry_rejects and runs.is_unchanged(root, partition, job.run_id):
             return
         runs.check_names(root, partition, job.source, job.model)
         with stages.staging(root) as staging:
@@ -273,46 +279,6 @@ def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
     return reject.path, [row]
 
 
-def main(arguments: Sequence[str]) -> str:
-    """Runs the command line and returns the output folder."""
-    parser = JobParser(
-        prog="python -m beam.infer",
-        description="Images to Parquet tables of masks and class statistics. "
-        "Also accepts Beam's own options, and @file to read arguments from a file.",
-    )
-    parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
-    parser.add_argument("--source", help="folder, archive or URI of images")
-    parser.add_argument("--dataset", help="folder or URI of a dataset that beam.ingest published")
-    parser.add_argument("--output", required=True, help="root folder or URI of the tables")
-    add_tracking_uri(parser)
-    parser.add_argument("--flow_run_id", help="noted in the table of runs")
-    parser.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="predict only images that this model version has not predicted yet",
-    )
-    parser.add_argument(
-        "--retry_rejects",
-        action="store_true",
-        help="look again at rejects whose files have not changed",
-    )
-    add_config(parser, InferConfig)
-    args, beam_arguments = parser.parse_known_args(arguments)
-    return run(
-        args.model,
-        args.source,
-        args.dataset,
-        args.output,
-        config_from(InferConfig, args),
-        args.tracking_uri,
-        args.flow_run_id,
-        pipeline_options(beam_arguments),
-        resume=args.resume,
-        retry_rejects=args.retry_rejects,
-    )
-
-
 class _Describe(CountingDoFn):
     """Turns predictions into rows, and pictures that could not be predicted into rejects."""
 
@@ -338,10 +304,3 @@ class _Describe(CountingDoFn):
             return
         self.counters.add("predicted")
         yield describe(element, self._job.model, self._job.run_id)
-
-
-if __name__ == "__main__":
-    # Workers unpickle functions by module name, and this module is not __main__ there.
-    from beam import infer  # noqa: PLW0406
-
-    sys.exit(run_main(infer.main))

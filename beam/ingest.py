@@ -6,6 +6,15 @@ The last line of standard output is the published folder.
 from __future__ import annotations
 
 import sys
+
+if __name__ == "__main__":
+    # Before Beam is imported, which a rerun without changes does not need. Workers unpickle
+    # functions by module name, and this module is not __main__ there.
+    from beam import commands
+    from schemas.cli import run_main
+
+    sys.exit(run_main(commands.ingest))
+
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,7 +36,7 @@ from beam.listing import FILES, UNPAIRED, ListPairs
 from beam.metadata import reject_fraction, write_metadata
 from beam.numbering import check_numbering
 from beam.pairing import Pair
-from beam.pipeline import pipeline_options, run_pipeline, say
+from beam.pipeline import pipeline_options, run_pipeline
 from beam.progress import CountingDoFn, watched
 from beam.record_files import RecordFiles
 from beam.records import (
@@ -38,7 +47,6 @@ from beam.records import (
     deduplicate,
     make,
     read_pair,
-    recipe_of,
     row_of,
     still_known,
 )
@@ -46,11 +54,10 @@ from beam.remedies import advise_pairing, remedy
 from beam.source import source_of
 from beam.split import LEFT_OUT, REMAINING, SplitWithoutLeaks
 from beam.split_checks import check_splits
-from beam.survey import survey_pairs
-from beam.tfrecords import PublishedShards, WriteShards
-from beam.versions import is_unchanged, known_pairs, place_of, published_versions
+from beam.tfrecords import WriteShards
+from beam.versions import PublishedShards, Start, known_pairs, look, place_of, unchanged
 from schemas import software, storage
-from schemas.cli import JobParser, add_config, config_from, run_main
+from schemas.cli import say
 from schemas.config import IngestConfig
 from schemas.errors import UserError, disk_errors_are_mistakes
 from schemas.layout import MANIFEST, REJECTS
@@ -149,30 +156,30 @@ def run(
         UserError: there is nothing to read, too many inputs are bad, or the output cannot be
             written.
     """
-    recipe = recipe_of(source, config)
-    storage.require_folder(recipe.source, "source")
-    datasets = join(stages.make_output(output), config.name)
-    with tempfile.TemporaryDirectory(prefix="lyft-listing-") as scratch:
-        found = survey_pairs(source_of(source, config), scratch)
-        published = published_versions(datasets, recipe)
-        for folder, manifest in published:
-            if is_unchanged(folder, manifest, found.digest):
-                # A job that was killed just after publishing may have left its staging folder.
-                stages.remove_dead_staging(datasets)
-                say(f"nothing has changed: {manifest.records} records, all files intact")
-                return folder
-        with stages.staging(datasets) as work, stages.own_folder(work) as own:
-            staging = Staging(
-                join(work, "dataset"),
-                join(work, "rows"),
-                progress=str(own / "progress"),
-                listing=found.digest,
-                listed=staged_listing(scratch, work),
-                previous=PublishedShards.of(*published[0]) if published else None,
-            )
-            manifest = _stage(recipe, staging, found.images, options or pipeline_options([]))
-            final = place_of(datasets, manifest)
-            stages.publish(staging.dataset, final, MANIFEST)
+    with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
+        found = look(source, output, config, listing)
+        return unchanged(found) or publish_version(found, options or pipeline_options([]))
+
+
+@disk_errors_are_mistakes()
+def publish_version(found: Start, options: PipelineOptions) -> str:
+    """Builds and publishes a dataset; returns its folder.
+
+    Raises:
+        UserError: too many inputs are bad, or the output cannot be written.
+    """
+    with stages.staging(found.datasets) as work, stages.own_folder(work) as own:
+        staging = Staging(
+            join(work, "dataset"),
+            join(work, "rows"),
+            progress=str(own / "progress"),
+            listing=found.survey.digest,
+            listed=staged_listing(found.listing, work),
+            previous=PublishedShards.of(*found.published[0]) if found.published else None,
+        )
+        manifest = _stage(found.recipe, staging, found.survey.images, options)
+        final = place_of(found.datasets, manifest)
+        stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:
         say(f"warning: {warning}")
     say(summary(manifest))
@@ -272,21 +279,6 @@ def summary(manifest: Manifest) -> str:
             f"{near.images_across_splits:,} images, drawn in the data card"
         )
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str]) -> str:
-    """Runs the command line and returns the published folder."""
-    parser = JobParser(
-        prog="python -m beam.ingest",
-        description="Raw PNG pairs to a published TFRecord dataset. "
-        "Also accepts Beam's own options, and @file to read arguments from a file.",
-    )
-    parser.add_argument("--source", required=True, help="folder, archive or URI of the raw pairs")
-    parser.add_argument("--output", required=True, help="root folder or URI of the datasets")
-    add_config(parser, IngestConfig)
-    args, beam_arguments = parser.parse_known_args(arguments)
-    config = config_from(IngestConfig, args)
-    return run(args.source, args.output, config, pipeline_options(beam_arguments))
 
 
 @dataclass
@@ -412,10 +404,3 @@ class _Deduplicate(CountingDoFn):
             if made.row.reject_code == DUPLICATE:
                 self.counters.add("left out")
             yield made
-
-
-if __name__ == "__main__":
-    # Workers unpickle functions by module name, and this module is not __main__ there.
-    from beam import ingest  # noqa: PLW0406
-
-    sys.exit(run_main(ingest.main))

@@ -25,11 +25,10 @@ from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
 from schemas.manifest import FEW_GROUPS, Manifest, NearDuplicates, ShardInfo, SplitInfo
 from schemas.parquet import read_table
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
+from schemas.sources import LISTING_KEY
 from schemas.sources import SOURCES as SOURCES_SCHEMA
 from schemas.stats import PixelStats
 from schemas.storage import file_sha256, join
-
-LISTING_KEY = b"lyft.listing"
 
 _IDENTITY = ("id", "image_sha256", "mask_sha256", "split")
 _ROW_GROUP = 100_000

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from images.png import resize_image
 from schemas import storage
@@ -22,6 +22,7 @@ from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, safe_name
 from schemas.lifeline import tied_to_me
+from schemas.registry import NotReadError, registry
 from schemas.tracking import database, is_missing, prepare, registered_version, unusable
 
 
@@ -112,10 +113,69 @@ def resolve_model(
 def _from_mlflow(
     uri: str, config: InferConfig, tracking_uri: str, scratch: str | None
 ) -> ResolvedModel:
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     # A look-up must not create an empty store.
     if (file := database(tracking_uri)) and not file.exists():
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
+    found = _in_place(uri, tracking_uri) or _by_mlflow(uri, tracking_uri, scratch)
+    metadata = found.metadata
+    files = sorted(found.folder.glob("artifacts/*.keras"))
+    if not files or "geometry" not in metadata:
+        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+    _check_keras_file(files[0])
+    sha256 = storage.file_sha256(files[0])
+    return ResolvedModel(
+        uri=found.uri,
+        name=safe_name(found.name),
+        version=found.version or f"run-{found.run_id[:8]}",
+        keras_file=str(files[0]),
+        sha256=sha256,
+        taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
+        height=config.height or metadata["height"],
+        width=config.width or metadata["width"],
+        resize=metadata["resize"],
+        geometry=Geometry.model_validate(metadata["geometry"]),
+        class_table=tuple(metadata["class_table"]),
+        dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
+        run_id=found.run_id,
+        fingerprint=metadata["dataset_fingerprint"],
+        graph=_graph_of(sha256, found.folder / "artifacts/openvino"),
+        windows=config.windows == "on",
+    )
+
+
+class _Found(NamedTuple):
+    """A model in MLflow; the version is ``v3``, or empty for a run's."""
+
+    uri: str
+    name: str
+    version: str
+    folder: Path
+    run_id: str
+    metadata: dict[str, Any]
+
+
+def _in_place(uri: str, tracking_uri: str) -> _Found | None:
+    """A registered version whose files are on this machine; None if MLflow must be asked."""
+    if not uri.startswith("models:/"):
+        return None
+    try:
+        with registry(tracking_uri) as opened:
+            found = opened.named(uri)
+            about = found.description
+    except NotReadError:
+        return None
+    return _Found(
+        uri=found.uri,
+        name=found.name,
+        version=f"v{found.number}",
+        folder=found.folder,
+        run_id=about.get("run_id", ""),
+        metadata=about.get("metadata") or {},
+    )
+
+
+def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
@@ -138,30 +198,7 @@ def _from_mlflow(
         raise UserError(
             f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
         ) from error
-    metadata: dict[str, Any] = info.metadata or {}
-    files = sorted(folder.glob("artifacts/*.keras"))
-    if not files or "geometry" not in metadata:
-        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
-    _check_keras_file(files[0])
-    sha256 = storage.file_sha256(files[0])
-    return ResolvedModel(
-        uri=found,
-        name=safe_name(name),
-        version=version or f"run-{info.run_id[:8]}",
-        keras_file=str(files[0]),
-        sha256=sha256,
-        taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
-        height=config.height or metadata["height"],
-        width=config.width or metadata["width"],
-        resize=metadata["resize"],
-        geometry=Geometry.model_validate(metadata["geometry"]),
-        class_table=tuple(metadata["class_table"]),
-        dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
-        run_id=info.run_id,
-        fingerprint=metadata["dataset_fingerprint"],
-        graph=_graph_of(sha256, folder / "artifacts/openvino"),
-        windows=config.windows == "on",
-    )
+    return _Found(found, name, version, folder, info.run_id, info.metadata or {})
 
 
 def trained_on(tracking_uri: str) -> dict[str, str]:

@@ -13,8 +13,8 @@ from functools import cache
 
 import numpy as np
 
-from beam.pipeline import say
 from schemas.classes import Taxonomy, builtin_taxonomies, load_taxonomy
+from schemas.cli import say
 from schemas.errors import UserError
 from schemas.manifest import Manifest
 from schemas.stats import Float64Array, PixelStats

@@ -255,8 +255,3 @@ def _runner(options: PipelineOptions) -> PipelineRunner | str:
         ),
         provision_info=ExtendedProvisionInfo(provision),
     )
-
-
-def say(text: str) -> None:
-    """Prints a message to standard error; standard output is reserved for the result."""
-    print(text, file=sys.stderr, flush=True)

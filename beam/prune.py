@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 from beam import staging
 from beam.model_uri import trained_on
-from beam.pipeline import say
 from schemas import listing, storage
-from schemas.cli import Parser, add_tracking_uri, run_main
+from schemas.cli import Parser, add_tracking_uri, run_main, say
 from schemas.errors import UserError
 from schemas.layout import MANIFEST, OUTPUTS, STAGING_PREFIX
 from schemas.manifest import Manifest, load_manifest

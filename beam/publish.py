@@ -24,9 +24,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from beam import staging
-from beam.pipeline import say
 from beam.runs import TABLES, marked
 from schemas import listing, storage
+from schemas.cli import say
 from schemas.layout import FORMER_FOLDERS
 from schemas.locks import lock
 from schemas.published import RUN_FILE, checksums, run_file

@@ -15,6 +15,7 @@ from beam.model_uri import ResolvedModel
 from beam.pairing import Reject
 from schemas import listing, storage
 from schemas.classes import Taxonomy
+from schemas.cli import say
 from schemas.errors import UserError, first_line
 from schemas.intact import intact
 from schemas.layout import partition_path
@@ -178,6 +179,14 @@ def recipe_of(root: str, partition: str) -> str | None:
         return None
     recipe = metadata.get(b"lyft.recipe")
     return recipe.decode() if recipe else None
+
+
+def is_unchanged(root: str, partition: str, run_id: str) -> bool:
+    """``is_published``; says so."""
+    found = is_published(root, partition, run_id)
+    if found:
+        say(f"nothing has changed: run {run_id} is published, all files intact")
+    return found
 
 
 def is_published(root: str, partition: str, run_id: str) -> bool:

@@ -10,10 +10,10 @@ from PIL import Image
 
 from beam.doubtful import pictures_of
 from beam.leaks import Remaining
-from beam.pipeline import say
 from beam.records import given_split
 from beam.splitting import wanted_splits
 from schemas.classes import Taxonomy
+from schemas.cli import say
 from schemas.config import IngestConfig
 from schemas.errors import UserError
 from schemas.layout import SOURCES

@@ -20,29 +20,16 @@ from beam.attempts import take_whole, whole_file
 from beam.progress import CountingDoFn
 from beam.record_files import read_frames, unframe
 from beam.records import Made, Recipe, stats_of
+from beam.versions import PublishedShards
 from schemas.config import IngestConfig
 from schemas.example import parse, write_record
 from schemas.layout import SPLITS, shard_name
-from schemas.manifest import Manifest, ShardInfo
+from schemas.manifest import ShardInfo
 from schemas.sources import SourceRow, source_table
 from schemas.stats import PixelStats
 from schemas.storage import file_sha256, join
 
 ShardKey = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class PublishedShards:
-    """A published version whose records and shards may be reused."""
-
-    folder: str
-    shards: dict[str, ShardInfo]
-    """The shards by the hash of their sources."""
-
-    @classmethod
-    def of(cls, folder: str, manifest: Manifest) -> PublishedShards:
-        """The shards of the dataset version in ``folder``."""
-        return cls(folder, {shard.source_sha256: shard for shard in manifest.shards})
 
 
 @dataclass

@@ -10,10 +10,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from beam.pipeline import say
 from beam.versions import digests
 from schemas import listing, storage
-from schemas.cli import Parser, run_main
+from schemas.cli import Parser, run_main, say
 from schemas.errors import UserError
 from schemas.intact import has_digest
 from schemas.layout import MANIFEST

@@ -4,22 +4,85 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
 import pyarrow.compute as pc
 
-from beam.metadata import LISTING_KEY
 from beam.record_files import RecordRef
-from beam.records import LOSSLESS, TRANSIENT, Made, Recipe
-from beam.tfrecords import PublishedShards
+from beam.records import LOSSLESS, TRANSIENT, Made, Recipe, recipe_of
+from beam.source import source_of
+from beam.staging import make_output, remove_dead_staging
+from beam.survey import Survey, survey_pairs
 from schemas import listing, storage
+from schemas.cli import say
+from schemas.config import IngestConfig
 from schemas.errors import UserError
 from schemas.intact import intact
 from schemas.layout import MANIFEST, SOURCES, version_name
-from schemas.manifest import Manifest, load_manifest
+from schemas.manifest import Manifest, ShardInfo, load_manifest
 from schemas.parquet import read_footer, read_table
+from schemas.sources import LISTING_KEY, rows_of
 from schemas.sources import SOURCES as SOURCES_SCHEMA
-from schemas.sources import rows_of
 from schemas.storage import join
+
+
+@dataclass(frozen=True)
+class PublishedShards:
+    """A published version whose records and shards may be reused."""
+
+    folder: str
+    shards: dict[str, ShardInfo]
+    """The shards by the hash of their sources."""
+
+    @classmethod
+    def of(cls, folder: str, manifest: Manifest) -> PublishedShards:
+        """The shards of the dataset version in ``folder``."""
+        return cls(folder, {shard.source_sha256: shard for shard in manifest.shards})
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an ingest knows before it reads any file.
+
+    Attributes:
+        datasets: folder of the dataset's versions.
+        survey: of the source.
+        listing: local folder with the files of its listing.
+        published: versions made by the same recipe, newest first.
+    """
+
+    recipe: Recipe
+    datasets: str
+    survey: Survey
+    listing: str
+    published: list[tuple[str, Manifest]]
+
+
+def look(source: str, output: str, config: IngestConfig, listing: str) -> Start:
+    """Lists the source and the published versions.
+
+    Args:
+        listing: local folder in which the listing is written.
+
+    Raises:
+        UserError: there is nothing to read, or the output cannot be written.
+    """
+    recipe = recipe_of(source, config)
+    storage.require_folder(recipe.source, "source")
+    datasets = join(make_output(output), config.name)
+    survey = survey_pairs(source_of(source, config), listing)
+    return Start(recipe, datasets, survey, listing, published_versions(datasets, recipe))
+
+
+def unchanged(start: Start) -> str | None:
+    """Folder of the version that a run would publish again, after verifying it; or None."""
+    for folder, manifest in start.published:
+        if is_unchanged(folder, manifest, start.survey.digest):
+            # A job that was killed just after publishing may have left its staging folder.
+            remove_dead_staging(start.datasets)
+            say(f"nothing has changed: {manifest.records} records, all files intact")
+            return folder
+    return None
 
 
 def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifest]]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from model.decision import Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
+from model.recorded import CHALLENGER
 from schemas.classes import Taxonomy
 from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import GateConfig
@@ -52,7 +53,7 @@ def judge(
     champion = registry.champion(name)
     if config.promote == "never" or champion == uri:
         return uri
-    registry.set_alias(uri, registry.CHALLENGER)
+    registry.set_alias(uri, CHALLENGER)
     while True:
         if config.promote == "gate" and (reason := registry.refused_before(uri, champion, config)):
             say(f"not promoted: {reason}")

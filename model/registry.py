@@ -19,17 +19,23 @@ from mlflow.exceptions import MlflowException
 
 from model.decision import Decision
 from model.plan import Plan, training_key
+from model.recorded import (
+    BEFORE_TAG,
+    CHAMPION,
+    CONFIG_TAG,
+    DECISION,
+    FILES_TAG,
+    GATE_TAG,
+    KEY_TAG,
+    ROLLED_BACK_TAG,
+    checksums,
+    reason_before,
+)
 from model.tracking import without_advice
 from schemas.config import GateConfig, TrainConfig
 from schemas.errors import UserError, first_line
-from schemas.storage import file_sha256
 from schemas.tracking import is_missing, is_outage, registered_version, unusable
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-
-_KEY_TAG, _BEFORE_TAG, _ROLLED_BACK_TAG = "train_key", "champion_before", "rolled_back"
-_GATE_TAG, _CONFIG_TAG, _FILES_TAG = "gate", "train_config", "files_sha256"
-_DECISION = "gate.md"
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy", "pillow")
 
 
@@ -66,9 +72,9 @@ def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card
             plan.config.model_name,
             # Set at creation, so that no version lacks the key by which it is found again.
             tags={
-                _KEY_TAG: plan.key,
-                _CONFIG_TAG: plan.config.model_dump_json(),
-                _FILES_TAG: _checksums(files["keras_file"].parent),
+                KEY_TAG: plan.key,
+                CONFIG_TAG: plan.config.model_dump_json(),
+                FILES_TAG: checksums(files["keras_file"].parent),
                 "dataset_fingerprint": plan.manifest.fingerprint,
                 **{name: f"{value:.4f}" for name, value in metrics.items()},
             },
@@ -84,12 +90,12 @@ def find_trained(name: str, key: str, run_id: str | None = None) -> str | None:
     version without recorded checksums cannot be verified, so it does not count.
     """
     client = mlflow.MlflowClient()
-    found = client.search_model_versions(f"name = '{name}' and tags.{_KEY_TAG} = '{key}'")
+    found = client.search_model_versions(f"name = '{name}' and tags.{KEY_TAG} = '{key}'")
     for one in sorted(found, key=lambda one: int(one.version), reverse=True):
         if run_id not in (None, one.run_id):
             continue
         uri = f"models:/{name}/{one.version}"
-        if _FILES_TAG in one.tags and not is_damaged(uri):
+        if FILES_TAG in one.tags and not is_damaged(uri):
             return uri
     return None
 
@@ -97,11 +103,11 @@ def find_trained(name: str, key: str, run_id: str | None = None) -> str | None:
 def is_damaged(uri: str) -> bool:
     """Whether a version's files are missing, or differ from the checksums recorded, if any were."""
     name, number = _name_and_version(uri)
-    recorded = mlflow.MlflowClient().get_model_version(name, number).tags.get(_FILES_TAG)
+    recorded = mlflow.MlflowClient().get_model_version(name, number).tags.get(FILES_TAG)
     try:
         _model(uri)
         with _artifacts(uri) as folder:
-            return recorded not in (None, _checksums(folder))
+            return recorded not in (None, checksums(folder))
     except (MlflowException, OSError) as error:
         if is_outage(error):
             raise
@@ -179,13 +185,13 @@ def conclude(uri: str, champion_uri: str | None, decision: Decision, config: Gat
     name, number = _name_and_version(uri)
     run_id = client.get_model_version(name, number).run_id
     client.log_dict(run_id, decision.model_dump(), "gate.json")
-    client.log_text(run_id, decision.to_markdown(uri, champion_uri), _DECISION)
+    client.log_text(run_id, decision.to_markdown(uri, champion_uri), DECISION)
     # Checked as late as possible: the registry cannot move an alias conditionally.
     if champion(name) != champion_uri:
         return False
     if decision.promoted:
         before = _name_and_version(champion_uri)[1] if champion_uri else ""
-        client.set_model_version_tag(name, number, _BEFORE_TAG, before)
+        client.set_model_version_tag(name, number, BEFORE_TAG, before)
         set_alias(uri, CHAMPION)
     seen = {
         "against": champion_uri,
@@ -193,7 +199,7 @@ def conclude(uri: str, champion_uri: str | None, decision: Decision, config: Gat
         "promoted": decision.promoted,
         "reason": decision.reason,
     }
-    client.set_model_version_tag(name, number, _GATE_TAG, json.dumps(seen))
+    client.set_model_version_tag(name, number, GATE_TAG, json.dumps(seen))
     return True
 
 
@@ -242,23 +248,16 @@ def save_decision(uri: str, path: Path) -> None:
     try:
         run_id = client.get_model_version(*_name_and_version(uri)).run_id
         with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
-            shutil.copy(client.download_artifacts(run_id, _DECISION, scratch), path)
+            shutil.copy(client.download_artifacts(run_id, DECISION, scratch), path)
     except (MlflowException, OSError):
         return
 
 
 def refused_before(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
-    """Why the gate refuses a version without evaluating it, or None.
-
-    It was rolled back, or refused before against the same champion with the same config.
-    """
+    """Why the gate refuses a version without evaluating it, or None: ``reason_before``."""
     name, number = _name_and_version(uri)
     tags = mlflow.MlflowClient().get_model_version(name, number).tags
-    if _ROLLED_BACK_TAG in tags:
-        return "It was rolled back."
-    seen = json.loads(tags.get(_GATE_TAG, "{}"))
-    same = (seen.get("against"), seen.get("gate")) == (champion_uri, config.sha256())
-    return str(seen["reason"]) if same and not seen["promoted"] else None
+    return reason_before(tags, champion_uri, config)
 
 
 def rollback(name: str) -> str:
@@ -274,11 +273,11 @@ def rollback(name: str) -> str:
     if current is None:
         raise UserError(f"model {name!r} has no champion to roll back")
     number = _name_and_version(current)[1]
-    before = client.get_model_version(name, number).tags.get(_BEFORE_TAG)
+    before = client.get_model_version(name, number).tags.get(BEFORE_TAG)
     if not before:
         raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
     set_alias(f"models:/{name}/{before}", CHAMPION)
-    client.set_model_version_tag(name, number, _ROLLED_BACK_TAG, "true")
+    client.set_model_version_tag(name, number, ROLLED_BACK_TAG, "true")
     return f"models:/{name}/{before}"
 
 
@@ -305,7 +304,7 @@ def train_config(uri: str) -> dict[str, Any]:
     metadata(uri)
     name, number = _name_and_version(uri)
     tags = mlflow.MlflowClient().get_model_version(name, number).tags
-    return TrainConfig.model_validate_json(tags[_CONFIG_TAG]).model_dump()
+    return TrainConfig.model_validate_json(tags[CONFIG_TAG]).model_dump()
 
 
 @contextmanager
@@ -337,12 +336,6 @@ def _artifacts(uri: str) -> Iterator[Path]:
         # The artifacts of a SQLite store are on this machine already.
         copied = None if mlflow.get_tracking_uri().startswith("sqlite:") else scratch
         yield Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts", dst_path=copied))
-
-
-def _checksums(folder: Path) -> str:
-    """sha256 of all files of a folder by path below it, as JSON."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return json.dumps({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
 
 
 def _name_and_version(uri: str) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from model.checkpoint import Checkpoint, Progress, checkpoint, discard
 from model.decision import critical_classes
 from model.gate import NotPromotedError, check_champion, judge
+from model.known import known_result
 from model.plan import REGISTERED, Plan, plan
 from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import GateConfig, TrainConfig
@@ -68,6 +69,8 @@ def run(
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
     critical_classes(gate, chosen.taxonomy)
+    if reuse and (result := known_result(chosen, gate, tracking_uri, state, decision, say)):
+        return result
     from model import registry, tracking
 
     tracking.connect(tracking_uri)

@@ -94,6 +94,11 @@ def checked(config: type[Config], **values: Any) -> Config:
         raise UserError(explain(error)) from error
 
 
+def say(text: str) -> None:
+    """Prints a message to standard error; standard output is reserved for the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def to_arguments(config: JobConfig) -> list[str]:
     """The command-line arguments that ``config_from`` turns back into ``config``."""
     return [f"--{name}={value}" for name, value in config.model_dump().items()]

@@ -10,6 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
+LISTING_KEY = b"lyft.listing"
+"""Key in the footer of the table: digest of the source's listing."""
+
 _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 

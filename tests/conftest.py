@@ -293,8 +293,11 @@ def job(forks: Forks) -> Job:
 def job_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Job:
     """As ``job``, but in the test's process, where what it imports has been imported already."""
 
+    from beam import commands
+
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        main = importlib.import_module(module).main
+        name = module.removeprefix("beam.")
+        main = getattr(commands, name, None) or importlib.import_module(module).main
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])

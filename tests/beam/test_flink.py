@@ -17,7 +17,7 @@ import pytest
 from jobs import IN_MEMORY, REAL, ROOT, Job, started
 from servers import until
 
-from beam import infer, ingest, tools
+from beam import commands, tools
 from beam.boot import process_environment
 from flows import flink
 from flows.flink_demo import published_digests
@@ -65,8 +65,8 @@ def test_the_pairs_are_real() -> None:
 def local(pairs: Path, plain_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the output that the local runner publishes."""
     folder = tmp_path_factory.mktemp("local")
-    ingest.main([*_ingest(pairs, folder / "ingest")[1:], *IN_MEMORY])
-    infer.main([*_infer(plain_model, pairs, folder / "infer")[1:], *IN_MEMORY])
+    commands.ingest([*_ingest(pairs, folder / "ingest")[1:], *IN_MEMORY])
+    commands.infer([*_infer(plain_model, pairs, folder / "infer")[1:], *IN_MEMORY])
     return folder
 
 

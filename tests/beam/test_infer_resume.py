@@ -14,7 +14,7 @@ from inference import query, run_infer, tables_of
 from jobs import IN_MEMORY
 from PIL import Image
 
-from beam import handler, infer, spool
+from beam import commands, handler, infer, spool
 from beam.predict import Unpredicted
 from images import png
 from schemas.config import InferConfig
@@ -166,7 +166,7 @@ def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predi
     (raw / "CameraRGB/000_0009.png").write_bytes(b"damaged")
     reused = []
     for flags in ([], ["--resume"], ["--retry_rejects"], ["--no-resume"]):
-        output = infer.main([*arguments, *flags])
+        output = commands.infer([*arguments, *flags])
         reused.append((_counts(Path(output))[2], len(predicted())))
     assert reused == [(0, 11), (0, 0), (11, 0), (0, 11)]
 

@@ -16,8 +16,7 @@ from beam.pairing import Pair
 from beam.progress import describe
 from beam.record_files import RecordRef
 from beam.records import Made, difference_hash, read_pair, row_of, still_known
-from beam.tfrecords import PublishedShards
-from beam.versions import known_pairs
+from beam.versions import PublishedShards, known_pairs
 from schemas.errors import RejectError
 from schemas.listing import SourceFile
 from schemas.manifest import load_manifest

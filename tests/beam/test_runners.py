@@ -19,7 +19,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from jobs import IN_MEMORY, ROOT, SMALL, SMALL_ARGUMENTS, started
 from servers import until
 
-from beam import boot, infer, ingest, tools
+from beam import boot, commands, infer, ingest, tools
 from beam.attempts import whole_file
 from beam.engines import Runtime
 from beam.model_uri import ResolvedModel
@@ -29,7 +29,8 @@ from beam.previous import PreviousRun
 from beam.record_files import RecordRef
 from beam.records import Made, Recipe
 from beam.source import source_of
-from beam.tfrecords import PublishedShards, WriteShards, _WriteShard
+from beam.tfrecords import WriteShards, _WriteShard
+from beam.versions import PublishedShards
 from flows.flink_demo import published_digests
 from flows.state import start_time
 from schemas.classes import load_taxonomy
@@ -209,7 +210,7 @@ def test_spark_publishes_the_same_bytes(
     (version,) = (output / "small").iterdir()
     assert published_digests(version) == published_digests(dataset)
 
-    infer.main([*inferred[1:], f"--output={output}/local", *size, *IN_MEMORY])
+    commands.infer([*inferred[1:], f"--output={output}/local", *size, *IN_MEMORY])
     tables = published_digests(output / "spark")
     assert len(tables) > 8
     assert tables == published_digests(output / "local")

@@ -15,6 +15,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import duckdb
+import pytest
 from jobs import RETRIED, ROOT, SMALL, python
 from operated import (
     RUN,
@@ -27,6 +28,8 @@ from operated import (
 )
 
 from flows.state import State, start_time
+from model.recorded import KEY_TAG
+from schemas.registry import NotReadError, registry
 
 
 # Slow: two trainings and two inferences, each in a process of its own.
@@ -53,6 +56,19 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     first = said("model.train", *training, "--epochs=1", "--floor=0")
     second = said("model.train", *training, "--epochs=2", "--promote=always", at_server)
     assert [first, second] == ["models:/shared/1", "models:/shared/2"]
+
+    # The registry reads both ways, without MLflow.
+    read = []
+    for store in (server, f"sqlite:///{work}/outputs/mlflow/mlflow.db"):
+        with registry(store) as opened:
+            champion = opened.aliased("shared", "champion")
+            assert champion == opened.named(second) == opened.version("shared", 2)
+            assert opened.tagged("shared", KEY_TAG, champion.tags[KEY_TAG]) == [champion]
+            read.append((champion, champion.description, opened.run(champion.run_id)))
+            with pytest.raises(NotReadError):
+                opened.named("models:/shared/3")
+    assert read[0] == read[1]
+    assert read[0][2][0] == "FINISHED"
 
     # Each version is read the other way, including its files, which the job opens.
     assert said("model.gate", "--rollback=shared") == first

@@ -123,7 +123,7 @@ def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
     for line in ("40 written", "epoch 1/1", "40 images read, 40 predicted"):
         assert line in log
 
-    assert log_again.count("nothing has changed") == 3
+    assert log_again.count("nothing has changed") == 4
     for key in ("dataset", "model", "predictions", "partition"):
         assert again[key] == results[key]
 

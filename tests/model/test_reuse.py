@@ -74,6 +74,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
         with checkpoint(str(tmp_path), key) as other:
             # While the other one trains, there is no version yet.
             monkeypatch.setattr(registry, "find_trained", lambda *_: None)
+            monkeypatch.setattr(train, "known_result", lambda *_: None)
             waiting = pool.submit(run)
             until(lambda: said or waiting.done())
             assert "another process trains on this dataset" in said[0]

@@ -1,0 +1,98 @@
+"""What ``python -m model.train --reuse`` returns when nothing is left to do, without MLflow.
+
+It changes nothing in the registry: where a run, an alias or a decision is to be made or moved,
+where a file is damaged or out of reach, and where anything is to be explained to a user, the answer
+is None, and the training goes its usual way through ``model.registry`` and ``model.gate``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+
+from model.checkpoint import discard
+from model.plan import REGISTERED, Plan
+from model.recorded import (
+    CHALLENGER,
+    CHAMPION,
+    DECISION,
+    FILES_TAG,
+    KEY_TAG,
+    checksums,
+    reason_before,
+)
+from schemas.classes import Taxonomy
+from schemas.config import GateConfig
+from schemas.registry import NotReadError, Registry, Version, local_folder, registry
+
+
+def known_result(
+    chosen: Plan,
+    gate: GateConfig,
+    tracking_uri: str,
+    state: str,
+    decision: str | None,
+    say: Callable[[str], None],
+) -> str | None:
+    """URI of the version to predict with, or None if more than reading is needed to tell.
+
+    Verifies the same as ``registry.find_trained`` and ``gate.judge``: the checksums of the
+    version's files, the end of its run, the champion and the decision against it.
+
+    Args:
+        state: folder of unfinished trainings, from which this one's is removed.
+        decision: file to which the gate's decision is copied, if there is one.
+    """
+    # ``registry.pinned`` resolves aliases of initial weights.
+    if chosen.config.start_from.startswith(REGISTERED):
+        return None
+    name = chosen.config.model_name
+    try:
+        with registry(tracking_uri) as opened:
+            found = opened.tagged(name, KEY_TAG, chosen.key)[0]
+            status, files = opened.run(found.run_id)
+            if status != "FINISHED" or not _is_intact(found):
+                return None
+            result, said = _judged(opened, found, gate, chosen.taxonomy)
+    # The last one: what was recorded has another form.
+    except (NotReadError, IndexError, ValueError):
+        return None
+    if result is None:
+        return None
+    say(f"nothing has changed: {found.uri} was trained on this dataset with this configuration")
+    if said:
+        say(f"not promoted: {said}")
+    discard(state, chosen.key)
+    if decision:
+        # It is only for display.
+        with suppress(NotReadError, OSError):
+            shutil.copy(local_folder(files) / DECISION, decision)
+    return result
+
+
+def _is_intact(version: Version) -> bool:
+    """Whether the files have the checksums that were recorded when they were registered."""
+    recorded = version.tags.get(FILES_TAG)
+    return bool(version.description) and recorded == checksums(version.folder / "artifacts")
+
+
+def _judged(
+    opened: Registry, version: Version, gate: GateConfig, taxonomy: Taxonomy
+) -> tuple[str | None, str]:
+    """What ``gate.judge`` returns, if it would only read, and why it refuses the version."""
+    try:
+        champion = opened.aliased(version.name, CHAMPION)
+    except NotReadError:
+        return None, ""
+    if gate.promote == "gate":
+        other = Taxonomy.model_validate(champion.description["metadata"]["taxonomy"])
+        if other.mapping_sha256 != taxonomy.mapping_sha256:
+            return None, ""
+    if gate.promote == "never" or champion.uri == version.uri:
+        return version.uri, ""
+    challenger = opened.aliased(version.name, CHALLENGER)
+    reason = reason_before(version.tags, champion.uri, gate)
+    if gate.promote == "always" or challenger.uri != version.uri or not reason:
+        return None, ""
+    return champion.uri, reason

@@ -1,0 +1,39 @@
+"""What trainings and the gate record with a registered version, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from schemas.config import GateConfig
+from schemas.storage import file_sha256
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+"""Aliases."""
+
+KEY_TAG, CONFIG_TAG, FILES_TAG = "train_key", "train_config", "files_sha256"
+BEFORE_TAG, ROLLED_BACK_TAG, GATE_TAG = "champion_before", "rolled_back", "gate"
+
+DECISION = "gate.md"
+"""File of the gate's last decision, in the run that made the version."""
+
+
+def checksums(folder: Path) -> str:
+    """sha256 of all files of a folder by path below it, as JSON."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return json.dumps({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
+
+
+def reason_before(
+    tags: Mapping[str, str], champion_uri: str | None, config: GateConfig
+) -> str | None:
+    """Why the gate refuses a version with these tags without evaluating it, or None.
+
+    It was rolled back, or refused before against the same champion with the same config.
+    """
+    if ROLLED_BACK_TAG in tags:
+        return "It was rolled back."
+    seen = json.loads(tags.get(GATE_TAG, "{}"))
+    same = (seen.get("against"), seen.get("gate")) == (champion_uri, config.sha256())
+    return str(seen["reason"]) if same and not seen["promoted"] else None
