@@ -51,7 +51,9 @@ def test_a_deleted_version_is_not_there(trained: Trained) -> None:
 
     client = mlflow.MlflowClient(trained.tracking_uri)
     first = client.get_model_version("small-unet", "1")
-    again = client.create_model_version("small-unet", first.source, first.run_id, tags={"x": "y"})
+    # A source in the store would be looked up in MLflow's global one.
+    source = client.get_model_version_download_uri("small-unet", "1")
+    again = client.create_model_version("small-unet", source, first.run_id, tags={"x": "y"})
     with registry.registry(trained.tracking_uri) as opened:
         assert [one.number for one in opened.tagged("small-unet", "x", "y")] == [2]
         client.delete_model_version("small-unet", again.version)
