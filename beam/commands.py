@@ -6,9 +6,11 @@ import argparse
 import os
 import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from beam import runs
+from beam.drift import write_drift
 from beam.plan import Job, plan
 from beam.publish import partition_lock
 from beam.staging import make_output
@@ -67,6 +69,10 @@ def infer(arguments: Sequence[str]) -> str:
         action="store_true",
         help="look again at rejects whose files have not changed",
     )
+    parser.add_argument(
+        "--drift",
+        help="file that takes, as JSON, how the predictions compare with the model's validation",
+    )
     add_config(parser, InferConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(InferConfig, args)
@@ -91,6 +97,8 @@ def infer(arguments: Sequence[str]) -> str:
                 resume=args.resume,
                 retry_rejects=args.retry_rejects,
             )
+        if args.drift:
+            write_drift(job, root, Path(args.drift))
     return root
 
 

@@ -18,9 +18,10 @@ from images.png import resize_image
 from schemas import storage
 from schemas.classes import Taxonomy, UInt8Array, load_taxonomy
 from schemas.config import InferConfig, Resize
+from schemas.drift import Profile
 from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
-from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, safe_name
+from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, VALIDATION, safe_name
 from schemas.lifeline import tied_to_me
 from schemas.registry import NotReadError, registry
 from schemas.tracking import database, is_missing, prepare, registered_version, unusable
@@ -45,6 +46,7 @@ class ResolvedModel:
         dataset_mapping_sha256: of the taxonomy of the training dataset.
         graph: path of the OpenVINO graph that was exported from the file, if there is one.
         run_id, fingerprint: training run and training dataset, if known.
+        validation: what it predicted for its validation split, if that was recorded.
     """
 
     uri: str
@@ -63,6 +65,7 @@ class ResolvedModel:
     fingerprint: str | None = None
     graph: str | None = None
     windows: bool = False
+    validation: Profile | None = None
 
     def fit(self, image: UInt8Array) -> UInt8Array:
         """An image (h, w, 3) at the size at which it is predicted."""
@@ -140,6 +143,7 @@ def _from_mlflow(
         fingerprint=metadata["dataset_fingerprint"],
         graph=_graph_of(sha256, found.folder / "artifacts/openvino"),
         windows=config.windows == "on",
+        validation=Profile.model_validate(metadata[VALIDATION]) if VALIDATION in metadata else None,
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 from prefect import flow, task
 from prefect.runtime import flow_run
 
+from flows.drift import MAX_DRIFT, MaxDrift, publish_drift
 from flows.names import named
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
@@ -22,11 +26,21 @@ from schemas.storage import join
     **RETRIED,
 )
 def infer_tables(
-    model: str, places: list[str], output: str, config: InferConfig, tracking_uri: str
+    model: str,
+    places: list[str],
+    output: str,
+    config: InferConfig,
+    tracking_uri: str,
+    max_drift: float = MAX_DRIFT,
 ) -> str:
     """Runs the Beam job on ``--dataset=…`` or ``--source=…``; returns the root of the tables."""
-    with watched("beam.infer") as watch:
-        return run_infer(model, places, output, config, tracking_uri, watch).result
+    with tempfile.TemporaryDirectory(prefix="lyft-drift-") as scratch:
+        drift = Path(scratch, "drift.json")
+        with watched("beam.infer") as watch:
+            how = (output, config, tracking_uri, watch)
+            done = run_infer(model, [*places, f"--drift={drift}"], *how)
+        publish_drift(drift, max_drift)
+    return done.result
 
 
 def run_infer(
@@ -56,6 +70,7 @@ def infer(
     output: str = "outputs",
     config: InferConfig = InferConfig(),
     tracking_uri: str = TRACKING_URI,
+    max_drift: MaxDrift = MAX_DRIFT,
 ) -> str:
     """Writes masks and class statistics for a dataset or a folder of PNGs.
 
@@ -66,10 +81,13 @@ def infer(
         output: Root of all outputs; the tables are in its folder `predictions`.
         config: How images are predicted and rows are written.
         tracking_uri: URI of the MLflow server or store.
+        max_drift: Largest distance, 0 to 1, of the predicted class shares from those on the model's
+            validation split; above it, the run warns and emits the event `lyft.drift.exceeded`.
 
     Returns:
         Root of the tables.
     """
     given = {"dataset": dataset, "source": source}
     places = [f"--{name}={place}" for name, place in given.items() if place]
-    return infer_tables(model, places, join(output, "predictions"), config, tracking_uri)
+    root = join(output, "predictions")
+    return infer_tables(model, places, root, config, tracking_uri, max_drift)

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from prefect import flow
 
 from flows.artifacts import publish_class_table, publish_links
+from flows.drift import MAX_DRIFT, MaxDrift
 from flows.elsewhere import train_elsewhere
 from flows.evaluate import evaluate_model
 from flows.foresee import check_steps
@@ -53,6 +54,7 @@ def ingest_train_infer(
     infer_config: InferConfig = InferConfig(),
     evaluate_on: list[str] | None = None,
     mask_files: MaskFiles = "none",
+    max_drift: MaxDrift = MAX_DRIFT,
 ) -> Results:
     """Ingests raw pairs, trains on them, predicts, and publishes tables.
 
@@ -73,6 +75,8 @@ def ingest_train_infer(
             judged as well; its metrics are in MLflow and on the run's page.
         mask_files: Also writes the masks as files, to `<output>/masks`: `palette`, `index` or
             `colour` PNGs, or `coco` annotations.
+        max_drift: Largest distance, 0 to 1, of the predicted class shares from those on the model's
+            validation split; above it, the run warns and emits the event `lyft.drift.exceeded`.
     """
     check_steps(ingest_config, train_config, gate_config)
     dataset = ingest(source, output, ingest_config)
@@ -87,6 +91,7 @@ def ingest_train_infer(
         output=output,
         config=infer_config,
         tracking_uri=tracking_uri,
+        max_drift=max_drift,
     )
     if infer_source:
         source_name = folder_source_name(infer_source)

@@ -84,6 +84,7 @@ def plan(
     infer_config: InferConfig = InferConfig(),
     evaluate_on: Sequence[str] | None = None,
     mask_files: str = "none",
+    max_drift: float = 0,  # noqa: ARG001 - decides nothing of this
 ) -> list[Step]:
     """The steps; takes the parameters of the flow.
 

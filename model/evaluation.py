@@ -14,6 +14,7 @@ from model.dataset import Input
 from model.frames import FramesMissingError, frames
 from schemas.challenge import challenge_score, has_challenge_classes, without_hood
 from schemas.classes import VOID, Taxonomy, UInt8Array
+from schemas.drift import Profile
 from schemas.errors import UnavailableError
 from schemas.picture import PanelRow, error_map, panel
 from schemas.stats import ConfusionMatrix, Int64Array
@@ -89,6 +90,28 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Eva
                 hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
     stacked = np.stack(counts)
     return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+
+
+def profile(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Profile:
+    """What the network predicts for a split, for later predictions to be compared with."""
+    from model.losses import class_logits
+
+    height, width = source.manifest.config.height, source.manifest.config.width
+    pixels = np.zeros(len(taxonomy), np.int64)
+    confidence, count = 0.0, 0
+    for images, _ in source.evaluation(split):
+        logits = np.asarray(class_logits(model(images, training=False)), np.float32)
+        logits = logits[:, :height, :width]
+        pixels += np.bincount(np.argmax(logits, axis=-1).ravel(), minlength=len(taxonomy))
+        # The probability of the likeliest class: its own exponential is 1.
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        confidence += float((1 / exponentials.sum(axis=-1)).sum(dtype=np.float64))
+        count += len(logits)
+    return Profile(
+        images=count,
+        class_pixels=dict(zip(taxonomy.names, pixels.tolist(), strict=True)),
+        mean_confidence=confidence / max(1, int(pixels.sum())),
+    )
 
 
 def with_frames(

@@ -33,7 +33,9 @@ from model.recorded import (
 )
 from model.tracking import without_advice
 from schemas.config import GateConfig, TrainConfig
+from schemas.drift import Profile
 from schemas.errors import UserError, first_line
+from schemas.layout import VALIDATION
 from schemas.tracking import is_missing, is_outage, registered_version, unusable
 
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy", "pillow")
@@ -43,12 +45,19 @@ _EVALUATED = "evaluated"
 """Metric that ends an evaluation."""
 
 
-def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card: str) -> str:
+def register(
+    files: dict[str, Path],
+    plan: Plan,
+    metrics: dict[str, float],
+    card: str,
+    validation: Profile,
+) -> str:
     """Logs the model with example and metadata, and registers it.
 
     Args:
         files: the ``.keras`` file as ``keras_file``, and the folder of its graph as ``openvino``;
             both are in one folder, with nothing else.
+        validation: what the network predicts for the validation split.
 
     Returns:
         ``models:/<name>/<version>``.
@@ -65,7 +74,7 @@ def register(files: dict[str, Path], plan: Plan, metrics: dict[str, float], card
             signature=False,
             input_example={"image": np.zeros(size, np.uint8)},
             pip_requirements=[f"{package}=={version(package)}" for package in _REQUIREMENTS],
-            metadata=plan.model_metadata(),
+            metadata={**plan.model_metadata(), VALIDATION: validation.model_dump()},
         )
         registered = mlflow.register_model(
             info.model_uri,

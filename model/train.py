@@ -183,12 +183,13 @@ def _deliver(
     """Evaluates the network and logs it to MLflow with its metrics, pictures and model card."""
     from model import pictures, registry, tracking
     from model.dataset import Input
-    from model.evaluation import draw_examples, evaluate, with_frames
+    from model.evaluation import draw_examples, evaluate, profile, with_frames
     from model.export import export_openvino
 
     config, source = chosen.config, Input(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
     found = with_frames(found, model, source, say, "test")
+    validation = profile(model, source, chosen.taxonomy, "validation")
     metrics = found.metrics()
     card = pictures.model_card(chosen, found, progress.best_epoch, model.count_params())
     with tempfile.TemporaryDirectory(prefix="lyft-train-") as scratch:
@@ -211,7 +212,7 @@ def _deliver(
                 tracking.log_file(path)
             # An earlier attempt may have been cut short after it had registered.
             known = registry.find_trained(config.model_name, chosen.key, run.id)
-            return known or registry.register(files, chosen, metrics, card)
+            return known or registry.register(files, chosen, metrics, card, validation)
 
         uri = tracking.patiently(deliver, PATIENCE_S, say)
     say(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))

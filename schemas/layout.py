@@ -33,6 +33,9 @@ TRAINING_STATE = "outputs/training"
 OPENVINO_GRAPH = "unet.xml"
 """The network in OpenVINO's format; its weights are beside it in ``unet.bin``."""
 
+VALIDATION = "validation"
+"""Key in a model's metadata: what it predicted for its validation split, a ``drift.Profile``."""
+
 GRAPH_SOURCE = "keras_sha256"
 """Key in a graph's runtime info: hash of the ``.keras`` file it was exported from."""
 

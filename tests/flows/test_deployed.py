@@ -100,7 +100,9 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
 def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     parameters = json.dumps(parameters_of(scenes, tmp_path))
     # The worker of the other pool trains the model; then the parent itself finds it again.
-    done = local.prefect(*RUN, "--watch", "-p", "train_on=gpu", "--params", parameters)
+    done = local.prefect(
+        *(*RUN, "--watch", "-p", "train_on=gpu", "-p", "max_drift=0", "--params", parameters)
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     (first,) = re.findall(r"UUID: (\S+)", done.stdout)
 
@@ -118,6 +120,14 @@ def test_the_run_that_the_readme_shows(local, scenes, tmp_path) -> None:
     assert duckdb.sql(rows.format(tmp_path, "masks")).fetchall() == [(40,)]
     flow_run = "FROM '{}/predictions/runs/**/*.parquet' SELECT flow_run_id"
     assert duckdb.sql(flow_run.format(tmp_path)).fetchall() == [(first,)]
+
+    # All images are not distributed as those of the validation split.
+    event = {"event": {"name": ["lyft.drift.exceeded"]}}
+    (drifted,) = until(lambda: local.ask("/events/filter", {"filter": event})["events"])
+    assert drifted["payload"]["distance"] > drifted["payload"]["max_drift"] == 0
+    assert drifted["resource"]["prefect.resource.name"] == model["model"]
+    related = {one["prefect.resource.role"] for one in drifted["related"]}
+    assert {"flow-run", "flow", "task-run"} <= related
 
     pools = {one["name"].split("-")[0]: one["work_pool_name"] for one in local.children(first)}
     assert pools == {"ingest": None, "train": "gpu", "infer": None}

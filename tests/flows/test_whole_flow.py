@@ -115,6 +115,12 @@ def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
     rows = class_rows(class_summary(predictions, results["partition"]))
     assert results["artifacts"]["class-statistics"] == rows
     assert "Pedestrians" in {row["class"] for row in rows}
+    drift = {row["class"]: row for row in results["artifacts"]["drift"]}
+    assert drift["Roads"]["share now"] == next(
+        row["pixel share"] for row in rows if row["class"] == "Roads"
+    )
+    assert 0 < float(drift["all classes"]["distance"]) < 1
+    assert float(drift["mean confidence"]["share in validation"]) > 1 / 13
     for place in (results["dataset"], results["model"], results["predictions"]):
         assert f"`{place}`" in results["artifacts"]["results"]
     assert results["runs"] == [
