@@ -5,7 +5,9 @@ from __future__ import annotations
 from prefect import flow, task
 from prefect.runtime import flow_run
 
+from flows.concluded import concluded
 from flows.names import named
+from flows.places import Place
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
 from flows.steps import Done, Watch, run_job
@@ -49,11 +51,12 @@ def run_infer(
 
 
 @flow(name="infer", flow_run_name=named("infer-with", "model"))
+@concluded
 def infer(
     model: str = "models:/lyft-unet@champion",
-    dataset: str | None = None,
-    source: str | None = None,
-    output: str = "outputs",
+    dataset: Place | None = None,
+    source: Place | None = None,
+    output: Place = "outputs",
     config: InferConfig = InferConfig(),
     tracking_uri: str = TRACKING_URI,
 ) -> str:
