@@ -14,7 +14,9 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
+from flows.concluded import concluded
 from flows.infer import run_infer
+from flows.places import Place
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
 from flows.stopping import ended_together
@@ -26,6 +28,9 @@ from schemas.storage import join
 _RANGE = re.compile(r"(models:/[^/@]+/)(\d+)-(\d+)")
 _MOST = 1000
 """Most runs in one backfill; a larger number is probably a typing error."""
+
+_NAMED = 3
+"""Most failures that the run's state names; the table names all."""
 
 
 def expand(models: Sequence[str]) -> list[str]:
@@ -69,11 +74,12 @@ def infer_one(model: str, place: str, output: str, config: InferConfig, tracking
 
 
 @flow(name="backfill", flow_run_name=_name)
+@concluded
 def backfill(
     models: Annotated[list[str], Field(min_length=1)],
-    datasets: list[str] = [],  # noqa: B006 - pydantic copies it, Prefect shows it
-    sources: list[str] = [],  # noqa: B006
-    output: str = "outputs",
+    datasets: list[Place] = [],  # noqa: B006 - pydantic copies it, Prefect shows it
+    sources: list[Place] = [],  # noqa: B006
+    output: Place = "outputs",
     config: InferConfig = InferConfig(),
     at_once: Annotated[int, Field(ge=1, le=16)] = 2,
     tracking_uri: str = TRACKING_URI,
@@ -138,7 +144,9 @@ def backfill(
                 }
             )
     create_table_artifact(rows, "backfill", f"{len(rows)} pairs of a model and a source")
-    broken = [f"{row['model']} over {row['over']}" for row in rows if row["outcome"] == "failed"]
+    broken = [row for row in rows if row["outcome"] == "failed"]
     if broken:
-        raise UserError(f"{len(broken)} of {len(rows)} failed: {'; '.join(broken)}")
+        why = [f"{one['model']} over {one['over']}: {one['what']}" for one in broken[:_NAMED]]
+        more = f"; {len(broken) - _NAMED} more in the table" if len(broken) > _NAMED else ""
+        raise UserError(f"{len(broken)} of {len(rows)} failed: {'; '.join(why)}{more}")
     return rows

@@ -47,8 +47,13 @@ def train_elsewhere(
     with ended_with_the_flow() as check:
         ended = _wait_for(run, check)
     if ended.state is None or not ended.state.is_completed():
-        raise UserError(f"training on pool gpu, flow run {run.name!r}, ended as {ended.state}")
+        raise UserError(f"training on pool gpu, flow run {ended.name!r}, {_end_of(ended)}")
     return model_of(run.id)
+
+
+def _end_of(run: FlowRun) -> str:
+    said = ((run.state and run.state.message) or "").removeprefix("error: ")
+    return f"ended as {run.state_name}: {said or 'its page says more'}"
 
 
 def _wait_for(run: FlowRun, check: Callable[[], None]) -> FlowRun:

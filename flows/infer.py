@@ -8,8 +8,10 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.runtime import flow_run
 
+from flows.concluded import concluded
 from flows.drift import MAX_DRIFT, MaxDrift, publish_drift
 from flows.names import named
+from flows.places import Place
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
 from flows.steps import Done, Watch, run_job
@@ -63,11 +65,12 @@ def run_infer(
 
 
 @flow(name="infer", flow_run_name=named("infer-with", "model"))
+@concluded
 def infer(
     model: str = "models:/lyft-unet@champion",
-    dataset: str | None = None,
-    source: str | None = None,
-    output: str = "outputs",
+    dataset: Place | None = None,
+    source: Place | None = None,
+    output: Place = "outputs",
     config: InferConfig = InferConfig(),
     tracking_uri: str = TRACKING_URI,
     max_drift: MaxDrift = MAX_DRIFT,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from prefect import flow, task
 
 from flows.artifacts import publish_data_card
+from flows.concluded import concluded
 from flows.durations import ingest_key, timed_job
 from flows.names import named
+from flows.places import Place
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
 from schemas.cli import to_arguments
@@ -34,7 +36,8 @@ def ingest_dataset(source: str, output: str, config: IngestConfig) -> str:
 
 
 @flow(name="ingest", flow_run_name=named("ingest", "source"))
-def ingest(source: str, output: str = "outputs", config: IngestConfig = IngestConfig()) -> str:
+@concluded
+def ingest(source: Place, output: Place = "outputs", config: IngestConfig = IngestConfig()) -> str:
     """Publishes a folder of raw pairs as a dataset, unless nothing has changed.
 
     Args:

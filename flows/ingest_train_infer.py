@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 from prefect import flow
 
 from flows.artifacts import publish_class_table, publish_links
+from flows.concluded import concluded
 from flows.drift import MAX_DRIFT, MaxDrift
 from flows.elsewhere import train_elsewhere
 from flows.evaluate import evaluate_model
@@ -15,6 +16,7 @@ from flows.infer import infer
 from flows.ingest import ingest
 from flows.masks import MaskFiles, write_masks
 from flows.names import named
+from flows.places import Place
 from flows.report import write_report
 from flows.summary import class_summary, partition_of
 from flows.train import train
@@ -42,17 +44,18 @@ class Results(NamedTuple):
 
 
 @flow(name="ingest-train-infer", flow_run_name=named("ingest-train-infer", "source"))
+@concluded
 def ingest_train_infer(
-    source: str,
-    output: str = "outputs",
-    infer_source: str | None = None,
+    source: Place,
+    output: Place = "outputs",
+    infer_source: Place | None = None,
     tracking_uri: str = TRACKING_URI,
     train_on: Literal["here", "gpu"] = "here",
     ingest_config: IngestConfig = IngestConfig(),
     train_config: TrainConfig = TrainConfig(),
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
-    evaluate_on: list[str] | None = None,
+    evaluate_on: list[Place] | None = None,
     mask_files: MaskFiles = "none",
     max_drift: MaxDrift = MAX_DRIFT,
 ) -> Results:

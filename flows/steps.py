@@ -6,6 +6,7 @@ flow nothing. The process ends if the flow is stopped, and also if the flow is k
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import threading
@@ -102,8 +103,17 @@ def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
         said = (last or ["the job refused its arguments"])[-1].removeprefix("error: ")
         raise UserError(said) if code == 2 else UnavailableError(said)
     if code != 0:
-        raise JobError(f"{module} ended with code {code}; its last lines:\n" + "\n".join(last))
+        said = last[-1].strip() if last else "nothing"
+        all_said = "\n".join(last)
+        raise JobError(f"{module} {_how(code)}; it said last: {said}\n{all_said}")
     return Done(output[-1].strip(), idle)
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    hint = " (as when memory runs out)" if code == -signal.SIGKILL else ""
+    return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
 def _read(process: subprocess.Popen[str], lines: Queue[str | None]) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from prefect import flow, task
 
 from flows.artifacts import publish_decision, publish_model
+from flows.concluded import concluded
 from flows.durations import timed_job, train_key
 from flows.names import named
+from flows.places import Place
 from flows.progress import watched
 from flows.retries import HOUR_S, RETRIED
 from schemas.cli import to_arguments
@@ -55,9 +57,10 @@ def train_model(
 
 
 @flow(name="train", flow_run_name=named("train-on", "dataset"))
+@concluded
 def train(
-    dataset: str,
-    output: str = "outputs",
+    dataset: Place,
+    output: Place = "outputs",
     config: TrainConfig = TrainConfig(),
     gate: GateConfig = GateConfig(),
     tracking_uri: str = TRACKING_URI,

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from schemas.layout import safe_name
 
 Resize = Literal["nearest", "bilinear", "area"]
+
+File = Annotated[str, AfterValidator(os.path.expanduser)]
+"""The path of a file, or a name that stands for one; ``~`` is the home folder."""
 
 
 class JobConfig(BaseModel):
@@ -26,7 +30,7 @@ class JobConfig(BaseModel):
 class SourceConfig(JobConfig):
     """Where a job finds images and masks, and how it reads them."""
 
-    layout: str = Field(
+    layout: File = Field(
         "lyft",
         min_length=1,
         description="Where images and masks lie: lyft, carla, cityscapes, camvid, or a YAML file.",
@@ -37,7 +41,7 @@ class SourceConfig(JobConfig):
     masks: str = Field(
         "", description="Pattern of their masks, e.g. 'semantic/{id}_L.png'; goes with images."
     )
-    pairs: str = Field(
+    pairs: File = Field(
         "",
         description="CSV or Parquet list in place of a layout: columns image and mask, paths below "
         "the source, and perhaps split and group.",
@@ -90,7 +94,7 @@ class IngestConfig(SourceConfig):
     resize: Resize = Field(
         "area", description="How images are resized; masks always by nearest neighbour."
     )
-    taxonomy: str = Field("carla-0.8", description="Name of a taxonomy, or its YAML file.")
+    taxonomy: File = Field("carla-0.8", description="Name of a taxonomy, or its YAML file.")
     taxonomy_check: Literal["on", "off"] = Field(
         "on", description="Stop if the masks look like another numbering of the same classes."
     )
@@ -159,7 +163,7 @@ class TrainConfig(JobConfig):
         description="unet-lite0, with an encoder from ImageNet; the notebooks' unet; the paper's "
         "unet-2015; the small unet-dropout; or e.g. unet-MobileNetV2, on that of Keras.",
     )
-    encoder_weights: str = Field(
+    encoder_weights: File = Field(
         "imagenet",
         min_length=1,
         description="Initial weights of an encoder: imagenet (installed for unet-lite0; Keras "
@@ -177,7 +181,7 @@ class TrainConfig(JobConfig):
         "",
         description="Classes to separate from all others, e.g. Roads,RoadLines; empty: none.",
     )
-    start_from: str = Field("", description="Model whose weights training starts from.")
+    start_from: File = Field("", description="Model whose weights training starts from.")
     epochs: int = Field(
         0,
         ge=0,
@@ -285,7 +289,7 @@ class InferConfig(SourceConfig):
         pattern=r"^(\w([\w-]{0,61}\w)?)?$",
         description="Name of the source in the tables; the dataset's or the folder's by default.",
     )
-    taxonomy: str = Field("carla-0.8", description="Taxonomy of a plain .keras file.")
+    taxonomy: File = Field("carla-0.8", description="Taxonomy of a plain .keras file.")
     height: int = Field(
         0, ge=0, le=8192, description="Input height; 0: as trained, 96 for a plain .keras file."
     )

@@ -82,8 +82,8 @@ def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
     assert "cannot be found" in why[3]
     name, message = found[1]
     assert name == "Failed"
-    failed = [f"{row['model']} over {row['over']}" for row in tables[1] if row["what"]]
-    assert f"4 of 6 failed: {'; '.join(failed)}" in message
+    failed = [f"{row['model']} over {row['over']}: {row['what']}" for row in tables[1][2:5]]
+    assert message == f"error: 4 of 6 failed: {'; '.join(failed)}; 1 more in the table"
     assert not RETRIED.search(done.stderr)
     masks = f"FROM '{tmp_path}/predictions/masks/**/*.parquet' SELECT count(*)"
     assert duckdb.sql(masks).fetchall() == [(80,)]

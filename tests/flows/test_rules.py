@@ -4,6 +4,7 @@ Prefect creates its folder when it is imported, so modules that use it are impor
 tests, whose home is a temporary folder.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -192,22 +193,57 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
 
 
 def test_the_name_is_found_among_the_options() -> None:
-    from flows.deployment_names import bare_name, full_name
+    from flows.deployment_names import deployment_name, full_name
 
     run = ["prefect", "deployment", "run"]
-    assert bare_name([*run, "infer"]) == 3
-    assert bare_name([*run, "--watch", "-p", "a=1", "--params={}", "infer", "--tag", "x"]) == 7
-    for others in ([*run, "infer/infer"], [*run, "--id", "x"], run, [*run, "--help"]):
-        assert bare_name(others) is None
-    assert bare_name(["prefect", "deployment", "inspect", "infer"]) is None
+    assert deployment_name([*run, "infer"]) == 3
+    options = ["--watch", "-p", "a=1", "--params={}"]
+    assert deployment_name([*run, *options, "infer", "--tag", "x"]) == 7
+    for others in ([*run, "--id", "x"], run, [*run, "--help"]):
+        assert deployment_name(others) is None
+    assert deployment_name(["prefect", "deployment", "inspect", "infer"]) is None
     known = ["ingest/nightly", "infer/nightly", "infer/infer"]
-    assert full_name("infer", known) == "infer/infer"
+    assert full_name("infer", known) == full_name("infer/infer", known) == "infer/infer"
     with pytest.raises(LookupError, match="ambiguous: expected one of infer/nightly, ingest/night"):
         full_name("nightly", known)
     with pytest.raises(LookupError, match="does not exist; found infer/infer, infer/nightly"):
         full_name("inf", known)
     with pytest.raises(LookupError, match="found none; `make up` or"):
         full_name("infer", [])
+
+
+def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
+    from uuid import uuid4
+
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.states import Crashed, Failed
+
+    from flows.elsewhere import _end_of
+
+    for state, said in (
+        (Failed(message="error: dataset 'x': there is no such folder"), "ended as Failed: dataset"),
+        (Crashed(), "ended as Crashed: its page says more"),
+    ):
+        run = FlowRun(flow_id=uuid4(), state=state, state_name=state.name)
+        assert _end_of(run).startswith(said)
+
+
+def test_texts_are_no_numbers() -> None:
+    from flows.deployment_names import as_texts
+
+    text, number = {"type": "string"}, {"type": "integer"}
+    schema = {"a": text, "b": {"anyOf": [text, {"type": "null"}]}, "n": number}
+
+    def said(*words: str) -> list[str]:
+        return as_texts(["prefect", "deployment", "run", "x", *words], schema)[4:]
+
+    for value in ("20240501", "1e5", "true", "007", "[1]", 'a"b', "", "a=b"):
+        quoted = json.dumps(value)
+        assert said("-p", f"a={value}") == ["-p", f"a={quoted}"]
+        assert said(f"--param=b={value}", "--watch") == [f"--param=b={quoted}", "--watch"]
+    assert said("-p", "a=null", "-p", "b=null") == ["-p", 'a="null"', "-p", "b=null"]
+    others = ["-p", 'a="7"', "-p", "n=7", "-p", "other=7", "--tag", "a=7", "--params", '{"a": 7}']
+    assert said(*others) == others
 
 
 def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
@@ -233,6 +269,7 @@ def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
         ("flows.flink_demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder"),
         ("flows.local", ["up", "--root=/proc/none"], "--root /proc/none: cannot be made: No such"),
         ("flows.local", ["up", "--raw=/none"], "RAW '/none': there is no such folder"),
+        ("flows.local",),
         ("flows.deploy", ["--tracking_uri=x"], "no server is named; set PREFECT_API_URL"),
         ("flows.flink", ["up", "--slots=0"], "--slots=0: expected at least 1"),
         ("flows.flink", ["up", "--task_managers=-1"], "--task_managers=-1: expected at least 1"),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.config import TrainConfig
+from schemas.config import InferConfig, IngestConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,15 @@ def test_any_number_of_images_has_some(images: int) -> None:
 
 def test_epochs_that_are_named_stay() -> None:
     assert TrainConfig(epochs=7).for_images(10).epochs == 7
+
+
+def test_a_tilde_in_a_files_path_is_the_home_folder(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    config = IngestConfig(layout="~/l.yaml", pairs="~/p.csv", taxonomy="~/t.yaml")
+    assert config == IngestConfig(
+        layout="/home/ada/l.yaml", pairs="/home/ada/p.csv", taxonomy="/home/ada/t.yaml"
+    )
+    train = TrainConfig(start_from="~/m.keras", encoder_weights="~/w.pth")
+    assert (train.start_from, train.encoder_weights) == ("/home/ada/m.keras", "/home/ada/w.pth")
+    assert InferConfig(taxonomy="~/t.yaml").taxonomy == "/home/ada/t.yaml"
+    assert TrainConfig().encoder_weights == "imagenet"

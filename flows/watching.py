@@ -1,0 +1,24 @@
+"""Why a run failed, as the last line of ``prefect deployment run … --watch``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+def say_reason_last() -> None:
+    """Makes the command end with the run's reason, where Prefect names its state alone."""
+    from prefect.cli import flow_runs_watching
+
+    watch_flow_run: Any = flow_runs_watching.watch_flow_run
+
+    async def watch(*arguments: Any, **named: Any) -> Any:
+        run = await watch_flow_run(*arguments, **named)
+        if run.state is None or run.state.is_completed() or not run.state.message:
+            return run
+        print(f"Flow run finished in state {run.state.name!r}.")
+        # Prefect's own messages may have several lines.
+        print(f"error: {' '.join(run.state.message.removeprefix('error: ').split())}")
+        sys.exit(1)
+
+    flow_runs_watching.watch_flow_run = watch
