@@ -10,6 +10,7 @@ help:
 	@echo "make flink-demo         both jobs on a Flink cluster of this machine [RAW=folder]"
 	@echo "make analyse            SQL over the predictions [PREDICTIONS=folder]"
 	@echo "make up [RAW=folder]    start servers and workers on this machine; RAW is what the nightly run reads"
+	@echo "                        [NOTIFY=https://...] tells an address of failed runs; NOTIFY=off: none any more"
 	@echo "make down               stop them"
 	@echo "make doctor             check this machine and what it reaches"
 	@echo "make serve              answer HTTP requests with a model [MODEL=models:/lyft-unet@champion] [PORT=5001]"
@@ -30,7 +31,7 @@ flink-demo: $(READY)
 	@$(BIN)/python -m flows.flink_demo $(if $(RAW),--raw "$(RAW)")
 
 up: $(READY)
-	@$(BIN)/python -m flows.local up $(if $(RAW),--raw "$(RAW)")
+	@$(BIN)/python -m flows.local up $(if $(RAW),--raw "$(RAW)") $(if $(NOTIFY),--notify "$(NOTIFY)")
 
 down: $(READY)
 	@$(BIN)/python -m flows.local down

@@ -1,4 +1,4 @@
-"""Sets up a Prefect server's work pools, deployments and automation: ``python -m flows.deploy``.
+"""Sets up a Prefect server's work pools, deployments and automations: ``python -m flows.deploy``.
 
 PREFECT_API_URL names the server and PREFECT_API_AUTH_STRING holds its credentials for basic auth.
 Running the command again brings the server up to date.
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.notify import check_address, notify
 from schemas import storage
 from schemas.cli import Parser, run_main
 from schemas.errors import UserError
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 POOLS = ("cpu", "gpu")
 PROJECT = Path(__file__).parents[1]
-AUTOMATION = "flows/automations.yaml"
+AUTOMATIONS = "flows/automations.yaml"
 
 
-def deploy(tracking_uri: str, environment: Mapping[str, str], raw: str = "") -> list[str]:
-    """Creates missing work pools and a missing automation, and applies prefect.yaml.
+def deploy(
+    tracking_uri: str, environment: Mapping[str, str], raw: str = "", address: str = ""
+) -> list[str]:
+    """Creates missing work pools and automations, and applies prefect.yaml.
 
     Other deployments on the server are left as they are.
 
@@ -37,6 +40,7 @@ def deploy(tracking_uri: str, environment: Mapping[str, str], raw: str = "") -> 
             server.
         raw: folder or URI of the raw pairs; set on the deployments for which prefect.yaml names a
             source, unless it is empty.
+        address: where failed runs are told of, or ``off``; empty leaves that as it is.
 
     Returns:
         Names of the deployments, as ``flow/deployment``.
@@ -53,7 +57,10 @@ def deploy(tracking_uri: str, environment: Mapping[str, str], raw: str = "") -> 
         # Comes before anything else that can fail: a deployment without the tracking URI would
         # train into another store.
         names = _point_deployments(tracking_uri, raw, environment)
-        _add_automation(environment)
+        _add_automations(environment)
+        if address:
+            with _client(environment) as client:
+                notify(address, names, client, environment)
     except httpx.HTTPError as error:
         said = str(error).partition("\n")[0]
         raise UserError(
@@ -84,15 +91,16 @@ def _missing_pools(environment: Mapping[str, str]) -> list[str]:
     return [pool for pool in POOLS if pool not in known]
 
 
-def _add_automation(environment: Mapping[str, str]) -> None:
-    """Creates the automation that marks zombie runs as crashed, unless its name exists already."""
+def _add_automations(environment: Mapping[str, str]) -> None:
+    """Creates the automations that mark dead runs as crashed, unless their names exist already."""
     import yaml
+    from prefect.events.schemas.automations import AutomationCore
 
-    name = yaml.safe_load((PROJECT / AUTOMATION).read_text(encoding="utf-8"))["name"]
+    described = yaml.safe_load((PROJECT / AUTOMATIONS).read_text(encoding="utf-8"))
     with _client(environment) as client:
-        known = client.read_automations_by_name(name)
-    if not known:
-        _prefect(["automation", "create", f"--from-file={AUTOMATION}"], environment)
+        for one in described:
+            if not client.read_automations_by_name(one["name"]):
+                client.create_automation(AutomationCore.model_validate(one))
 
 
 def _point_deployments(tracking_uri: str, raw: str, environment: Mapping[str, str]) -> list[str]:
@@ -127,6 +135,15 @@ def _client(environment: Mapping[str, str]) -> SyncPrefectClient:
     )
 
 
+def add_notify(parser: Parser) -> None:
+    """Adds ``--notify``."""
+    parser.add_argument(
+        "--notify",
+        default="",
+        help="address that gets a POST of JSON when a run fails or crashes; off: none any more",
+    )
+
+
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns what is deployed.
 
@@ -140,11 +157,14 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument(
         "--raw", default="", help="raw pairs of the nightly run (default: that of prefect.yaml)"
     )
+    add_notify(parser)
     args = parser.parse_args(arguments)
+    check_address(args.notify)
     if not (server := os.environ.get("PREFECT_API_URL")):
         raise UserError("no server is named; set PREFECT_API_URL, or start one with make up")
     environment = {**os.environ, "PREFECT_CLI_PROMPT": "false"}
-    names = deploy(args.tracking_uri, environment, args.raw and storage.absolute(args.raw))
+    raw = args.raw and storage.absolute(args.raw)
+    names = deploy(args.tracking_uri, environment, raw, args.notify)
     return f"deployed to {server}: {', '.join(names)}"
 
 

@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.deploy import POOLS, PROJECT, deploy
+from flows.deploy import POOLS, PROJECT, add_notify, deploy
+from flows.notify import check_address
 from flows.state import ROOT, Service, State, start_time
 from schemas import storage
 from schemas.cli import Parser, run_main
@@ -32,12 +33,13 @@ _STOP_S = 40
 """More than the 30 s that a worker gives its runs to end."""
 
 
-def up(root: Path, raw: str | None = None) -> str:
+def up(root: Path, raw: str | None = None, address: str = "") -> str:
     """Starts the services that are not running yet and applies the deployments.
 
     Args:
         raw: folder or URI of the raw pairs that the deployments read if a run names none; kept
             until another is given.
+        address: where failed runs are told of, or ``off``; empty leaves that as it is.
 
     Returns:
         Addresses, and what to do next.
@@ -69,7 +71,7 @@ def up(root: Path, raw: str | None = None) -> str:
             _start(root, state, server, command, environment)
         for server, path in _HEALTH.items():
             _wait(root, state, server, state.url(server) + path)
-        deploy(state.url("mlflow"), environment, state.raw)
+        deploy(state.url("mlflow"), environment, state.raw, address)
         for pool in POOLS:
             command = ["-m", "prefect", "worker", "start", f"--pool={pool}", f"--name={pool}"]
             _start(root, state, f"worker-{pool}", command, environment)
@@ -229,10 +231,12 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument(
         "--raw", help="with up: folder or URI for the nightly run to read from now on"
     )
+    add_notify(parser)
     args = parser.parse_args(arguments)
+    check_address(args.notify)
     root = Path(args.root).absolute()
     if args.command == "up":
-        return up(root, args.raw)
+        return up(root, args.raw, args.notify)
     return down(root) if args.command == "down" else status(root)
 
 

@@ -45,6 +45,7 @@ FIRST = (
     "store",
     "flink",
     "flows/test_deployed.py",
+    "flows/test_unattended.py",
     "model/test_resume.py",
     "model/test_gate.py",
     "flows/test_whole_flow.py",

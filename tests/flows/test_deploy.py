@@ -89,6 +89,22 @@ def test_deploys_twice_and_a_bare_name_runs(signed_in: str, job: Job):
 
 
 @pytest.mark.usefixtures("signed_in")
+def test_whom_to_tell_is_set_replaced_and_turned_off(job: Job):
+    def told(*arguments: str) -> list[str]:
+        done = job("flows.deploy", "--tracking_uri=http://mlflow:5000", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert "secret" not in done.stdout + done.stderr
+        return [one["name"] for one in ask("/automations/filter", {}) if "Notify" in one["name"]]
+
+    assert told() == []
+    for address in ("--notify=http://127.0.0.1:9/secret-1", "--notify=https://a.b/secret-2"):
+        assert told(address) == ["Notify of failed runs"]
+    assert told() == ["Notify of failed runs"]
+    assert told("--notify=off") == []
+    assert told("--notify=off") == []
+
+
+@pytest.mark.usefixtures("signed_in")
 def test_the_nights_are_planned(job: Job):
     assert job("flows.deploy", "--tracking_uri=http://mlflow:5000").returncode == 0
     planned = ("flow-run", "ls", "--state-type=SCHEDULED")

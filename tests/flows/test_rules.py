@@ -269,7 +269,12 @@ def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
         ("flows.flink_demo", ["--output=s3://a/b"], "--output 's3://a/b': expected a folder"),
         ("flows.local", ["up", "--root=/proc/none"], "--root /proc/none: cannot be made: No such"),
         ("flows.local", ["up", "--raw=/none"], "RAW '/none': there is no such folder"),
-        ("flows.local",),
+        (
+            "flows.local",
+            ["up", "--notify=secret"],
+            "--notify: expected http://…, https://… or off\n",
+        ),
+        ("flows.deploy", ["--tracking_uri=x", "--notify=http:"], "--notify: expected http://…"),
         ("flows.deploy", ["--tracking_uri=x"], "no server is named; set PREFECT_API_URL"),
         ("flows.flink", ["up", "--slots=0"], "--slots=0: expected at least 1"),
         ("flows.flink", ["up", "--task_managers=-1"], "--task_managers=-1: expected at least 1"),
