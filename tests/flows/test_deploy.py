@@ -12,10 +12,13 @@ from typing import Any
 
 import pytest
 import servers
+import yaml
 from jobs import ROOT, Job
 from operated import until
+from prefect.events.schemas.automations import AutomationCore
 from servers import free_port, serving
 
+from flows.deploy import AUTOMATIONS
 from flows.doctor import check_prefect
 
 USER = "pipeline:a password"
@@ -132,3 +135,15 @@ def test_without_a_server_it_says_so(job: Job, monkeypatch: pytest.MonkeyPatch):
     done = job("flows.deploy", "--tracking_uri=http://mlflow:5000")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no server is named; set PREFECT_API_URL")
+
+
+def test_only_these_deployments_have_to_start_within_seconds() -> None:
+    """Others on the same server may fetch an image for minutes before their flow begins."""
+    described = yaml.safe_load((ROOT / AUTOMATIONS).read_text(encoding="utf-8"))
+    (one,) = [one for one in described if one["name"] == "Crash runs that do not start"]
+    related = AutomationCore.model_validate(one).trigger.match_related
+    ours = {"prefect.resource.role": "deployment", "prefect.resource.name": "train"}
+    assert related.matches(ours)
+    assert not related.matches({**ours, "prefect.resource.name": "others"})
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))
+    assert related["prefect.resource.name"] == [one["name"] for one in deployments["deployments"]]
