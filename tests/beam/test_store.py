@@ -147,7 +147,8 @@ def test_a_version_is_there_when_its_manifest_is(bucket, raw: str, monkeypatch) 
         return copy
 
     storage_copy = storage.copy
-    for call in (1, 5, 10):
+    # The first copies the listing to where workers see it.
+    for call in (1, 5, 11):
         copies.clear()
         with monkeypatch.context() as patch:
             patch.setattr(storage, "copy", until(call))
