@@ -215,6 +215,7 @@ def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, tm
         "gate-decision": "markdown",
         "model": "table",
         "class-statistics": "table",
+        "drift": "table",
         "examples": "image",
         # Prefect stores a link as Markdown.
         "report": "markdown",
