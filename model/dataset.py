@@ -82,12 +82,13 @@ class Input:
 
         epochs = tf.data.Dataset.range(first_epoch, config.epochs)
         stream = self._fit(epochs.flat_map(batches)).prefetch(tf.data.AUTOTUNE)
+        options = tf.data.Options()
+        # At its end, a stream waits until the tuner wakes, up to a minute later.
+        options.autotune.enabled = False
         if in_memory:
             # Default optimizations rewrite the graph and copy all pixels that it refers to.
-            options = tf.data.Options()
             options.experimental_optimization.apply_default_optimizations = False
-            stream = stream.with_options(options)
-        return stream
+        return stream.with_options(options)
 
     def evaluation(self, split: str) -> Any:
         """One pass over a split in the order of its shards.
