@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from schemas import listing, storage
-from schemas.storage import is_remote, join
+from schemas import storage
+from schemas.storage import is_remote
 
 _RESOLUTION_S = 1.0
 """Stores tell the time of a put in whole seconds."""
@@ -40,10 +40,11 @@ def has_digest(place: str, sha256: str) -> bool:
 
 
 def _older(files: Mapping[str, str], published: float) -> set[str]:
-    found = set()
-    for folder in {place.rpartition("/")[0] for place in files}:
-        for file in listing.files(folder):
-            place = join(folder, file.path)
-            if place in files and file.modified + _RESOLUTION_S < published:
-                found.add(place)
-    return found
+    def is_older(place: str) -> bool:
+        try:
+            return storage.modified(place) + _RESOLUTION_S < published
+        except FileNotFoundError:
+            return False
+
+    older = storage.each(is_older, files)
+    return {place for place, fine in zip(files, older, strict=True) if fine}

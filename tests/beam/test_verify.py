@@ -8,10 +8,9 @@ from ingesting import run_ingest
 from store import Store
 
 from beam import verify
-from schemas import intact, listing, storage
+from schemas import intact, storage
 from schemas.errors import UserError
 from schemas.intact import has_digest
-from schemas.listing import SourceFile
 
 
 def test_a_file_of_this_machine_is_hashed_whatever_its_time(tmp_path: Path) -> None:
@@ -40,15 +39,15 @@ def test_on_a_store_only_later_puts_are_hashed(
     published = storage.modified(last)
     hashed = []
 
-    def listed(folder: str) -> list[SourceFile]:
-        assert folder == root
-        return [SourceFile(name, 9, published + at) for name, at in times.items()]
+    def modified(place: str) -> float:
+        storage.read_bytes(place)
+        return published + times.get(place.rpartition("/")[2], 0.0)
 
     def counting(place: str, sha256: str) -> bool:
         hashed.append(place.rpartition("/")[2])
         return has_digest(place, sha256)
 
-    monkeypatch.setattr(listing, "files", listed)
+    monkeypatch.setattr(storage, "modified", modified)
     monkeypatch.setattr(intact, "has_digest", counting)
     fine = intact.intact(files, last)
     assert {place.rpartition("/")[2] for place in fine} == {*names} - {"replaced", "missing"}
