@@ -18,10 +18,10 @@ from PIL import Image
 
 from analysis.pictures import file_name, no_image, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
-from schemas import picture
+from images import panels
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
 
 COCO = "annotations.json"
 """File of the COCO annotations."""
@@ -136,7 +136,7 @@ def _encoders(taxonomy: Taxonomy) -> dict[str, Encode]:
     return {
         "palette": lambda data: data,
         "index": lambda data: _png(_ids(data)),
-        "colour": lambda data: _png(picture.colourise(_ids(data), taxonomy)),
+        "colour": lambda data: _png(panels.colourise(_ids(data), taxonomy)),
     }
 
 

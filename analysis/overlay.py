@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from analysis.pictures import Scene, file_name, load_scenes
 from analysis.tables import add_run_options, connect, one_run
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
 
 _GAP = 8
 _HEAD = 22

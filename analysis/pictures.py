@@ -12,7 +12,10 @@ import numpy as np
 from PIL import Image
 
 from analysis.tables import key_of
-from schemas import picture
+from images import panels
+from runtime.errors import UserError
+from runtime.parquet import read_table
+from runtime.storage import is_file, join, local, read_bytes
 from schemas.classes import (
     VOID,
     ClassLabel,
@@ -21,12 +24,9 @@ from schemas.classes import (
     builtin_taxonomies,
     load_taxonomy,
 )
-from schemas.errors import UserError
 from schemas.example import CorruptRecordError, Example, parse, read_records
 from schemas.layout import MANIFEST, SOURCES, safe_name
-from schemas.parquet import read_table
 from schemas.stats import ConfusionMatrix
-from schemas.storage import is_file, join, local, read_bytes
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -53,18 +53,18 @@ class Scene:
     def prediction(self) -> UInt8Array:
         """The mask in the class colours, over the image if there is one: RGB (height, width, 3)."""
         if self.image is None:
-            return picture.colourise(self.mask, self.taxonomy)
-        return picture.overlay(self.image, self.mask, self.taxonomy)
+            return panels.colourise(self.mask, self.taxonomy)
+        return panels.overlay(self.image, self.mask, self.taxonomy)
 
     def coloured_truth(self) -> UInt8Array | None:
         """The truth in the class colours, void white: RGB (height, width, 3)."""
-        return None if self.truth is None else picture.colourise(self.truth, self.taxonomy)
+        return None if self.truth is None else panels.colourise(self.truth, self.taxonomy)
 
     def errors(self) -> UInt8Array | None:
         """Wrong pixels in red over the image in pale grey: RGB (height, width, 3)."""
         if self.truth is None:
             return None
-        return picture.error_map(self.truth, self.mask, self.image)
+        return panels.error_map(self.truth, self.mask, self.image)
 
 
 def load_scenes(

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analysis.tables import PREDICTIONS, connect, first_line
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, DuckDBPyRelation

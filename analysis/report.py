@@ -22,14 +22,14 @@ from PIL import Image
 from analysis.charts import heatmap, histogram
 from analysis.pictures import Scene, dataset_of, load_scenes, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
+from images.panels import UNJUDGED, WRONG
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
+from runtime.storage import is_remote
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
 from schemas.layout import STAGING_PREFIX
 from schemas.manifest import FEW_GROUPS, load_manifest
-from schemas.picture import UNJUDGED, WRONG
 from schemas.stats import ConfusionMatrix
-from schemas.storage import is_remote
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from analysis.query import run
 from analysis.tables import PREDICTIONS, connect
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

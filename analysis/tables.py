@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from schemas.errors import UserError
+from runtime.errors import UserError
+from runtime.object_store import object_of
+from runtime.storage import filesystem, is_folder, is_remote, join
 from schemas.layout import FORMER_FOLDERS, as_text
 from schemas.prediction import SCHEMAS, plain
 from schemas.published import checksums, partitions, run_file
-from schemas.storage import filesystem, is_folder, is_remote, join
-from schemas.store import object_of
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -1,12 +1,12 @@
 """The two Apache Beam jobs: ``beam.ingest`` and ``beam.infer``.
 
-The graphs are in ``ingest`` and ``infer``, their transforms in ``listing``, ``tfrecords``,
-``pictures``, ``spool``, ``evaluation`` and ``parquet``; the work is in plain functions beside them.
+The graph of each is in its ``pipeline``; what both need is in ``shared``, where they run in
+``runners``. The modules here are commands: ``parity``, ``prune``, ``tools``, ``verify``.
 """
 
 import logging
 
-from beam.memory import tune_malloc
+from beam.runners.malloc import tune_malloc
 
 tune_malloc()
 # On every import, Beam logs through the root logger that Google's client is not installed.

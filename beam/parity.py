@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from beam.engines import Engine, Runtime, choose, load_engine
-from beam.model_uri import ResolvedModel, resolve_model, with_graph
-from beam.plan import check_taxonomy
-from beam.predict import Picture, read_shard
+from beam.infer.engines.base import Engine, Runtime
+from beam.infer.engines.choice import choose, load_engine
+from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
+from beam.infer.pictures import Picture, read_shard
+from beam.infer.plan import check_taxonomy
 from images.png import resize_nearest
+from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
+from runtime.errors import UserError
 from schemas.classes import UInt8Array
-from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import InferConfig
-from schemas.errors import UserError
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 

@@ -11,16 +11,16 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from beam import staging
-from beam.model_uri import trained_on
-from schemas import listing, storage
-from schemas.cli import Parser, add_tracking_uri, run_main, say
-from schemas.errors import UserError
-from schemas.layout import MANIFEST, OUTPUTS, STAGING_PREFIX
+from beam.infer.model_uri import trained_on
+from beam.shared import staging
+from runtime import listing, storage
+from runtime.command_line import Parser, add_tracking_uri, run_main, say
+from runtime.errors import UserError
+from runtime.parquet import read_table
+from runtime.storage import OUTPUTS, join
+from schemas.layout import MANIFEST, STAGING_PREFIX
 from schemas.manifest import Manifest, load_manifest
-from schemas.parquet import read_table
 from schemas.published import partitions, run_file
-from schemas.storage import join
 
 _MIB = 1 << 20
 

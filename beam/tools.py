@@ -19,10 +19,10 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
-from schemas.locks import lock
-from schemas.storage import file_sha256
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
+from runtime.locks import lock
+from runtime.storage import file_sha256
 
 FLINK = "1.19.3"
 """Flink 1 is the last major version with the batch engine that Beam's Python jobs use. On 2.x they

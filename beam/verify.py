@@ -10,15 +10,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from beam.versions import digests
-from schemas import listing, storage
-from schemas.cli import Parser, run_main, say
-from schemas.errors import UserError
-from schemas.intact import has_digest
+from beam.ingest.incremental import digests
+from beam.shared.intact import has_digest
+from runtime import listing, storage
+from runtime.command_line import Parser, run_main, say
+from runtime.errors import UserError
+from runtime.storage import absolute, join
 from schemas.layout import MANIFEST
 from schemas.manifest import load_manifest
 from schemas.published import RUN_FILE, checksums
-from schemas.storage import absolute, join
 
 
 def main(arguments: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from beam.doubts import (
+from beam.ingest.doubts import (
     EDGES,
     DoubtTotal,
     channels_swapped,
@@ -20,7 +20,7 @@ from beam.doubts import (
     edges_disagree,
     score_pair,
 )
-from beam.source import RawSource
+from beam.shared.source import RawSource
 from images.png import decode_image
 from schemas.classes import load_taxonomy
 from schemas.raw_layout import load_layout

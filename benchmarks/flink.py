@@ -18,8 +18,8 @@ from pathlib import Path
 
 from inputs import REPEATED, repeated_pairs
 
-from flows import flink
-from flows.state import State
+from flows.flink import cluster as flink
+from runtime.services import State
 
 HERE = Path(__file__).parent
 CONTENDERS = [(runner, workers) for runner in ("local", "flink") for workers in (1, 2)]

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from beam.left_out import LeftOut
-from beam.metadata import write_metadata
-from beam.records import recipe_of
+from beam.ingest.left_out import LeftOut
+from beam.ingest.metadata import write_metadata
+from beam.ingest.records import recipe_of
 from images import png
 from schemas.config import IngestConfig
 from schemas.example import Example, encode, write_record

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from beam.numbering import CLOSE, MARGIN, Reading, distance, find_mix_up
+from beam.ingest.numbering import CLOSE, MARGIN, Reading, distance, find_mix_up
 from flows.scenes import draw_scene
 from schemas.classes import load_taxonomy
 from schemas.stats import PixelStats

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from inputs import network_size
 
-from beam.engines import choose, load_engine
-from beam.memory import tune_malloc
-from beam.model_uri import resolve_model
+from beam.infer.engines.choice import choose, load_engine
+from beam.infer.model_uri import resolve_model
+from beam.runners.malloc import tune_malloc
 from images import png
 from schemas.config import InferConfig
 from schemas.example import parse, read_records

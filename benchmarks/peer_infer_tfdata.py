@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 from inputs import network_size
 
-from beam.model_uri import resolve_model
-from beam.predict import Picture, Prediction
-from beam.rows import describe
+from beam.infer.model_uri import resolve_model
+from beam.infer.pictures import Picture, Prediction
+from beam.infer.table_rows import describe
 from schemas.config import InferConfig
 from schemas.example import parsing_spec
 from schemas.prediction import CLASS_STATS, MASKS, plain

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from inputs import REPEATED, repeated_pairs, tiny_pairs
 
-from beam.source import RawSource
-from beam.survey import survey
+from beam.shared.source import RawSource
+from beam.shared.source_digest import survey
 from schemas.raw_layout import load_layout
 
 HERE = Path(__file__).parent

@@ -22,10 +22,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.tables import connect
-from beam.parts import Ref, part_of, write_part
+from beam.infer.table_parts import Ref, write_part
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
-from schemas.layout import SPLITS, part_name, partition_path
+from schemas.layout import SPLITS, part_name, part_of, partition_path
 from schemas.prediction import (
     CLASS_STATS,
     CLASSES,

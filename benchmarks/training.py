@@ -20,8 +20,8 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 import keras
 import numpy as np
 
-from beam.ingest import run as ingest
-from beam.pipeline import pipeline_options
+from beam.ingest.pipeline import run as ingest
+from beam.runners.run import pipeline_options
 from flows.scenes import write_scenes
 from model import tracking
 from model.checkpoint import Checkpoint

@@ -2,7 +2,7 @@
 
 import logging
 
-from schemas.errors import UserError
+from runtime.errors import UserError
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -14,16 +14,16 @@ from prefect.runtime import flow_run
 from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from flows.concluded import concluded
 from flows.infer import run_infer
-from flows.places import Place
-from flows.progress import watched
-from flows.retries import HOUR_S, RETRIED
-from flows.stopping import ended_together
+from flows.lifecycle.cancellation import ended_together
+from flows.lifecycle.outcome import concluded
+from flows.lifecycle.paths import Place
+from flows.lifecycle.progress import watched
+from flows.lifecycle.retries import HOUR_S, RETRIED
+from runtime.errors import UserError, first_line
+from runtime.mlflow_store import TRACKING_URI
+from runtime.storage import join
 from schemas.config import InferConfig
-from schemas.errors import UserError, first_line
-from schemas.layout import TRACKING_URI
-from schemas.storage import join
 
 _RANGE = re.compile(r"(models:/[^/@]+/)(\d+)-(\d+)")
 _MOST = 1000

@@ -12,11 +12,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows.table import table
-from schemas import storage
-from schemas.cli import Parser, checked, run_main
+from runtime import storage
+from runtime.command_line import Parser, checked, run_main
+from runtime.errors import UserError
+from runtime.table import table
 from schemas.config import IngestConfig, TrainConfig
-from schemas.errors import UserError
 
 _HEIGHT, _WIDTH = 96, 128
 """Half of the default's sides: a quarter of the time."""
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str]) -> str:
     _embed_prefect(output)
 
     from flows.ingest_train_infer import ingest_train_infer
+    from flows.lifecycle.summary import class_rows, class_summary
     from flows.scenes import write_scenes
-    from flows.summary import class_rows, class_summary
 
     raw = args.raw or write_scenes(str(output / "raw/synthetic"), args.scenes)
     tracking_uri = f"sqlite:///{output}/mlflow/mlflow.db"

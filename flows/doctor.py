@@ -30,16 +30,15 @@ from typing import Literal
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from flows.deploy import PROJECT
-from flows.state import ROOT, State, running_server
-from flows.steps import JobError, Watch, run_job
-from flows.table import table
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError, without_password
-from schemas.layout import TRACKING_URI
-from schemas.storage import is_remote, on_this_machine, require_writable
-from schemas.tracking import database
-from schemas.tracking_files import follow, moved_from
+from flows.deploy.deployments import PROJECT
+from flows.lifecycle.job_process import JobError, Watch, run_job
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError, without_password
+from runtime.mlflow_files import follow, moved_from
+from runtime.mlflow_store import TRACKING_URI, database
+from runtime.services import ROOT, State, running_server
+from runtime.storage import is_remote, on_this_machine, require_writable
+from runtime.table import table
 
 Level = Literal["ok", "note", "fix"]
 

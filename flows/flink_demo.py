@@ -13,13 +13,13 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flows import flink
 from flows.demo import require_local
+from flows.flink import cluster as flink
 from flows.scenes import write_scenes
-from schemas import storage
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError
-from schemas.quiet import import_tensorflow
+from runtime import storage
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
+from runtime.log_filters import import_tensorflow
 
 ROOT = "outputs/flink-demo"
 _SIDES = ("local", "flink")

@@ -8,17 +8,17 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.runtime import flow_run
 
-from flows.concluded import concluded
-from flows.drift import MAX_DRIFT, MaxDrift, publish_drift
-from flows.names import named
-from flows.places import Place
-from flows.progress import watched
-from flows.retries import HOUR_S, RETRIED
-from flows.steps import Done, Watch, run_job
-from schemas.cli import to_arguments
+from flows.lifecycle.job_process import Done, Watch, run_job
+from flows.lifecycle.outcome import concluded
+from flows.lifecycle.paths import Place
+from flows.lifecycle.progress import watched
+from flows.lifecycle.retries import HOUR_S, RETRIED
+from flows.lifecycle.run_names import named
+from flows.tasks.drift import MAX_DRIFT, MaxDrift, publish_drift
+from runtime.command_line import to_arguments
+from runtime.mlflow_store import TRACKING_URI
+from runtime.storage import join
 from schemas.config import InferConfig
-from schemas.layout import TRACKING_URI
-from schemas.storage import join
 
 
 @task(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from prefect import flow, task
 
-from flows.artifacts import publish_data_card
-from flows.concluded import concluded
-from flows.durations import ingest_key, timed_job
-from flows.names import named
-from flows.places import Place
-from flows.progress import watched
-from flows.retries import HOUR_S, RETRIED
-from schemas.cli import to_arguments
+from flows.lifecycle.artifacts import publish_data_card
+from flows.lifecycle.durations import ingest_key, timed_job
+from flows.lifecycle.outcome import concluded
+from flows.lifecycle.paths import Place
+from flows.lifecycle.progress import watched
+from flows.lifecycle.retries import HOUR_S, RETRIED
+from flows.lifecycle.run_names import named
+from runtime.command_line import to_arguments
+from runtime.storage import join
 from schemas.config import IngestConfig
 from schemas.manifest import load_manifest
-from schemas.storage import join
 
 
 @task(

@@ -6,22 +6,23 @@ from typing import Literal, NamedTuple
 
 from prefect import flow
 
-from flows.artifacts import publish_class_table, publish_links
-from flows.concluded import concluded
-from flows.drift import MAX_DRIFT, MaxDrift
-from flows.elsewhere import train_elsewhere
-from flows.evaluate import evaluate_model
-from flows.foresee import check_steps
 from flows.infer import infer
 from flows.ingest import ingest
-from flows.masks import MaskFiles, write_masks
-from flows.names import named
-from flows.places import Place
-from flows.report import write_report
-from flows.summary import class_summary, partition_of
+from flows.lifecycle.artifacts import publish_class_table, publish_links
+from flows.lifecycle.outcome import concluded
+from flows.lifecycle.paths import Place
+from flows.lifecycle.preflight import check_steps
+from flows.lifecycle.run_names import named
+from flows.lifecycle.summary import class_summary, partition_of
+from flows.tasks.drift import MAX_DRIFT, MaxDrift
+from flows.tasks.evaluate import evaluate_model
+from flows.tasks.masks import MaskFiles, write_masks
+from flows.tasks.remote_training import train_elsewhere
+from flows.tasks.report import write_report
 from flows.train import train
+from runtime.mlflow_store import TRACKING_URI
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
-from schemas.layout import TRACKING_URI, dataset_source_name, folder_source_name
+from schemas.layout import dataset_source_name, folder_source_name
 from schemas.manifest import load_manifest
 
 

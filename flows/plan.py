@@ -15,19 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.durations import ingest_key, recorded, train_key
-from flows.foresee import check_steps
-from flows.table import table
+from flows.lifecycle.durations import ingest_key, recorded, train_key
+from flows.lifecycle.preflight import check_steps
 from model.plan import GEOMETRY
-from schemas import storage
-from schemas.cli import Parser, add_tracking_uri, run_main
+from runtime import storage
+from runtime.command_line import Parser, add_tracking_uri, run_main
+from runtime.errors import UserError, without_password
+from runtime.mlflow_store import TRACKING_URI, database, outages_are_said
+from runtime.parquet import read_table
+from runtime.table import table
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
-from schemas.errors import UserError, without_password
-from schemas.layout import TRACKING_URI
 from schemas.manifest import Manifest, load_manifest
-from schemas.parquet import read_table
 from schemas.published import partitions, run_file
-from schemas.tracking import database, outages_are_said
 
 RATES = "docs/operate.md"
 """Page that documents the rates below and says which were measured: 2 cores, no GPU."""
@@ -110,10 +109,10 @@ def plan(
 
 def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:
     """The step, the published version that it would reuse, if any, and the number of pairs."""
-    from beam.records import recipe_of
-    from beam.source import source_of
-    from beam.survey import survey_pairs
-    from beam.versions import is_unchanged, published_versions
+    from beam.ingest.incremental import is_unchanged, published_versions
+    from beam.ingest.records import recipe_of
+    from beam.shared.source import source_of
+    from beam.shared.source_digest import survey_pairs
 
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
@@ -213,14 +212,14 @@ def plan_infer(
     images, action = pairs, "runs"
     writes = f"partitions of a new version in {root}"
     if source is not None:
-        from beam.source import source_of
-        from beam.survey import survey_images
+        from beam.shared.source import source_of
+        from beam.shared.source_digest import survey_images
 
         found = survey_images(source_of(source, config))
         images = found.images or found.loose_pngs
     if model is not None and (source is not None or dataset is not None):
-        from beam import runs
-        from beam.plan import plan as plan_job
+        from beam.infer import runs
+        from beam.infer.plan import plan as plan_job
 
         at = None if source else dataset
         processes = len(os.sched_getaffinity(0))

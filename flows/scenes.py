@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from runtime.command_line import Parser, run_main
 from schemas.classes import UInt8Array, load_taxonomy
-from schemas.cli import Parser, run_main
 
 WIDTH, HEIGHT = 800, 600
 

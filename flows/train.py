@@ -7,18 +7,18 @@ from pathlib import Path
 
 from prefect import flow, task
 
-from flows.artifacts import publish_decision, publish_model
-from flows.concluded import concluded
-from flows.durations import timed_job, train_key
-from flows.names import named
-from flows.places import Place
-from flows.progress import watched
-from flows.retries import HOUR_S, RETRIED
-from schemas.cli import to_arguments
+from flows.lifecycle.artifacts import publish_decision, publish_model
+from flows.lifecycle.durations import timed_job, train_key
+from flows.lifecycle.outcome import concluded
+from flows.lifecycle.paths import Place
+from flows.lifecycle.progress import watched
+from flows.lifecycle.retries import HOUR_S, RETRIED
+from flows.lifecycle.run_names import named
+from runtime.command_line import to_arguments
+from runtime.mlflow_store import TRACKING_URI
+from runtime.storage import on_this_machine
 from schemas.config import GateConfig, TrainConfig
-from schemas.layout import TRACKING_URI
 from schemas.manifest import load_manifest
-from schemas.storage import on_this_machine
 
 
 @task(

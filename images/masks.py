@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from images import png
+from runtime.errors import RejectError, UserError
 from schemas.classes import VOID, Colour, Taxonomy, UInt8Array
 from schemas.config import SourceConfig
-from schemas.errors import RejectError, UserError
 
 _SHOWN = 8
 """Values or colours that a reject quotes."""

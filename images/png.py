@@ -22,9 +22,9 @@ import numpy.typing as npt
 from kornia_rs.io import decode_image_png_u8
 from PIL import Image, ImageOps
 
+from runtime.errors import RejectError
 from schemas.classes import UInt8Array
 from schemas.config import Resize, SourceConfig
-from schemas.errors import RejectError
 
 Pixels = TypeVar("Pixels", bound=npt.NDArray[np.uint8 | np.float32])
 

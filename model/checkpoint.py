@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import UserError
-from schemas.locks import lock
+from runtime.errors import UserError
+from runtime.locks import lock
 
 Array = npt.NDArray[Any]
 

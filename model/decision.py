@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
+from runtime.errors import UserError
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
-from schemas.errors import UserError
 from schemas.stats import Float64Array, Int64Array
 
 _WATCHED = (

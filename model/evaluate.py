@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from model.groups import groups_of
 from model.plan import Plan, plan
+from runtime.command_line import Parser, add_tracking_uri, run_main
+from runtime.errors import UserError
+from runtime.log_filters import import_tensorflow
+from runtime.mlflow_store import outages_are_said
 from schemas.classes import Taxonomy
-from schemas.cli import Parser, add_tracking_uri, run_main
 from schemas.config import TrainConfig
-from schemas.errors import UserError
 from schemas.geometry import Geometry
 from schemas.layout import SPLITS
-from schemas.quiet import import_tensorflow
-from schemas.tracking import outages_are_said
 
 if TYPE_CHECKING:
     from model.dataset import Input

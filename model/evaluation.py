@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from images.panels import PanelRow, error_map, panel
 from images.png import resize_image, resize_nearest
 from model.dataset import Input
 from model.frames import FramesMissingError, frames
+from runtime.errors import UnavailableError
 from schemas.challenge import challenge_score, has_challenge_classes, without_hood
 from schemas.classes import VOID, Taxonomy, UInt8Array
 from schemas.drift import Profile
-from schemas.errors import UnavailableError
-from schemas.picture import PanelRow, error_map, panel
 from schemas.stats import ConfusionMatrix, Int64Array
 
 _EXAMPLES_OF_A_KIND = 2

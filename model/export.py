@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from schemas.cli import Parser, run_main
-from schemas.errors import UserError, first_line
+from runtime.command_line import Parser, run_main
+from runtime.errors import UserError, first_line
+from runtime.log_filters import import_openvino, import_tensorflow
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH
-from schemas.quiet import import_openvino, import_tensorflow
 
 
 def export_openvino(keras_file: Path, folder: Path) -> Path:

@@ -16,7 +16,7 @@ from model.losses import SegmentationLoss
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
 from model.unet import build, take_encoder_weights
-from schemas.errors import UserError, first_line
+from runtime.errors import UserError, first_line
 
 
 def fit(

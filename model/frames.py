@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from images import masks, png
+from runtime.errors import RejectError, UserError
+from runtime.parquet import read_table
+from runtime.storage import join, read_bytes, sha256
 from schemas.classes import UInt8Array
-from schemas.errors import RejectError, UserError
 from schemas.layout import SOURCES
 from schemas.manifest import Manifest
-from schemas.parquet import read_table
-from schemas.storage import join, read_bytes, sha256
 
 
 class Frame(NamedTuple):

@@ -13,13 +13,13 @@ from model.decision import Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
 from model.recorded import CHALLENGER
+from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
+from runtime.errors import UserError
+from runtime.mlflow_store import outages_are_said
 from schemas.classes import Taxonomy
-from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import GateConfig
-from schemas.errors import UserError
 from schemas.layout import SPLITS
 from schemas.stats import Int64Array
-from schemas.tracking import outages_are_said
 
 Say = Callable[[str], None]
 

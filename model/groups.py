@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from runtime.parquet import read_footer, read_table
+from runtime.storage import join
 from schemas.layout import SOURCES
-from schemas.parquet import read_footer, read_table
-from schemas.storage import join
 
 
 def groups_of(folder: str, split: str) -> list[str]:

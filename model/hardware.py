@@ -6,8 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from runtime.processor import has_fast_bfloat16
 from schemas.config import TrainConfig
-from schemas.processor import has_fast_bfloat16
 
 
 def prepare(config: TrainConfig) -> None:

@@ -22,9 +22,9 @@ from model.recorded import (
     checksums,
     reason_before,
 )
+from runtime.mlflow_registry import NotReadError, Registry, Version, local_folder, registry
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
-from schemas.registry import NotReadError, Registry, Version, local_folder, registry
 
 
 def known_result(

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from model.export import load_in_float32
+from runtime.command_line import Parser, add_tracking_uri, run_main
+from runtime.errors import UserError, first_line
+from runtime.mlflow_store import outages_are_said
+from runtime.storage import absolute, file_sha256, is_remote, writing
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.cli import Parser, add_tracking_uri, run_main
-from schemas.errors import UserError, first_line
 from schemas.geometry import Geometry
-from schemas.storage import absolute, file_sha256, is_remote, writing
-from schemas.tracking import outages_are_said
 
 TOLERANCE = 1e-3
 """Largest difference from Keras's logits, as a share of the largest of them (of 1, if smaller)."""

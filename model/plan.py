@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from model.encoders.weights import KERAS_ENCODERS, LITE0, has_encoder, weights_file
+from runtime.errors import UserError
+from runtime.storage import absolute, file_sha256
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import IngestConfig, TrainConfig
-from schemas.errors import UserError
 from schemas.geometry import ON_ENCODER, PADDED, UNPADDED, Geometry
 from schemas.layout import SPLITS
 from schemas.manifest import Manifest, load_manifest
-from schemas.storage import absolute, file_sha256
 
 GEOMETRY: dict[str, Geometry] = {"unet": PADDED, "unet-2015": UNPADDED, "unet-dropout": PADDED}
 """The sizes that each architecture takes; those on an encoder take ``ON_ENCODER``."""

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from runtime.storage import file_sha256
 from schemas.config import GateConfig
-from schemas.storage import file_sha256
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 """Aliases."""

@@ -32,11 +32,11 @@ from model.recorded import (
     reason_before,
 )
 from model.tracking import without_advice
+from runtime.errors import UserError, first_line
+from runtime.mlflow_store import is_missing, is_outage, registered_version, unusable
 from schemas.config import GateConfig, TrainConfig
 from schemas.drift import Profile
-from schemas.errors import UserError, first_line
 from schemas.layout import VALIDATION
-from schemas.tracking import is_missing, is_outage, registered_version, unusable
 
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy", "pillow")
 

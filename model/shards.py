@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from schemas import storage
-from schemas.errors import UserError
+from runtime import storage
+from runtime.errors import UserError
 from schemas.manifest import ShardInfo
 
 _KEPT_S = 30 * 24 * 3600

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.plan import plan
-from schemas.cli import (
+from runtime.child_processes import tied_to_me
+from runtime.command_line import (
     TRY_AGAIN,
     Parser,
     add_config,
@@ -23,11 +24,10 @@ from schemas.cli import (
     run_main,
     to_arguments,
 )
+from runtime.errors import UnavailableError, UserError
+from runtime.mlflow_store import outages_are_said
 from schemas.config import GateConfig, TrainConfig
-from schemas.errors import UnavailableError, UserError
 from schemas.layout import TRAINING_STATE
-from schemas.lifeline import tied_to_me
-from schemas.tracking import outages_are_said
 
 _SCORE = "val_mean_iou"
 

@@ -23,9 +23,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.plan import Plan
-from schemas.errors import UnavailableError, first_line, without_password
-from schemas.locks import lock
-from schemas.tracking import database, is_outage, prepare, unusable
+from runtime.errors import UnavailableError, first_line, without_password
+from runtime.locks import lock
+from runtime.mlflow_store import database, is_outage, prepare, unusable
 
 EXPERIMENT = "lyft-unet"
 

@@ -18,13 +18,13 @@ from model.decision import critical_classes
 from model.gate import NotPromotedError, check_champion, judge
 from model.known import known_result
 from model.plan import REGISTERED, Plan, plan
-from schemas.cli import Parser, add_config, add_tracking_uri, config_from, run_main
+from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
+from runtime.errors import UnavailableError, UserError
+from runtime.log_filters import import_tensorflow
+from runtime.mlflow_store import outages_are_said
 from schemas.config import GateConfig, TrainConfig
-from schemas.errors import UnavailableError, UserError
 from schemas.layout import TRAINING_STATE
-from schemas.quiet import import_tensorflow
 from schemas.stats import Int64Array
-from schemas.tracking import outages_are_said
 
 if TYPE_CHECKING:
     from model import tracking

@@ -14,8 +14,8 @@ from keras import layers
 from model.encoders import keras_applications, lite
 from model.encoders.weights import has_encoder, keras_encoder, weights_file
 from model.hardware import encoder_scope
+from runtime.errors import UserError
 from schemas.config import TrainConfig
-from schemas.errors import UserError
 
 Normalisation = Literal["none", "batch", "group"]
 

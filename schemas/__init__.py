@@ -1,1 +1,4 @@
-"""The base layer: plain data, its rules and its bytes. Imports no other package of the project."""
+"""Contracts: configurations, taxonomies, records, manifests, table schemas, statistics, names.
+
+Plain data and its rules; it imports only ``runtime``.
+"""

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from schemas.errors import UserError
-from schemas.named import Named
+from runtime.errors import UserError
+from runtime.yaml_files import Named
 
 UInt8Array = npt.NDArray[np.uint8]
 

@@ -21,12 +21,6 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
 SOURCES = "sources.parquet"
 
-OUTPUTS = "outputs"
-"""Default root of all outputs."""
-
-TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
-"""Default MLflow store of runs and models, also for the server of `make up`."""
-
 TRAINING_STATE = "outputs/training"
 """Default folder for the checkpoints of unfinished trainings."""
 
@@ -98,6 +92,12 @@ def part_name(run_id: str, index: int, parts: int) -> str:
     It contains the run's id, so that a reader that listed one run's files never opens another's.
     """
     return f"{run_id}-{index:05d}-of-{parts:05d}.parquet"
+
+
+def part_of(key: str, parts: int) -> int:
+    """Index of the part that holds the rows of a key: an image's id, a path."""
+    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) * parts >> 64
 
 
 def safe_name(text: str) -> str:

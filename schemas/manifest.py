@@ -7,12 +7,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from runtime.errors import UserError
+from runtime.storage import is_folder, join, read_bytes
+from runtime.yaml_files import explain
 from schemas.classes import Taxonomy
 from schemas.config import IngestConfig
-from schemas.errors import UserError
 from schemas.layout import MANIFEST
-from schemas.named import explain
-from schemas.storage import is_folder, join, read_bytes
 
 SCHEMA_VERSION = 1
 

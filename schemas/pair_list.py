@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from schemas.errors import UserError
+from runtime.errors import UserError
+from runtime.storage import local
 from schemas.layout import SPLIT_NAMES, SPLITS
-from schemas.storage import local
 
 COLUMNS = ("image", "mask", "split", "group")
 """All texts; the first two are required."""

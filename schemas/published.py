@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from schemas import listing
-from schemas.errors import UserError
-from schemas.parquet import read_footer
-from schemas.storage import join
-from schemas.store import Place
+from runtime import listing
+from runtime.errors import UserError
+from runtime.object_store import Place
+from runtime.parquet import read_footer
+from runtime.storage import join
 
 RUN_FILE = "run.parquet"
 """File in a partition of ``runs``: the only one that keeps its name when its content changes."""

@@ -14,10 +14,10 @@ from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from runtime.errors import UserError
+from runtime.yaml_files import Named, explain
 from schemas.config import SourceConfig
-from schemas.errors import UserError
 from schemas.layout import SPLIT_NAMES
-from schemas.named import Named, explain
 
 _ID, _SPLIT = "{id}", "{split}"
 _ANY_DEPTH = "**/"

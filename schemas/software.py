@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from importlib.metadata import version
 
-from schemas.errors import UserError
+from runtime.errors import UserError
 
 IMAGES = 1
 """Raise it with a change after which the same file or size gives other pixels or class ids."""

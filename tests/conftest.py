@@ -24,17 +24,21 @@ from servers import PATIENCE_S
 from xdist.scheduler import LoadScopeScheduling
 
 from flows.scenes import write_scenes
-from schemas.cli import run_main
+from runtime.command_line import run_main
+from runtime.locks import lock
 from schemas.config import InferConfig, TrainConfig
-from schemas.locks import lock
 
 SERVERS = {
-    "flink": ("beam/test_flink.py", "beam/test_runners.py", "flows/test_flink.py"),
+    "flink": (
+        "beam/runners/test_flink.py",
+        "beam/runners/test_runners.py",
+        "flows/flink/test_cluster.py",
+    ),
     "store": (
         "beam/test_store.py",
         "flows/test_store.py",
         "analysis/test_store.py",
-        "schemas/test_storage.py",
+        "runtime/test_storage.py",
         "model/test_shards.py",
     ),
 }
@@ -51,8 +55,8 @@ FIRST = (
     "flows/test_whole_flow.py",
     "flows/test_backfill.py",
     "model/test_train.py",
-    "beam/test_infer_kill.py",
-    "beam/test_ingest_kill.py",
+    "beam/infer/test_kill.py",
+    "beam/ingest/test_kill.py",
 )
 """The slowest groups, the slowest first."""
 
@@ -157,8 +161,8 @@ def dataset(once: Once, scenes: Path) -> Path:
     """The scenes as a published dataset."""
 
     def fill(folder: Path) -> str:
-        from beam.ingest import run
-        from beam.pipeline import pipeline_options
+        from beam.ingest.pipeline import run
+        from beam.runners.run import pipeline_options
 
         return run(str(scenes), str(folder), SMALL, pipeline_options(IN_MEMORY))
 
@@ -240,8 +244,8 @@ def tables(scenes: Path, dataset: Path, training: tuple[Path, Trained], once: On
     def fill(folder: Path) -> str:
         import mlflow
 
-        from beam.infer import run as infer
-        from beam.pipeline import pipeline_options
+        from beam.infer.pipeline import run as infer
+        from beam.runners.run import pipeline_options
         from model import tracking
 
         made, model = training
@@ -294,15 +298,14 @@ def job(forks: Forks) -> Job:
 def job_here(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Job:
     """As ``job``, but in the test's process, where what it imports has been imported already."""
 
-    from beam import commands
-
     def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        name = module.removeprefix("beam.")
-        main = getattr(commands, name, None) or importlib.import_module(module).main
+        found = importlib.import_module(module)
+        if hasattr(found, "__path__"):
+            found = importlib.import_module(f"{module}.__main__")
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            code = run_main(main)
+            code = run_main(found.main)
         said = capsys.readouterr()
         return subprocess.CompletedProcess([module, *arguments], code, said.out, said.err)
 

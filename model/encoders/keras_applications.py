@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from model.encoders.lite import ENCODER
-from schemas.errors import UserError, first_line
+from runtime.errors import UserError, first_line
 
 _PROBE = 224
 """Side of the images by which the sizes of features are told from each other."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from runtime.errors import UserError
+from runtime.storage import file_sha256
 from schemas.config import TrainConfig
-from schemas.errors import UserError
-from schemas.storage import file_sha256
 
 LITE0 = "unet-lite0"
 

@@ -10,8 +10,8 @@ from inference import query
 from jobs import Job
 from PIL import Image
 
+from images.panels import colourise
 from schemas.classes import load_taxonomy
-from schemas.picture import colourise
 
 TAXONOMY = load_taxonomy("carla-0.8")
 CHOSEN = ("--version=v1", "--source=driveA")

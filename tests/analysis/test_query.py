@@ -13,7 +13,7 @@ from jobs import ROOT, Job
 
 from analysis import query
 from analysis.tables import connect
-from schemas.errors import UserError
+from runtime.errors import UserError
 
 VIEWS = [
     *("_rejects", "class_stats", "classes", "confusion", "image_quality", "masks", "rejects"),

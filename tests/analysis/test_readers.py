@@ -16,7 +16,7 @@ from cookbook import SNIPPETS
 from inference import run_infer
 
 from analysis.tables import connect, one_run
-from beam.runs import TABLES
+from beam.infer.runs import TABLES
 from schemas.config import InferConfig
 
 SOURCES = ("2024-05-01", "001", "1e5", "true", "null", "None", "路面", "lyft", "0815")

@@ -15,11 +15,11 @@ from PIL import Image
 from analysis import report
 from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
-from beam import infer
-from beam.pipeline import pipeline_options
+from beam.infer import pipeline as infer
+from beam.runners.run import pipeline_options
+from images.panels import UNJUDGED, WRONG
 from schemas.classes import VOID, load_taxonomy
 from schemas.config import InferConfig
-from schemas.picture import UNJUDGED, WRONG
 
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
 MEBIBYTE = 1 << 20

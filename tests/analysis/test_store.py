@@ -12,8 +12,8 @@ from jobs import Job
 from store import Store
 
 from analysis.tables import connect
-from schemas import storage
-from schemas.errors import UserError
+from runtime import storage
+from runtime.errors import UserError
 from schemas.published import FILES_KEY, RUN_FILE, partitions
 
 

@@ -9,9 +9,10 @@ from inference import run_infer
 from ingesting import run_ingest
 from jobs import SMALL, Job
 
-from beam import prune, staging
+from beam import prune
+from beam.shared import staging
+from runtime.errors import UserError
 from schemas.config import InferConfig
-from schemas.errors import UserError
 from schemas.manifest import load_manifest
 
 

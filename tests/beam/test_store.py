@@ -15,17 +15,20 @@ from jobs import IN_MEMORY, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, Job, started
 from servers import until
 from store import VERSION, Store, binary
 
-from beam import infer, ingest, staging
-from beam.pipeline import pipeline_options
-from beam.records import Recipe
-from beam.runs import TABLES
-from beam.versions import published_versions
-from schemas import listing, published, storage
+from beam.infer import pipeline as infer
+from beam.infer.runs import TABLES
+from beam.ingest import pipeline as ingest
+from beam.ingest.incremental import published_versions
+from beam.ingest.records import Recipe
+from beam.runners.run import pipeline_options
+from beam.shared import staging
+from runtime import listing, storage
+from runtime.errors import UserError
+from runtime.parquet import read_table
+from schemas import published
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, IngestConfig
-from schemas.errors import UserError
 from schemas.manifest import load_manifest
-from schemas.parquet import read_table
 from schemas.software import of_records
 
 

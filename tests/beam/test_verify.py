@@ -8,9 +8,10 @@ from ingesting import run_ingest
 from store import Store
 
 from beam import verify
-from schemas import intact, storage
-from schemas.errors import UserError
-from schemas.intact import has_digest
+from beam.shared import intact
+from beam.shared.intact import has_digest
+from runtime import storage
+from runtime.errors import UserError
 
 
 def test_a_file_of_this_machine_is_hashed_whatever_its_time(tmp_path: Path) -> None:

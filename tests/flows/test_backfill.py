@@ -96,8 +96,8 @@ def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
 
 def test_a_name_for_all_sources_is_refused() -> None:
     from flows.backfill import backfill
+    from runtime.errors import UserError
     from schemas.config import InferConfig
-    from schemas.errors import UserError
 
     with pytest.raises(UserError, match="source_name is for one dataset or source"):
         backfill.fn(["m"], sources=["a", "b"], config=InferConfig(source_name="x"))
@@ -107,7 +107,7 @@ STOPPED = """
 import sys
 import flows.infer
 from flows.backfill import backfill
-from flows.steps import run_job
+from flows.lifecycle.job_process import run_job
 
 output, *sources = sys.argv[1:]
 flows.infer.run_job = lambda _, arguments, watch: run_job("silent", [output], watch)

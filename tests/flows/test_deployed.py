@@ -27,9 +27,9 @@ from operated import (
     until,
 )
 
-from flows.state import State, start_time
 from model.recorded import KEY_TAG
-from schemas.registry import NotReadError, registry
+from runtime.mlflow_registry import NotReadError, registry
+from runtime.services import State, start_time
 
 
 # Slow: two trainings and two inferences, each in a process of its own.
@@ -255,14 +255,14 @@ def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -
 
 UNATTENDED = """
 from prefect import flow
-from flows import elsewhere
+from flows.tasks import remote_training
 from schemas.config import GateConfig, TrainConfig
 
-elsewhere.START_WITHIN_S = 3
+remote_training.START_WITHIN_S = 3
 
 @flow(name="unattended")
 def unattended() -> None:
-    elsewhere.train_elsewhere("none", "none", TrainConfig(), GateConfig(), "none")
+    remote_training.train_elsewhere("none", "none", TrainConfig(), GateConfig(), "none")
 
 print(unattended(return_state=True).message)
 """

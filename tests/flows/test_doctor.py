@@ -17,8 +17,8 @@ from servers import answering, free_port
 
 from flows import doctor
 from flows.doctor import Finding
-from schemas.errors import UserError
-from schemas.tracking_files import follow
+from runtime.errors import UserError
+from runtime.mlflow_files import follow
 
 
 def _levels(findings) -> dict[str, str]:

@@ -29,7 +29,7 @@ from operated import (
 )
 from servers import PATIENCE_S
 
-from flows.state import State, start_time
+from runtime.services import State, start_time
 
 
 @pytest.fixture(autouse=True)

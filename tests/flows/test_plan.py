@@ -9,18 +9,18 @@ import pyarrow.parquet as pq
 import pytest
 from jobs import ANY_MODEL, IN_MEMORY, SMALL
 
-from flows.durations import ingest_key, record, recorded, train_key
+from flows.lifecycle.durations import ingest_key, record, recorded, train_key
 from flows.plan import _last_inference, duration, human, main, parameters_of, plan
-from flows.table import table
+from runtime.errors import UserError
+from runtime.table import table
 from schemas.config import InferConfig, IngestConfig, TrainConfig
-from schemas.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def done(scenes, dataset, trained, tmp_path_factory) -> dict:
     """Outputs of a whole run, assembled from the shared fixtures, and the plan's parameters."""
-    from beam.infer import run
-    from beam.pipeline import pipeline_options
+    from beam.infer.pipeline import run
+    from beam.runners.run import pipeline_options
 
     output = tmp_path_factory.mktemp("planned")
     folder = Path(shutil.copytree(dataset, output / "datasets" / SMALL.name / dataset.name))

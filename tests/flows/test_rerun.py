@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from jobs import SMALL_ARGUMENTS, Trained, python
 
-from flows import report
-from schemas.cli import to_arguments
+from flows.tasks import report
+from runtime.command_line import to_arguments
 
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
 

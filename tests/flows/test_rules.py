@@ -21,9 +21,9 @@ from jobs import ROOT, python
 from operated import processes
 from servers import answering, ask, free_port, until
 
-from flows.state import Service, State, end_group, members, running_server, start_time
-from flows.steps import JobError, Watch, run_job
-from schemas.errors import UnavailableError, UserError
+from flows.lifecycle.job_process import JobError, Watch, run_job
+from runtime.errors import UnavailableError, UserError
+from runtime.services import Service, State, end_group, members, running_server, start_time
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ from schemas.errors import UnavailableError, UserError
     ],
 )
 def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
-    from flows.names import short
+    from flows.lifecycle.run_names import short
 
     assert short(place) == name
 
@@ -56,7 +56,7 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
     ],
 )
 def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
-    from flows.retries import may_help
+    from flows.lifecycle.retries import may_help
 
     state = SimpleNamespace(result=lambda **_: error)
     assert may_help(None, None, state) is helps
@@ -65,7 +65,9 @@ def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
 def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
     from prefect.task_engine import TaskRunTimeoutError
 
-    from flows import backfill, infer, ingest, report, retries, train
+    from flows import backfill, infer, ingest, train
+    from flows.lifecycle import retries
+    from flows.tasks import report
 
     for step in (
         backfill.infer_one,
@@ -92,13 +94,13 @@ def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> 
     ],
 )
 def test_how_far_a_job_is_stands_in_its_lines(line, share) -> None:
-    from flows.progress import percent
+    from flows.lifecycle.progress import percent
 
     assert percent(line) == (None if share is None else pytest.approx(share))
 
 
 def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -> None:
-    from flows import progress
+    from flows.lifecycle import progress
 
     def refuse(*_: object) -> None:
         sent.append(1)
@@ -126,7 +128,7 @@ def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> No
     import httpx
     from prefect.states import Completed, Running
 
-    from flows import elsewhere
+    from flows.tasks import remote_training
 
     class Client(AbstractContextManager):
         answers: ClassVar[list] = [Running(), *[httpx.ConnectError("away")] * 99, Completed()]
@@ -140,14 +142,14 @@ def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> No
                 raise answer
             return SimpleNamespace(state=answer, start_time="now")
 
-    monkeypatch.setattr(elsewhere, "get_client", lambda **_: Client())
-    monkeypatch.setattr(elsewhere, "_POLL_S", 0)
+    monkeypatch.setattr(remote_training, "get_client", lambda **_: Client())
+    monkeypatch.setattr(remote_training, "_POLL_S", 0)
     run = SimpleNamespace(id="some", name="some")
-    assert elsewhere._wait_for(run, lambda: None).state.is_completed()
-    monkeypatch.setattr(elsewhere, "PATIENCE_S", -1)
+    assert remote_training._wait_for(run, lambda: None).state.is_completed()
+    monkeypatch.setattr(remote_training, "PATIENCE_S", -1)
     Client.answers[:] = [Running(), httpx.ConnectError("away")]
     with pytest.raises(httpx.ConnectError):
-        elsewhere._wait_for(run, lambda: None)
+        remote_training._wait_for(run, lambda: None)
 
 
 def test_ranges_of_versions_are_the_versions() -> None:
@@ -193,7 +195,7 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
 
 
 def test_the_name_is_found_among_the_options() -> None:
-    from flows.deployment_names import deployment_name, full_name
+    from flows.deploy.cli_plugin import deployment_name, full_name
 
     run = ["prefect", "deployment", "run"]
     assert deployment_name([*run, "infer"]) == 3
@@ -218,7 +220,7 @@ def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
     from prefect.client.schemas.objects import FlowRun
     from prefect.states import Crashed, Failed
 
-    from flows.elsewhere import _end_of
+    from flows.tasks.remote_training import _end_of
 
     for state, said in (
         (Failed(message="error: dataset 'x': there is no such folder"), "ended as Failed: dataset"),
@@ -229,7 +231,7 @@ def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
 
 
 def test_texts_are_no_numbers() -> None:
-    from flows.deployment_names import as_texts
+    from flows.deploy.cli_plugin import as_texts
 
     text, number = {"type": "string"}, {"type": "integer"}
     schema = {"a": text, "b": {"anyOf": [text, {"type": "null"}]}, "n": number}

@@ -14,8 +14,8 @@ from whole_flow import FLOW, ephemeral
 
 from analysis.tables import connect
 from flows.doctor import check_store
+from flows.lifecycle.summary import draw_examples
 from flows.plan import plan
-from flows.summary import draw_examples
 from schemas.config import GateConfig, TrainConfig
 from schemas.manifest import load_manifest
 

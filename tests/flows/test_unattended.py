@@ -16,7 +16,7 @@ from jobs import ROOT, python
 from operated import RUN, Local, children, run_local, until
 from servers import free_port
 
-from flows.state import State
+from runtime.services import State
 
 WHOLE = "ingest-train-infer"
 
@@ -88,9 +88,9 @@ def _last_line(done: Any) -> str:
 ENDS = """
 import json, sys
 from flows.backfill import backfill
-from flows.concluded import concluded
+from flows.lifecycle.outcome import concluded
 from flows.infer import infer
-from flows.steps import Watch, run_job
+from flows.lifecycle.job_process import Watch, run_job
 from flows.train import train
 from prefect import State, flow
 

@@ -15,13 +15,13 @@ from jobs import QUICK, RETRIED, ROOT, SMALL
 from PIL import Image
 from whole_flow import FLOW, MORE, ephemeral
 
+from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.summary import class_rows, class_summary
 from flows.scenes import draw_scene, write_scenes
-from flows.steps import JobError, Watch, run_job
-from flows.summary import class_rows, class_summary
+from runtime.command_line import add_config, config_from, to_arguments
+from runtime.errors import UserError
 from schemas.classes import load_taxonomy
-from schemas.cli import add_config, config_from, to_arguments
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
-from schemas.errors import UserError
 
 
 @pytest.mark.parametrize(

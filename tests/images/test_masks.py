@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from beam.remedies import remedy
+from beam.ingest.remedies import remedy
 from images import png
 from images.masks import read_mask
+from runtime.errors import RejectError
 from schemas.classes import VOID, Taxonomy, load_taxonomy, with_void
-from schemas.errors import RejectError
 
 LIMIT = 10_000
 CARLA = load_taxonomy("carla-0.8")

@@ -11,8 +11,8 @@ from PIL import Image
 
 from images import png
 from images.masks import read_mask
+from runtime.errors import RejectError
 from schemas.classes import load_taxonomy
-from schemas.errors import RejectError
 
 LIMIT = 1_000_000
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))

@@ -6,9 +6,9 @@ import pytest
 
 from model.checkpoint import Checkpoint
 from model.plan import plan
+from runtime.errors import UserError
 from schemas.classes import VOID
 from schemas.config import TrainConfig
-from schemas.errors import UserError
 from schemas.geometry import Geometry
 from schemas.manifest import load_manifest
 

@@ -10,8 +10,8 @@ import pytest
 from model.encoders.torch_file import read_tensors
 from model.encoders.weights import KERAS_ENCODERS, weights_file
 from model.plan import training_key
+from runtime.errors import UserError
 from schemas.config import TrainConfig
-from schemas.errors import UserError
 
 VEHICLES_AND_LIGHTS = {475, 705, 867, 920}
 """ImageNet's classes car mirror, passenger car, trailer truck and traffic light."""

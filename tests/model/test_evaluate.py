@@ -15,7 +15,7 @@ from ingesting import run_ingest
 from jobs import SMALL, Job, Trained
 
 from model.frames import FramesMissingError, frames
-from schemas.errors import UserError
+from runtime.errors import UserError
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix

@@ -11,9 +11,9 @@ from jobs import ANY_MODEL
 from model.decision import Decision, decide
 from model.gate import judge
 from model.groups import groups_of
+from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
-from schemas.errors import UserError
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 

@@ -14,8 +14,8 @@ from jobs import ROOT, SMALL, Job, Trained
 from PIL import Image
 
 from model import onnx
+from runtime.errors import UserError
 from schemas.config import InferConfig, TrainConfig
-from schemas.errors import UserError
 from schemas.geometry import ON_ENCODER, PADDED, UNPADDED, Geometry
 
 SIZE = (SMALL.height, SMALL.width)

@@ -11,8 +11,8 @@ import pytest
 from jobs import ANY_MODEL, QUICK, ROOT, python
 from servers import PATIENCE_S, Gate, free_port, serving
 
+from runtime.errors import UnavailableError, UserError
 from schemas.config import InferConfig, TrainConfig
-from schemas.errors import UnavailableError, UserError
 
 SMALL = TrainConfig(
     model_name="cut-short",
@@ -28,7 +28,7 @@ SMALL = TrainConfig(
 KILLED = """
 import os, signal, sys
 from model import callbacks, train
-from schemas.cli import run_main
+from runtime.command_line import run_main
 
 undisturbed, steps_to_live = sys.argv.pop(1), int(sys.argv.pop(1))
 if undisturbed:
@@ -211,7 +211,7 @@ def _nothing_is_left_of_what_was_fetched(version: str, uri: str, scratch: Path) 
     """Only the server has the files: each use fetches copies and removes them when it ends."""
     import mlflow
 
-    from beam.model_uri import resolve_model
+    from beam.infer.model_uri import resolve_model
     from model import registry
 
     assert list(scratch.iterdir()) == []

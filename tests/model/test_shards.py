@@ -10,9 +10,9 @@ from store import Store
 
 from model import shards
 from model.plan import plan
-from schemas import storage
+from runtime import storage
+from runtime.errors import UserError
 from schemas.config import TrainConfig
-from schemas.errors import UserError
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 

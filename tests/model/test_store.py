@@ -9,8 +9,8 @@ import pytest
 from jobs import Job, Trained
 from servers import answering, free_port
 
+from runtime.errors import UnavailableError, UserError
 from schemas.config import InferConfig, TrainConfig
-from schemas.errors import UnavailableError, UserError
 
 OTHER_VERSION = "tables are of another MLflow version"
 
@@ -48,7 +48,7 @@ def _another_programs(file: Path, _: Trained) -> None:
 def test_a_file_that_is_no_store_is_said_at_once(
     make: Callable[[Path, Trained], None], complaint: str, trained: Trained, tmp_path: Path
 ) -> None:
-    from beam.model_uri import resolve_model
+    from beam.infer.model_uri import resolve_model
     from model import tracking
 
     file = tmp_path / "some.db"
@@ -121,7 +121,7 @@ def asked(away: str, trained: Trained) -> Iterator[str]:
 
 
 def test_an_outage_is_no_missing_model(asked: str, tmp_path: Path) -> None:
-    from beam.model_uri import resolve_model
+    from beam.infer.model_uri import resolve_model
     from model import registry
 
     for ask in (
@@ -140,7 +140,7 @@ def test_another_server_than_mlflows_is_a_mistake(
 ) -> None:
     import mlflow
 
-    from beam.model_uri import resolve_model
+    from beam.infer.model_uri import resolve_model
 
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     try:
@@ -155,7 +155,7 @@ def test_another_server_than_mlflows_is_a_mistake(
 
 
 def test_a_model_that_is_missing_is_no_outage(trained: Trained, tmp_path: Path) -> None:
-    from beam.model_uri import resolve_model
+    from beam.infer.model_uri import resolve_model
     from model import registry, tracking
 
     tracking.connect(trained.tracking_uri)

@@ -5,9 +5,9 @@ import pytest
 from jobs import QUICK
 
 from model.sweep import _train, grid
-from schemas.cli import to_arguments
+from runtime.command_line import to_arguments
+from runtime.errors import UnavailableError, UserError
 from schemas.config import TrainConfig
-from schemas.errors import UnavailableError, UserError
 
 
 def test_a_grid_is_the_product_of_its_axes() -> None:

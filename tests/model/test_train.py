@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jobs import ANY_MODEL, IN_MEMORY, ROOT, SMALL
 
+from runtime.errors import UserError
 from schemas.config import GateConfig, InferConfig, TrainConfig
-from schemas.errors import UserError
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 
@@ -179,8 +179,8 @@ def test_every_network_can_be_trained_served_and_used(
     import duckdb
     import mlflow
 
-    from beam import infer
-    from beam.pipeline import pipeline_options
+    from beam.infer import pipeline as infer
+    from beam.runners.run import pipeline_options
     from model.train import run
 
     config = TrainConfig(

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from runtime.errors import UserError
 from schemas.classes import VOID, Taxonomy, builtin_taxonomies, load_taxonomy
-from schemas.errors import UserError
 
 
 @pytest.mark.parametrize(

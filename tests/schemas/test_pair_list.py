@@ -4,7 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from schemas.errors import UserError
+from runtime.errors import UserError
 from schemas.pair_list import ListedPair, read_pair_list
 
 ROWS = [

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
+from runtime.errors import UserError
 from schemas.config import IngestConfig
-from schemas.errors import UserError
 from schemas.raw_layout import Found, builtin_layouts, layout_of, load_layout
 
 

@@ -12,15 +12,15 @@ from ingesting import records_of, run_ingest
 from jobs import Trained
 from PIL import Image
 
-from beam.model_uri import ResolvedModel
-from beam.pipeline import run_pipeline
-from beam.predict import Picture, Prediction
-from beam.rows import describe
+from beam.infer.model_uri import ResolvedModel
+from beam.infer.pictures import Picture, Prediction
+from beam.infer.table_rows import describe
+from beam.runners.run import run_pipeline
 from images import masks, png
+from runtime.errors import UserError
 from schemas import software
 from schemas.classes import load_taxonomy
 from schemas.config import IngestConfig
-from schemas.errors import UserError
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
 

@@ -11,11 +11,12 @@ from jobs import IN_MEMORY, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, started
 from kills import killed_at_random_instants
 from store import Store
 
-from beam import infer, ingest
-from beam.pipeline import pipeline_options
-from beam.runs import TABLES
+from beam.infer import pipeline as infer
+from beam.infer.runs import TABLES
+from beam.ingest import pipeline as ingest
+from beam.runners.run import pipeline_options
 from flows.flink_demo import published_digests
-from schemas import storage
+from runtime import storage
 from schemas.config import InferConfig
 
 pytestmark = pytest.mark.soak

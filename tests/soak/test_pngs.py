@@ -7,8 +7,8 @@ from inference import query, run_infer
 from mutants import mutants, read_beside_pillow
 
 from images import png
+from runtime.errors import RejectError
 from schemas.config import InferConfig
-from schemas.errors import RejectError
 
 pytestmark = pytest.mark.soak
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from jobs import python
 from servers import not_fetched
 
-from beam.flink_api import FlinkCluster
-from flows import flink
-from flows.state import State
-from schemas.errors import UserError
+from beam.runners.flink_api import FlinkCluster
+from flows.flink import cluster as flink
+from runtime.errors import UserError
+from runtime.services import State
 
 
 def need(*fetched: Callable[[], object]) -> None:

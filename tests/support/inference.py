@@ -9,10 +9,10 @@ import pytest
 from jobs import IN_MEMORY
 from PIL import Image
 
-from beam import infer
-from beam.pipeline import pipeline_options
-from beam.runs import TABLES
-from schemas import storage
+from beam.infer import pipeline as infer
+from beam.infer.runs import TABLES
+from beam.runners.run import pipeline_options
+from runtime import storage
 from schemas.config import InferConfig
 
 CLASSES = 13

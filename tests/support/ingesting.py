@@ -5,9 +5,10 @@ from pathlib import Path
 
 from jobs import IN_MEMORY, SMALL
 
-from beam import ingest, splitting
-from beam.pipeline import pipeline_options
-from beam.sequences import frame_of, step_of
+from beam.ingest import pipeline as ingest
+from beam.ingest import split_rules
+from beam.ingest.sequences import frame_of, step_of
+from beam.runners.run import pipeline_options
 from schemas.config import IngestConfig
 from schemas.example import Example, parse, read_records
 from schemas.manifest import load_manifest
@@ -22,16 +23,16 @@ def splits_of(classes: Mapping[str, Iterable[int]], config: IngestConfig) -> dic
     frames = {name: frame_of(name) for name in classes}
     step = step_of((frame.camera, frame.instant) for frame in frames.values())
     groups = {
-        name: splitting.block(frame.sequence, frame.instant, step, config)
+        name: split_rules.block(frame.sequence, frame.instant, step, config)
         for name, frame in frames.items()
     }
-    found = splitting.Balance()
+    found = split_rules.Balance()
     for group in set(groups.values()):
         inside = [set(classes[name]) for name, of in groups.items() if of == group]
-        found.add(splitting.GroupContent(group, None, frozenset().union(*inside)), config)
-    moved = splitting.balance(found, config)
+        found.add(split_rules.GroupContent(group, None, frozenset().union(*inside)), config)
+    moved = split_rules.balance(found, config)
     return {
-        name: moved.get(group.name) or splitting.split_at(group.place, config)
+        name: moved.get(group.name) or split_rules.split_at(group.place, config)
         for name, group in groups.items()
     }
 

@@ -13,8 +13,8 @@ from PIL import Image
 from flows.scenes import draw_scene
 from images import png
 from images.masks import read_mask
+from runtime.errors import RejectError
 from schemas.classes import Taxonomy, load_taxonomy
-from schemas.errors import RejectError
 
 Mutation = Callable[[random.Random, bytearray], bytes]
 

@@ -16,7 +16,7 @@ import servers
 from jobs import QUICK, ROOT, SMALL, python
 from servers import free_port
 
-from flows.state import State, start_time
+from runtime.services import State, start_time
 
 SERVICES = ["prefect", "mlflow", "worker-cpu", "worker-gpu"]
 

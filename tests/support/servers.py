@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from flows.state import end_group
+from runtime.services import end_group
 
 PATIENCE_S = 500
 """Longest wait for an expected event: long enough for a busy machine, but below a test's limit."""

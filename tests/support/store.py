@@ -16,7 +16,7 @@ import pytest
 import servers
 
 from beam.tools import folder as tools
-from schemas import storage
+from runtime import storage
 
 VERSION = "v1.8.0"
 BUCKET = "lyft"
@@ -131,7 +131,7 @@ class Store:
 @contextmanager
 def store(folder: Path) -> Iterator[Store]:
     """Runs a store during a block; this process and its children are set up to use it."""
-    from schemas.store import forget
+    from runtime.object_store import forget
 
     started = Store(folder)
     started.start()

@@ -1,0 +1,95 @@
+"""The command line of the inference job; it imports Beam only if there is work."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from beam.infer import runs
+from beam.infer.drift import write_drift
+from beam.infer.plan import Job, plan
+from beam.infer.publish import partition_lock
+from beam.shared.staging import make_output
+from runtime.command_line import JobParser, add_config, add_tracking_uri, config_from, run_main
+from schemas.config import InferConfig
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+
+def main(arguments: Sequence[str]) -> str:
+    """``python -m beam.infer``: returns the output folder."""
+    parser = JobParser(
+        prog="python -m beam.infer",
+        description="Images to Parquet tables of masks and class statistics. "
+        "Also accepts Beam's own options, and @file to read arguments from a file.",
+    )
+    parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
+    parser.add_argument("--source", help="folder, archive or URI of images")
+    parser.add_argument("--dataset", help="folder or URI of a dataset that beam.ingest published")
+    parser.add_argument("--output", required=True, help="root folder or URI of the tables")
+    add_tracking_uri(parser)
+    parser.add_argument("--flow_run_id", help="noted in the table of runs")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="predict only images that this model version has not predicted yet",
+    )
+    parser.add_argument(
+        "--retry_rejects",
+        action="store_true",
+        help="look again at rejects whose files have not changed",
+    )
+    parser.add_argument(
+        "--drift",
+        help="file that takes, as JSON, how the predictions compare with the model's validation",
+    )
+    add_config(parser, InferConfig)
+    args, beam_arguments = parser.parse_known_args(arguments)
+    config = config_from(InferConfig, args)
+    options, processes = None, len(os.sched_getaffinity(0))
+    if beam_arguments:
+        from beam.runners.run import processes_of
+
+        options = _options(beam_arguments)
+        processes = processes_of(options)
+    root = make_output(args.output)
+    places = args.source, args.dataset
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
+        job = plan(args.model, *places, config, args.tracking_uri, processes, scratch)
+        if not (args.resume and not args.retry_rejects and _is_published(job, root)):
+            from beam.infer.pipeline import predict
+
+            predict(
+                job,
+                root,
+                options or _options([]),
+                args.flow_run_id,
+                resume=args.resume,
+                retry_rejects=args.retry_rejects,
+            )
+        if args.drift:
+            write_drift(job, root, Path(args.drift))
+    return root
+
+
+def _is_published(job: Job, root: str) -> bool:
+    partition = runs.partition_of(job.model, job.source_name)
+    with partition_lock(root, partition):
+        return runs.is_unchanged(root, partition, job.run_id)
+
+
+def _options(arguments: Sequence[str]) -> PipelineOptions:
+    from beam.runners.run import pipeline_options
+
+    return pipeline_options(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,305 @@
+"""Finds models and their metadata by MLflow URIs or as plain ``.keras`` files."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from images.png import resize_image
+from runtime import storage
+from runtime.child_processes import tied_to_me
+from runtime.errors import UserError, first_line
+from runtime.mlflow_registry import NotReadError, registry
+from runtime.mlflow_store import database, is_missing, prepare, registered_version, unusable
+from schemas.classes import Taxonomy, UInt8Array, load_taxonomy
+from schemas.config import InferConfig, Resize
+from schemas.drift import Profile
+from schemas.geometry import Geometry
+from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH, VALIDATION, safe_name
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model on this machine.
+
+    Attributes:
+        uri: URI of the model's version or run, or the path of a plain file.
+        name, version: as in the partition; the version is ``v3``, ``run-`` and the start of the
+            run's id, or ``file-`` and the start of a plain file's hash.
+        keras_file: path or URI of the ``.keras`` file; sha256: of its bytes.
+        height, width: size in pixels that images are resized to.
+        resize: how images are resized.
+        windows: whether images keep their own size instead, and the network slides over them.
+        geometry: sizes that the network takes; None for a plain file, for which the engine tries
+            several.
+        class_table: the model's class id for each class id of the training dataset's taxonomy; they
+            differ if the model separates a target from the rest. None for a plain file.
+        dataset_mapping_sha256: of the taxonomy of the training dataset.
+        graph: path of the OpenVINO graph that was exported from the file, if there is one.
+        run_id, fingerprint: training run and training dataset, if known.
+        validation: what it predicted for its validation split, if that was recorded.
+    """
+
+    uri: str
+    name: str
+    version: str
+    keras_file: str
+    sha256: str
+    taxonomy: Taxonomy
+    height: int
+    width: int
+    resize: Resize
+    geometry: Geometry | None = None
+    class_table: tuple[int, ...] | None = None
+    dataset_mapping_sha256: str | None = None
+    run_id: str | None = None
+    fingerprint: str | None = None
+    graph: str | None = None
+    windows: bool = False
+    validation: Profile | None = None
+
+    def fit(self, image: UInt8Array) -> UInt8Array:
+        """An image (h, w, 3) at the size at which it is predicted."""
+        if self.windows:
+            return image
+        return resize_image(image, self.height, self.width, self.resize)
+
+
+def resolve_model(
+    uri: str, config: InferConfig, tracking_uri: str, scratch: str | None = None
+) -> ResolvedModel:
+    """Finds a model by ``models:/name@alias``, ``models:/name/3``, ``runs:/…`` or a file's path.
+
+    Args:
+        scratch: folder for the files of a model that an MLflow server keeps; it must exist as long
+            as the model is needed.
+
+    Raises:
+        UserError: there is no such model, ``model.train`` did not log it, or MLflow's store cannot
+            be used.
+        UnavailableError: MLflow does not answer.
+    """
+    if uri.startswith(("models:/", "runs:/")):
+        return _from_mlflow(uri, config, tracking_uri, scratch)
+    path = Path(storage.absolute(uri))
+    if not path.is_file():
+        raise UserError(
+            f"model {uri!r}: expected models:/<name>@<alias>, models:/<name>/<version>, "
+            "runs:/<id>/unet or the path of a .keras file, and found no such file"
+        )
+    _check_keras_file(path)
+    sha256 = storage.file_sha256(path)
+    return ResolvedModel(
+        uri=str(path),
+        name=safe_name(path.stem),
+        version=f"file-{sha256[:12]}",
+        keras_file=str(path),
+        sha256=sha256,
+        taxonomy=load_taxonomy(config.taxonomy),
+        height=config.height or 96,
+        width=config.width or 128,
+        resize="nearest",
+        graph=_graph_of(sha256, path.parent / "openvino"),
+        windows=config.windows == "on",
+    )
+
+
+def _from_mlflow(
+    uri: str, config: InferConfig, tracking_uri: str, scratch: str | None
+) -> ResolvedModel:
+    # A look-up must not create an empty store.
+    if (file := database(tracking_uri)) and not file.exists():
+        raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
+    found = _in_place(uri, tracking_uri) or _by_mlflow(uri, tracking_uri, scratch)
+    metadata = found.metadata
+    files = sorted(found.folder.glob("artifacts/*.keras"))
+    if not files or "geometry" not in metadata:
+        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+    _check_keras_file(files[0])
+    sha256 = storage.file_sha256(files[0])
+    return ResolvedModel(
+        uri=found.uri,
+        name=safe_name(found.name),
+        version=found.version or f"run-{found.run_id[:8]}",
+        keras_file=str(files[0]),
+        sha256=sha256,
+        taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
+        height=config.height or metadata["height"],
+        width=config.width or metadata["width"],
+        resize=metadata["resize"],
+        geometry=Geometry.model_validate(metadata["geometry"]),
+        class_table=tuple(metadata["class_table"]),
+        dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
+        run_id=found.run_id,
+        fingerprint=metadata["dataset_fingerprint"],
+        graph=_graph_of(sha256, found.folder / "artifacts/openvino"),
+        windows=config.windows == "on",
+        validation=Profile.model_validate(metadata[VALIDATION]) if VALIDATION in metadata else None,
+    )
+
+
+class _Found(NamedTuple):
+    """A model in MLflow; the version is ``v3``, or empty for a run's."""
+
+    uri: str
+    name: str
+    version: str
+    folder: Path
+    run_id: str
+    metadata: dict[str, Any]
+
+
+def _in_place(uri: str, tracking_uri: str) -> _Found | None:
+    """A registered version whose files are on this machine; None if MLflow must be asked."""
+    if not uri.startswith("models:/"):
+        return None
+    try:
+        with registry(tracking_uri) as opened:
+            found = opened.named(uri)
+            about = found.description
+    except NotReadError:
+        return None
+    return _Found(
+        uri=found.uri,
+        name=found.name,
+        version=f"v{found.number}",
+        folder=found.folder,
+        run_id=about.get("run_id", ""),
+        metadata=about.get("metadata") or {},
+    )
+
+
+def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import mlflow
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    prepare(tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        # Without dst_path, MLflow leaves downloads in the system's temporary folder for good. The
+        # files of an SQLite store need no download, and a cluster's workers may see them in place.
+        copied = None if tracking_uri.startswith("sqlite:") else scratch
+        name, version = _registered(mlflow.MlflowClient(), uri)
+        # An alias may move at any moment, so the files are those of the version that it named.
+        found = f"models:/{name}/{version.removeprefix('v')}" if version else uri
+        folder = Path(mlflow.artifacts.download_artifacts(found, dst_path=copied))
+        info = mlflow.models.Model.load(folder)
+    except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
+        if not is_missing(error):
+            raise unusable(tracking_uri, error) from error
+        raise UserError(
+            f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
+        ) from error
+    return _Found(found, name, version, folder, info.run_id, info.metadata or {})
+
+
+def trained_on(tracking_uri: str) -> dict[str, str]:
+    """Fingerprints of the datasets of all registered versions, each with the URI of one of them.
+
+    Raises:
+        UserError: MLflow's store cannot be used.
+        UnavailableError: MLflow does not answer.
+    """
+    if (file := database(tracking_uri)) and not file.exists():
+        return {}
+    import mlflow
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    prepare(tracking_uri)
+    try:
+        found = mlflow.MlflowClient(tracking_uri).search_model_versions()
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        raise unusable(tracking_uri, error) from error
+    return {
+        one.tags["dataset_fingerprint"]: f"models:/{one.name}/{one.version}"
+        for one in found
+        if "dataset_fingerprint" in one.tags
+    }
+
+
+def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
+    """The model with an OpenVINO graph: the one it has, or one that is exported to ``folder``.
+
+    A separate process exports it, so that no other process needs to load TensorFlow.
+
+    Raises:
+        UserError: the model cannot be exported.
+    """
+    if model.graph:
+        return model
+    arguments = [f"--model={model.keras_file}", f"--output={folder}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "model.export", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=tied_to_me(),
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise UserError(lines[-1].removeprefix("error: "))
+    return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
+
+
+def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
+    """Copies the model's files to a folder, local or on a store, and returns the copy."""
+    if not storage.is_remote(folder):
+        os.makedirs(folder, exist_ok=True)
+    keras_file, graph = storage.join(folder, "unet.keras"), None
+    storage.copy(model.keras_file, keras_file)
+    if model.graph:
+        graph = storage.join(folder, OPENVINO_GRAPH)
+        storage.copy(model.graph, graph)
+        storage.copy(_weights(model.graph), _weights(graph))
+    return dataclasses.replace(model, keras_file=keras_file, graph=graph)
+
+
+@contextmanager
+def fetched(model: ResolvedModel) -> Iterator[ResolvedModel]:
+    """The model with its files on this machine; it must be loaded before the block ends."""
+    if not storage.is_remote(model.keras_file):
+        yield model
+        return
+    with tempfile.TemporaryDirectory(prefix="lyft-model-") as folder:
+        yield copied(model, folder)
+
+
+def _weights(graph: str) -> str:
+    """Path of the weights that OpenVINO reads beside a graph."""
+    return f"{graph.removesuffix('.xml')}.bin"
+
+
+def _graph_of(sha256: str, folder: Path) -> str | None:
+    """The graph in ``folder``, if it was exported from the file with this hash."""
+    path = folder / OPENVINO_GRAPH
+    try:
+        fits = f'<{GRAPH_SOURCE} value="{sha256}"' in path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return str(path) if fits else None
+
+
+def _registered(client: Any, uri: str) -> tuple[str, str]:
+    """Name and version (``v3``) of a registered model's URI; for a run's, the version is empty."""
+    if uri.startswith("runs:/"):
+        return "run", ""
+    found = registered_version(client, uri)
+    return found.name, f"v{found.version}"
+
+
+def _check_keras_file(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"model file {str(path)!r}: expected a .keras archive, found other bytes")

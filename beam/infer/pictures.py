@@ -1,0 +1,262 @@
+"""The pictures that a model predicts: how they are read, and the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from beam.infer.incremental import Known, PreviousRun
+from beam.infer.model_uri import ResolvedModel
+from beam.infer.runs import TRUTH_STAGE
+from beam.infer.table_parts import Ref
+from beam.shared.crash_journal import check_crash
+from beam.shared.pairing import Pair, Reject, check_bytes
+from images import masks, png
+from runtime.errors import RejectError, UserError, first_line
+from runtime.parquet import read_table
+from runtime.storage import join, local, read_bytes, sha256
+from schemas.classes import Taxonomy, UInt8Array
+from schemas.config import SourceConfig
+from schemas.example import CorruptRecordError, Example, parse, read_records
+from schemas.layout import SOURCES
+from schemas.manifest import ShardInfo, load_manifest
+
+Float32Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to be predicted.
+
+    Attributes:
+        path: of the source PNG, below the source root.
+        pixels: RGB at the size at which it is predicted, uint8 (height, width, 3).
+        width, height: size of the image that was read.
+        truth: class ids at the size that was read, uint8 (height, width), if known.
+        image_sha256: hash of the bytes of the source PNG.
+        truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask, if there is one.
+    """
+
+    image_id: str
+    path: str
+    source_uri: str
+    split: str | None
+    width: int
+    height: int
+    pixels: UInt8Array
+    truth: UInt8Array | None
+    image_sha256: str
+    truth_sha256: str | None = None
+
+
+class Prediction(NamedTuple):
+    """Class id, uint8, and highest probability, float32, of each of the picture's pixels."""
+
+    picture: Picture
+    class_id: UInt8Array
+    confidence: Float32Array
+
+
+class Unpredicted(NamedTuple):
+    """A picture that the model failed on, with the code and the message of its reject."""
+
+    picture: Picture
+    code: str
+    message: str
+
+
+def read_shard(
+    dataset: str, split: str, name: str, model: ResolvedModel, known: Known | None = None
+) -> Iterator[Picture | Ref | Reject]:
+    """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
+
+    Args:
+        known: images of an earlier run that need not be processed again.
+
+    Raises:
+        UserError: the dataset is damaged or incomplete.
+    """
+    known = known or PreviousRun().open()
+    manifest = load_manifest(dataset)
+    paths = _source_paths(dataset, name)
+    table = None
+    if manifest.taxonomy.mapping_sha256 != model.taxonomy.mapping_sha256 and model.class_table:
+        table = np.array(model.class_table, np.uint8)
+    (shard,) = (one for one in manifest.shards if one.name == name)
+    for example in _examples(dataset, shard):
+        (path, mask_path), image_sha256 = paths[example.id], example.source_sha256
+        truth_sha256 = sha256(example.mask)
+        uri = join(manifest.source, path)
+        if ref := known.image(example.id, uri, image_sha256, truth_sha256):
+            if reject := known.reject(mask_path, truth_sha256):
+                yield reject
+            yield ref
+            continue
+        try:
+            image = png.decode_image(example.image, png.ANY_SIZE)
+        except RejectError as error:
+            yield Reject(example.id, path, "read", error.code, error.message, image_sha256)
+            continue
+        truth = None
+        try:
+            truth = png.decode_ids(example.mask)
+        except RejectError as error:
+            yield Reject(
+                example.id, mask_path, TRUTH_STAGE, error.code, error.message, truth_sha256
+            )
+        yield Picture(
+            image_id=example.id,
+            path=path,
+            source_uri=uri,
+            split=split,
+            width=image.shape[1],
+            height=image.shape[0],
+            pixels=model.fit(image),
+            truth=truth if table is None or truth is None else table[truth],
+            image_sha256=image_sha256,
+            truth_sha256=truth_sha256,
+        )
+
+
+def _source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
+    """Paths of image and mask by id, for the records of a shard."""
+    columns = ["id", "image_path", "mask_path"]
+    try:
+        rows = read_table(join(dataset, SOURCES), columns, filters=[("shard", "=", shard)])
+    except (OSError, ValueError) as error:
+        raise _damaged(dataset, SOURCES, error) from error
+    return {row["id"]: (row["image_path"], row["mask_path"]) for row in rows.to_pylist()}
+
+
+def _examples(dataset: str, shard: ShardInfo) -> Iterator[Example]:
+    """Reads the records of a shard one at a time: it may be larger than a worker's memory."""
+    found = 0
+    try:
+        with local(join(dataset, shard.name)) as path, open(path, "rb") as file:
+            for record in read_records(file, shard.name):
+                found += 1
+                yield parse(record)
+    except (OSError, CorruptRecordError) as error:
+        raise _damaged(dataset, f"shard {shard.name}", error) from error
+    if found != shard.records:
+        raise _damaged(
+            dataset, f"shard {shard.name}", f"expected {shard.records} records, found {found}"
+        )
+
+
+def _damaged(dataset: str, what: str, error: object) -> UserError:
+    return UserError(
+        f"dataset {dataset!r}: {what} cannot be read ({first_line(error)}); "
+        "ingest again to repair it"
+    )
+
+
+def read_pair(
+    pair: Pair,
+    source: str,
+    model: ResolvedModel,
+    config: SourceConfig,
+    known: Known,
+    crashed: frozenset[str] = frozenset(),
+) -> Iterator[Picture | Ref | Reject]:
+    """Reads the image of a pair, with its truth if there is a usable mask.
+
+    Args:
+        crashed: paths on which a decoder crashes.
+
+    Yields:
+        The reject of the image, if it cannot be used. Otherwise the reject of the mask, if that
+        cannot be used, and then the picture or, if neither image nor mask has changed since an
+        earlier run, a reference to their rows.
+    """
+    uri, path = join(source, pair.image.path), pair.image.path
+    try:
+        check_bytes(pair.image.size, config)
+        data = read_bytes(uri)
+    except RejectError as error:
+        yield Reject(pair.id, path, "read", error.code, error.message)
+        return
+    except OSError as error:
+        yield Reject(pair.id, path, "read", "unreadable", str(error))
+        return
+    image_sha256 = sha256(data)
+    if reject := known.reject(path, image_sha256):
+        yield reject
+        return
+    mask = _read_mask(pair, source, config)
+    if ref := known.image(pair.id, uri, image_sha256, mask.sha256):
+        # Whether a mask can be used depends on its image too, so its reject is kept only with it.
+        reject = mask.reject
+        if pair.mask and not reject:
+            reject = known.reject(pair.mask.path, mask.sha256)
+        if reject:
+            yield reject
+        yield ref
+        return
+    try:
+        check_crash(path, crashed)
+        image = png.read_image(data, config)
+        truth, reject = _truth_of(pair, mask, image, model.taxonomy, config, crashed)
+    except RejectError as error:
+        yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)
+        return
+    if reject:
+        yield reject
+    yield Picture(
+        image_id=pair.id,
+        path=path,
+        source_uri=uri,
+        split=None,
+        width=image.shape[1],
+        height=image.shape[0],
+        pixels=model.fit(image),
+        truth=truth,
+        image_sha256=image_sha256,
+        truth_sha256=mask.sha256,
+    )
+
+
+class _Mask(NamedTuple):
+    """Bytes and hash of a mask; all None if there is none, and ``reject`` if it is unreadable."""
+
+    data: bytes | None = None
+    sha256: str | None = None
+    reject: Reject | None = None
+
+
+def _read_mask(pair: Pair, source: str, config: SourceConfig) -> _Mask:
+    if pair.mask is None:
+        return _Mask()
+    try:
+        check_bytes(pair.mask.size, config)
+        data = read_bytes(join(source, pair.mask.path))
+    except RejectError as error:
+        reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, error.code, error.message)
+        return _Mask(reject=reject)
+    except OSError as error:
+        reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, "unreadable", str(error))
+        return _Mask(reject=reject)
+    return _Mask(data, sha256(data))
+
+
+def _truth_of(
+    pair: Pair,
+    mask: _Mask,
+    image: UInt8Array,
+    taxonomy: Taxonomy,
+    config: SourceConfig,
+    crashed: frozenset[str],
+) -> tuple[UInt8Array | None, Reject | None]:
+    """Class ids, or the reject of the mask, or neither where there is no mask."""
+    if pair.mask is None or mask.data is None:
+        return None, mask.reject
+    try:
+        check_crash(pair.mask.path, crashed)
+        return masks.read_mask_of(mask.data, image, taxonomy, config), None
+    except RejectError as error:
+        path = pair.mask.path
+        return None, Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, mask.sha256)

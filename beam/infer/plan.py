@@ -1,0 +1,183 @@
+"""Everything about an inference job that is known before it runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from beam.infer.engines.base import Runtime
+from beam.infer.engines.choice import choose
+from beam.infer.model_uri import ResolvedModel, resolve_model
+from beam.shared.source import RawSource, source_of
+from beam.shared.source_digest import survey_images
+from runtime import storage
+from runtime.errors import UserError
+from schemas import software
+from schemas.classes import with_void
+from schemas.config import InferConfig
+from schemas.layout import SPLITS, dataset_source_name, folder_source_name
+from schemas.manifest import Manifest, load_manifest
+from schemas.prediction import SCHEMA_VERSION
+
+
+@dataclass(frozen=True)
+class Job:
+    """One inference job.
+
+    Attributes:
+        source: the dataset's folder, or the root of the raw PNGs.
+        manifest: of the dataset; None for raw PNGs.
+        source_name: name of the source in the tables' partitions.
+        raw: the source of raw images; None for a dataset.
+        loose: whether every PNG is an image, for a source without the layout's places.
+        images: number of images to read.
+        runtime: the chosen engine, precision and batch size.
+        made_with: the software that decides the rows, as ``schemas.software`` describes it.
+        recipe: hash of everything that determines an image's rows, except its own bytes and its
+            mask's.
+        run_id: hash of model, source, configuration, engine and the tables' schema version; jobs
+            with the same id produce the same rows.
+        listing: local folder with the listing of ``raw``, while the planning process runs.
+    """
+
+    model: ResolvedModel
+    config: InferConfig
+    source: str
+    manifest: Manifest | None
+    source_name: str
+    raw: RawSource | None
+    loose: bool
+    images: int
+    runtime: Runtime
+    made_with: str
+    recipe: str
+    run_id: str
+    listing: str = ""
+
+    @property
+    def images_root(self) -> str:
+        """Root folder of the source PNGs, to which the paths of images are relative."""
+        return self.manifest.source if self.manifest else self.source
+
+    def footer(self) -> dict[str, str | None]:
+        """Metadata for the footer of every file."""
+        return {
+            "run_id": self.run_id,
+            "model_uri": self.model.uri,
+            "model_sha256": self.model.sha256,
+            "mlflow_run_id": self.model.run_id,
+            "dataset_fingerprint": self.manifest.fingerprint if self.manifest else None,
+            "training_fingerprint": self.model.fingerprint,
+            "taxonomy": self.model.taxonomy.name,
+            "taxonomy_sha256": self.model.taxonomy.sha256,
+            "engine": self.runtime.engine,
+            "precision": self.runtime.precision,
+            "made_with": self.made_with,
+            "recipe": self.recipe,
+        }
+
+
+def plan(
+    model: str,
+    source: str | None,
+    dataset: str | None,
+    config: InferConfig,
+    tracking_uri: str,
+    processes: int,
+    scratch: str,
+) -> Job:
+    """Finds the model and the images, and chooses the engine.
+
+    Args:
+        processes: number of workers on this machine; 0 if they are on others.
+        scratch: folder for the listing and the model's files; it must exist as long as the job.
+
+    Raises:
+        UserError: the model or the input cannot be used, or they do not fit each other.
+    """
+    if (source is None) == (dataset is None):
+        raise UserError("expected either --source or --dataset")
+    manifest = None
+    loose = False
+    raw = None
+    if dataset is not None:
+        place = storage.absolute(dataset)
+        manifest = load_manifest(place)
+        splits = SPLITS if config.split == "all" else (config.split,)
+        images = sum(manifest.splits[split].records for split in splits)
+        identity = manifest.fingerprint
+        name = dataset_source_name(manifest.name, identity, config.split)
+        if images == 0:
+            raise UserError(f"dataset {dataset!r} has no record in split {config.split}")
+    else:
+        place = storage.absolute(str(source))
+        storage.require_folder(place, "source")
+        raw = source_of(place, config)
+        found = survey_images(raw, scratch)
+        loose = not found.images
+        images = found.images or found.loose_pngs
+        identity, name = found.digest, folder_source_name(place)
+    resolved = resolve_model(model, config, tracking_uri, scratch)
+    if manifest is not None:
+        check_taxonomy(resolved, place, manifest)
+    else:
+        resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
+    runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
+    made_with = software.of_rows(runtime.engine)
+    recipe = _hash(
+        SCHEMA_VERSION,
+        resolved.sha256,
+        resolved.taxonomy.sha256,  # the masks and the table of classes contain its colours
+        resolved.height,
+        resolved.width,
+        resolved.resize,
+        made_with,
+        runtime.engine,
+        runtime.precision,
+        runtime.batch_size,
+        runtime.flip,
+        resolved.windows,
+        config.max_pixels,
+        *(_reading(config, raw) if raw else ()),
+        # Decide which pixels, truth and split a dataset's record has for its source.
+        *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
+    )
+    return Job(
+        model=resolved,
+        config=config,
+        source=place,
+        manifest=manifest,
+        source_name=config.source_name or name,
+        raw=raw,
+        loose=loose,
+        images=images,
+        runtime=runtime,
+        made_with=made_with,
+        recipe=recipe,
+        run_id=_hash(recipe, place, identity, config.sha256())[:16],
+        listing=scratch,
+    )
+
+
+def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> None:
+    """Refuses a dataset whose class ids mean something else than the model's.
+
+    Raises:
+        UserError: names both taxonomies.
+    """
+    known = (model.taxonomy.mapping_sha256, model.dataset_mapping_sha256)
+    if manifest.taxonomy.mapping_sha256 not in known:
+        raise UserError(
+            f"model {model.uri!r} predicts taxonomy {model.taxonomy.name}, but dataset {dataset!r} "
+            f"holds {manifest.taxonomy.name}; their classes differ"
+        )
+
+
+def _reading(config: InferConfig, raw: RawSource) -> tuple[str, ...]:
+    """What decides how raw images and masks are read, apart from the taxonomy."""
+    return config.mask_encoding, config.image_channels, raw.layout.model_dump_json(), raw.pairs
+
+
+def _hash(*parts: object) -> str:
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()

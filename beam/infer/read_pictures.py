@@ -1,0 +1,154 @@
+"""ReadDataset and ReadPngs: read the images of a source, with their truth if it is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import apache_beam as beam
+
+from beam.infer import runs
+from beam.infer.incremental import PreviousRun
+from beam.infer.pictures import Picture, read_pair, read_shard
+from beam.infer.plan import Job
+from beam.infer.table_parts import Ref
+from beam.shared.crash_journal import Hand, Reading
+from beam.shared.list_pairs import UNPAIRED, ListPairs
+from beam.shared.pairing import Pair, Reject
+from beam.shared.prefetch import AtOnce
+from beam.shared.progress import CountingDoFn
+from runtime.storage import each
+from schemas import software
+from schemas.layout import SPLITS
+
+PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
+"""Images to predict; images whose rows already exist; rejected inputs; the number of images."""
+
+
+@dataclass
+class ReadDataset(beam.PTransform):
+    """Reads the records of a dataset's shards, with their truth, as a dict of the four above."""
+
+    job: Job
+    previous: PreviousRun
+    progress: str
+
+    def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
+        """The graph: list shards, spread them, read their records."""
+        job = self.job
+        assert job.manifest is not None
+        splits = SPLITS if job.config.split == "all" else (job.config.split,)
+        shards = [(s.split, s.name) for s in job.manifest.shards if s.split in splits]
+        read = (
+            root
+            | "Shards" >> beam.Create(shards, reshuffle=True)
+            | "ReadShard" >> beam.ParDo(_ReadShard(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
+        )
+        count = root | "Records" >> beam.Create([(runs.IMAGES_READ, job.images)])
+        return {name: read[name] for name in (PICTURES, KEPT, REJECTS)} | {COUNT: count}
+
+
+@dataclass
+class ReadPngs(beam.PTransform):
+    """Reads the images below a folder, with the truth of those that have a mask.
+
+    Attributes:
+        crashed: paths on which a decoder crashes.
+    """
+
+    job: Job
+    previous: PreviousRun
+    progress: str
+    crashed: frozenset[str] = frozenset()
+
+    def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
+        """The graph: list, pair, read."""
+        job = self.job
+        assert job.raw is not None
+        listed = root | "ListPairs" >> ListPairs(
+            job.raw, "infer", self.progress, need_mask=False, loose=job.loose
+        )
+        read = (
+            listed["pairs"]
+            | "SeveralPairs" >> AtOnce(job.source)
+            | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
+        )
+        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind)
+        rejects = (read[REJECTS], unpaired) | "ReadRejects" >> beam.Flatten()
+        # Counted before anything is read, so that the results can be checked against it.
+        lost = unpaired | "LostImages" >> beam.Filter(runs.is_lost_image)
+        count = (
+            (listed["pairs"], lost)
+            | "Images" >> beam.Flatten()
+            | "CountImage" >> beam.Map(lambda _: (runs.IMAGES_READ, 1))
+        )
+        return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
+
+
+def _staged_by_kind(reject: Reject) -> Reject:
+    """Gives the reject of an unpaired mask the stage ``truth``, because no image is lost."""
+    return replace(reject, stage=runs.TRUTH_STAGE) if reject.is_mask else reject
+
+
+class _Reader(CountingDoFn):
+    """Sends each item that was read to the output of its kind."""
+
+    def __init__(self, into: ReadDataset | ReadPngs) -> None:
+        super().__init__("infer", into.progress)
+        self._job = into.job
+        self._previous = into.previous
+
+    def setup(self) -> None:
+        """Called by Beam once for each worker, before its first bundle."""
+        super().setup()
+        software.check(self._job.made_with, software.of_rows(self._job.runtime.engine))
+        self._known = self._previous.open()
+
+    def _deal(
+        self, found: Iterable[Picture | Ref | Reject]
+    ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+        for one in found:
+            if isinstance(one, Picture):
+                yield one
+            elif isinstance(one, Ref):
+                self.counters.add("kept")
+                yield beam.pvalue.TaggedOutput(KEPT, one)
+            else:
+                self.counters.add(f"rejected.{one.code}")
+                yield beam.pvalue.TaggedOutput(REJECTS, one)
+
+
+class _ReadShard(_Reader):
+    def process(self, element: tuple[str, str]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+        """Reads the records of a shard."""
+        job = self._job
+        yield from self._deal(read_shard(job.source, *element, job.model, self._known))
+
+
+class _ReadPng(_Reader):
+    def __init__(self, into: ReadPngs) -> None:
+        super().__init__(into)
+        self._notes = into.progress
+        self._crashed = into.crashed
+
+    def setup(self) -> None:
+        super().setup()
+        job = self._job
+        self._hand = Hand(self._notes, Reading(job.source, job.config, job.model.taxonomy))
+
+    def process(
+        self, element: list[tuple[str, Pair]]
+    ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+        """Reads the images of pairs and, if they have any, their masks."""
+        pairs = [pair for _, pair in element]
+        paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
+        with self._hand.holding(paths) as crashing:
+            found = each(partial(self._read, crashed=self._crashed | crashing), pairs)
+        for one in found:
+            yield from self._deal(one)
+
+    def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | Ref | Reject]:
+        job = self._job
+        return list(read_pair(pair, job.source, job.model, job.config, self._known, crashed))

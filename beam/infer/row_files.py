@@ -1,0 +1,146 @@
+"""SpoolRows and WriteSpooled: rows wait in files; only references to them cross the shuffle.
+
+Each row is written once, where it is made. When all rows are written, each part of a table is
+gathered from the files that hold its images: files of this run, or files of the published run for
+images that have not changed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.transforms.window import GlobalWindow
+from apache_beam.utils.windowed_value import WindowedValue
+
+from beam.infer.table_parts import Columns, Ref, Row, write_part
+from beam.shared.atomic_writes import whole_file
+from runtime.storage import join, writing
+from schemas.layout import part_name, part_of
+from schemas.prediction import CLASS_STATS, MASKS, plain
+
+PartKey = tuple[str, int, int]
+"""Table, index of the part, number of parts."""
+
+_FLUSH_IMAGES, _FLUSH_BYTES = 512, 16 << 20
+
+
+class SpoolRows(beam.DoFn):
+    """Writes rows to files of a few MiB in ``folder`` and yields a Ref for each image.
+
+    A retried bundle writes new files; those of the first attempt are never read.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def start_bundle(self) -> None:
+        """Called by Beam before each bundle."""
+        self._masks: list[Row] = []
+        self._classes: list[Columns] = []
+        self._size = 0
+
+    def process(self, element: tuple[Row, Columns]) -> Iterator[Ref]:
+        """Collects rows until there are enough for a file."""
+        mask, classes = element
+        self._masks.append(mask)
+        self._classes.append(classes)
+        self._size += mask["mask_size"]
+        if len(self._masks) >= _FLUSH_IMAGES or self._size > _FLUSH_BYTES:
+            yield from self._flush()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        """Called by Beam after each bundle; writes the remaining rows."""
+        window = GlobalWindow()
+        for ref in self._flush():
+            yield WindowedValue(ref, window.max_timestamp(), [window])
+
+    def _flush(self) -> Iterator[Ref]:
+        if not self._masks:
+            return
+        masks = pa.Table.from_pylist(self._masks, schema=plain(MASKS))
+        names = CLASS_STATS.names
+        columns = {name: [value for one in self._classes for value in one[name]] for name in names}
+        classes = pa.table(columns, schema=plain(CLASS_STATS))
+        stem = join(self._folder, uuid.uuid4().hex)
+        files = {}
+        for name, table in (("masks", masks), ("class_stats", classes)):
+            files[name] = f"{stem}.{name}.arrow"
+            with writing(files[name]) as path, pa.ipc.new_file(str(path), table.schema) as writer:
+                writer.write_table(table)
+        for mask, one in zip(self._masks, self._classes, strict=True):
+            yield Ref(mask["image_id"], files, len(one["class_id"]), mask["mask_size"])
+        self.start_bundle()
+
+
+@dataclass
+class WriteSpooled(beam.PTransform):
+    """Gathers rows by their Refs into Parquet files; returns table and path of each file.
+
+    There are as many files as keep each of them below a target size. A hash of an image's id
+    decides its file, and rows are sorted by id, so the bytes depend on neither workers, nor
+    retries, nor on which run predicted an image.
+
+    Attributes:
+        folder: contains a folder for each table.
+        schemas: of the files, by table, including footer metadata.
+        part_bytes: approximate maximum size of a file.
+        row_group_bytes: most uncompressed bytes in a row group, unless a single row is larger.
+        run_id: of all rows, including those that another run made.
+    """
+
+    folder: str
+    schemas: dict[str, pa.Schema]
+    part_bytes: int
+    row_group_bytes: int
+    run_id: str
+
+    def expand(self, refs: beam.PCollection[Ref]) -> beam.PCollection[tuple[str, str]]:
+        """The graph: sum sizes, key by table and part, group, write."""
+        total = beam.pvalue.AsSingleton(
+            refs
+            | "Sizes" >> beam.Map(lambda ref: [ref.bytes_in(table) for table in self.schemas])
+            | "TotalSizes" >> beam.CombineGlobally(_sums).without_defaults(),
+            default_value=[0] * len(self.schemas),
+        )
+        keyed = refs | "KeyByPart" >> beam.FlatMap(self._keys, total)
+        # A part without rows still gets a file, or the set of parts would have gaps.
+        every = (
+            refs.pipeline
+            | "Tables" >> beam.Create([None])
+            | "EveryPart" >> beam.FlatMap(self._every, total)
+        )
+        return (
+            (keyed, every)
+            | "AllParts" >> beam.Flatten()
+            | "GroupByPart" >> beam.GroupByKey()
+            | "WritePart" >> beam.MapTuple(self._write)
+        )
+
+    def _parts(self, totals: list[int]) -> dict[str, int]:
+        sizes = zip(self.schemas, totals, strict=True)
+        return {table: max(1, -(-size // self.part_bytes)) for table, size in sizes}
+
+    def _keys(self, ref: Ref, totals: list[int]) -> Iterator[tuple[PartKey, Ref]]:
+        for table, parts in self._parts(totals).items():
+            yield (table, part_of(ref.image_id, parts), parts), ref
+
+    def _every(self, _: None, totals: list[int]) -> Iterator[tuple[PartKey, None]]:
+        for table, parts in self._parts(totals).items():
+            for part in range(parts):
+                yield (table, part, parts), None
+
+    def _write(self, key: PartKey, refs: Iterable[Ref | None]) -> tuple[str, str]:
+        table, part, parts = key
+        place = join(self.folder, table, part_name(self.run_id, part, parts))
+        with whole_file(place, self.folder) as path:
+            rows = filter(None, refs)
+            write_part(path, table, rows, self.schemas[table], self.row_group_bytes)
+        return table, place
+
+
+def _sums(sizes: Iterable[list[int]]) -> list[int]:
+    return [sum(column) for column in zip(*sizes, strict=True)]

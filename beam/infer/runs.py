@@ -1,0 +1,229 @@
+"""Runs of the inference job: staging their rows, counting images, verifying published files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from beam.infer.model_uri import ResolvedModel
+from beam.shared.atomic_writes import whole_file
+from beam.shared.intact import intact
+from beam.shared.pairing import Reject
+from runtime import listing, storage
+from runtime.command_line import say
+from runtime.errors import UserError, first_line
+from runtime.parquet import read_footer, read_table
+from runtime.storage import join, writing
+from schemas.classes import Taxonomy
+from schemas.layout import partition_path
+from schemas.prediction import CLASSES, RUNS, SCHEMAS, with_footer
+from schemas.published import FILES_KEY, RUN_FILE, checksums, files_of, run_file
+
+TABLES = tuple(SCHEMAS)
+"""In the order of publishing: the row in ``runs`` comes last, when all other rows are there."""
+
+TRUTH_STAGE = "truth"
+"""Stage of rejected masks; their images are predicted nevertheless."""
+
+PREDICT_STAGE = "predict"
+"""Stage of images that were read, but that the network failed on."""
+
+UNSETTLED = ("unreadable", "failed", "out_of_memory")
+"""Codes of rejects that the machine may be at fault for, not the file: the next run tries again."""
+
+IMAGES_READ, IMAGES_REUSED = "images_read", "images_reused"
+"""Names of files in the staging folder, written by ``note_count``."""
+
+CLASSES_FILE = "classes.parquet"
+
+
+def partition_of(model: ResolvedModel, source_name: str) -> str:
+    """The partition folder, below each table, of a model version and a source."""
+    return partition_path(model.name, model.version, source_name)
+
+
+def is_lost_image(reject: Reject) -> bool:
+    """True for a reject that leaves its image without a prediction."""
+    return reject.stage != TRUTH_STAGE
+
+
+def note_count(name: str, count: int, folder: str = "") -> None:
+    """Writes a number that was counted in the graph, for ``count`` to read."""
+    with whole_file(join(folder, name), folder) as path:
+        path.write_text(str(count), encoding="utf-8")
+
+
+def count(staging: str, tables: str) -> dict[str, int]:
+    """Counts images: predicted and rejected from the staged tables, read and reused as noted.
+
+    Raises:
+        RuntimeError: the predicted and rejected images do not add up to those of the source.
+    """
+    predicted = sum(storage.each(_rows_in, _staged(tables, "masks")))
+    rejects = read_table(_staged(tables, "rejects"), columns=["stage"])
+    rejected = int(pc.sum(pc.not_equal(rejects["stage"], TRUTH_STAGE)).as_py() or 0)
+    read, reused = (_noted(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
+    if read != predicted + rejected:
+        raise RuntimeError(
+            f"{read} images were read, but {predicted} predicted and {rejected} rejected; "
+            "nothing is published"
+        )
+    return {
+        "images_read": read,
+        "images_predicted": predicted,
+        "images_reused": reused,
+        "images_rejected": rejected,
+    }
+
+
+def check_failures(tables: str, images: int, limit: float) -> None:
+    """Refuses to publish if the network failed on too many images: then it is not their fault.
+
+    Args:
+        images: number of images that were read.
+        limit: largest share of them that may have failed.
+
+    Raises:
+        UserError: more have failed; quotes the first.
+    """
+    columns = ["source_uri", "stage", "code", "message"]
+    rows = read_table(_staged(tables, "rejects"), columns=columns).to_pylist()
+    failed = [row for row in rows if row["stage"] == PREDICT_STAGE]
+    if len(failed) > limit * images:
+        first = failed[0]
+        raise UserError(
+            f"the network failed on {len(failed):,} of {images:,} images, more than "
+            f"--max_failed_fraction={limit:g} allows; nothing is published; the first: "
+            f"{first['source_uri']}: {first['code']}: {first_line(first['message'])}"
+        )
+
+
+def check_names(root: str, partition: str, source: str, model: ResolvedModel) -> None:
+    """Refuses to replace the rows of another source or another model that has the same name.
+
+    Raises:
+        UserError: names the other source or model.
+    """
+    try:
+        run = read_table(run_file(root, partition), columns=["source_uri", "model_sha256"])
+    except (OSError, ValueError):
+        return  # No run is published, or its file is damaged and will be replaced.
+    ((other_source, other_model),) = zip(*run.to_pydict().values(), strict=True)
+    if other_source != source:
+        raise UserError(
+            f"the tables hold rows of {other_source!r} under the name of this source; "
+            "name this source differently with --source_name"
+        )
+    if other_model != model.sha256:
+        raise UserError(
+            f"the tables hold rows of another model under the name {model.name} {model.version}: "
+            f"expected a model file with SHA-256 {other_model[:12]}…, found {model.sha256[:12]}…; "
+            "its MLflow store is another one, or was made anew: choose another --output"
+        )
+
+
+def write_classes(
+    tables: str, taxonomy: Taxonomy, run_id: str, footer: Mapping[str, str | None]
+) -> None:
+    """Stages the rows of ``classes``: every class of the taxonomy, ordered by id."""
+    rows = [
+        {
+            "class_id": label.id,
+            "class_name": label.name,
+            "color": "#{:02x}{:02x}{:02x}".format(*label.colour),
+            "taxonomy": taxonomy.name,
+            "taxonomy_sha256": taxonomy.sha256,
+            "run_id": run_id,
+        }
+        for label in taxonomy.classes
+    ]
+    table = pa.Table.from_pylist(rows, schema=with_footer(CLASSES, **footer))
+    with writing(join(tables, "classes", CLASSES_FILE)) as path:
+        pq.write_table(table, path, compression="zstd")
+
+
+def write_run(
+    tables: str, facts: Mapping[str, Any], footer: Mapping[str, str | None], mark: str = ""
+) -> None:
+    """Stages the row of ``runs``; its footer holds the checksums of all other staged files.
+
+    Args:
+        mark: as in ``marked``.
+    """
+    staged = [place for table in TABLES for place in _staged(tables, table)]
+    digests = storage.each(storage.file_sha256, staged)
+    names = [marked(place.removeprefix(f"{tables}/"), mark) for place in staged]
+    files = dict(zip(names, digests, strict=True))
+    schema = with_footer(RUNS, **footer)
+    schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
+    with writing(join(tables, "runs", RUN_FILE)) as path:
+        row = pa.Table.from_pylist([dict(facts)], schema=schema)
+        pq.write_table(row, path, compression="zstd")
+
+
+def marked(name: str, mark: str) -> str:
+    """The name under which a staged file is published: with ``mark`` appended, if there is one."""
+    return f"{name.removesuffix('.parquet')}-{mark}.parquet" if mark else name
+
+
+def recipe_of(root: str, partition: str) -> str | None:
+    """Hash of everything that determined the published run's rows; None if there is no run."""
+    try:
+        metadata = read_footer(run_file(root, partition)).metadata or {}
+    except (OSError, ValueError):
+        return None
+    recipe = metadata.get(b"lyft.recipe")
+    return recipe.decode() if recipe else None
+
+
+def is_unchanged(root: str, partition: str, run_id: str) -> bool:
+    """``is_published``; says so."""
+    found = is_published(root, partition, run_id)
+    if found:
+        say(f"nothing has changed: run {run_id} is published, all files intact")
+    return found
+
+
+def is_published(root: str, partition: str, run_id: str) -> bool:
+    """True if this run is published and intact, and trying again would not help any reject.
+
+    An unreadable file, for example, may be readable by now although its listing has not changed.
+    """
+    try:
+        run = read_table(run_file(root, partition), columns=["run_id"])
+        rejects = read_table(files_of(root, "rejects", partition), columns=["code"])
+    except (OSError, ValueError):
+        return False
+    settled = not set(rejects["code"].to_pylist()) & set(UNSETTLED)
+    return bool(run["run_id"].to_pylist() == [run_id]) and settled and is_whole(root, partition)
+
+
+def is_whole(root: str, partition: str) -> bool:
+    """True if all files of the published run are intact."""
+    try:
+        expected = checksums(root, partition)
+        return intact(expected, run_file(root, partition)) == expected.keys()
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+def _staged(tables: str, table: str) -> list[str]:
+    folder = join(tables, table)
+    return [join(folder, file.path) for file in listing.files(folder)]
+
+
+def _rows_in(place: str) -> int:
+    return int(read_footer(place).num_rows)
+
+
+def _noted(place: str) -> int:
+    """The number that ``note_count`` wrote; 0 if nothing was counted and there is no such file."""
+    try:
+        return int(storage.read_bytes(place))
+    except FileNotFoundError:
+        return 0

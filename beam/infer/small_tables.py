@@ -1,0 +1,60 @@
+"""WriteSmallTables: writes tables of few rows, one Parquet file each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam.shared.atomic_writes import whole_file
+from runtime.storage import join
+from schemas.layout import part_name
+
+Row = dict[str, Any]
+
+
+@dataclass
+class WriteSmallTables(beam.PTransform):
+    """Writes groups of rows, as (table, (name, rows)), to one file per table, even an empty one.
+
+    Groups are ordered by their names, so the bytes depend on neither workers nor retries.
+
+    Attributes:
+        folder: contains a folder for each table.
+        schemas: of the files, by table, including footer metadata.
+        run_id: part of the files' names.
+    """
+
+    folder: str
+    schemas: dict[str, pa.Schema]
+    run_id: str
+
+    def expand(
+        self, groups: beam.PCollection[tuple[str, tuple[str, list[Row]] | None]]
+    ) -> beam.PCollection[str]:
+        """The graph: group by table, write; returns the paths of the files."""
+        every = groups.pipeline | "Tables" >> beam.Create([(name, None) for name in self.schemas])
+        return (
+            (groups, every)
+            | "AllTables" >> beam.Flatten()
+            | "GroupByTable" >> beam.GroupByKey()
+            | "WriteTable" >> beam.MapTuple(self._write)
+        )
+
+    def _write(self, table: str, groups: Iterable[tuple[str, list[Row]] | None]) -> str:
+        place = join(self.folder, table, part_name(self.run_id, 0, 1))
+        ordered = sorted((group for group in groups if group is not None), key=lambda one: one[0])
+        rows = [row for _, rows in ordered for row in rows]
+        schema = self.schemas[table]
+        with (
+            whole_file(place, self.folder) as path,
+            pq.ParquetWriter(path, schema, compression="zstd") as writer,
+        ):
+            # Hugging Face's reader fails on a row group without rows.
+            if rows:
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+        return place

@@ -1,0 +1,115 @@
+"""Parts of the per-image tables: which rows belong to a part, and how it is written."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from runtime.errors import UnavailableError
+from runtime.parquet import read_table
+from runtime.storage import local
+from schemas.prediction import CLASS_STATS, MASKS, plain
+
+Row = dict[str, Any]
+Columns = dict[str, list[Any]]
+
+_ROW_BYTES = {"masks": 160, "class_stats": 24}
+"""Approximate bytes of a row in a published file, by table; the mask's bytes are added."""
+
+_SCHEMAS = {"masks": MASKS, "class_stats": CLASS_STATS}
+
+
+class Ref(NamedTuple):
+    """A reference to the rows of one image.
+
+    Attributes:
+        files: path by table: Arrow IPC files of this run, or published Parquet files.
+        rows: number of rows in class_stats, one a class; size: bytes of the mask.
+    """
+
+    image_id: str
+    files: dict[str, str]
+    rows: int
+    size: int
+
+    def bytes_in(self, table: str) -> int:
+        """Approximate bytes that the rows take in a file of ``table``."""
+        if table == "masks":
+            # Most cells of a matrix are 0 and take nothing in a file, but all of them do in memory.
+            return self.size + _ROW_BYTES[table] + 4 * self.rows**2
+        return self.rows * _ROW_BYTES[table]
+
+
+def write_part(
+    path: Path, table: str, refs: Iterable[Ref], schema: pa.Schema, row_group_bytes: int
+) -> None:
+    """Gathers the rows of images, orders them by image id and writes them as one Parquet file."""
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for ref in refs:
+        wanted[ref.files[table]].append(ref.image_id)
+    pieces = [_rows(file, wanted[file], plain(_SCHEMAS[table])) for file in sorted(wanted)]
+    rows = pa.concat_tables(pieces) if pieces else plain(_SCHEMAS[table]).empty_table()
+    run_id = schema.metadata[b"lyft.run_id"].decode()
+    position = rows.schema.get_field_index("run_id")
+    rows = rows.set_column(
+        position, rows.schema.field("run_id"), pa.array([run_id] * rows.num_rows, pa.string())
+    )
+    order = [("image_id", "ascending")]
+    if table == "class_stats":
+        order.append(("class_id", "ascending"))
+    rows = _as_published(rows.sort_by(order), schema)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for start, count in _row_groups(rows, row_group_bytes):
+            writer.write_table(rows.slice(start, count), row_group_size=count)
+
+
+def _rows(file: str, image_ids: list[str], schema: pa.Schema) -> pa.Table:
+    if file.endswith(".arrow"):
+        with local(file) as path, pa.memory_map(str(path)) as source:
+            rows = pa.ipc.open_file(source).read_all()
+    else:
+        try:
+            rows = read_table(file, columns=schema.names).cast(schema)
+        except FileNotFoundError as error:
+            raise UnavailableError(
+                f"{file} is gone: another job has published this partition meanwhile; run again"
+            ) from error
+    return rows.filter(pc.is_in(rows["image_id"], pa.array(image_ids, pa.string())))
+
+
+def _as_published(rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Encodes the schema's dictionary columns; their values are in order of first occurrence."""
+    rows = rows.combine_chunks()
+    columns: list[Any] = [
+        pc.dictionary_encode(rows[field.name])
+        if pa.types.is_dictionary(field.type)
+        else rows[field.name]
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def _row_groups(rows: pa.Table, limit: int) -> Iterator[tuple[int, int]]:
+    """Start and length of slices of at most ``limit`` bytes, unless a single row is larger."""
+    if "mask" not in rows.column_names:
+        weight = max(1, rows.nbytes // max(1, rows.num_rows))
+        step = max(1, limit // weight)
+        yield from ((at, min(step, rows.num_rows - at)) for at in range(0, rows.num_rows, step))
+        return
+    start = size = 0
+    fixed = _ROW_BYTES["masks"]
+    # A compressed matrix takes next to nothing, but a reader holds four bytes per cell.
+    cells = pc.fill_null(pc.list_value_length(rows["confusion"]), 0)
+    for at, length in enumerate(pc.add(rows["mask_size"], pc.multiply(cells, 4)).to_pylist()):
+        if at > start and size + length + fixed > limit:
+            yield start, at - start
+            start, size = at, 0
+        size += length + fixed
+    if rows.num_rows > start:
+        yield start, rows.num_rows - start

@@ -1,0 +1,48 @@
+"""The command line of the ingest job; it imports Beam only if there is work."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from beam.ingest.incremental import look, unchanged
+from runtime.command_line import JobParser, add_config, config_from, run_main
+from schemas.config import IngestConfig
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+
+def main(arguments: Sequence[str]) -> str:
+    """``python -m beam.ingest``: returns the published folder."""
+    parser = JobParser(
+        prog="python -m beam.ingest",
+        description="Raw PNG pairs to a published TFRecord dataset. "
+        "Also accepts Beam's own options, and @file to read arguments from a file.",
+    )
+    parser.add_argument("--source", required=True, help="folder, archive or URI of the raw pairs")
+    parser.add_argument("--output", required=True, help="root folder or URI of the datasets")
+    add_config(parser, IngestConfig)
+    args, beam_arguments = parser.parse_known_args(arguments)
+    config = config_from(IngestConfig, args)
+    # Beam alone knows its options, and refuses those that are wrong.
+    options = _options(beam_arguments) if beam_arguments else None
+    with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
+        found = look(args.source, args.output, config, listing)
+        if published := unchanged(found):
+            return published
+        from beam.ingest.pipeline import publish_version
+
+        return publish_version(found, options or _options([]))
+
+
+def _options(arguments: Sequence[str]) -> PipelineOptions:
+    from beam.runners.run import pipeline_options
+
+    return pipeline_options(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

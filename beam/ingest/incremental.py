@@ -1,0 +1,161 @@
+"""Published versions of a dataset, and whether one of them is still up to date."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pyarrow.compute as pc
+
+from beam.ingest.record_files import RecordRef
+from beam.ingest.records import LOSSLESS, TRANSIENT, Made, Recipe, recipe_of
+from beam.shared.intact import intact
+from beam.shared.source import source_of
+from beam.shared.source_digest import Survey, survey_pairs
+from beam.shared.staging import make_output, remove_dead_staging
+from runtime import listing, storage
+from runtime.command_line import say
+from runtime.errors import UserError
+from runtime.parquet import read_footer, read_table
+from runtime.storage import join
+from schemas.config import IngestConfig
+from schemas.layout import MANIFEST, SOURCES, version_name
+from schemas.manifest import Manifest, ShardInfo, load_manifest
+from schemas.sources import LISTING_KEY, rows_of
+from schemas.sources import SOURCES as SOURCES_SCHEMA
+
+
+@dataclass(frozen=True)
+class PublishedShards:
+    """A published version whose records and shards may be reused."""
+
+    folder: str
+    shards: dict[str, ShardInfo]
+    """The shards by the hash of their sources."""
+
+    @classmethod
+    def of(cls, folder: str, manifest: Manifest) -> PublishedShards:
+        """The shards of the dataset version in ``folder``."""
+        return cls(folder, {shard.source_sha256: shard for shard in manifest.shards})
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an ingest knows before it reads any file.
+
+    Attributes:
+        datasets: folder of the dataset's versions.
+        survey: of the source.
+        listing: local folder with the files of its listing.
+        published: versions made by the same recipe, newest first.
+    """
+
+    recipe: Recipe
+    datasets: str
+    survey: Survey
+    listing: str
+    published: list[tuple[str, Manifest]]
+
+
+def look(source: str, output: str, config: IngestConfig, listing: str) -> Start:
+    """Lists the source and the published versions.
+
+    Args:
+        listing: local folder in which the listing is written.
+
+    Raises:
+        UserError: there is nothing to read, or the output cannot be written.
+    """
+    recipe = recipe_of(source, config)
+    storage.require_folder(recipe.source, "source")
+    datasets = join(make_output(output), config.name)
+    survey = survey_pairs(source_of(source, config), listing)
+    return Start(recipe, datasets, survey, listing, published_versions(datasets, recipe))
+
+
+def unchanged(start: Start) -> str | None:
+    """Folder of the version that a run would publish again, after verifying it; or None."""
+    for folder, manifest in start.published:
+        if is_unchanged(folder, manifest, start.survey.digest):
+            # A job that was killed just after publishing may have left its staging folder.
+            remove_dead_staging(start.datasets)
+            say(f"nothing has changed: {manifest.records} records, all files intact")
+            return folder
+    return None
+
+
+def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifest]]:
+    """Versions made by the same recipe, newest first; unreadable ones are skipped."""
+    versions = []
+    for name in listing.folders(datasets):
+        if name.startswith("."):
+            continue
+        folder = join(datasets, name)
+        try:
+            manifest = load_manifest(folder)
+        except UserError:
+            continue
+        made_by = Recipe(manifest.source, manifest.config, manifest.taxonomy, manifest.made_with)
+        if (made_by.source, made_by.sha256()) == (recipe.source, recipe.sha256()):
+            versions.append((storage.modified(join(folder, MANIFEST)), folder, manifest))
+    return [(folder, manifest) for _, folder, manifest in sorted(versions, reverse=True)]
+
+
+def place_of(datasets: str, manifest: Manifest) -> str:
+    """The folder of a version; pairs with the same bytes from another source keep theirs."""
+    name = version_name(manifest.fingerprint)
+    with suppress(UserError):
+        if load_manifest(join(datasets, name)).source != manifest.source:
+            name += f"-{storage.sha256(manifest.source.encode())[:6]}"
+    return join(datasets, name)
+
+
+def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
+    """True if a run would publish the same files: same listing, and all are intact."""
+    if TRANSIENT & manifest.rejects.keys():
+        return False
+    try:
+        if read_footer(join(folder, SOURCES)).metadata[LISTING_KEY] != listing.encode():
+            return False
+        expected = digests(folder, manifest)
+        return intact(expected, join(folder, MANIFEST)) == expected.keys()
+    except (OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def digests(folder: str, manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of each file of a version but its manifest, by its place."""
+    files = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
+    return {join(folder, name): digest for name, digest in files.items()}
+
+
+def known_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[str, Made]]:
+    """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
+
+    Args:
+        shard: name of the one whose records are yielded if it is intact; None for what was rejected
+            for what its files contain.
+    """
+    sources = join(previous.folder, SOURCES)
+    try:
+        if not read_footer(sources).schema.to_arrow_schema().equals(SOURCES_SCHEMA):
+            return
+        if shard and not _is_intact(shard, previous):
+            return
+        of_shard = pc.field("shard") == shard if shard else pc.field("shard").is_null()
+        table = read_table(sources, columns=SOURCES_SCHEMA.names, filters=of_shard)
+    except (OSError, ValueError):
+        return
+    for row in rows_of(table):
+        if row.shard and row.offset is not None and row.length is not None:
+            file = join(previous.folder, row.shard)
+            yield row.id, Made(row, RecordRef(file, row.offset, row.length))
+        elif row.reject_code and row.reject_code not in TRANSIENT | LOSSLESS:
+            yield row.id, Made(row, None)
+
+
+def _is_intact(shard: str, previous: PublishedShards) -> bool:
+    (digest,) = (one.sha256 for one in previous.shards.values() if one.name == shard)
+    place = join(previous.folder, shard)
+    return bool(intact({place: digest}, join(previous.folder, MANIFEST)))

@@ -1,0 +1,352 @@
+"""The files beside the shards: manifest, rejects, sources, data card, and two files for TFDS."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam.ingest.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
+from beam.ingest.doubtful import Doubts, draw_doubtful, with_same_pictures
+from beam.ingest.left_out import LeftOut
+from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, Remaining
+from beam.ingest.records import LOSSLESS, Recipe
+from beam.ingest.split_checks import draw_leaks
+from beam.ingest.split_rules import wanted_splits
+from beam.shared.atomic_writes import whole_files
+from runtime.parquet import read_table
+from runtime.storage import file_sha256, join
+from schemas.example import FEATURES
+from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
+from schemas.manifest import FEW_GROUPS, Manifest, NearDuplicates, ShardInfo, SplitInfo
+from schemas.prediction import REJECTS as REJECTS_SCHEMA
+from schemas.sources import LISTING_KEY
+from schemas.sources import SOURCES as SOURCES_SCHEMA
+from schemas.stats import PixelStats
+
+_IDENTITY = ("id", "image_sha256", "mask_sha256", "split")
+_ROW_GROUP = 100_000
+
+_HALF_SHARE = 0.35
+_COMMON_CLASS = 0.01
+
+
+def write_metadata(
+    folder: str,
+    recipe: Recipe,
+    listing: str,
+    rows_folder: str,
+    shards: Sequence[ShardInfo],
+    left_out: Sequence[LeftOut],
+    repeated: Iterable[str],
+    groups: Mapping[str, int],
+    files: Mapping[str, int],
+    leaks: Iterable[Remaining],
+) -> Manifest:
+    """Writes all metadata of a dataset whose shards are in ``folder``, one shard's rows at a time.
+
+    Args:
+        listing: digest of the source's listing, by which a later run sees that nothing changed.
+        rows_folder: folder of the Parquet files with the rows of each shard; not published.
+        left_out: files with the rows of what has no record.
+        repeated: hashes of the pictures that several records show.
+        groups: number of groups of images by split.
+        files: number of files that were listed, under "", and of those skipped, by reason.
+        leaks: parts of what leaks between splits that were given.
+
+    Raises:
+        RuntimeError: the files do not add up: one is neither in a record nor accounted for.
+    """
+    remaining = Remaining.sum(leaks)
+    shards = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
+    left_out = sorted(left_out)
+    with whole_files(folder, rows_folder, MANIFEST) as made:
+        contents = Contents(recipe, frozenset(repeated))
+        places = [join(rows_folder, f"{shard.name}.parquet") for shard in shards]
+        tables = map(read_table, [*places, *(one.sources for one in left_out)])
+        _write_table(
+            made / SOURCES,
+            SOURCES_SCHEMA.with_metadata({LISTING_KEY: listing}),
+            map(contents.add, tables),
+        )
+        rejects = map(read_table, [one.rejects for one in left_out])
+        _write_table(made / REJECTS, REJECTS_SCHEMA, map(contents.add_rejects, rejects))
+        manifest = make_manifest(recipe, shards, contents, left_out, groups, files, remaining)
+        account_for(
+            manifest, sum(one.pairs for one in left_out), sum(one.files for one in left_out)
+        )
+        write_json(made / "features.json", tfds_features(recipe))
+        write_json(made / "dataset_info.json", tfds_info(manifest))
+        write_card(made, manifest, folder)
+        if manifest.doubtful:
+            examples = contents.doubts.examples
+            draw_doubtful(folder, examples, recipe.taxonomy).save(made / DOUBTFUL_PICTURE)
+        if remaining.pairs:
+            picture = draw_leaks(folder, made / SOURCES, remaining, recipe.taxonomy)
+            picture.save(made / LEAKS_PICTURE)
+        digests = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
+        manifest = manifest.model_copy(update={"files": digests})
+        (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+class Contents:
+    """What the tables of a dataset add up to, as they pass by.
+
+    Attributes:
+        doubts: the doubtful pairs.
+    """
+
+    def __init__(self, recipe: Recipe, repeated: frozenset[str]) -> None:
+        self.doubts = Doubts()
+        self._source = recipe.source
+        self._repeated = pa.array(sorted(repeated), pa.string())
+        self._digest = hashlib.sha256(recipe.sha256().encode())
+
+    def add(self, rows: pa.Table) -> pa.Table:
+        """Adds rows of pairs; returns them with the doubts that only all pairs together show."""
+        rows = with_same_pictures(rows, self._repeated)
+        self.doubts.add(rows)
+        columns = [rows[name].to_pylist() for name in _IDENTITY]
+        for values in zip(*columns, strict=True):
+            self._digest.update(("\n" + "\0".join(map(str, values))).encode())
+        return rows
+
+    def add_rejects(self, rejects: pa.Table) -> pa.Table:
+        """Adds rows of rejects, and returns them."""
+        for one in rejects.select(["source_uri", "code"]).to_pylist():
+            path = one["source_uri"].removeprefix(f"{self._source}/")
+            self._digest.update(f"\n{path}\0{one['code']}".encode())
+        return rejects
+
+    def fingerprint(self) -> str:
+        """The dataset's identity: a hash of recipe, ids, source hashes, splits and rejects.
+
+        It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
+        """
+        return self._digest.hexdigest()[:32]
+
+
+def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    """Writes tables as one file, each as row groups of its own, by which readers find a shard."""
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in tables:
+            # Hugging Face's reader fails on a row group without rows.
+            if not table.num_rows:
+                continue
+            writer.write_table(table.cast(schema), row_group_size=_ROW_GROUP)
+
+
+def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
+    """Checks that every listed file is in a record, in a reject or skipped for a reason.
+
+    Args:
+        pairs: rejected pairs of two files; alone: rejected files.
+
+    Raises:
+        RuntimeError: they do not add up.
+    """
+    skipped = sum(manifest.skipped.values())
+    expected = 2 * (manifest.records + pairs) + alone + skipped
+    if manifest.files_listed != expected:
+        raise RuntimeError(
+            f"{manifest.files_listed} files were listed, but {expected} are accounted for: "
+            f"{manifest.records} pairs in records, {pairs} pairs and {alone} files rejected, "
+            f"{skipped} skipped; nothing is published"
+        )
+
+
+def make_manifest(
+    recipe: Recipe,
+    shards: Sequence[ShardInfo],
+    contents: Contents,
+    left_out: Sequence[LeftOut],
+    groups: Mapping[str, int],
+    files: Mapping[str, int],
+    remaining: Remaining,
+) -> Manifest:
+    """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
+
+    Args:
+        shards: in the order of their names.
+    """
+    taxonomy, config = recipe.taxonomy, recipe.config
+    stats = {split: PixelStats.zero(len(taxonomy)) for split in SPLITS}
+    for shard in shards:
+        stats[shard.split] += PixelStats.from_json(shard.stats)
+    splits = {
+        split: SplitInfo(
+            records=sum(shard.records for shard in shards if shard.split == split),
+            bytes=sum(shard.bytes for shard in shards if shard.split == split),
+            class_pixels=dict(
+                zip(taxonomy.names, map(int, stats[split].class_pixels), strict=True)
+            ),
+            void_pixels=stats[split].void_pixels,
+            groups=groups.get(split, 0),
+        )
+        for split in SPLITS
+    }
+    train = stats["train"]
+    rejects = sum((Counter(one.codes) for one in left_out), Counter[str]())
+    return Manifest(
+        name=config.name,
+        fingerprint=contents.fingerprint(),
+        made_with=recipe.made_with,
+        source=recipe.source,
+        config=config,
+        taxonomy=taxonomy,
+        taxonomy_sha256=taxonomy.sha256,
+        splits=splits,
+        channel_mean=train.channel_mean(),
+        channel_std=train.channel_std(),
+        class_weights=dict(zip(taxonomy.names, train.class_weights(), strict=True)),
+        near_duplicates=NearDuplicates(
+            max_distance=NEAR_DUPLICATE_BITS,
+            pairs_across_splits=remaining.pairs,
+            images_across_splits=remaining.images,
+            evaluation_images=remaining.evaluation,
+            frames_beside=remaining.beside,
+            examples=list(remaining.examples),
+        ),
+        rejects=dict(sorted(rejects.items())),
+        doubtful=contents.doubts.pairs,
+        doubts=contents.doubts.counts(),
+        files_listed=files.get("", 0),
+        skipped={reason: count for reason, count in sorted(files.items()) if reason},
+        warnings=[
+            *group_warnings(splits),
+            *class_warnings(stats, recipe),
+            *leak_warnings(remaining),
+            *contents.doubts.warnings(),
+            *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
+        ],
+        shards=list(shards),
+    )
+
+
+def reject_fraction(manifest: Manifest) -> float:
+    """Fraction of the inputs that were lost; good files left out for others are not counted."""
+    lost = sum(count for code, count in manifest.rejects.items() if code not in LOSSLESS)
+    return lost / max(1, lost + manifest.records)
+
+
+def position_warnings(stats: PixelStats, recipe: Recipe) -> list[str]:
+    """Warns of classes in the wrong half of the picture: the masks may use other class ids."""
+    warnings = []
+    total = max(1, int(stats.class_pixels.sum()))
+    for label in recipe.taxonomy.classes:
+        pixels = int(stats.class_pixels[label.id])
+        if label.usually is None or pixels / total < _COMMON_CLASS:
+            continue
+        upper = int(stats.upper_pixels[label.id]) / pixels
+        share = upper if label.usually == "upper" else 1 - upper
+        if share < _HALF_SHARE:
+            warnings.append(
+                f"class {label.id} {label.name} should lie in the {label.usually} half of the "
+                f"picture, but only {share:.0%} of its pixels do: the masks may use other "
+                f"class ids than taxonomy {recipe.taxonomy.name}"
+            )
+    return warnings
+
+
+def tfds_info(manifest: Manifest) -> dict[str, Any]:
+    """Content of ``dataset_info.json``, by which ``tfds.builder_from_directory`` opens a folder."""
+    return {
+        "name": manifest.name,
+        "version": "1.0.0",
+        "description": f"Image/mask pairs, taxonomy {manifest.taxonomy.name}, "
+        f"fingerprint {manifest.fingerprint}.",
+        "moduleName": "beam.ingest",
+        "fileFormat": "tfrecord",
+        "splits": [
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(info.bytes),
+                "shardLengths": [
+                    str(shard.records) for shard in manifest.shards if shard.split == split
+                ],
+            }
+            for split, info in manifest.splits.items()
+            if info.records
+        ],
+    }
+
+
+def tfds_features(recipe: Recipe) -> dict[str, Any]:
+    """Content of ``features.json``: how TFDS decodes each feature of the Example."""
+    prefix = "tensorflow_datasets.core.features"
+    height, width = (str(size or -1) for size in (recipe.config.height, recipe.config.width))
+
+    def image(channels: int) -> dict[str, Any]:
+        return {
+            "pythonClassName": f"{prefix}.image_feature.Image",
+            "image": {
+                "dtype": "uint8",
+                "encodingFormat": "png",
+                "shape": {"dimensions": [height, width, str(channels)]},
+            },
+        }
+
+    scalar = {
+        "pythonClassName": f"{prefix}.scalar.Scalar",
+        "tensor": {"shape": {}, "dtype": "int64", "encoding": "none"},
+    }
+    text = {"pythonClassName": f"{prefix}.text_feature.Text", "text": {}}
+    features = {name: scalar if kind == "int" else text for name, kind in FEATURES.items()}
+    return {
+        "pythonClassName": f"{prefix}.features_dict.FeaturesDict",
+        "featuresDict": {"features": {**features, "image": image(3), "mask": image(1)}},
+    }
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes indented JSON with sorted keys."""
+    text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def group_warnings(splits: Mapping[str, SplitInfo]) -> list[str]:
+    """Warns of a test split of few groups."""
+    test = splits["test"]
+    text = (
+        f"test has {test.groups} groups of images that belong together, fewer than {FEW_GROUPS}: "
+        "metrics on it say little of other places"
+    )
+    return [text] if test.records and test.groups < FEW_GROUPS else []
+
+
+def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]:
+    """Warns of classes that a split lacks although train or another one has them."""
+    every = sum(stats.values(), PixelStats.zero(len(recipe.taxonomy)))
+    warnings = []
+    for split in wanted_splits(recipe.config):
+        absent = (stats[split].class_pixels == 0) & (every.class_pixels > 0)
+        names = [label.name for label in recipe.taxonomy.classes if absent[label.id]]
+        if names:
+            warnings.append(
+                f"{split} has no pixel of {', '.join(names)}: too few groups of images have it, "
+                "so a metric of it says nothing; a smaller block_length makes more groups"
+            )
+    return warnings
+
+
+def leak_warnings(remaining: Remaining) -> list[str]:
+    """Warns of what leaks between splits: they were given, or max_leak allows it."""
+    warnings = []
+    if remaining.pairs:
+        warnings.append(
+            f"{remaining.pairs:,} pairs of near-duplicates lie in different splits: metrics on "
+            f"their {remaining.evaluation:,} evaluation images are too good"
+        )
+    if remaining.beside:
+        warnings.append(
+            f"{remaining.beside:,} frames are next to one of another split in their sequence"
+        )
+    return warnings

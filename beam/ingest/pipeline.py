@@ -1,0 +1,397 @@
+"""Turns raw PNG pairs into a published TFRecord dataset: ``python -m beam.ingest``.
+
+The last line of standard output is the published folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from beam.ingest.doubtful import check_doubts
+from beam.ingest.incremental import PublishedShards, Start, known_pairs, look, place_of, unchanged
+from beam.ingest.left_out import WriteLeftOut
+from beam.ingest.metadata import reject_fraction, write_metadata
+from beam.ingest.numbering import check_numbering
+from beam.ingest.record_files import RecordFiles
+from beam.ingest.records import (
+    DUPLICATE,
+    Made,
+    Recipe,
+    blame,
+    deduplicate,
+    make,
+    read_pair,
+    row_of,
+    still_known,
+)
+from beam.ingest.remedies import advise_pairing, remedy
+from beam.ingest.split import LEFT_OUT, REMAINING, SplitWithoutLeaks
+from beam.ingest.split_checks import check_splits
+from beam.ingest.tfrecords import WriteShards
+from beam.runners.run import pipeline_options, run_pipeline
+from beam.shared import staging as stages
+from beam.shared.crash_journal import CRASHED, Hand, Reading, check_crash, surviving
+from beam.shared.list_pairs import FILES, UNPAIRED, ListPairs
+from beam.shared.pairing import Pair
+from beam.shared.prefetch import AtOnce, ahead
+from beam.shared.progress import CountingDoFn, watched
+from beam.shared.source import source_of
+from beam.shared.staged_listing import staged_listing
+from runtime import storage
+from runtime.command_line import say
+from runtime.errors import UserError, disk_errors_are_mistakes
+from runtime.parquet import read_table
+from runtime.storage import join
+from schemas import software
+from schemas.config import IngestConfig
+from schemas.layout import MANIFEST, REJECTS
+from schemas.manifest import Manifest, load_manifest
+from schemas.sources import SourceRow
+
+_EXAMPLES = 3
+"""Number of rejects that a failed job prints for each reason."""
+
+
+@dataclass(frozen=True)
+class Staging:
+    """Where a running job works.
+
+    Attributes:
+        dataset: the folder that will be published.
+        rows: folder of records that wait for their shard, and of each shard's rows.
+        progress: folder of the running counters.
+        listing: digest of the source's listing; listed: its files.
+        previous: a published version whose unchanged shards are reused.
+        crashed: paths on which a decoder crashes.
+    """
+
+    dataset: str
+    rows: str
+    progress: str
+    listing: str
+    listed: tuple[str, ...] = ()
+    previous: PublishedShards | None = None
+    crashed: frozenset[str] = frozenset()
+
+
+def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
+    """Builds the graph from the source folder to shards and metadata in the staging folder."""
+    source = replace(source_of(recipe.source, recipe.config), listed=staging.listed)
+    listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
+    pairs = (
+        listed["pairs"]
+        | "JoinKnown" >> JoinKnown(staging.previous)
+        | "SeveralPairs" >> AtOnce(recipe.source)
+        | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging))
+        | "GroupByBytes" >> beam.GroupByKey()
+        | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
+    )
+    records = pairs | "Records" >> beam.Filter(lambda made: made.record is not None)
+    rejected = (
+        pairs
+        | "Rejects" >> beam.Filter(lambda made: made.record is None)
+        | "RejectRows" >> beam.Map(lambda made: made.row)
+    )
+    split = records | "Split" >> SplitWithoutLeaks(recipe.config, staging.progress)
+    shards = split["records"] | "WriteShards" >> WriteShards(
+        recipe, staging.dataset, staging.rows, staging.progress, staging.previous
+    )
+    left_out = (
+        (rejected, split[LEFT_OUT], listed[UNPAIRED])
+        | "LeftOut" >> beam.Flatten()
+        | "WriteLeftOut" >> WriteLeftOut(staging.rows, recipe.source)
+    )
+    _ = (
+        root
+        | "Dataset" >> beam.Create([staging.dataset])
+        | "WriteMetadata"
+        >> beam.Map(
+            write_metadata,
+            recipe,
+            staging.listing,
+            staging.rows,
+            beam.pvalue.AsList(shards),
+            beam.pvalue.AsList(left_out),
+            beam.pvalue.AsIter(split["records"] | "Repeated" >> Repeated()),
+            beam.pvalue.AsDict(split["records"] | "CountGroups" >> CountGroups()),
+            beam.pvalue.AsDict(listed[FILES]),
+            beam.pvalue.AsIter(split[REMAINING]),
+        )
+    )
+
+
+@disk_errors_are_mistakes()
+def run(
+    source: str, output: str, config: IngestConfig, options: PipelineOptions | None = None
+) -> str:
+    """Builds and publishes a dataset, or returns the published one if nothing has changed.
+
+    Args:
+        source: folder, archive or URI that holds the pairs.
+        output: folder or URI below which ``<name>/<version>/`` is published.
+        options: Beam's; all cores of this machine by default.
+
+    Returns:
+        The published folder.
+
+    Raises:
+        UserError: there is nothing to read, too many inputs are bad, or the output cannot be
+            written.
+    """
+    with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
+        found = look(source, output, config, listing)
+        return unchanged(found) or publish_version(found, options or pipeline_options([]))
+
+
+@disk_errors_are_mistakes()
+def publish_version(found: Start, options: PipelineOptions) -> str:
+    """Builds and publishes a dataset; returns its folder.
+
+    Raises:
+        UserError: too many inputs are bad, or the output cannot be written.
+    """
+    with stages.staging(found.datasets) as work, stages.own_folder(work) as own:
+        staging = Staging(
+            join(work, "dataset"),
+            join(work, "rows"),
+            progress=str(own / "progress"),
+            listing=found.survey.digest,
+            listed=staged_listing(found.listing, work),
+            previous=PublishedShards.of(*found.published[0]) if found.published else None,
+        )
+        manifest = _stage(found.recipe, staging, found.survey.images, options)
+        final = place_of(found.datasets, manifest)
+        stages.publish(staging.dataset, final, MANIFEST)
+    for warning in manifest.warnings:
+        say(f"warning: {warning}")
+    say(summary(manifest))
+    return final
+
+
+def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptions) -> Manifest:
+    """Runs the pipeline and checks what it has made.
+
+    Args:
+        images: number of images that were listed.
+
+    Raises:
+        UserError: too many inputs are bad, or the splits are not usable.
+    """
+    folders = (staging.dataset, staging.rows)
+    stages.make_folders(*folders)
+    progress = Path(staging.progress)
+    with watched("ingest", progress, images, "pairs"):
+        surviving(
+            lambda crashed: run_pipeline(
+                lambda root: build(root, recipe, replace(staging, crashed=crashed)), options
+            ),
+            lambda: stages.clear(*folders),
+            progress,
+            Reading(recipe.source, recipe.config, recipe.taxonomy),
+        )
+    manifest = load_manifest(staging.dataset)
+    check_rejects(manifest, staging.dataset)
+    check_numbering(manifest)
+    check_doubts(manifest, staging.dataset)
+    check_splits(manifest, staging.dataset)
+    return manifest
+
+
+def check_rejects(manifest: Manifest, staged: str) -> None:
+    """Refuses a dataset that has no records or lost too many inputs, and shows which and why.
+
+    Raises:
+        UserError: names the share, the bound and the count of each reason.
+    """
+    share, bound = reject_fraction(manifest), manifest.config.max_reject_fraction
+    if manifest.records and share <= bound:
+        return
+    rejects = read_table(join(staged, REJECTS)).to_pylist()
+    for code, count in manifest.rejects.items():
+        say(f"{count:>8,}  {code}")
+        for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
+            say(f"{'':10}{one['source_uri']}: {one['message']}")
+    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
+    advice = advice_on(manifest, rejects)
+    if not manifest.records:
+        raise UserError(f"no usable pair in {manifest.source!r}: {reasons}{advice}")
+    raise UserError(
+        f"{share:.1%} of the inputs are rejects ({reasons}), more than "
+        f"--max_reject_fraction={bound}; nothing was published{advice}"
+    )
+
+
+def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
+    """What more than half of the pairs look like, and the option that helps; or nothing."""
+    counts = dict(manifest.rejects)
+    # An image and a mask that do not find each other are one pair.
+    alone = max(counts.pop("no_mask", 0), counts.pop("no_image", 0))
+    half = (manifest.records + sum(counts.values()) + alone) / 2
+    code, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    advice = ""
+    if alone > half:
+        advice = advise_pairing(
+            [one["source_uri"] for one in rejects if one["code"] == "no_mask"],
+            [one["source_uri"] for one in rejects if one["code"] == "no_image"],
+        )
+    elif count > half and code not in (CRASHED, "too_large"):
+        first = next(one["source_uri"] for one in rejects if one["code"] == code)
+        with suppress(OSError):
+            advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
+    return f"; {advice}" if advice else ""
+
+
+def summary(manifest: Manifest) -> str:
+    """Summarises a dataset in a few lines: splits, rejects, doubts, near-duplicates."""
+    splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
+    rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
+    lines = [
+        f"{manifest.records:,} records: {splits}",
+        f"rejects: {rejects or 'none'}",
+        f"files: {manifest.files_listed:,} listed, skipped: {skipped or 'none'}",
+    ]
+    if manifest.doubts:
+        doubts = ", ".join(f"{code} {count:,}" for code, count in manifest.doubts.items())
+        lines.append(f"doubtful: {manifest.doubtful:,} pairs ({doubts}), drawn in the data card")
+    near = manifest.near_duplicates
+    if near and near.pairs_across_splits:
+        lines.append(
+            f"near-duplicates across splits: {near.pairs_across_splits:,} pairs, "
+            f"{near.images_across_splits:,} images, drawn in the data card"
+        )
+    return "\n".join(lines)
+
+
+@dataclass
+class JoinKnown(beam.PTransform):
+    """Joins pairs, keyed by id, with what an earlier version knows: (pair, Made or None).
+
+    Attributes:
+        previous: the earlier version; None if there is none, which saves a shuffle.
+    """
+
+    previous: PublishedShards | None
+
+    def expand(
+        self, pairs: beam.PCollection[tuple[str, Pair]]
+    ) -> beam.PCollection[tuple[Pair, Made | None]]:
+        """The graph: read what is known, group with the pairs, match."""
+        if self.previous is None:
+            return pairs | "NothingKnown" >> beam.Map(lambda one: (one[1], None))
+        shards = [shard.name for shard in self.previous.shards.values()]
+        known = (
+            pairs.pipeline
+            | "Previous" >> beam.Create([*shards, None], reshuffle=True)
+            | "KnownPairs" >> beam.FlatMap(known_pairs, self.previous)
+        )
+        return (
+            {"pairs": pairs, "known": known}
+            | "GroupKnown" >> beam.CoGroupByKey()
+            | "Match" >> beam.FlatMap(_match)
+        )
+
+
+def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, Made | None]]:
+    known = next(iter(group[1]["known"]), None)
+    for pair in group[1]["pairs"]:
+        yield pair, known
+
+
+class Repeated(beam.PTransform):
+    """Hashes of the pictures that several records show."""
+
+    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[str]:
+        """The graph: count each, filter."""
+        return (
+            records
+            | "Pictures" >> beam.Map(lambda made: made.row.picture)
+            | "CountEach" >> beam.combiners.Count.PerElement()
+            | "Several" >> beam.Filter(lambda one: one[1] > 1)
+            | beam.Keys()
+        )
+
+
+class CountGroups(beam.PTransform):
+    """Number of groups of images by split."""
+
+    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[tuple[str, int]]:
+        """The graph: find the groups, count them."""
+        return (
+            records
+            | "Groups" >> beam.Map(lambda made: (made.row.split, made.row.group))
+            | beam.Distinct()
+            | beam.Keys()
+            | beam.combiners.Count.PerElement()
+        )
+
+
+class _MakeRecords(CountingDoFn):
+    """Reads, checks and encodes pairs, unless an earlier run's record is still valid for them."""
+
+    def __init__(self, recipe: Recipe, staging: Staging) -> None:
+        super().__init__("ingest", staging.progress)
+        self._recipe = recipe
+        self._folder = staging.rows
+        self._notes = staging.progress
+        self._crashed = staging.crashed
+
+    def setup(self) -> None:
+        super().setup()
+        recipe = self._recipe
+        self._hand = Hand(self._notes, Reading(recipe.source, recipe.config, recipe.taxonomy))
+        software.check(self._recipe.made_with, software.of_records())
+
+    def start_bundle(self) -> None:
+        self._files = RecordFiles(self._folder)
+
+    def process(self, element: list[tuple[Pair, Made | None]]) -> Iterator[tuple[str, Made]]:
+        rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
+        found = [known and still_known(row, known) for row, known in rows]
+        new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
+        with self._hand.holding([(row.image_path, row.mask_path) for row in new]) as crashing:
+            read_one = partial(self._read, crashed=self._crashed | crashing)
+            made = [
+                make(row, self._recipe, read, self._files)
+                for row, read in ahead(read_one, new, self._recipe.source)
+            ]
+        for known in found:
+            one = known or made.pop(0)
+            row = one.row
+            if one.record is None:
+                self.counters.add(f"rejected.{row.reject_code}")
+            else:
+                self.counters.add("kept" if known else "read")
+            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, one
+
+    def _read(self, row: SourceRow, crashed: frozenset[str]) -> tuple[bytes, bytes]:
+        for path in (row.image_path, row.mask_path):
+            with blame(path):
+                check_crash(path, crashed)
+        return read_pair(row, self._recipe.source, self._recipe.config)
+
+    def finish_bundle(self) -> None:
+        self._files.close()
+        super().finish_bundle()
+
+
+class _Deduplicate(CountingDoFn):
+    """Keeps one of the pairs that have the same bytes and rejects the others."""
+
+    def __init__(self, progress: str) -> None:
+        super().__init__("ingest", progress)
+
+    def process(self, element: tuple[str, Iterable[Made]]) -> Iterator[Made]:
+        for made in deduplicate(element[1]):
+            if made.row.reject_code == DUPLICATE:
+                self.counters.add("left out")
+            yield made

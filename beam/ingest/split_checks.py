@@ -1,0 +1,117 @@
+"""What a dataset's splits must be like before it is published, and a picture of what leaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
+
+from beam.ingest.doubtful import pictures_of
+from beam.ingest.near_duplicates import Remaining
+from beam.ingest.records import given_split
+from beam.ingest.split_rules import wanted_splits
+from images.panels import PanelRow, overlay, panel
+from runtime.command_line import say
+from runtime.errors import UserError
+from runtime.parquet import read_table
+from runtime.storage import join
+from schemas.classes import Taxonomy
+from schemas.config import IngestConfig
+from schemas.layout import SOURCES
+from schemas.manifest import Manifest
+
+
+def check_splits(manifest: Manifest, staged: str) -> None:
+    """Refuses a dataset with an empty split, or with more leaks than the config allows.
+
+    Raises:
+        UserError: says what is missing or leaks, and which options help.
+    """
+    config = manifest.config
+    empty = [split for split in wanted_splits(config) if not manifest.splits[split].records]
+    if empty:
+        sources = read_table(join(staged, SOURCES), columns=["id", "group", "shard"])
+        records = sources.filter(pc.is_valid(sources["shard"]))
+        groups = pc.count_distinct(records["group"]).as_py()
+        raise UserError(
+            f"split {' and '.join(empty)} would be empty: {manifest.records} images make "
+            f"{groups} {_groups(config)}; {_advice(config, empty, records)}; "
+            "nothing was published"
+        )
+    near = manifest.near_duplicates
+    evaluation = sum(manifest.splits[split].records for split in ("validation", "test"))
+    if near is None or near.evaluation_images <= config.max_leak * evaluation:
+        return
+    if config.given_splits == "keep" and not config.max_leak:
+        # Only splits that are given leak here: they stay, and the data card reports it.
+        return
+    for one, other in near.examples:
+        say(f"{'':10}{one} nearly shows what {other} shows")
+    raise UserError(
+        f"{near.evaluation_images} of {evaluation} evaluation images have a near-duplicate in "
+        f"another split ({near.pairs_across_splits} pairs), more than --max_leak="
+        f"{config.max_leak:g}; nothing was published; {_less_leak(config)}"
+    )
+
+
+def draw_leaks(shards: str, sources: Path, remaining: Remaining, taxonomy: Taxonomy) -> Image.Image:
+    """The pictures of a few near-duplicates in different splits, side by side.
+
+    Args:
+        shards: folder of the dataset's shards; sources: the file with the rows of its pairs.
+    """
+    ids = sorted({one for pair in remaining.examples for one in pair})
+    found = read_table(sources, filters=[("id", "in", ids)]).to_pylist()
+    rows_by_id = {row["id"]: row for row in found}
+    rows = []
+    for pair in remaining.examples:
+        one, other = (rows_by_id[name] for name in pair)
+        image, mask = pictures_of(shards, one)
+        other_image, other_mask = pictures_of(shards, other)
+        caption = f"{one['split']}  {one['id']}   {other['split']}  {other['id']}"
+        drawn = [other_image, overlay(image, mask, taxonomy)]
+        rows.append(PanelRow(caption, image, [*drawn, overlay(other_image, other_mask, taxonomy)]))
+    return panel(rows, ["one", "other", "one with mask", "other with mask"], taxonomy)
+
+
+def _less_leak(config: IngestConfig) -> str:
+    if not config.max_leak:
+        return "--given_splits keep publishes them as they are, ignore splits anew"
+    return "--max_leak 0 leaves out what leaks, unless its split is given"
+
+
+def _groups(config: IngestConfig) -> str:
+    if config.group:
+        return f"groups by --group {config.group!r}"
+    return {
+        "block": f"groups, blocks of --block_length {config.block_length}",
+        "folder": "groups, folders, by --split_by folder",
+        "image": "groups, images, by --split_by image",
+    }[config.split_by]
+
+
+def _some_given(records: pa.Table, config: IngestConfig) -> bool:
+    """Whether folders, or perhaps a list, give splits."""
+    if config.given_splits == "ignore":
+        return False
+    return bool(config.pairs) or any(map(given_split, records["id"].to_pylist()))
+
+
+def _advice(config: IngestConfig, empty: list[str], records: pa.Table) -> str:
+    """Which options leave no split empty."""
+    options = []
+    shorter = min(config.block_length - 1, records.num_rows // 6)
+    if _some_given(records, config):
+        options.append("--given_splits ignore does not use the splits that folders or a list give")
+    elif config.group:
+        options.append("another --group makes more groups")
+    elif config.split_by == "folder":
+        options.append("--split_by block makes more groups")
+    elif config.split_by == "block" and shorter > 0:
+        options.append(f"--block_length {shorter} makes more groups")
+    without = " ".join(f"--{split} 0" for split in empty if split != "train")
+    if without:
+        options.append(f"{without} does without")
+    return " or ".join(options) or "more images are needed"

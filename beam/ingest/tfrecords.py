@@ -1,0 +1,195 @@
+"""WriteShards: groups pairs by shard and writes each shard as one TFRecord file.
+
+Only references to records cross the shuffle. The worker of a shard copies its records one after
+the other in hash order. So memory holds one record at a time (and the few that are read ahead from
+a store), and the bytes depend on nothing but the pairs and the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+
+from beam.ingest import split_rules
+from beam.ingest.incremental import PublishedShards
+from beam.ingest.record_files import read_frames, unframe
+from beam.ingest.records import Made, Recipe, stats_of
+from beam.shared.atomic_writes import take_whole, whole_file
+from beam.shared.prefetch import ahead
+from beam.shared.progress import CountingDoFn
+from runtime.storage import file_sha256, join
+from schemas.config import IngestConfig
+from schemas.example import parse, write_record
+from schemas.layout import SPLITS, shard_name
+from schemas.manifest import ShardInfo
+from schemas.sources import SourceRow, source_table
+from schemas.stats import PixelStats
+
+ShardKey = tuple[str, int]
+
+
+@dataclass
+class WriteShards(beam.PTransform):
+    """Writes records as TFRecord files and returns one ShardInfo for each file.
+
+    Attributes:
+        recipe: what determines the records.
+        folder: where the files are written.
+        rows_folder: where the final rows of each shard are written, one Parquet file per shard.
+        progress: folder of the running counters.
+        previous: a version whose shards may be reused.
+    """
+
+    recipe: Recipe
+    folder: str
+    rows_folder: str
+    progress: str
+    previous: PublishedShards | None = None
+
+    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[ShardInfo]:
+        """The graph: count, key by shard, group, write."""
+        config = self.recipe.config
+        counts = (
+            records
+            | "SizeOfRecord"
+            >> beam.Map(lambda made: (made.row.split, (1, record_bytes(made.row, self.recipe))))
+            | "SizeOfSplit" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
+        )
+        sizes = beam.pvalue.AsDict(counts)
+        keyed = records | "KeyByShard" >> beam.Map(
+            lambda made, sizes: (shard_key(made.row, sizes, self.recipe), made), sizes
+        )
+        # A hash range without rows still gets a file, or the set of shards would have gaps.
+        every = (
+            records.pipeline
+            | "Splits" >> beam.Create(SPLITS)
+            | "EveryShard"
+            >> beam.FlatMap(
+                lambda split, sizes: [
+                    ((split, index), None) for index in range(shards_of(split, sizes, config))
+                ],
+                sizes,
+            )
+        )
+        return (
+            (keyed, every)
+            | "AllKeys" >> beam.Flatten()
+            | "GroupByShard" >> beam.GroupByKey()
+            | "WriteShard" >> beam.ParDo(_WriteShard(self), sizes)
+        )
+
+
+def record_bytes(row: SourceRow, recipe: Recipe) -> int:
+    """Estimates a record's size before it is made, from the target size or the source files."""
+    config = recipe.config
+    if config.height:
+        return 1024 + config.height * config.width * 8 // 5
+    return 1024 + row.image_size + row.mask_size
+
+
+def shards_of(split: str, sizes: dict[str, tuple[int, int]], config: IngestConfig) -> int:
+    """Shards of a split, given the records and bytes of each split that has any."""
+    records, size = sizes.get(split, (0, 0))
+    return split_rules.shard_count(records, size, config)
+
+
+def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe) -> ShardKey:
+    """Split and shard of a row, given the records and bytes of each split."""
+    split = str(row.split)
+    shards = shards_of(split, sizes, recipe.config)
+    return split, split_rules.shard_of(split_rules.order_key(row.id, recipe.config), shards)
+
+
+def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -> str:
+    """Hash of a shard's sources, in order, and of everything that determines their records."""
+    digest = hashlib.sha256(f"{split} {recipe.sha256()}".encode())
+    for row in rows:
+        digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
+    return digest.hexdigest()
+
+
+class _WriteShard(CountingDoFn):
+    def __init__(self, into: WriteShards) -> None:
+        super().__init__("ingest", into.progress)
+        self._recipe = into.recipe
+        self._folder = into.folder
+        self._rows_folder = into.rows_folder
+        self._previous = into.previous
+
+    def process(
+        self,
+        element: tuple[ShardKey, Iterable[Made | None]],
+        sizes: dict[str, tuple[int, int]],
+    ) -> Iterator[ShardInfo]:
+        (split, index), grouped = element
+        config = self._recipe.config
+        records = sorted(
+            (made for made in grouped if made is not None),
+            key=lambda made: (split_rules.order_key(made.row.id, config), made.row.id),
+        )
+        shards = shards_of(split, sizes, config)
+        name = shard_name(config.name, split, index, shards)
+        source_sha256 = shard_source_sha256(split, (made.row for made in records), self._recipe)
+        info, rows = self._take_over(name, source_sha256, records) or self._write(
+            name, split, source_sha256, records
+        )
+        # Rows stay out of the shuffle: the metadata step reads them from these files.
+        with whole_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
+            pq.write_table(source_table(rows), path)
+        yield info
+
+    def _take_over(
+        self, name: str, source_sha256: str, records: list[Made]
+    ) -> tuple[ShardInfo, list[SourceRow]] | None:
+        """Reuses the shard of the previous version, if all its records are still in it."""
+        old = self._previous and self._previous.shards.get(source_sha256)
+        if not self._previous or not old or not records:
+            return None
+        shard = join(self._previous.folder, old.name)
+        if any(made.record is None or made.record.file != shard for made in records):
+            return None
+        take_whole(shard, join(self._folder, name), self._rows_folder)
+        self.counters.add("written", old.records)
+        return old.model_copy(update={"name": name}), [
+            replace(made.row, shard=name) for made in records
+        ]
+
+    def _write(
+        self, name: str, split: str, source_sha256: str, records: list[Made]
+    ) -> tuple[ShardInfo, list[SourceRow]]:
+        classes = len(self._recipe.taxonomy)
+        stats = PixelStats.zero(classes)
+        rows = []
+        size = 0
+        # A retried bundle replaces what the first attempt left with the same bytes.
+        with whole_file(join(self._folder, name), self._rows_folder) as path:
+            with open(path, "wb") as file:
+                for made, read in ahead(_read, records, self._folder):
+                    record, known = read()
+                    stats += known or stats_of(parse(record), classes)
+                    length = write_record(file, record)
+                    rows.append(replace(made.row, shard=name, offset=size, length=length))
+                    size += length
+                    self.counters.add("written")
+                    self.counters.add("bytes", length)
+            digest = file_sha256(path)
+        info = ShardInfo(
+            name=name,
+            split=split,
+            records=len(rows),
+            bytes=size,
+            sha256=digest,
+            source_sha256=source_sha256,
+            stats=stats.to_json(),
+        )
+        return info, rows
+
+
+def _read(made: Made) -> tuple[bytes, PixelStats | None]:
+    if made.record is None:
+        raise ValueError(f"{made.row.id}: a pair without a record has no shard")
+    return unframe(made.record, read_frames(made.record))

@@ -1,0 +1,86 @@
+"""The program that a JVM engine starts for each Python worker: ``boot.sh`` runs this module.
+
+Like Beam's own boot program in a container, it asks for the pipeline's options, sets the variables
+that Beam's worker reads, and becomes that worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from beam.runners import worker
+
+_POLL_S = 0.2
+_ANSWER_S = 60
+
+
+def process_environment() -> tuple[str, dict[str, str]]:
+    """Command and variables of Beam's PROCESS environment, for workers of this installation."""
+    package = Path(__file__).parent
+    variables = {"WORKER_PYTHON": sys.executable, "PYTHONPATH": str(package.parent)}
+    return str(package / "boot.sh"), variables
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Becomes the worker that the engine's arguments describe."""
+    _end_with_parent()
+    worker.prepare()
+    parser = argparse.ArgumentParser(allow_abbrev=False, prog="boot.sh", description=__doc__)
+    for name in ("id", "provision_endpoint"):
+        parser.add_argument(f"--{name}", required=True)
+    args, _ = parser.parse_known_args(arguments)
+    os.environ.update(_variables(args))
+    worker.run()
+
+
+def _variables(args: argparse.Namespace) -> dict[str, str]:
+    import grpc
+    from apache_beam.portability.api import (
+        beam_provision_api_pb2,
+        beam_provision_api_pb2_grpc,
+    )
+    from google.protobuf import json_format, text_format
+
+    with grpc.insecure_channel(args.provision_endpoint) as channel:
+        stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
+        request = beam_provision_api_pb2.GetProvisionInfoRequest()
+        info = stub.GetProvisionInfo(
+            request, timeout=_ANSWER_S, metadata=[("worker_id", args.id)]
+        ).info
+    variables = {
+        "WORKER_ID": args.id,
+        "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
+        "LOGGING_API_SERVICE_DESCRIPTOR": text_format.MessageToString(info.logging_endpoint),
+        "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(info.control_endpoint),
+        "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
+    }
+    if info.status_endpoint.url:
+        status = text_format.MessageToString(info.status_endpoint)
+        variables["STATUS_API_SERVICE_DESCRIPTOR"] = status
+    return variables
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent ends; nothing else stops a killed parent's worker.
+
+    The kernel's parent-death signal is no use here: it is sent when the parent's thread ends.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,94 @@
+"""ListPairs: classifies the files below a source and pairs them by id; it opens no file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+from beam.shared import pairing
+from beam.shared.pairing import Candidate, Pair, Reject, Skip
+from beam.shared.progress import CountingDoFn
+from beam.shared.source import RawSource
+
+UNPAIRED, FILES = "unpaired", "files"
+
+
+@dataclass
+class ListPairs(beam.PTransform):
+    """Lists the pairs of a source.
+
+    Attributes:
+        job: name of the counters; progress: their folder.
+        need_mask: whether an image without a mask is a reject.
+        loose: whether PNGs outside of the layout's places are images.
+
+    Returns a dict: ``pairs``, as (id, Pair); ``unpaired``, rejects of files that form no pair;
+    ``files``, the number of files that were listed, under "", and of those skipped, by reason.
+    """
+
+    source: RawSource
+    job: str
+    progress: str
+    need_mask: bool = True
+    loose: bool = False
+
+    def expand(
+        self, root: beam.pvalue.PBegin
+    ) -> dict[str, beam.PCollection[tuple[str, Pair] | Reject | tuple[str, int]]]:
+        """The graph: list, classify, group by id, pair."""
+        files = (
+            root
+            | "Listings" >> beam.Create(self.source.parts(), reshuffle=True)
+            | "ListFiles" >> beam.FlatMap(_entries, self.source, self.loose)
+            | "Deal" >> beam.ParDo(_Deal(self)).with_outputs(UNPAIRED, FILES, main="candidates")
+        )
+        paired = (
+            files.candidates
+            | "GroupById" >> beam.GroupByKey()
+            | "Pair" >> beam.ParDo(_Pair(self)).with_outputs(UNPAIRED, main="pairs")
+        )
+        unpaired = (files[UNPAIRED], paired[UNPAIRED]) | "AllUnpaired" >> beam.Flatten()
+        counts = files[FILES] | "CountFiles" >> beam.CombinePerKey(sum)
+        return {"pairs": paired.pairs, UNPAIRED: unpaired, FILES: counts}
+
+
+def _entries(part: str, source: RawSource, loose: bool) -> Iterator[Candidate | Reject | Skip]:
+    return (found for _, found in source.entries(part, loose=loose))
+
+
+class _Deal(CountingDoFn):
+    """Counts each file and sends it where its kind belongs."""
+
+    def __init__(self, into: ListPairs) -> None:
+        super().__init__(into.job, into.progress)
+
+    def process(
+        self, element: Candidate | Reject | Skip
+    ) -> Iterator[tuple[str, Candidate] | beam.pvalue.TaggedOutput]:
+        yield beam.pvalue.TaggedOutput(FILES, ("", 1))
+        if isinstance(element, Candidate):
+            yield element.id, element
+        elif isinstance(element, Skip):
+            yield beam.pvalue.TaggedOutput(FILES, (element.reason, 1))
+        else:
+            self.counters.add(f"rejected.{element.code}")
+            yield beam.pvalue.TaggedOutput(UNPAIRED, element)
+
+
+class _Pair(CountingDoFn):
+    def __init__(self, into: ListPairs) -> None:
+        super().__init__(into.job, into.progress)
+        self._need_mask = into.need_mask
+
+    def process(
+        self, element: tuple[str, Iterable[Candidate]]
+    ) -> Iterator[tuple[str, Pair] | beam.pvalue.TaggedOutput]:
+        for one in pairing.pair(element[1], need_mask=self._need_mask):
+            if isinstance(one, Pair):
+                self.counters.add("paired")
+                yield one.id, one
+            else:
+                self.counters.add(f"rejected.{one.code}")
+                yield beam.pvalue.TaggedOutput(UNPAIRED, one)

@@ -1,0 +1,118 @@
+"""A source of raw pairs: what lies below it, or what a list of pairs names, one file at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from beam.shared.pairing import Candidate, Reject, Skip, candidate
+from beam.shared.staged_listing import read_listing, write_listing
+from runtime import listing
+from runtime.archive import is_archive
+from runtime.inventory import read_inventory, tables_of
+from runtime.listing import SourceFile
+from runtime.storage import absolute, is_remote, join
+from schemas.config import SourceConfig
+from schemas.pair_list import read_pair_list
+from schemas.raw_layout import RawLayout, layout_of
+
+
+@dataclass(frozen=True)
+class RawSource:
+    """A source of raw pairs.
+
+    Attributes:
+        place: path or URI of a folder, or path of an archive.
+        layout: where images and masks lie below it.
+        pairs: path or URI of a list that names them instead; empty if there is none.
+        inventory: path or URI of a table of the files, which then are not listed.
+        listed: files of an earlier listing, which then is not made again.
+    """
+
+    place: str
+    layout: RawLayout
+    pairs: str = ""
+    inventory: str = ""
+    listed: tuple[str, ...] = ()
+
+    def parts(self) -> list[str]:
+        """Parts of the listing that workers can read at the same time."""
+        if self.listed:
+            return list(self.listed)
+        return tables_of(self.inventory) if self.inventory else [""]
+
+    def files(self, part: str = "") -> Iterator[SourceFile]:
+        """Yields all files below the source, or those of a part, also those that are skipped.
+
+        Raises:
+            UserError: a folder cannot be listed, or the inventory is invalid.
+        """
+        if self.listed:
+            for place in [part] if part else self.listed:
+                yield from read_listing(place)
+        elif self.inventory:
+            for table in [part] if part else self.parts():
+                yield from read_inventory(self.inventory, table, self.place)
+        else:
+            yield from listing.walk_all(self.place)
+
+    def entries(
+        self, part: str = "", *, loose: bool = False, into: str = ""
+    ) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
+        """Yields each file with what it is; it opens none.
+
+        Args:
+            part: one of ``parts``; all of them by default.
+            loose: treats every PNG outside of the layout's places as an image.
+            into: local folder in which the listing is written.
+
+        Raises:
+            UserError: a folder cannot be listed, or the list of pairs or files is invalid.
+        """
+        if self.pairs:
+            yield from self._listed()
+            return
+        files = self.files(part)
+        for file in write_listing(files, into) if into else files:
+            yield file, candidate(file, self.layout, loose=loose)
+
+    def _listed(self) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
+        find = _finder(self.place)
+        for pair in read_pair_list(self.pairs):
+            for path, is_mask in ((pair.image, False), (pair.mask, True)):
+                if path is None:
+                    continue
+                file = find(path)
+                found: Candidate | Reject
+                if file.error:
+                    found = Reject(pair.id, path, "pair", "missing", file.error, is_mask=is_mask)
+                else:
+                    found = Candidate(pair.id, pair.id, is_mask, file, pair.split, pair.group)
+                yield file, found
+
+
+def source_of(place: str, config: SourceConfig) -> RawSource:
+    """The source that a job's parameters name.
+
+    Raises:
+        UserError: there is no such layout, or its patterns are invalid.
+    """
+    pairs, inventory = (absolute(one) if one else "" for one in (config.pairs, config.inventory))
+    return RawSource(absolute(place), layout_of(config), pairs, inventory)
+
+
+def _finder(place: str) -> Callable[[str], SourceFile]:
+    """Finds a file by its path: at once on a file system, elsewhere in a listing of everything."""
+    if is_remote(place) or is_archive(place):
+        known = {file.path: file for file in listing.walk(place)}
+        return lambda path: known.get(path) or SourceFile(path, 0, 0, error="there is no such file")
+
+    def find(path: str) -> SourceFile:
+        try:
+            status = os.stat(join(place, path))
+        except OSError as error:
+            return SourceFile(path, 0, 0, error=f"cannot be read: {error.strerror}")
+        return SourceFile(path, status.st_size, status.st_mtime)
+
+    return find

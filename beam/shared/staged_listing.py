@@ -1,0 +1,70 @@
+"""The listing of a source in files, so that a job lists it once and workers read it in parallel."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from beam.shared import staging as stages
+from runtime import storage
+from runtime.listing import SourceFile
+from runtime.parquet import read_table
+from runtime.storage import join
+
+_MOST = 100_000
+"""Files of the source in each file of the listing."""
+
+# A name need not be valid UTF-8.
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.binary()),
+        ("size", pa.int64()),
+        ("modified", pa.float64()),
+        ("skipped", pa.string()),
+        ("error", pa.string()),
+    ]
+)
+
+
+def write_listing(files: Iterable[SourceFile], folder: str) -> Iterator[SourceFile]:
+    """Passes files on, and writes them to ``listing-00000.parquet`` and so on in a local folder."""
+    stream = iter(files)
+    number = 0
+    while some := list(islice(stream, _MOST)):
+        rows = [
+            (os.fsencode(one.path), one.size, one.modified, one.skipped, one.error) for one in some
+        ]
+        columns = [
+            pa.array(values, field.type)
+            for values, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
+        ]
+        pq.write_table(
+            pa.table(columns, schema=_SCHEMA),
+            Path(folder, f"listing-{number:05d}.parquet"),
+            compression="zstd",
+        )
+        number += 1
+        yield from some
+
+
+def read_listing(place: str) -> Iterator[SourceFile]:
+    """Yields the files that one of these files lists."""
+    for batch in read_table(place).to_batches(10_000):
+        for path, *others in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            yield SourceFile(os.fsdecode(path), *others)
+
+
+def staged_listing(folder: str, staging: str) -> tuple[str, ...]:
+    """Copies a listing from a local folder to where all workers see it; returns its files."""
+    target = join(staging, "listing")
+    stages.make_folders(target)
+    places = []
+    for path in sorted(Path(folder).glob("listing-*.parquet")):
+        places.append(join(target, path.name))
+        storage.copy(str(path), places[-1])
+    return tuple(places)

@@ -1,0 +1,264 @@
+"""Staging folders for work in progress, and the renames and copies that publish it.
+
+On a local file system, one rename publishes a whole folder. An object store has no such operation:
+there, files are copied one by one, and the file that names all the others is copied last.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+
+from runtime import listing, storage
+from runtime.errors import UserError
+from runtime.locks import try_lock
+from runtime.storage import is_remote, join
+from schemas.layout import STAGING_PREFIX
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+_DEAD_AFTER_S = 7 * 24 * 3600
+"""Age, in seconds, at which unfinished work on a store can no longer belong to a running job."""
+
+_HEARTBEAT = "heartbeat"
+"""Object in a staging folder on a store that a running job keeps writing."""
+
+_BEAT_S, _SILENT_S = 300.0, 24 * 3600
+"""Seconds from one beat to the next, and without one after which the job is dead."""
+
+_TIME = "%Y%m%dT%H%M%S"
+
+
+def make_output(output: str) -> str:
+    """The output folder; it is created if it is missing, and checked to be writable.
+
+    Raises:
+        UserError: it cannot be created or written to.
+    """
+    if is_remote(output):
+        storage.require_writable(output.rstrip("/"))
+        return output.rstrip("/")
+    folder = Path(storage.absolute(output))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"output {output!r} is not writable: {error.strerror}") from error
+    return str(folder)
+
+
+def make_folders(*folders: str) -> None:
+    """Creates local folders; a store needs none."""
+    for folder in folders:
+        if not is_remote(folder):
+            Path(folder).mkdir(parents=True)
+
+
+def clear(*folders: str) -> None:
+    """Empties folders of the staging folder."""
+    for folder in folders:
+        if is_remote(folder):
+            storage.remove_tree(folder)
+        else:
+            shutil.rmtree(folder)
+    make_folders(*folders)
+
+
+@contextmanager
+def staging(parent: str) -> Iterator[str]:
+    """A folder for work in progress below ``parent``; it is removed when the block ends.
+
+    A killed process leaves its folder behind, and the next process that stages there removes it. A
+    running process holds a lock on a file beside its folder, and the lock ends with the process; on
+    a store, it writes a heartbeat.
+    """
+    remove_dead_staging(parent)
+    if is_remote(parent):
+        folder = join(parent, f"{STAGING_PREFIX}{datetime.now(UTC):{_TIME}}-{uuid.uuid4().hex[:8]}")
+        try:
+            with _heartbeat(folder):
+                yield folder
+        finally:
+            # If it cannot be removed now, a later job removes it as a dead job's folder.
+            with suppress(UserError):
+                storage.remove_tree(folder)
+        return
+    Path(parent).mkdir(parents=True, exist_ok=True)
+    lock = _locked_file(Path(parent))
+    path = Path(lock.name).with_suffix("")
+    path.mkdir()
+    try:
+        yield str(path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.unlink(lock.name)
+        lock.close()
+
+
+@contextmanager
+def own_folder(staging: str) -> Iterator[Path]:
+    """A local folder that no other machine needs: the staging folder itself, if it is local."""
+    if not is_remote(staging):
+        yield Path(staging)
+        return
+    with tempfile.TemporaryDirectory(prefix="lyft-") as folder:
+        yield Path(folder)
+
+
+def remove_dead_staging(parent: str) -> None:
+    """Removes the staging folders below ``parent`` whose process has ended."""
+    if is_remote(parent):
+        for name in listing.folders(parent):
+            if name.startswith(STAGING_PREFIX) and _is_dead(join(parent, name)):
+                storage.remove_tree(join(parent, name))
+        return
+    for path in Path(parent).glob(f"{STAGING_PREFIX}*.lock"):
+        with open(path, "a") as lock:
+            if not try_lock(lock):
+                continue
+            shutil.rmtree(path.with_suffix(""), ignore_errors=True)
+            path.unlink(missing_ok=True)
+
+
+def is_old(modified: float) -> bool:
+    """True if a job that wrote to a store at this time (epoch seconds) can no longer be running."""
+    return time.time() - modified > _DEAD_AFTER_S
+
+
+@contextmanager
+def _heartbeat(folder: str) -> Iterator[None]:
+    """Keeps writing the heartbeat of a staging folder on a store during a block."""
+    stop = threading.Event()
+
+    def beat() -> None:
+        # A store that does not answer now may at the next beat.
+        with suppress(UserError, OSError):
+            storage.write_bytes(join(folder, _HEARTBEAT), b"")
+
+    def keep_beating() -> None:
+        while not stop.wait(_BEAT_S):
+            beat()
+
+    beat()
+    thread = threading.Thread(target=keep_beating, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        # A beat after the folder's removal would bring it back.
+        thread.join()
+
+
+def _is_dead(folder: str) -> bool:
+    with suppress(OSError):
+        return time.time() - storage.modified(join(folder, _HEARTBEAT)) > _SILENT_S
+    started = folder.rpartition(STAGING_PREFIX)[2].partition("-")[0]
+    try:
+        return is_old(datetime.strptime(started, _TIME).replace(tzinfo=UTC).timestamp())
+    except ValueError:
+        return False
+
+
+def _locked_file(parent: Path) -> IO[bytes]:
+    while True:
+        lock = tempfile.NamedTemporaryFile(  # noqa: SIM115 - lives as long as the staging folder
+            dir=parent, prefix=STAGING_PREFIX, suffix=".lock", delete=False
+        )
+        # Before the new file is locked, another process may take it for a dead job's and remove it.
+        if try_lock(lock) and os.path.exists(lock.name):
+            return lock
+        lock.close()
+
+
+def publish(staged: str, final: str, last: str) -> None:
+    """Publishes a staged folder at its final place and replaces the folder that was there.
+
+    On a local file system, readers see either the whole old folder or the whole new one; both must
+    be on the same file system. On a store, a folder exists once its file ``last`` exists.
+    """
+    if is_remote(final):
+        names = [file.path for file in listing.files(staged)]
+        storage.each(
+            lambda name: storage.copy(join(staged, name), join(final, name)),
+            [name for name in names if name != last],
+        )
+        storage.copy(join(staged, last), join(final, last))
+        return
+    sync(Path(staged))
+    swap(Path(staged), Path(final))
+    shutil.rmtree(staged, ignore_errors=True)
+
+
+def sync(folder: Path) -> None:
+    """Has the kernel write a folder's files and names to the disk.
+
+    Else a power cut soon after a rename may leave the new name, and files without content.
+    """
+    for base, _, names in os.walk(folder):
+        for path in (*(os.path.join(base, name) for name in names), base):
+            sync_one(path)
+
+
+def sync_one(path: str) -> None:
+    """Has the kernel write a file, or the names in a folder, to the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def swap(staged: Path, final: Path) -> None:
+    """Like ``publish`` on a local file system, but keeps the replaced folder at ``staged``.
+
+    The caller has synced the staged folder.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(staged, final)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        _exchange(staged, final)
+    sync_one(str(final.parent))
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swaps two folders atomically (Linux's renameat2; Python has no call for it)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    result = libc.renameat2(
+        _AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE
+    )
+    if result == 0:
+        return
+    code = ctypes.get_errno()
+    if code not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(code, os.strerror(code), str(second))
+    # A network file system may not support the swap; readers then see a gap between two renames.
+    aside = first.with_name(f"{first.name}-replaced")
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)
+
+
+def copy_or_link(source: str, target: str) -> None:
+    """Copies a file, or makes a hard link where the file system allows one."""
+    if not is_remote(target):
+        with suppress(OSError):
+            os.link(source, target)
+            return
+    storage.copy(source, target)

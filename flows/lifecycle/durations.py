@@ -1,0 +1,65 @@
+"""Records how long steps took on this machine, beside their outputs, for `python -m flows.plan`."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from flows.lifecycle.job_process import Watch, run_job
+from runtime.storage import on_this_machine
+from schemas.config import IngestConfig, TrainConfig
+
+_FILE = "durations.json"
+
+
+def ingest_key(config: IngestConfig) -> str:
+    """Key shared by ingests that take about the same time per pair."""
+    return f"ingest {config.height}x{config.width} {config.resize}"
+
+
+def train_key(config: TrainConfig, height: int, width: int) -> str:
+    """Key shared by trainings that take about the same time per image."""
+    return f"train {config.architecture} {config.filters} filters {height}x{width}"
+
+
+def timed_job(
+    module: str,
+    arguments: Sequence[str],
+    watch: Watch,
+    output: str,
+    measure: Callable[[str], tuple[str, int]],
+) -> str:
+    """Runs a job and returns its result; records its duration unless there was nothing to do.
+
+    Args:
+        output: root of all outputs, where the duration is recorded.
+        measure: maps the job's result to its key and the number of items that it processed.
+    """
+    started = time.monotonic()
+    done = run_job(module, arguments, watch)
+    if not done.idle:
+        key, items = measure(done.result)
+        record(output, key, items, time.monotonic() - started)
+    return done.result
+
+
+def record(output: str, key: str, items: int, seconds: float) -> None:
+    """Records a duration in place of the last one with the same key."""
+    known = recorded(output) | {key: {"items": items, "seconds": round(seconds, 1)}}
+    file = Path(on_this_machine(output)) / _FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    new = file.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    new.replace(file)
+
+
+def recorded(output: str) -> dict[str, dict[str, float]]:
+    """All recorded durations by key; empty if the file is missing or damaged."""
+    try:
+        found = json.loads((Path(on_this_machine(output)) / _FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,139 @@
+"""Summary of a run for people: a class table and a picture."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from images.panels import PanelRow, panel
+from runtime.parquet import read_table
+from runtime.storage import join, local
+from schemas.example import parse, read_records
+from schemas.layout import partition_path
+from schemas.manifest import Manifest, load_manifest
+from schemas.published import files_of
+
+_EXAMPLES = 4
+
+_CLASS_KEYS = ["class_id", "class_name", "split"]
+_PIXELS = ("pixel_count", "intersection", "union")
+
+
+@dataclass(frozen=True)
+class ClassSummary:
+    """One class over all images of a run.
+
+    Attributes:
+        pixel_share: share of all predicted pixels.
+        iou: over the images of the test split, or over all images if there are none of it; None
+            without truth or if the class does not occur.
+        iou_over: ``test`` or ``all``.
+    """
+
+    class_name: str
+    pixel_share: float
+    iou: float | None
+    iou_over: str
+
+
+def partition_of(model_uri: str, source_name: str) -> str:
+    """Partition of ``models:/<name>/<version>`` over a source."""
+    name, _, version = model_uri.removeprefix("models:/").rpartition("/")
+    return partition_path(name, f"v{version}", source_name)
+
+
+def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]:
+    """The classes of one partition of ``class_stats``, in the order of their ids."""
+    sums: dict[tuple[int, str, str | None], Counter[str]] = defaultdict(Counter)
+    # One file at a time: there may be millions of rows, and only a few sums are needed.
+    for file in files_of(predictions, "class_stats", partition):
+        table = read_table(file, [*_CLASS_KEYS, *_PIXELS])
+        grouped = table.group_by(_CLASS_KEYS).aggregate([(name, "sum") for name in _PIXELS])
+        for row in grouped.to_pylist():
+            key = tuple(row[name] for name in _CLASS_KEYS)
+            sums[key].update({name: row[f"{name}_sum"] or 0 for name in _PIXELS})
+    has_test = any(split == "test" for _, _, split in sums)
+    everything = sum(one["pixel_count"] for one in sums.values())
+    summaries = []
+    for class_id, name in sorted({key[:2] for key in sums}):
+        of_class = {key[2]: one for key, one in sums.items() if key[0] == class_id}
+        judged = [one for split, one in of_class.items() if split == "test" or not has_test]
+        union = sum(one["union"] for one in judged)
+        summaries.append(
+            ClassSummary(
+                class_name=name,
+                pixel_share=sum(one["pixel_count"] for one in of_class.values()) / everything,
+                iou=sum(one["intersection"] for one in judged) / union if union else None,
+                iou_over="test" if has_test else "all",
+            )
+        )
+    return summaries
+
+
+def class_rows(summaries: list[ClassSummary]) -> list[dict[str, str]]:
+    """The rows of a table for people to read."""
+    return [
+        {
+            "class": one.class_name,
+            "pixel share": f"{one.pixel_share:.2%}",
+            f"IoU on {one.iou_over}": "" if one.iou is None else f"{one.iou:.3f}",
+        }
+        for one in summaries
+    ]
+
+
+def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, path: Path) -> bool:
+    """Draws a panel of test images from the worst to the best: input, truth, prediction.
+
+    Returns:
+        Whether there was any image of the test split to draw.
+    """
+    import pyarrow.compute as pc
+
+    manifest = load_manifest(dataset)
+    table = read_table(
+        files_of(predictions, "masks", partition),
+        columns=["image_id", "mask", "pixel_accuracy"],
+        filters=[("split", "=", "test")],
+    ).sort_by("pixel_accuracy")
+    # An image whose mask is all void has no accuracy.
+    table = table.filter(pc.is_valid(table["pixel_accuracy"]))
+    if not table.num_rows:
+        return False
+    chosen = np.unique(np.linspace(0, table.num_rows - 1, _EXAMPLES).round().astype(int))
+    rows = {row["image_id"]: row for row in table.take(chosen).to_pylist()}
+    records = _records(dataset, manifest, set(rows))
+    panel(
+        [
+            PanelRow(
+                f"{image_id}   pixel accuracy {row['pixel_accuracy']:.3f}",
+                _pixels(records[image_id].image),
+                [_pixels(records[image_id].mask), _pixels(row["mask"]["bytes"])],
+            )
+            for image_id, row in rows.items()
+        ],
+        ("input", "truth", "prediction"),
+        manifest.taxonomy,
+    ).save(path)
+    return True
+
+
+def _records(dataset: str | Path, manifest: Manifest, ids: set[str]) -> dict[str, Any]:
+    found = {}
+    for name in manifest.shard_names("test"):
+        with local(join(dataset, name)) as path, open(path, "rb") as file:
+            for record in read_records(file, name):
+                example = parse(record)
+                if example.id in ids:
+                    found[example.id] = example
+    return found
+
+
+def _pixels(png: bytes) -> Any:
+    return np.asarray(Image.open(io.BytesIO(png)))

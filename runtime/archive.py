@@ -1,0 +1,145 @@
+"""Zip and tar archives, read in place: an archive is a folder, its files lie at ``a.zip/name``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+import re
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+
+from runtime.errors import UserError
+
+_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
+_ENCRYPTED = 1
+"""Bit of a zip member's flags."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive: its path with ``/``, and its size in bytes.
+
+    Attributes:
+        skipped: why it is none of a job's business; error: why it cannot be read.
+    """
+
+    path: str
+    size: int
+    skipped: str = ""
+    error: str = ""
+
+
+def is_archive(place: str | os.PathLike[str]) -> bool:
+    """Whether a local path is a file whose name ends in .zip or .tar."""
+    return str(place).lower().endswith((".zip", ".tar")) and os.path.isfile(place)
+
+
+def members(archive: str) -> Iterator[Member]:
+    """Yields all files of an archive, hidden ones with a mark.
+
+    Raises:
+        UserError: it is damaged, or compressed as a whole.
+    """
+    return iter(_open(archive).members)
+
+
+def read(place: str) -> bytes:
+    """The bytes of a file in an archive.
+
+    Raises:
+        OSError: there is no such file, or it is damaged.
+    """
+    archive, name = _split(place)
+    try:
+        read_member = _open(archive).readers[name]
+    except KeyError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from None
+    try:
+        return read_member()
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise OSError(errno.EIO, f"damaged in its archive: {error}", place) from error
+
+
+def modified(place: str) -> float:
+    """Time of the archive's last change, seconds since the epoch; members keep no reliable one."""
+    return os.stat(_split(place)[0]).st_mtime
+
+
+@dataclass(frozen=True)
+class _Opened:
+    members: list[Member] = field(default_factory=list)
+    readers: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+
+    def add(self, name: str, size: int, read: Callable[[], bytes], error: str = "") -> None:
+        path = posixpath.normpath(name)
+        if path.startswith(("/", "../")):
+            self.members.append(Member(path, size, error="its name leads out of the archive"))
+            return
+        hidden = any(part.startswith(".") for part in path.split("/"))
+        self.members.append(Member(path, size, "hidden" if hidden else "", error))
+        self.readers[path] = read
+
+
+def _split(place: str) -> tuple[str, str]:
+    """Path of the archive that a place lies in, and the name of the file within it."""
+    for end in _END.finditer(place):
+        if os.path.isfile(archive := place[: end.end() - 1]):
+            return archive, place[end.end() :]
+    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
+
+
+def _open(archive: str) -> _Opened:
+    status = os.stat(archive)
+    # A forked process would share the position in the file, so each one opens its own.
+    return _opened(archive, status.st_mtime_ns, status.st_size, os.getpid())
+
+
+@lru_cache(maxsize=2)
+def _opened(archive: str, modified: int, size: int, process: int) -> _Opened:
+    del modified, size, process  # They only tell archives apart.
+    try:
+        return _open_zip(archive) if archive.lower().endswith(".zip") else _open_tar(archive)
+    except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+        raise UserError(
+            f"archive {archive!r} cannot be read: {error}; expected a .zip, or a .tar that is not "
+            "compressed; unpack any other and pass the folder"
+        ) from error
+
+
+def _open_zip(archive: str) -> _Opened:
+    # It stays open: to find its members costs a second for 200,000.
+    file = zipfile.ZipFile(archive)
+    opened = _Opened()
+    for info in file.infolist():
+        if not info.is_dir():
+            # Some tools on Windows write its separator.
+            name = info.filename.replace("\\", "/")
+            error = "it is encrypted" if info.flag_bits & _ENCRYPTED else ""
+            opened.add(name, info.file_size, partial(file.read, info), error)
+    return opened
+
+
+def _open_tar(archive: str) -> _Opened:
+    opened = _Opened()
+    with tarfile.open(archive, "r:") as file:
+        for info in file:
+            if info.isreg() and not info.issparse():
+                read_it = partial(_read_part, archive, info.offset_data, info.size)
+                opened.add(info.name, info.size, read_it)
+            elif not info.isdir():
+                opened.members.append(Member(info.name, info.size, skipped="no regular file"))
+    return opened
+
+
+def _read_part(archive: str, start: int, size: int) -> bytes:
+    with open(archive, "rb") as file:
+        file.seek(start)
+        data = file.read(size)
+    if len(data) < size:
+        raise EOFError(f"expected {size} bytes, found {len(data)}")
+    return data

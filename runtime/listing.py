@@ -1,0 +1,173 @@
+"""Lists files and folders, on this machine or on a store."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from runtime.archive import is_archive, members
+from runtime.errors import UserError
+from runtime.object_store import Place, object_of, request
+from runtime.storage import is_remote, join
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file below a root: relative path, size in bytes, last change in seconds since the epoch.
+
+    Attributes:
+        skipped: why it is not looked at: it is hidden, or a folder that was listed already.
+        error: why nothing can be known about it, e.g. a link that leads nowhere.
+    """
+
+    path: str
+    size: int
+    modified: float
+    skipped: str = ""
+    error: str = ""
+
+
+def files(folder: Place) -> list[SourceFile]:
+    """The files in a folder, sorted by name, without hidden ones; none if it does not exist."""
+    found = [one for one in _entries(folder) if isinstance(one, SourceFile) and _counts(one)]
+    return sorted(found, key=lambda one: one.path)
+
+
+def folders(folder: Place) -> list[str]:
+    """Sorted names of the folders in a folder, hidden ones too; none if it does not exist."""
+    return sorted(one for one in _entries(folder) if isinstance(one, str))
+
+
+def _entries(folder: Place) -> Iterator[SourceFile | str]:
+    try:
+        yield from _children(str(folder))
+    except FileNotFoundError:
+        return
+
+
+def _counts(file: SourceFile) -> bool:
+    return not (file.skipped or file.error or file.path.startswith("."))
+
+
+def walk(root: Place) -> Iterator[SourceFile]:
+    """Yields all files below a folder that can be read, without hidden ones.
+
+    Raises:
+        UserError: a folder cannot be listed.
+    """
+    return (one for one in walk_all(root) if not one.skipped and not one.error)
+
+
+def walk_all(root: Place) -> Iterator[SourceFile]:
+    """Yields all entries below a folder that are no folders, and folders that are not entered.
+
+    Hidden files and folders are skipped, with a mark. Links to folders are followed last, and only
+    to folders not seen yet, so that a file's path does not depend on the order in which the file
+    system lists entries. An archive is listed like a folder.
+
+    Raises:
+        UserError: a folder or archive cannot be listed; what it holds is unknown, so no job goes
+            on.
+    """
+    if is_archive(root):
+        return _walk_archive(str(root))
+    if str(root).startswith("gs://"):
+        # On Google's store, pyarrow omits folders without an object of their own.
+        return _walk_objects(str(root))
+    return _walk_folder(str(root))
+
+
+def _walk_archive(archive: str) -> Iterator[SourceFile]:
+    changed = os.stat(archive).st_mtime
+    for one in members(archive):
+        yield SourceFile(one.path, one.size, changed, one.skipped, one.error)
+
+
+def _walk_objects(root: str) -> Iterator[SourceFile]:
+    """Lists a store in one go, without regard to folders."""
+    from pyarrow.fs import FileSelector
+
+    inside = len(object_of(root)) + 1
+    try:
+        found = request(
+            root, lambda store, key: store.get_file_info(FileSelector(key, recursive=True))
+        )
+    except OSError as error:
+        raise UserError(f"folder {root!r} cannot be listed: {error.strerror or error}") from error
+    for info in found:
+        if info.is_file:
+            path = info.path[inside:]
+            hidden = any(part.startswith(".") for part in path.split("/"))
+            yield SourceFile(path, info.size, info.mtime_ns / 1e9, hidden * "hidden")
+
+
+def _walk_folder(root: str) -> Iterator[SourceFile]:
+    waiting, links = [""], list[str]()
+    seen: set[tuple[int, int]] = set()
+    while waiting or links:
+        if not waiting:
+            links.sort(reverse=True)
+        folder = (waiting or links).pop()
+        place = join(root, folder) if folder else root
+        try:
+            if not is_remote(place):
+                status = os.stat(place)
+                if (status.st_dev, status.st_ino) in seen:
+                    yield SourceFile(folder, 0, 0, skipped="folder listed under another name")
+                    continue
+                seen.add((status.st_dev, status.st_ino))
+            for one in _children(place):
+                prefix = f"{folder}/" if folder else ""
+                name = one if isinstance(one, str) else one.path
+                if name.startswith("."):
+                    yield SourceFile(prefix + name, 0, 0, skipped="hidden")
+                elif isinstance(one, str):
+                    is_link = not is_remote(place) and os.path.islink(join(place, one))
+                    (links if is_link else waiting).append(prefix + one)
+                else:
+                    yield replace(one, path=prefix + name)
+        except OSError as error:
+            raise UserError(
+                f"folder {place!r} cannot be listed: {error.strerror or error}"
+            ) from error
+
+
+def _children(folder: str) -> Iterator[SourceFile | str]:
+    """Yields the files of one folder and the names of its subfolders."""
+    if is_remote(folder):
+        yield from _remote_children(folder)
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError as error:
+                # A broken link, or one that leads to itself.
+                yield SourceFile(entry.name, 0, 0, error=f"cannot be read: {error.strerror}")
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                yield entry.name
+            elif stat.S_ISREG(status.st_mode):
+                yield SourceFile(entry.name, status.st_size, status.st_mtime)
+            else:
+                yield SourceFile(entry.name, 0, 0, skipped="no regular file")
+
+
+def _remote_children(folder: str) -> Iterator[SourceFile | str]:
+    from pyarrow.fs import FileSelector
+
+    # On Google's store, pyarrow omits folders without an object of their own: list all below.
+    everything = folder.startswith("gs://")
+    inside = len(object_of(folder)) + 1
+    named: set[str] = set()
+    for info in request(
+        folder, lambda store, key: store.get_file_info(FileSelector(key, recursive=everything))
+    ):
+        name, _, below = info.path[inside:].partition("/")
+        if info.is_file and not below:
+            yield SourceFile(name, info.size, info.mtime_ns / 1e9)
+        elif name not in named:
+            named.add(name)
+            yield name

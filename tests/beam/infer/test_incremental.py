@@ -1,0 +1,383 @@
+"""A run reuses the published one: only new images are predicted, and the tables are the same."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from inference import query, run_infer, tables_of
+from jobs import IN_MEMORY
+from PIL import Image
+
+from beam.infer import handler, row_files
+from beam.infer import pipeline as infer
+from beam.infer.__main__ import main as infer_main
+from beam.infer.pictures import Unpredicted
+from images import png
+from runtime.errors import UnavailableError
+from schemas.config import InferConfig
+from schemas.example import encode, parse, read_records, write_record
+from schemas.manifest import load_manifest
+
+Predicted = Callable[[], list[str]]
+
+
+@pytest.fixture
+def predicted(monkeypatch: pytest.MonkeyPatch) -> Predicted:
+    """Returns the ids of the images that went through the model since its last call."""
+    seen: list[str] = []
+    predict = handler.predict
+
+    def spy(batch, *engine):
+        seen.extend(picture.image_id for picture in batch)
+        return predict(batch, *engine)
+
+    monkeypatch.setattr(handler, "predict", spy)
+
+    def taken() -> list[str]:
+        found = sorted(seen)
+        seen.clear()
+        return found
+
+    return taken
+
+
+@pytest.fixture(scope="module")
+def twelve(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve pairs."""
+    raw = tmp_path_factory.mktemp("twelve") / "raw"
+    for folder in ("CameraRGB", "CameraSeg"):
+        (raw / folder).mkdir(parents=True)
+        for path in sorted((scenes / folder).iterdir())[:12]:
+            shutil.copy(path, raw / folder)
+    return raw
+
+
+@pytest.fixture
+def raw(twelve: Path, tmp_path: Path) -> Path:
+    """Twelve pairs that a test may change."""
+    return Path(shutil.copytree(twelve, tmp_path / "raw"))
+
+
+@pytest.fixture(scope="module")
+def fresh(trained, twelve: Path, tmp_path_factory: pytest.TempPathFactory):
+    """Returns the output of a first run over the twelve pairs; of each configuration, one."""
+
+    @functools.cache
+    def run(**config) -> Path:
+        place = tmp_path_factory.mktemp("fresh") / "out"
+        return run_infer(trained, place, InferConfig(**config), source=twelve)
+
+    return run
+
+
+@pytest.fixture
+def published(fresh, tmp_path: Path) -> Path:
+    """A copy of that output, of the default configuration, that a test may change."""
+    return Path(shutil.copytree(fresh(), tmp_path / "out"))
+
+
+def _counts(output: Path) -> tuple[int, ...]:
+    columns = "images_read, images_predicted, images_reused, images_rejected"
+    (row,) = query(output, f"FROM runs SELECT {columns}")
+    return row
+
+
+def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, predicted) -> None:
+    images, masks = raw / "CameraRGB", raw / "CameraSeg"
+    (masks / "000_0003.png").write_bytes(b"")
+    (images / "000_0009.png").write_bytes(b"damaged")
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    assert len(predicted()) == 11
+
+    shutil.copy(images / "000_0000.png", images / "new.png")
+    pixels = np.asarray(Image.open(images / "000_0001.png"))
+    Image.fromarray(pixels[::-1]).save(images / "000_0001.png")
+    Image.fromarray(np.zeros_like(pixels)).save(masks / "000_0002.png")
+    (masks / "000_0004.png").unlink()
+    (images / "000_0005.png").unlink()
+    (images / "000_0006.png").touch()
+    run_infer(trained, output, source=raw)
+    # 5 is gone; 6 has the same bytes; 3 and 9 are rejected as before.
+    assert predicted() == ["000_0001", "000_0002", "000_0004", "new"]
+    assert _counts(output) == (12, 11, 7, 1)
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
+        ("000_0003", "truth", "empty"),
+        ("000_0005", "truth", "no_image"),
+        ("000_0009", "read", "format"),
+    ]
+    whole = run_infer(trained, tmp_path / "whole", source=raw)
+    assert _counts(whole) == (12, 11, 0, 1)
+    assert tables_of(output) == tables_of(whole)
+
+
+def test_an_image_under_a_new_path_is_predicted_again(trained, raw: Path, tmp_path: Path) -> None:
+    """Only the suffix differs, so its id and its bytes are the same."""
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    old = raw / "CameraRGB/000_0000.png"
+    new = old.rename(old.with_suffix(".PNG"))
+    run_infer(trained, output, source=raw)
+    where = "FROM masks SELECT source_uri WHERE image_id = '000_0000'"
+    assert query(output, where) == [(str(new),)]
+    assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "whole", source=raw))
+
+
+def test_rejects_are_tried_again_where_told_or_changed(
+    trained, raw: Path, tmp_path: Path, predicted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    damaged, mask = raw / "CameraRGB/000_0009.png", raw / "CameraSeg/000_0003.png"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(b"damaged")
+    mask.write_bytes(b"")
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    predicted()
+
+    from images import png
+
+    decoded: list[bytes] = []
+    decode = png.decode_image
+    monkeypatch.setattr(
+        png, "decode_image", lambda data, n: decoded.append(data) or decode(data, n)
+    )
+    damaged.touch()
+    run_infer(trained, output, source=raw)
+    assert (decoded, predicted()) == ([], [])
+    run_infer(trained, output, source=raw, retry_rejects=True)
+    # The image whose mask was rejected is predicted again, as both files are examined.
+    assert sorted(map(len, decoded)) == sorted(
+        [len(b"damaged"), len((raw / "CameraRGB/000_0003.png").read_bytes())]
+    )
+    assert predicted() == ["000_0003"]
+    assert _counts(output) == (12, 11, 10, 1)
+    damaged.write_bytes(whole)
+    run_infer(trained, output, source=raw)
+    assert predicted() == ["000_0009"]
+    assert _counts(output) == (12, 12, 11, 0)
+
+
+def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predicted) -> None:
+    arguments = [
+        *(f"--model={trained.model}", f"--source={raw}", f"--output={tmp_path}/out"),
+        *(f"--tracking_uri={trained.tracking_uri}", *IN_MEMORY),
+    ]
+    (raw / "CameraRGB/000_0009.png").write_bytes(b"damaged")
+    reused = []
+    for flags in ([], ["--resume"], ["--retry_rejects"], ["--no-resume"]):
+        output = infer_main([*arguments, *flags])
+        reused.append((_counts(Path(output))[2], len(predicted())))
+    assert reused == [(0, 11), (0, 0), (11, 0), (0, 11)]
+
+
+def test_an_unreadable_file_is_tried_again(trained, twelve, tmp_path, monkeypatch) -> None:
+    from beam.infer import pictures
+
+    read = pictures.read_bytes
+
+    def refuse(uri: str) -> bytes:
+        if uri.endswith("CameraRGB/000_0002.png"):
+            raise PermissionError(13, "Permission denied")
+        return read(uri)
+
+    monkeypatch.setattr(pictures, "read_bytes", refuse)
+    output = run_infer(trained, tmp_path / "out", source=twelve)
+    assert query(output, "FROM rejects SELECT code, source_sha256") == [("unreadable", None)]
+    monkeypatch.setattr(pictures, "read_bytes", read)
+    run_infer(trained, output, source=twelve)
+    assert _counts(output) == (12, 12, 11, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "reused"),
+    [
+        ({"part_mib": 0.001}, {}, 12),
+        ({"part_mib": 0.001}, {"resume": False}, 0),
+        ({}, {"resume": False}, 0),
+        ({"height": 48, "width": 64}, {}, 0),
+        ({"engine": "tensorflow"}, {}, 0),
+        ({"max_pixels": 160 * 120}, {}, 0),
+    ],
+)
+def test_what_is_taken_over(trained, twelve, fresh, published, config, options, reused) -> None:
+    run_infer(trained, published, InferConfig(**config), source=twelve, **options)
+    assert _counts(published) == (12, 12, reused, 0)
+    assert tables_of(published) == tables_of(fresh(**config))
+
+
+def test_an_image_that_was_too_large_is_no_longer_one(trained, raw, tmp_path: Path) -> None:
+    Image.new("RGB", (200, 150)).save(raw / "CameraRGB/large.png")
+    output = run_infer(trained, tmp_path / "out", InferConfig(max_pixels=160 * 120), source=raw)
+    assert query(output, "FROM rejects SELECT image_id, code") == [("large", "too_large")]
+    run_infer(trained, output, source=raw)
+    assert _counts(output) == (13, 13, 0, 0)
+
+
+def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Path) -> None:
+    (raw / "CameraSeg/notes.jpg").write_bytes(b"")
+    (raw / "CameraMask").mkdir()
+    shutil.copy(raw / "CameraSeg/000_0001.png", raw / "CameraMask/000_0001.png")
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY ALL") == [
+        ("000_0001", "pair", "ambiguous"),
+        ("000_0001", "truth", "ambiguous"),
+        ("000_0001", "truth", "ambiguous"),
+        ("notes", "truth", "format"),
+    ]
+    assert _counts(output) == (12, 11, 0, 1)
+
+
+def test_a_damaged_row_of_runs_is_replaced(trained, twelve: Path, published: Path) -> None:
+    (run,) = published.glob("runs/**/*.parquet")
+    run.write_bytes(b"damaged")
+    run_infer(trained, published, source=twelve)
+    assert _counts(published) == (12, 12, 0, 0)
+
+
+def test_files_that_another_job_has_removed_are_named(
+    trained, twelve: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a store, which has no locks, a job may publish between another's plan and last step."""
+    find = infer.find_previous
+
+    def removed(*args, **options):
+        found = find(*args, **options)
+        for file in published.glob("masks/**/*.parquet"):
+            file.unlink()
+        return found
+
+    monkeypatch.setattr(infer, "find_previous", removed)
+    with pytest.raises(UnavailableError, match="another job has published this partition meanwh"):
+        run_infer(trained, published, InferConfig(part_mib=0.001), source=twelve)
+
+
+def test_a_dataset_is_gone_on_with_too(trained, dataset: Path, tmp_path: Path, predicted) -> None:
+    output = run_infer(trained, tmp_path / "out", dataset=dataset)
+    assert len(predicted()) == 40
+    run_infer(trained, output, InferConfig(part_mib=0.01), dataset=dataset)
+    assert predicted() == []
+    assert _counts(output) == (40, 40, 40, 0)
+    assert tables_of(output) == tables_of(
+        run_infer(trained, tmp_path / "fresh", InferConfig(part_mib=0.01), dataset=dataset)
+    )
+
+
+def test_files_have_the_size_that_was_asked_for(trained, scenes: Path, tmp_path: Path) -> None:
+    whole = run_infer(trained, tmp_path / "whole", source=scenes)
+    (only,) = whole.glob("masks/**/*.parquet")
+    target = only.stat().st_size // 4
+    output = run_infer(
+        trained, tmp_path / "out", InferConfig(part_mib=target / 2**20), source=scenes
+    )
+    files = list(output.glob("masks/**/*.parquet"))
+    assert 3 <= len(files) <= 6
+    assert max(path.stat().st_size for path in files) < 2.5 * target
+    run_id = pq.read_table(next(output.glob("runs/**/*.parquet")), columns=["run_id"])
+    assert all(path.name.startswith(run_id["run_id"][0].as_py()) for path in files)
+
+
+def test_rows_that_wait_in_several_files_are_one_table(
+    trained, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = tables_of(run_infer(trained, tmp_path / "one", source=scenes))
+    monkeypatch.setattr(row_files, "_FLUSH_IMAGES", 7)
+    written: list[str] = []
+    open_file = row_files.pa.ipc.new_file
+
+    def spy(path, schema):
+        written.append(str(path))
+        return open_file(path, schema)
+
+    monkeypatch.setattr(row_files.pa.ipc, "new_file", spy)
+    assert tables_of(run_infer(trained, tmp_path / "many", source=scenes)) == expected
+    assert len([path for path in written if path.endswith(".masks.arrow")]) >= 40 // 7
+
+
+def _rewritten(dataset: Path, **changes: bytes) -> None:
+    """Changes all records of a dataset in place, as another version at the same path would."""
+    for name in (shard.name for shard in load_manifest(dataset).shards):
+        with (dataset / name).open("rb") as file:
+            examples = [parse(record) for record in read_records(file, name)]
+        with (dataset / name).open("wb") as file:
+            for example in examples:
+                write_record(file, encode(replace(example, **changes)))
+
+
+def test_new_labels_at_the_same_place_are_new_truth(
+    trained, dataset: Path, tmp_path: Path, predicted
+) -> None:
+    place = Path(shutil.copytree(dataset, tmp_path / "current"))
+    config = InferConfig(source_name="current")
+    output = run_infer(trained, tmp_path / "out", config, dataset=place)
+    predicted()
+    _rewritten(place, mask=png.encode(np.zeros((32, 48), np.uint8)))
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 32}))
+    run_infer(trained, output, config, dataset=place)
+    assert len(predicted()) == 40
+    true = "FROM class_stats SELECT DISTINCT class_id WHERE true_pixel_count > 0"
+    assert query(output, true) == [(0,)]
+    assert tables_of(output) == tables_of(
+        run_infer(trained, tmp_path / "fresh", config, dataset=place)
+    )
+
+
+def test_a_record_without_a_readable_mask_is_predicted(trained, dataset, tmp_path, predicted):
+    place = Path(shutil.copytree(dataset, tmp_path / "damaged"))
+    _rewritten(place, mask=b"damaged")
+    config = InferConfig(split="test")
+    output = run_infer(trained, tmp_path / "out", config, dataset=place)
+    assert query(output, "FROM rejects SELECT DISTINCT stage, code") == [("truth", "format")]
+    assert query(output, "FROM rejects SELECT source_uri")[0][0].split("/")[-2] == "CameraSeg"
+    assert query(output, "FROM masks SELECT count(*), count(pixel_accuracy)") == [(4, 0)]
+    assert len(predicted()) == 4
+    # The rejects are kept with the rows that are.
+    config = InferConfig(split="test", part_mib=0.01)
+    run_infer(trained, output, config, dataset=place)
+    assert predicted() == []
+    assert tables_of(output) == tables_of(
+        run_infer(trained, tmp_path / "fresh", config, dataset=place)
+    )
+
+
+def test_a_masks_reject_lasts_as_long_as_its_image(trained, raw, tmp_path, predicted) -> None:
+    images = raw / "CameraRGB"
+    whole = (images / "000_0001.png").read_bytes()
+    Image.new("RGB", (80, 60)).save(images / "000_0001.png")
+    (raw / "CameraSeg/000_0002.png").write_bytes(b"")
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    rejects = "FROM rejects SELECT image_id, stage, code ORDER BY ALL"
+    assert query(output, rejects) == [
+        ("000_0001", "truth", "size_mismatch"),
+        ("000_0002", "truth", "empty"),
+    ]
+    predicted()
+    # The mask was right, its image was not. And beside an unusable image, no mask is judged.
+    (images / "000_0001.png").write_bytes(whole)
+    (images / "000_0002.png").write_bytes(b"damaged")
+    run_infer(trained, output, source=raw)
+    assert predicted() == ["000_0001"]
+    assert query(output, rejects) == [("000_0002", "read", "format")]
+    assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "fresh", source=raw))
+
+
+def test_what_the_network_failed_on_is_tried_again(
+    trained, twelve: Path, fresh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = handler.predict
+
+    def fail(*given):
+        for one in predict(*given):
+            lost = one.picture.image_id == "000_0007"
+            yield Unpredicted(one.picture, "failed", "a lost device") if lost else one
+
+    monkeypatch.setattr(handler, "predict", fail)
+    output = run_infer(trained, tmp_path / "out", source=twelve)
+    assert _counts(output) == (12, 11, 0, 1)
+    monkeypatch.setattr(handler, "predict", predict)
+    run_infer(trained, output, source=twelve)
+    assert _counts(output) == (12, 12, 11, 0)
+    assert tables_of(output) == tables_of(fresh())

@@ -1,0 +1,54 @@
+import os
+import shlex
+import sys
+
+import pytest
+from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
+
+from beam.runners.run import _OS_ERROR, _runner, pipeline_options
+from runtime.errors import UserError
+
+
+def test_values_of_options_may_stand_apart() -> None:
+    options = pipeline_options(["--job_name", "mine", "--direct_num_workers=3"])
+    assert options.get_all_options()["job_name"] == "mine"
+    with pytest.raises(UserError, match="unknown argument 'more'"):
+        pipeline_options(["--job_name=mine", "more"])
+
+
+def test_an_interpreter_with_a_space_in_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/my home/python")
+    runner = _runner(pipeline_options([]))
+    command = runner._default_environment.command_string
+    parent = f"LYFT_PARENT_PROCESS={os.getpid()}"
+    worker = ["/my home/python", "-m", "beam.runners.worker"]
+    assert shlex.split(command) == ["exec", "env", parent, *worker]
+
+
+def test_which_errors_of_the_system_are_the_users_to_mend() -> None:
+    assert _OS_ERROR.search("OSError: [Errno 28] No space left on device: 'x'")
+    assert _OS_ERROR.search("PermissionError: [Errno 13] Permission denied: 'x'")
+    assert not _OS_ERROR.search("OSError: [Errno 5] Input/output error: 'x'")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--runner=Foo", "^--runner=Foo: expected one of .*FlinkRunner, FnApiRunner"),
+        ("--direct_num_workers=many", "^Beam's options: argument --direct_num_workers: invalid"),
+        ("--direct_num_workers=-1", r"^--direct_num_workers=-1: expected 0 \(one worker"),
+        ("--runner=flink", "^--runner=FlinkRunner: expected --flink_master"),
+    ],
+)
+def test_options_that_beam_cannot_use_are_one_line(
+    argument: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=message):
+        pipeline_options([argument])
+    assert capfd.readouterr().err == ""
+
+
+def test_a_runner_may_be_named_as_beam_allows() -> None:
+    options = pipeline_options(["--runner=fnapi"])
+    assert options.view_as(StandardOptions).runner == "FnApiRunner"
+    assert options.view_as(DirectOptions).direct_running_mode == "multi_processing"

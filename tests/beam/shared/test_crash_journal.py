@@ -1,0 +1,216 @@
+"""Files that crash a decoder are rejects; files that are too large are not read."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from inference import query, run_infer
+from ingesting import run_ingest
+from jobs import ROOT, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, python
+from PIL import Image, PngImagePlugin
+
+from beam.infer import pictures
+from beam.ingest import records
+from beam.shared import crash_journal
+from beam.shared.crash_journal import Hand, Reading, surviving
+from runtime.errors import UserError
+from schemas.classes import load_taxonomy
+from schemas.config import InferConfig, IngestConfig
+from schemas.layout import REJECTS
+from schemas.manifest import load_manifest
+
+POISON = """
+import ctypes, os, sys
+from importlib.abc import MetaPathFinder
+from importlib.util import find_spec
+
+class Poisoned(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "images.png":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            for name in ("decode_image", "decode_pixels"):
+                setattr(module, name, fragile(getattr(module, name)))
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+def fragile(decode):
+    def decoded(data, *others):
+        if b"POISON" in data and not os.path.exists(%(once)r):
+            if %(once)r:
+                open(%(once)r, "w").close()
+            ctypes.string_at(0)  # As a decoder's fault, it stops the thread where it is.
+        return decode(data, *others)
+    return decoded
+
+sys.meta_path.insert(0, Poisoned())
+"""
+"""A sitecustomize module, whose decoders end the process on files with a certain comment."""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Runs a job in real processes, whose decoders crash on poisoned files, or ``once`` alone."""
+
+    def started(*arguments: str, once: str = "") -> subprocess.CompletedProcess[str]:
+        (tmp_path / "site").mkdir(exist_ok=True)
+        (tmp_path / "site/sitecustomize.py").write_text(POISON % {"once": once})
+        path = f"{tmp_path}/site{os.pathsep}{ROOT}"
+        return python("-m", *arguments, *TWO_WORKERS, env={**os.environ, "PYTHONPATH": path})
+
+    return started
+
+
+@pytest.fixture
+def poisoned(copy: Path) -> Path:
+    """The scenes with an image and a mask, of two pairs, on which decoders crash."""
+    comment = PngImagePlugin.PngInfo()
+    comment.add_text("Comment", "POISON")
+    for name in ("CameraRGB/000_0007.png", "CameraSeg/000_0023.png"):
+        image = Image.open(copy / name)
+        image.save(copy / name, pnginfo=comment)
+    return copy
+
+
+CRASH = "a worker has crashed on {}, and so has a second process: left out"
+
+
+@pytest.mark.slow
+def test_ingest_leaves_out_what_crashes_a_decoder(run: Run, poisoned: Path, tmp_path: Path) -> None:
+    command = ("beam.ingest", f"--source={poisoned}", f"--output={tmp_path}/out", *SMALL_ARGUMENTS)
+    done = run(*command, "--max_reject_fraction=0.1")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    names = ("CameraRGB/000_0007.png", "CameraSeg/000_0023.png")
+    assert all(CRASH.format(name) in done.stderr for name in names)
+    folder = Path(done.stdout.splitlines()[-1])
+    rejects = pq.read_table(folder / REJECTS).to_pylist()
+    assert [(one["source_uri"], one["code"]) for one in rejects] == [
+        (f"{poisoned}/{name}", "crashed") for name in names
+    ]
+    assert load_manifest(folder).records == 38
+    # It is known by now, and nothing crashes.
+    (poisoned / "CameraRGB/000_0000.png").touch()
+    again = run(*command, "--max_reject_fraction=0.1")
+    assert again.returncode == 0, again.stderr
+    assert "crashed on" not in again.stderr
+    assert Path(again.stdout.splitlines()[-1]) == folder
+
+
+@pytest.mark.slow
+def test_infer_predicts_all_others(
+    run: Run, poisoned: Path, plain_model: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    command = ("beam.infer", f"--model={plain_model}", f"--source={poisoned}")
+    command += (f"--output={output}", "--height=32", "--width=48")
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
+        ("000_0007", "read", "crashed"),
+        ("000_0023", "truth", "crashed"),
+    ]
+    assert query(output, "FROM masks SELECT count(*), count(confusion)") == [(39, 38)]
+    (poisoned / "CameraRGB/000_0000.png").touch()
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "crashed on" not in again.stderr
+    assert query(output, "FROM runs SELECT images_predicted, images_reused") == [(39, 39)]
+
+
+@pytest.mark.slow
+def test_a_worker_that_was_killed_is_no_files_fault(
+    run: Run, poisoned: Path, tmp_path: Path
+) -> None:
+    command = ("beam.ingest", f"--source={poisoned}", f"--output={tmp_path}/out", *SMALL_ARGUMENTS)
+    done = run(*command, once=str(tmp_path / "once"))
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: a worker process has ended while it worked, and no file is at")
+    assert list((tmp_path / "out").rglob("*.tfrecord*")) == []
+
+
+def test_more_crashes_than_make_sense_end_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[int] = []
+    reading = Reading("raw", IngestConfig(), load_taxonomy("carla-0.8"))
+
+    def attempt(crashed: frozenset[str]) -> None:
+        attempts.append(len(crashed))
+        with Hand(str(tmp_path), reading).holding([(f"{len(crashed)}.png", None)]):
+            # As a killed process would, the note stays.
+            for note in tmp_path.glob("*.hand"):
+                (tmp_path / f"{note.name}.hand").write_bytes(note.read_bytes())
+        raise RuntimeError
+
+    monkeypatch.setattr(
+        crash_journal, "_crashing", lambda pairs, _: frozenset(one for one, _ in pairs)
+    )
+    with pytest.raises(UserError, match="crash on more than 20 files of 'raw'"):
+        surviving(attempt, lambda: None, tmp_path, reading)
+    assert attempts == list(range(21))
+
+
+@pytest.mark.slow
+def test_the_next_worker_finds_out_what_ended_the_last(
+    poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Flink, where a job outlives its workers."""
+    reading = Reading(str(poisoned), IngestConfig(), load_taxonomy("carla-0.8"))
+    pairs: list[crash_journal.Paths] = [
+        (f"CameraRGB/000_{number:04}.png", f"CameraSeg/000_{number:04}.png")
+        for number in (0, 7, 23)
+    ]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(POISON % {"once": ""})
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/site{os.pathsep}{ROOT}")
+    with Hand(str(tmp_path), reading).holding(pairs) as crashing:
+        assert not crashing
+        # That worker is still at it, or has ended here.
+        following = Hand(str(tmp_path), reading)
+    with following.holding(pairs) as crashing:
+        assert crashing == {pairs[1][0], pairs[2][1]}
+    with Hand(str(tmp_path), reading).holding(pairs) as crashing:
+        assert not crashing
+
+
+def test_a_file_that_is_too_large_is_not_read(
+    copy: Path, trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sparse files of 3 MiB, where at most 1 is allowed; petabytes are no different."""
+    large = {f"{copy}/CameraRGB/000_0007.png", f"{copy}/CameraSeg/000_0023.png"}
+    for name in large:
+        os.truncate(name, 3 << 20)
+    for module in (records, pictures):
+        read = module.read_bytes
+
+        def guarded(place: str, read: Callable[[str], bytes] = read) -> bytes:
+            assert place not in large
+            return read(place)
+
+        monkeypatch.setattr(module, "read_bytes", guarded)
+    config = SMALL.model_copy(update={"max_file_mib": 1, "max_reject_fraction": 0.1})
+    rejects = pq.read_table(run_ingest(copy, tmp_path, config) / REJECTS).to_pylist()
+    assert {one["source_uri"] for one in rejects} == large
+    said = {(one["code"], one["message"]) for one in rejects}
+    assert said == {("too_large", "expected at most 1 MiB, found 3 MiB")}
+    output = run_infer(trained, tmp_path / "out", InferConfig(max_file_mib=1), source=copy)
+    assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
+        ("000_0007", "read", "too_large"),
+        ("000_0023", "truth", "too_large"),
+    ]
+    assert query(output, "FROM masks SELECT count(*), count(confusion)") == [(39, 38)]

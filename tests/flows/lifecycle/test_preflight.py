@@ -1,0 +1,37 @@
+import pytest
+
+from flows.ingest_train_infer import ingest_train_infer
+from flows.lifecycle.preflight import check_steps
+from runtime.errors import UserError
+from schemas.config import GateConfig, IngestConfig, TrainConfig
+
+MISTAKES = [
+    ({"height": 0, "width": 0}, {}, {}, "holds images of any size"),
+    ({"test": 0}, {}, {}, "is to have no test split, but a training needs each"),
+    ({"validation": 0, "test": 0}, {}, {}, "no validation and no test split"),
+    ({}, {"target": "Unicorns"}, {}, "target 'Unicorns': expected some, not all, of the classes"),
+    ({}, {"architecture": "unet-Xception"}, {}, "architecture 'unet-Xception': expected unet, "),
+    ({}, {}, {"critical": "Road"}, "critical 'Road': expected classes of taxonomy carla-0.8"),
+    ({}, {"target": "Roads"}, {"critical": "Vehicles"}, "critical 'Vehicles'"),
+    ({"taxonomy": "none"}, {}, {}, "taxonomy 'none'"),
+]
+
+
+@pytest.mark.parametrize(("ingest", "train", "gate", "said"), MISTAKES)
+def test_what_a_later_step_would_refuse_is_said_first(ingest, train, gate, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        check_steps(IngestConfig(**ingest), TrainConfig(**train), GateConfig(**gate))
+
+
+def test_what_fits_is_not_refused() -> None:
+    check_steps(IngestConfig(), TrainConfig(), GateConfig())
+    gate = GateConfig(critical="Vehicles, Roads")
+    check_steps(IngestConfig(), TrainConfig(), gate)
+    binary = TrainConfig(target="Roads,RoadLines")
+    check_steps(IngestConfig(), binary, GateConfig(critical="RoadLines+Roads"))
+
+
+def test_the_flow_reads_nothing_before() -> None:
+    with pytest.raises(UserError, match="critical 'Unicorns'"):
+        # The flow's function, without Prefect; the source does not exist, which is not noticed.
+        ingest_train_infer.fn("none", gate_config=GateConfig(critical="Unicorns"))

@@ -1,0 +1,127 @@
+"""Archives are read in place, in one process or several; what is odd in them is told."""
+
+import multiprocessing
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from runtime import archive
+from runtime.errors import UserError
+from runtime.listing import walk, walk_all
+from runtime.storage import modified, read_bytes
+
+NAMES = ("a/CameraRGB/1.png", "a/CameraRGB/2.png", "b.zip/c.txt")
+
+
+def _content(name: str) -> bytes:
+    return name.encode() * 5_000
+
+
+@pytest.fixture(params=["zip", "stored.ZIP", "tar"])
+def packed(request, tmp_path: Path) -> Path:
+    """An archive in a folder whose own name ends in .zip."""
+    path = tmp_path / "x.zip" / f"set.{request.param}"
+    path.parent.mkdir()
+    if request.param == "tar":
+        for name in NAMES:
+            (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "in" / name).write_bytes(_content(name))
+        with tarfile.open(path, "w") as file:
+            file.add(tmp_path / "in", ".")
+        return path
+    kind = zipfile.ZIP_STORED if "stored" in request.param else zipfile.ZIP_DEFLATED
+    with zipfile.ZipFile(path, "w", kind) as file:
+        for name in NAMES:
+            file.writestr(name, _content(name))
+    return path
+
+
+def test_files_are_listed_and_read_like_those_of_a_folder(packed: Path) -> None:
+    found = list(walk(packed))
+    assert sorted((one.path, one.size) for one in found) == [
+        (name, len(_content(name))) for name in NAMES
+    ]
+    for one in found:
+        assert read_bytes(f"{packed}/{one.path}") == _content(one.path)
+        assert modified(f"{packed}/{one.path}") == one.modified == packed.stat().st_mtime
+    for none in (f"{packed}/none", f"{packed}/a"):
+        with pytest.raises(FileNotFoundError):
+            read_bytes(none)
+    with pytest.raises(NotADirectoryError):
+        read_bytes(f"{__file__}/none")
+
+
+def test_an_archive_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    for content in (b"old", b"newer"):
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("1", content)
+        assert read_bytes(f"{path}/1") == content
+
+
+def _reads(place: str) -> bool:
+    name = place.partition("/n")[2]
+    return all(read_bytes(place) == _content(f"n{name}") for _ in range(200))
+
+
+def test_forked_processes_read_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "many.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for number in range(4):
+            file.writestr(f"n{number}", _content(f"n{number}"))
+    # Opened before the fork.
+    assert read_bytes(f"{path}/n0")
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert all(pool.map(_reads, [f"{path}/n{number}" for number in range(4)]))
+
+
+def test_what_is_odd_in_an_archive(tmp_path: Path) -> None:
+    path = tmp_path / "odd.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("__MACOSX/CameraRGB/._1.png", "../CameraRGB/2.png", "CameraRGB\\3.png"):
+            file.writestr(zipfile.ZipInfo(name), b"x")
+    data = bytearray(path.read_bytes())
+    found = {one.path: one for one in walk_all(path)}
+    assert found["__MACOSX/CameraRGB/._1.png"].skipped == "hidden"
+    assert "leads out of the archive" in found["../CameraRGB/2.png"].error
+    assert read_bytes(f"{path}/CameraRGB/3.png") == b"x"
+
+    # A stored byte of the last file is changed, and then its flag says that it is encrypted.
+    data[data.index(b"CameraRGB\\3.png") + len("CameraRGB\\3.png")] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="damaged in its archive: Bad CRC-32"):
+        read_bytes(f"{path}/CameraRGB/3.png")
+    data[data.rindex(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(data)
+    os.utime(path, (1, 1))
+    assert {one.path: one.error for one in walk_all(path)}["CameraRGB/3.png"] == "it is encrypted"
+
+
+def test_links_in_a_tar_are_skipped(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"x")
+    (tmp_path / "2.png").symlink_to("1.png")
+    with tarfile.open(tmp_path / "a.tar", "w") as file:
+        for name in ("1.png", "2.png"):
+            file.add(tmp_path / name, name)
+    found = {one.path: one.skipped for one in walk_all(tmp_path / "a.tar")}
+    assert found == {"1.png": "", "2.png": "no regular file"}
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_what_is_no_such_archive_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    with tarfile.open(path, "w:gz") as file:
+        file.add(__file__, "test.py")
+    with pytest.raises(
+        UserError, match=r"cannot be read: .*; expected a \.zip, or a \.tar that is"
+    ):
+        list(walk(path))
+    # Cut off.
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as zipped:
+        zipped.write(__file__, "1")
+    (tmp_path / "b.zip").write_bytes((tmp_path / "b.zip").read_bytes()[:-10])
+    with pytest.raises(UserError, match="not a zip file"):
+        list(archive.members(str(tmp_path / "b.zip")))

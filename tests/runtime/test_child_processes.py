@@ -1,0 +1,117 @@
+"""A job, its workers and its helpers end with the process that started them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from jobs import ROOT
+from operated import children, job_of, processes
+from servers import until
+
+from runtime.child_processes import PARENT, end_with_parent, tied_to_me
+from runtime.services import start_time
+
+FLOW = """
+import sys, threading
+from flows.lifecycle.job_process import Watch, run_job
+
+module, *arguments = sys.argv[1:]
+# As Prefect's pool of threads does.
+thread = threading.Thread(target=run_job, args=(module, arguments, Watch(print)))
+thread.start()
+thread.join()
+"""
+
+JOB = """
+import subprocess, sys, time
+from pathlib import Path
+from runtime.command_line import run_main
+from runtime.child_processes import tied_to_me
+
+def main(arguments):
+    *rest, file = arguments
+    Path(file).touch()
+    if rest:
+        subprocess.run([sys.executable, "-m", "endless", *rest], env=tied_to_me())
+    time.sleep(3600)
+    return ""
+
+sys.exit(run_main(main))
+"""
+
+
+@contextmanager
+def _flow(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    with subprocess.Popen(
+        [sys.executable, "-c", FLOW, *arguments], cwd=ROOT, env=environment
+    ) as flow:
+        try:
+            yield flow
+        finally:
+            flow.kill()
+
+
+def _jobs(flow: subprocess.Popen[bytes], module: str, argument: str) -> list[int]:
+    return [pid for pid in processes(module, argument) if pid != flow.pid]
+
+
+def test_a_job_and_the_job_that_it_started_end_with_the_flow(tmp_path) -> None:
+    (tmp_path / "endless.py").write_text(JOB)
+    inner, outer = str(tmp_path / "inner"), str(tmp_path / "outer")
+    with _flow(tmp_path, "endless", inner, outer) as flow:
+        until(lambda: Path(inner).exists())
+        jobs = _jobs(flow, "endless", inner)
+        assert len(jobs) == 2
+        time.sleep(0.5)
+        assert all(map(start_time, jobs))
+        flow.send_signal(signal.SIGKILL)
+        until(lambda: not any(map(start_time, jobs)))
+
+
+def test_beams_workers_end_with_the_flow(scenes, tmp_path) -> None:
+    options = ["--direct_running_mode=multi_processing", "--direct_num_workers=2"]
+    output = f"--output={tmp_path}"
+    with _flow(tmp_path, "beam.ingest", f"--source={scenes}", output, *options) as flow:
+        job = job_of("beam.ingest", output, flow.pid)
+        until(lambda: _workers(job))
+        # Stops a worker, so that the job cannot finish first.
+        (held, *_) = _workers(job)
+        os.kill(held, signal.SIGSTOP)
+        try:
+            found = until(lambda: len(workers := _workers(job)) == 2 and workers)
+            flow.send_signal(signal.SIGKILL)
+        finally:
+            os.kill(held, signal.SIGCONT)
+        until(lambda: not any(map(start_time, (job, *found))))
+
+
+def _workers(job: int) -> list[int]:
+    return sorted(set(children(job)) & set(processes("beam.runners.worker")))
+
+
+def test_a_process_whose_parent_is_gone_before_it_looked_ends() -> None:
+    script = (
+        "from runtime.child_processes import end_with_parent; end_with_parent(); print('alive')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        env={**os.environ, PARENT: "1"},
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
+
+
+def test_a_job_that_a_person_starts_is_tied_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PARENT, raising=False)
+    end_with_parent()
+    assert tied_to_me()[PARENT] == str(os.getpid())
+    assert PARENT not in os.environ

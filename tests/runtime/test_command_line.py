@@ -1,0 +1,117 @@
+"""Behaviour that all command lines share."""
+
+import argparse
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from runtime.command_line import Parser, add_config, add_tracking_uri, checked, run_main
+from runtime.errors import UserError
+from runtime.mlflow_store import TRACKING_URI
+from schemas.config import TrainConfig
+
+
+@pytest.mark.parametrize(
+    ("given", "environment", "found"),
+    [
+        ([], None, TRACKING_URI),
+        ([], "", TRACKING_URI),
+        ([], "http://mlflow:5000", "http://mlflow:5000"),
+        (["--tracking_uri=sqlite:///a.db"], "http://mlflow:5000", "sqlite:///a.db"),
+    ],
+)
+def test_mlflow_is_named_by_argument_environment_or_nobody(
+    given: list[str], environment: str | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", environment)
+    parser = argparse.ArgumentParser()
+    add_tracking_uri(parser)
+    assert parser.parse_args(given).tracking_uri == found
+    assert TRACKING_URI in parser.format_help()
+
+
+def test_a_value_out_of_bounds_is_named() -> None:
+    with pytest.raises(UserError, match=r"^epochs: Input should be greater.*, found -1$"):
+        checked(TrainConfig, epochs=-1)
+    # The tables could not be named after such a model.
+    with pytest.raises(UserError, match=r"^model_name: .*, found 'lyft-'$"):
+        checked(TrainConfig, model_name="lyft-")
+
+
+def test_an_interruption_claims_nothing_of_what_was_published(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "argv", ["job"])
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    assert run_main(main) == 130
+    # What a thread meets while the process ends is not worth another line.
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+    found = capsys.readouterr()
+    assert found.out == ""
+    assert found.err == "error: interrupted; what was published before is intact\n"
+
+
+def test_a_mistake_in_the_arguments_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def main(arguments: Sequence[str]) -> str:
+        parser = Parser(prog="job")
+        add_config(parser, TrainConfig)
+        parser.parse_args(arguments)
+        return "never"
+
+    monkeypatch.setattr(sys, "argv", ["job", "--epochs=many"])
+    assert run_main(main) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: argument --epochs: invalid int value: 'many'; see --help"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, None)]
+)
+def test_a_disk_that_takes_no_more_is_one_line(
+    number: int,
+    code: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def main(_: object) -> str:
+        raise OSError(number, os.strerror(number), "state.npz")
+
+    monkeypatch.setattr(sys, "argv", ["job"])
+    if code is None:
+        with pytest.raises(OSError, match="state"):
+            run_main(main)
+    else:
+        assert run_main(main) == code
+        expected = f"error: 'state.npz': {os.strerror(number)}; nothing was published\n"
+        assert capsys.readouterr().err == expected
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    job = (
+        "from runtime.command_line import run_main\n"
+        "raise SystemExit(run_main(lambda _: 'row\\n' * 10**6))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", job], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"row\n"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
