@@ -236,14 +236,14 @@ sys.exit(f"imported: {{found}}" if found else 0)
 def test_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     """Results do not depend on the machine, unless the fastest precision is asked for."""
     monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(base, "has_gpu", lambda: False)
+    monkeypatch.setattr(choice, "has_gpu", lambda: False)
     plain = Runtime("openvino", "float32", 4, processes=1000)
     assert choose(InferConfig(), 1000) == plain
     fastest = InferConfig(precision="auto")
     assert choose(fastest, 1000) == dataclasses.replace(plain, precision="bfloat16")
     named = InferConfig(engine="tensorflow", batch_size=5)
     assert choose(named, 1000) == Runtime("tensorflow", "float32", 5, processes=1000)
-    monkeypatch.setattr(base, "has_gpu", lambda: True)
+    monkeypatch.setattr(choice, "has_gpu", lambda: True)
     on_gpu = Runtime("tensorflow", "float32", 64, processes=1000)
     assert choose(InferConfig(), 1000) == on_gpu
     assert choose(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
