@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from beam.infer.model_uri import trained_on
 from beam.shared import staging
 from runtime import listing, storage
-from runtime.command_line import Parser, add_tracking_uri, run_main, say
+from runtime.command_line import Parser, add_tracking_uri, log, run_main
 from runtime.errors import UserError
 from runtime.parquet import read_table
 from runtime.storage import OUTPUTS, join
@@ -113,7 +113,7 @@ def decide(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
 
 def remove(version: Version) -> None:
     """Removes a version: first its manifest, without which it is no dataset, then the rest."""
-    say(f"removing {version.folder}")
+    log(f"removing {version.folder}")
     storage.remove(join(version.folder, MANIFEST))
     storage.remove_tree(version.folder)
 

@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from beam.ingest.incremental import digests
 from beam.shared.intact import has_digest
 from runtime import listing, storage
-from runtime.command_line import Parser, run_main, say
+from runtime.command_line import Parser, log, run_main
 from runtime.errors import UserError
 from runtime.storage import absolute, join
 from schemas.layout import MANIFEST
@@ -33,14 +33,14 @@ def main(arguments: Sequence[str]) -> str:
         for name, expected in published_below(place):
             fine = storage.each(lambda one: has_digest(*one), expected.items())
             bad = [file for file, ok in zip(expected, fine, strict=True) if not ok]
-            say(f"{name}: {len(expected):,} files, {len(bad) or 'none'} damaged")
+            log(f"{name}: {len(expected):,} files, {len(bad) or 'none'} damaged")
             files += len(expected)
             damaged += bad
         if files == before:
             raise UserError(f"{place!r} holds neither a dataset nor tables of predictions")
     if damaged:
         for file in damaged:
-            say(f"  {file}")
+            log(f"  {file}")
         raise UserError(
             f"{len(damaged)} of {files:,} files are damaged or missing; remove them, and the job "
             "that published them makes them anew"

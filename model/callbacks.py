@@ -12,7 +12,7 @@ import keras
 from model.checkpoint import Checkpoint, Progress
 from schemas.config import TrainConfig
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 _SECONDS_BETWEEN_LINES = 10
 
@@ -42,11 +42,11 @@ class StopOnBadLoss(keras.callbacks.Callback):
 class ShowProgress(keras.callbacks.Callback):
     """Reports progress in one line every few seconds, and one for each epoch."""
 
-    def __init__(self, config: TrainConfig, steps: int, say: Say) -> None:
+    def __init__(self, config: TrainConfig, steps: int, log: Log) -> None:
         super().__init__()
         self._epochs = config.epochs
         self._steps = steps
-        self._say = say
+        self._log = log
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Starts the clock."""
@@ -59,7 +59,7 @@ class ShowProgress(keras.callbacks.Callback):
         if now - self._said > _SECONDS_BETWEEN_LINES:
             self._said = now
             speed = (batch + 1) / (now - self._started)
-            self._say(
+            self._log(
                 f"epoch {self._epoch}/{self._epochs}, step {batch + 1}/{self._steps}, "
                 f"{speed:.2f} steps/s, loss {(logs or {})['loss']:.4f}"
             )
@@ -68,14 +68,14 @@ class ShowProgress(keras.callbacks.Callback):
         """Reports the epoch's duration and metrics."""
         seconds = time.monotonic() - self._started
         shown = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
-        self._say(f"epoch {epoch + 1}/{self._epochs}, {seconds:.1f} s, {shown}")
+        self._log(f"epoch {epoch + 1}/{self._epochs}, {seconds:.1f} s, {shown}")
 
 
 class KeepState(keras.callbacks.Callback):
     """After each epoch, saves the checkpoint and the best weights, logs metrics, may stop early.
 
     Args:
-        log: called with the metrics of all epochs so far; sends those not sent yet.
+        log_epochs: called with the metrics of all epochs so far; sends those not sent yet.
     """
 
     def __init__(
@@ -83,13 +83,13 @@ class KeepState(keras.callbacks.Callback):
         config: TrainConfig,
         progress: Progress,
         checkpoint: Checkpoint,
-        log: Callable[[list[dict[str, float]]], None],
+        log_epochs: Callable[[list[dict[str, float]]], None],
     ) -> None:
         super().__init__()
         self._config = config
         self._progress = progress
         self._checkpoint = checkpoint
-        self._log = log
+        self._log_epochs = log_epochs
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Starts the clock."""
@@ -112,7 +112,7 @@ class KeepState(keras.callbacks.Callback):
         if score > progress.best_score or not progress.best_epoch:
             progress.best_epoch, progress.best_score = epoch + 1, score
         self._checkpoint.save(self.model, progress)
-        self._log(progress.epochs)
+        self._log_epochs(progress.epochs)
         patience = self._config.patience
         if patience and epoch + 1 - progress.best_epoch >= patience:
             self.model.stop_training = True

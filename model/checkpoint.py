@@ -104,12 +104,12 @@ class Checkpoint:
 
 @contextmanager
 def checkpoint(
-    state: str, key: str, say: Callable[[str], None] | None = None
+    state: str, key: str, log: Callable[[str], None] | None = None
 ) -> Iterator[Checkpoint]:
     """Yields the checkpoint of one training, locked against other processes.
 
     Args:
-        say: if given, a process that is running this training is waited for, and this is told so.
+        log: if given, a process that is running this training is waited for, and this is told so.
 
     Raises:
         UserError: the folder cannot be written, or another process is running this training.
@@ -119,8 +119,8 @@ def checkpoint(
     with ExitStack() as stack:
         try:
             held = stack.enter_context(_locked(folder, wait=False))
-            if not held and say:
-                say(f"{running}; waiting for it (its state is in {folder})")
+            if not held and log:
+                log(f"{running}; waiting for it (its state is in {folder})")
                 held = stack.enter_context(_locked(folder, wait=True))
         except OSError as error:
             raise UserError(

@@ -64,10 +64,10 @@ def run(
     manifest = chosen.manifest
     name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
     if known := registry.find_evaluation(uri, name):
-        _say(f"nothing has changed: {known}")
+        _log(f"nothing has changed: {known}")
     else:
         images = sum(manifest.splits[one].records for one in splits)
-        _say(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")
+        _log(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")
         known = _evaluate(uri, chosen, splits, name)
     text = registry.text_of(known, _REPORT)
     print(text, file=sys.stderr, flush=True)
@@ -85,7 +85,7 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
     from model import pictures
     from model.evaluation import draw_examples, with_frames
 
-    found = with_frames(found, network, source, _say, *splits)
+    found = with_frames(found, network, source, _log, *splits)
     groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
     report = pictures.evaluation_report(uri, chosen.manifest, found, splits, groups)
     with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> str:
     return run(args.model, args.dataset, args.tracking_uri, args.split, args.report)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"evaluate: {text}", file=sys.stderr, flush=True)
 
 

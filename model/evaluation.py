@@ -115,12 +115,12 @@ def profile(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Profil
 
 
 def with_frames(
-    found: Evaluation, model: Any, source: Input, say: Callable[[str], None], *splits: str
+    found: Evaluation, model: Any, source: Input, log: Callable[[str], None], *splits: str
 ) -> Evaluation:
     """Adds the results at the images' own size, unless the files they were made of are gone.
 
     Args:
-        say: takes a line that says why there are none.
+        log: takes a line that says why there are none.
     """
     classes = len(found.taxonomy)
     matrix = ConfusionMatrix.zero(classes)
@@ -133,7 +133,7 @@ def with_frames(
             predicted = resize_nearest(predict(model, source, image), *frame.truth.shape)
             matrix += ConfusionMatrix.of(source.table[frame.truth], predicted, classes)
     except (FramesMissingError, UnavailableError) as error:
-        say(f"no figures at the frames' own size: {error}")
+        log(f"no figures at the frames' own size: {error}")
         return found
     return replace(found, frames=matrix)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from model.callbacks import BadLossError, KeepState, Say, ShowProgress, StopOnBadLoss, has_ended
+from model.callbacks import BadLossError, KeepState, Log, ShowProgress, StopOnBadLoss, has_ended
 from model.checkpoint import Checkpoint, Progress
 from model.dataset import Input
 from model.hardware import prepare, training_scope
@@ -22,14 +22,14 @@ from runtime.errors import UserError, first_line
 def fit(
     plan: Plan,
     checkpoint: Checkpoint,
-    log: Callable[[list[dict[str, float]]], None],
-    say: Say,
+    log_epochs: Callable[[list[dict[str, float]]], None],
+    log: Log,
     start: Path | None = None,
 ) -> tuple[keras.Model, Progress]:
     """Trains from the checkpoint, or from the beginning if there is none.
 
     Args:
-        log: called after each epoch with the metrics of all epochs so far.
+        log_epochs: called after each epoch with the metrics of all epochs so far.
         start: ``.keras`` file with the initial weights of a new training.
 
     Returns:
@@ -62,10 +62,10 @@ def fit(
         model.optimizer.build(model.trainable_variables)
         progress = checkpoint.restore(model)
         if progress.epochs:
-            say(f"going on after epoch {len(progress.epochs)}, from {checkpoint.folder}")
+            log(f"going on after epoch {len(progress.epochs)}, from {checkpoint.folder}")
         if not has_ended(progress, config):
             try:
-                _run_epochs(model, source, progress, checkpoint, log, say)
+                _run_epochs(model, source, progress, checkpoint, log_epochs, log)
             except BadLossError as error:
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
 
@@ -128,8 +128,8 @@ def _run_epochs(
     source: Input,
     progress: Progress,
     checkpoint: Checkpoint,
-    log: Callable[[list[dict[str, float]]], None],
-    say: Say,
+    log_epochs: Callable[[list[dict[str, float]]], None],
+    log: Log,
 ) -> None:
     config = source.config
     steps = source.steps("train")
@@ -144,8 +144,8 @@ def _run_epochs(
         verbose=0,
         callbacks=[
             StopOnBadLoss(),
-            ShowProgress(config, steps, say),
-            KeepState(config, progress, checkpoint, log),
+            ShowProgress(config, steps, log),
+            KeepState(config, progress, checkpoint, log_epochs),
         ],
     )
 

@@ -21,7 +21,7 @@ from schemas.config import GateConfig
 from schemas.layout import SPLITS
 from schemas.stats import Int64Array
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class NotPromotedError(UserError):
@@ -29,7 +29,7 @@ class NotPromotedError(UserError):
 
 
 def judge(
-    uri: str, plan: Plan, config: GateConfig, say: Say, counts: Int64Array | None = None
+    uri: str, plan: Plan, config: GateConfig, log: Log, counts: Int64Array | None = None
 ) -> str:
     """Decides on a registered version, moves the aliases and logs the decision.
 
@@ -56,18 +56,18 @@ def judge(
     registry.set_alias(uri, CHALLENGER)
     while True:
         if config.promote == "gate" and (reason := registry.refused_before(uri, champion, config)):
-            say(f"not promoted: {reason}")
+            log(f"not promoted: {reason}")
             return _champion_or_error(uri, champion, reason)
         if counts is None:
             counts = _counts(uri, plan)
-        decision = _decide_on(uri, champion, plan, config, say, counts)
+        decision = _decide_on(uri, champion, plan, config, log, counts)
         if registry.conclude(uri, champion, decision, config):
             break
         champion = registry.champion(name)
         if champion == uri:
             return uri
-        say(f"the champion has changed meanwhile, to {champion}: deciding again")
-    say(f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
+        log(f"the champion has changed meanwhile, to {champion}: deciding again")
+    log(f"{'promoted' if decision.promoted else 'not promoted'}: {decision.reason}")
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
@@ -136,7 +136,7 @@ def main(arguments: Sequence[str]) -> str:
     critical_classes(config, chosen.taxonomy)
     if config.promote == "gate":
         check_champion(chosen.config.model_name, chosen.taxonomy)
-    return judge(uri, chosen, config, _say)
+    return judge(uri, chosen, config, _log)
 
 
 def _decide_on(
@@ -144,7 +144,7 @@ def _decide_on(
     champion: str | None,
     plan: Plan,
     config: GateConfig,
-    say: Say,
+    log: Log,
     challenger: Int64Array,
 ) -> Decision:
     groups = groups_of(plan.folder, "test")
@@ -155,11 +155,11 @@ def _decide_on(
     from model import registry
 
     if champion is not None and registry.is_damaged(champion):
-        say(f"the files of the champion {champion} are damaged, so it is not compared with")
+        log(f"the files of the champion {champion} are damaged, so it is not compared with")
         champion = None
     if champion is None:
         return decide(challenger, None, plan.taxonomy, config, groups)
-    say(f"the gate: {uri} against the champion {champion}")
+    log(f"the gate: {uri} against the champion {champion}")
     return decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
 
 
@@ -178,7 +178,7 @@ def _counts(uri: str, plan: Plan) -> Int64Array:
     return evaluate_version(uri, plan, ["test"])[2].counts
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"gate: {text}", file=sys.stderr, flush=True)
 
 

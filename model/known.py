@@ -33,7 +33,7 @@ def known_result(
     tracking_uri: str,
     state: str,
     decision: str | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> str | None:
     """URI of the version to predict with, or None if more than reading is needed to tell.
 
@@ -60,9 +60,9 @@ def known_result(
         return None
     if result is None:
         return None
-    say(f"nothing has changed: {found.uri} was trained on this dataset with this configuration")
+    log(f"nothing has changed: {found.uri} was trained on this dataset with this configuration")
     if said:
-        say(f"not promoted: {said}")
+        log(f"not promoted: {said}")
     discard(state, chosen.key)
     if decision:
         # It is only for display.

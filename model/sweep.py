@@ -66,7 +66,7 @@ def run(
     versions, rows = [], []
     for number, config in enumerate(configs, 1):
         what = _difference(configs, config)
-        _say(f"{number}/{len(configs)}: {what}")
+        _log(f"{number}/{len(configs)}: {what}")
         uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
         score = registry.best_of(uri, _SCORE)
         versions.append((score, uri))
@@ -77,7 +77,7 @@ def run(
     # The first one wins a tie, so that the same sweep gives the same result.
     best = max(range(len(plans)), key=lambda index: versions[index][0])
     tracking.end_sweep(parent, table, versions[best][0])
-    return judge(versions[best][1], plans[best], gate, _say)
+    return judge(versions[best][1], plans[best], gate, _log)
 
 
 def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
@@ -164,7 +164,7 @@ def _difference(configs: Sequence[TrainConfig], config: TrainConfig) -> str:
     )
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"sweep: {text}", file=sys.stderr, flush=True)
 
 

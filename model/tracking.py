@@ -59,7 +59,7 @@ def connect(tracking_uri: str) -> None:
         raise unusable(tracking_uri, error) from error
 
 
-def patiently(what: Callable[[], Result], seconds: float, say: Callable[[str], None]) -> Result:
+def patiently(what: Callable[[], Result], seconds: float, log: Callable[[str], None]) -> Result:
     """Calls ``what``, and again while MLflow does not answer; returns its result.
 
     Raises:
@@ -77,16 +77,16 @@ def patiently(what: Callable[[], Result], seconds: float, say: Callable[[str], N
                     f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}"
                 ) from error
             reason = without_password(first_line(error))
-            say(f"MLflow does not answer ({reason}); trying again")
+            log(f"MLflow does not answer ({reason}); trying again")
             time.sleep(min(5.0, seconds / 10))
 
 
 class Run:
     """The MLflow run of one training; epochs that could not be sent go out with the next one."""
 
-    def __init__(self, run_id: str, say: Callable[[str], None]) -> None:
+    def __init__(self, run_id: str, log: Callable[[str], None]) -> None:
         self.id = run_id
-        self._say = say
+        self._log = log
         self._client = mlflow.MlflowClient()
         # Asks the store what it has: a killed training may have sent more than its checkpoint
         # knows.
@@ -103,7 +103,7 @@ class Run:
         except (MlflowException, OSError) as error:
             if not is_outage(error):
                 raise
-            self._say(
+            self._log(
                 f"MLflow does not answer ({first_line(error)}); {self._missing(epochs)} epochs "
                 "are kept in the checkpoint and sent when it is back"
             )
@@ -131,7 +131,7 @@ def training_run(
     plan: Plan,
     run_id: str | None,
     parent: str | None,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
     keep: Callable[[str], None],
 ) -> Iterator[Run]:
     """Starts an MLflow run with parameters, dataset and system metrics, or continues one.
@@ -162,7 +162,7 @@ def training_run(
     try:
         keep(run_id)
         _describe(plan)
-        yield Run(run_id, say)
+        yield Run(run_id, log)
         status = "FINISHED"
     finally:
         try:
@@ -170,7 +170,7 @@ def training_run(
         except (MlflowException, OSError) as error:
             if not is_outage(error):
                 raise
-            say(f"MLflow does not answer, so run {run_id} stays open: {first_line(error)}")
+            log(f"MLflow does not answer, so run {run_id} stays open: {first_line(error)}")
 
 
 def _describe(plan: Plan) -> None:

@@ -69,7 +69,7 @@ def run(
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
     critical_classes(gate, chosen.taxonomy)
-    if reuse and (result := known_result(chosen, gate, tracking_uri, state, decision, say)):
+    if reuse and (result := known_result(chosen, gate, tracking_uri, state, decision, log)):
         return result
     from model import registry, tracking
 
@@ -81,7 +81,7 @@ def run(
         discard(state, chosen.key)
         return _reuse(known, chosen, gate, decision)
 
-    waiting = say if reuse else None
+    waiting = log if reuse else None
     with starting_weights(chosen) as start, checkpoint(state, chosen.key, waiting) as kept:
         # Another process may have ended this training meanwhile.
         if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
@@ -91,7 +91,7 @@ def run(
         try:
             uri, counts = _train(chosen, kept, start, parent)
             better = tracking.patiently(
-                lambda: _judge(uri, chosen, gate, decision, counts), PATIENCE_S, say
+                lambda: _judge(uri, chosen, gate, decision, counts), PATIENCE_S, log
             )
         except UnavailableError as error:
             raise UnavailableError(
@@ -109,7 +109,7 @@ def _reuse(known: str, chosen: Plan, gate: GateConfig, decision: str | None) -> 
     """Lets the gate decide on a version that an earlier training has registered."""
     from model import registry
 
-    say(f"nothing has changed: {known} was trained on this dataset with this configuration")
+    log(f"nothing has changed: {known} was trained on this dataset with this configuration")
     registry.end_run_of(known)
     return _judge(known, chosen, gate, decision)
 
@@ -125,7 +125,7 @@ def _judge(
     from model import registry
 
     try:
-        return judge(uri, chosen, gate, say, counts)
+        return judge(uri, chosen, gate, log, counts)
     finally:
         if decision:
             registry.save_decision(uri, Path(decision))
@@ -164,16 +164,16 @@ def _train(
     from model.fit import fit
 
     config = chosen.config
-    say(f"{chosen.manifest.splits['train'].records} training images, {config.epochs} epochs")
+    log(f"{chosen.manifest.splits['train'].records} training images, {config.epochs} epochs")
 
     def keep(run_id: str) -> None:
         kept.run_id = run_id
 
     with (
         damage_is_named(chosen),
-        tracking.training_run(chosen, kept.run_id, parent, say, keep) as run,
+        tracking.training_run(chosen, kept.run_id, parent, log, keep) as run,
     ):
-        model, progress = fit(chosen, kept, run.log_epochs, say, start)
+        model, progress = fit(chosen, kept, run.log_epochs, log, start)
         return _deliver(chosen, model, progress, run)
 
 
@@ -188,7 +188,7 @@ def _deliver(
 
     config, source = chosen.config, Input(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
-    found = with_frames(found, model, source, say, "test")
+    found = with_frames(found, model, source, log, "test")
     validation = profile(model, source, chosen.taxonomy, "validation")
     metrics = found.metrics()
     card = pictures.model_card(chosen, found, progress.best_epoch, model.count_params())
@@ -214,12 +214,12 @@ def _deliver(
             known = registry.find_trained(config.model_name, chosen.key, run.id)
             return known or registry.register(files, chosen, metrics, card, validation)
 
-        uri = tracking.patiently(deliver, PATIENCE_S, say)
-    say(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
+        uri = tracking.patiently(deliver, PATIENCE_S, log)
+    log(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return uri, found.counts
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints a progress line to standard error; standard output is for the result alone."""
     print(f"train: {text}", file=sys.stderr, flush=True)
 

@@ -93,7 +93,7 @@ def checked(config: type[Config], **values: Any) -> Config:
         raise UserError(explain(error)) from error
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Prints a message to standard error; standard output is reserved for the result."""
     print(text, file=sys.stderr, flush=True)
 

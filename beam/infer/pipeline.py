@@ -34,7 +34,7 @@ from beam.shared.crash_journal import Reading, surviving
 from beam.shared.pairing import Reject
 from beam.shared.progress import CountingDoFn, watched
 from beam.shared.staged_listing import staged_listing
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError, disk_errors_are_mistakes
 from runtime.mlflow_store import TRACKING_URI
 from runtime.storage import is_remote, join
@@ -188,7 +188,7 @@ def predict(
             mark = mark_for(root)
             counts = _stage(job, staging, previous, options, flow_run_id, mark)
             publish(join(staging, TABLES), root, partition, mark)
-    say(
+    log(
         f"{counts['images_read']:,} images read, {counts['images_predicted']:,} predicted "
         f"({counts['images_reused']:,} of them before), {counts['images_rejected']:,} rejected"
     )

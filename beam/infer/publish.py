@@ -26,7 +26,7 @@ from pathlib import Path
 from beam.infer.runs import TABLES, marked
 from beam.shared import staging
 from runtime import listing, storage
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.locks import lock
 from runtime.storage import is_remote, join
 from schemas.layout import FORMER_FOLDERS
@@ -67,14 +67,14 @@ def partition_lock(place: str, partition: str) -> Iterator[None]:
                         _complete(pending, root, left)
                     except OSError as error:
                         # Its own next job fails with this error; the job of this one need not.
-                        say(f"cannot complete what a killed job published in {left}: {error}")
+                        log(f"cannot complete what a killed job published in {left}: {error}")
     path = _lock_file(root, partition)
     with lock(path, wait=False) as held:
         if held:
             _complete(_pending(root, partition), root, partition)
             yield
             return
-    say(f"another job is publishing {partition}: waiting for it")
+    log(f"another job is publishing {partition}: waiting for it")
     with lock(path, wait=True):
         _complete(_pending(root, partition), root, partition)
         yield

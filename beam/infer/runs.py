@@ -15,7 +15,7 @@ from beam.shared.atomic_writes import whole_file
 from beam.shared.intact import intact
 from beam.shared.pairing import Reject
 from runtime import listing, storage
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError, first_line
 from runtime.parquet import read_footer, read_table
 from runtime.storage import join, writing
@@ -185,7 +185,7 @@ def is_unchanged(root: str, partition: str, run_id: str) -> bool:
     """``is_published``; says so."""
     found = is_published(root, partition, run_id)
     if found:
-        say(f"nothing has changed: run {run_id} is published, all files intact")
+        log(f"nothing has changed: run {run_id} is published, all files intact")
     return found
 
 

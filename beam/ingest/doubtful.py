@@ -23,7 +23,7 @@ from beam.ingest.doubts import (
 from beam.ingest.record_files import RecordRef, read_frames, unframe
 from beam.ingest.records import decoded
 from images.panels import PanelRow, overlay, panel
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError
 from runtime.parquet import batches
 from runtime.storage import join
@@ -130,9 +130,9 @@ def check_doubts(manifest: Manifest, staged: str) -> None:
     for batch in batches(join(staged, SOURCES), _BATCH, columns):
         found.add(pa.Table.from_batches([batch]))
     for code in manifest.doubts:
-        say(f"{manifest.doubts[code]:>8,}  {code}: {MEANING[code]}")
+        log(f"{manifest.doubts[code]:>8,}  {code}: {MEANING[code]}")
         for row in found.examples[code]:
-            say(f"{'':10}{join(manifest.source, row['image_path'])}")
+            log(f"{'':10}{join(manifest.source, row['image_path'])}")
     counts = ", ".join(f"{count} {code}" for code, count in manifest.doubts.items())
     raise UserError(
         f"{share:.1%} of the pairs are doubtful ({counts}), more than "

@@ -15,7 +15,7 @@ from beam.shared.source import source_of
 from beam.shared.source_digest import Survey, survey_pairs
 from beam.shared.staging import make_output, remove_dead_staging
 from runtime import listing, storage
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError
 from runtime.parquet import read_footer, read_table
 from runtime.storage import join
@@ -80,7 +80,7 @@ def unchanged(start: Start) -> str | None:
         if is_unchanged(folder, manifest, start.survey.digest):
             # A job that was killed just after publishing may have left its staging folder.
             remove_dead_staging(start.datasets)
-            say(f"nothing has changed: {manifest.records} records, all files intact")
+            log(f"nothing has changed: {manifest.records} records, all files intact")
             return folder
     return None
 

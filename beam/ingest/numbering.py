@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError
 from schemas.classes import Taxonomy, builtin_taxonomies, load_taxonomy
 from schemas.manifest import Manifest
@@ -138,9 +138,9 @@ def check_numbering(manifest: Manifest) -> None:
         return
     text = describe(mix_up, taxonomy)
     if manifest.config.taxonomy_check == "off":
-        say(f"warning: {text}")
+        log(f"warning: {text}")
     elif manifest.records < MIN_IMAGES:
-        say(f"warning: {text} ({manifest.records} images are too few to be sure)")
+        log(f"warning: {text} ({manifest.records} images are too few to be sure)")
     else:
         raise UserError(f"{text}, or --taxonomy_check off to go on; nothing was published")
 

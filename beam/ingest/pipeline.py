@@ -47,7 +47,7 @@ from beam.shared.progress import CountingDoFn, watched
 from beam.shared.source import source_of
 from beam.shared.staged_listing import staged_listing
 from runtime import storage
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError, disk_errors_are_mistakes
 from runtime.parquet import read_table
 from runtime.storage import join
@@ -172,8 +172,8 @@ def publish_version(found: Start, options: PipelineOptions) -> str:
         final = place_of(found.datasets, manifest)
         stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:
-        say(f"warning: {warning}")
-    say(summary(manifest))
+        log(f"warning: {warning}")
+    log(summary(manifest))
     return final
 
 
@@ -217,9 +217,9 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
         return
     rejects = read_table(join(staged, REJECTS)).to_pylist()
     for code, count in manifest.rejects.items():
-        say(f"{count:>8,}  {code}")
+        log(f"{count:>8,}  {code}")
         for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
-            say(f"{'':10}{one['source_uri']}: {one['message']}")
+            log(f"{'':10}{one['source_uri']}: {one['message']}")
     reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
     advice = advice_on(manifest, rejects)
     if not manifest.records:

@@ -13,7 +13,7 @@ from beam.ingest.near_duplicates import Remaining
 from beam.ingest.records import given_split
 from beam.ingest.split_rules import wanted_splits
 from images.panels import PanelRow, overlay, panel
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import UserError
 from runtime.parquet import read_table
 from runtime.storage import join
@@ -48,7 +48,7 @@ def check_splits(manifest: Manifest, staged: str) -> None:
         # Only splits that are given leak here: they stay, and the data card reports it.
         return
     for one, other in near.examples:
-        say(f"{'':10}{one} nearly shows what {other} shows")
+        log(f"{'':10}{one} nearly shows what {other} shows")
     raise UserError(
         f"{near.evaluation_images} of {evaluation} evaluation images have a near-duplicate in "
         f"another split ({near.pairs_across_splits} pairs), more than --max_leak="

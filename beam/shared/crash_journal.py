@@ -21,7 +21,7 @@ from pathlib import Path
 
 from images import masks, png
 from runtime.child_processes import end_with_parent, tied_to_me
-from runtime.command_line import say
+from runtime.command_line import log
 from runtime.errors import RejectError, UserError
 from runtime.storage import join, read_bytes
 from schemas.classes import Taxonomy
@@ -123,7 +123,7 @@ def surviving(
                     "damaged, or the files are made to harm"
                 ) from None
             for path in sorted(found):
-                say(f"a worker has crashed on {path}, and so has a second process: left out")
+                log(f"a worker has crashed on {path}, and so has a second process: left out")
             for counts in folder.glob("*.json"):
                 counts.unlink()
             reset()

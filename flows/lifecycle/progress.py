@@ -95,14 +95,14 @@ class Progress:
         self._next = time.monotonic() + wait
 
 
-def wait_for_server(say: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
+def wait_for_server(log: Callable[[str], None], patience_s: float = PATIENCE_S) -> None:
     """Waits until Prefect's server answers, for at most ``patience_s`` seconds."""
     deadline = time.monotonic() + patience_s
     said = False
     with get_client(sync_client=True) as client:
         while (error := client.api_healthcheck()) and time.monotonic() < deadline:
             if not said:
-                say(
+                log(
                     f"Prefect does not answer ({type(error).__name__}); "
                     "waiting for it to report the job's end"
                 )

@@ -63,7 +63,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
     tracking.connect(trained.tracking_uri)
     key = registry.pinned(plan(str(dataset), trained.config)).key
     said: list[str] = []
-    monkeypatch.setattr(train, "say", said.append)
+    monkeypatch.setattr(train, "log", said.append)
     find = registry.find_trained
 
     def run() -> str:

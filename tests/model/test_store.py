@@ -200,11 +200,11 @@ def test_what_is_asked_patiently_waits_for_metadata_too(trained: Trained) -> Non
 
     said: list[str] = []
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         said.append(text)
         mlflow.set_tracking_uri(trained.tracking_uri)
 
-    found = tracking.patiently(lambda: registry.metadata(trained.model), 10, say)
+    found = tracking.patiently(lambda: registry.metadata(trained.model), 10, log)
     assert found["geometry"]
     assert len(said) == 1
     assert "MLflow does not answer" in said[0]
