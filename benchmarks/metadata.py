@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from beam.ingest.left_out import LeftOut
 from beam.ingest.metadata import write_metadata
 from beam.ingest.records import recipe_of
+from beam.ingest.reject_files import RejectFile
 from images import png
 from schemas.config import IngestConfig
 from schemas.example import Example, encode, write_record
@@ -103,7 +103,7 @@ def step(folder: Path, shards: list[ShardInfo], pairs: int) -> None:
     staged.mkdir()
     shutil.move(folder / shards[0].name, staged)
     recipe = recipe_of("/raw", IngestConfig())
-    nothing = LeftOut(str(folder / "sources.parquet"), str(folder / "rejects.parquet"), 0, 0, {})
+    nothing = RejectFile(str(folder / "sources.parquet"), str(folder / "rejects.parquet"), 0, 0, {})
     before = peak_mib()
     started = time.perf_counter()
     groups, files = {"train": pairs // 10}, {"": 2 * pairs}

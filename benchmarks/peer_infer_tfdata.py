@@ -12,7 +12,7 @@ from inputs import network_size
 
 from beam.infer.model_uri import resolve_model
 from beam.infer.pictures import Picture, Prediction
-from beam.infer.table_rows import describe
+from beam.infer.table_rows import rows_of
 from schemas.config import InferConfig
 from schemas.example import parsing_spec
 from schemas.prediction import CLASS_STATS, MASKS, plain
@@ -59,7 +59,7 @@ def main(source: str, output: str, model_file: str, _workers: str) -> None:
             one = name.decode()
             size, true = (int(width), int(height)), truth if with_truth else None
             picture = Picture(one, one, one, None, *size, found, true, "")
-            mask, columns = describe(Prediction(picture, found, sure), model, "run")
+            mask, columns = rows_of(Prediction(picture, found, sure), model, "run")
             masks.append(mask)
             classes.append(columns)
     merged = {name: [v for one in classes for v in one[name]] for name in CLASS_STATS.names}

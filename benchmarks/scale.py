@@ -19,7 +19,7 @@ from typing import NamedTuple
 from inputs import REPEATED, repeated_pairs, tiny_pairs
 
 from beam.shared.source import RawSource
-from beam.shared.source_digest import survey
+from beam.shared.source_digest import digest_source
 from schemas.raw_layout import load_layout
 
 HERE = Path(__file__).parent
@@ -104,7 +104,7 @@ def main() -> None:
                 else:
                     source = repeated_pairs(args.raw, scratch, count, args.size)
                 started = time.perf_counter()
-                survey(RawSource(str(source), load_layout("lyft")))
+                digest_source(RawSource(str(source), load_layout("lyft")))
                 listing = time.perf_counter() - started
                 read = size_of(source) / count / 1024
                 print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)

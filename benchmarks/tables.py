@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.tables import connect
-from beam.infer.table_parts import Ref, write_part
+from beam.infer.table_parts import RowRef, write_part
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
 from schemas.layout import SPLITS, part_name, part_of, partition_path
@@ -130,7 +130,7 @@ def write_files(
             write_part(
                 folder / part_name(run_id, part, parts),
                 name,
-                [Ref(image_id, {name: spooled}, len(TAXONOMY), 0) for image_id in ids],
+                [RowRef(image_id, {name: spooled}, len(TAXONOMY), 0) for image_id in ids],
                 with_footer(schema, run_id=run_id),
                 InferConfig().row_group_mib << 20,
             )

@@ -17,7 +17,7 @@ from flows.lifecycle.summary import class_summary, partition_of
 from flows.tasks.drift import MAX_DRIFT, MaxDrift
 from flows.tasks.evaluate import evaluate_model
 from flows.tasks.masks import MaskFiles, write_masks
-from flows.tasks.remote_training import train_elsewhere
+from flows.tasks.remote_training import train_remotely
 from flows.tasks.report import write_report
 from flows.train import train
 from runtime.mlflow_store import TRACKING_URI
@@ -85,7 +85,7 @@ def ingest_train_infer(
     check_steps(ingest_config, train_config, gate_config)
     dataset = ingest(source, output, ingest_config)
     how = (dataset, output, train_config, gate_config, tracking_uri)
-    model = train(*how) if train_on == "here" else train_elsewhere(*how)
+    model = train(*how) if train_on == "here" else train_remotely(*how)
     for other in evaluate_on or []:
         evaluate_model(model, other, tracking_uri)
     predictions = infer(

@@ -21,7 +21,7 @@ from model.plan import GEOMETRY
 from runtime import storage
 from runtime.command_line import Parser, add_tracking_uri, run_main
 from runtime.errors import UserError, without_password
-from runtime.mlflow_store import TRACKING_URI, database, outages_are_said
+from runtime.mlflow_store import TRACKING_URI, database, outages_as_unavailable
 from runtime.parquet import read_table
 from runtime.table import table
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
@@ -112,11 +112,11 @@ def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, s
     from beam.ingest.incremental import is_unchanged, published_versions
     from beam.ingest.records import recipe_of
     from beam.shared.source import source_of
-    from beam.shared.source_digest import survey_pairs
+    from beam.shared.source_digest import digest_pairs
 
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
-    found = survey_pairs(source_of(source, config))
+    found = digest_pairs(source_of(source, config))
     reads = f"{found.images:,} pairs, {human(found.size)}"
     root = storage.join(storage.absolute(output), "datasets", config.name)
     published = published_versions(root, recipe)
@@ -138,7 +138,7 @@ def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, s
     return Step("ingest", "runs", reads, where, written, seconds, basis), None, found.images
 
 
-@outages_are_said()
+@outages_as_unavailable()
 def plan_train(
     dataset: str | None,
     pairs: int,
@@ -213,9 +213,9 @@ def plan_infer(
     writes = f"partitions of a new version in {root}"
     if source is not None:
         from beam.shared.source import source_of
-        from beam.shared.source_digest import survey_images
+        from beam.shared.source_digest import digest_images
 
-        found = survey_images(source_of(source, config))
+        found = digest_images(source_of(source, config))
         images = found.images or found.loose_pngs
     if model is not None and (source is not None or dataset is not None):
         from beam.infer import runs

@@ -18,7 +18,7 @@ from model.plan import Plan, plan
 from runtime.command_line import Parser, add_tracking_uri, run_main
 from runtime.errors import UserError
 from runtime.log_filters import import_tensorflow
-from runtime.mlflow_store import outages_are_said
+from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import TrainConfig
 from schemas.geometry import Geometry
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _REPORT = "evaluation.md"
 
 
-@outages_are_said()
+@outages_as_unavailable()
 def run(
     model: str,
     dataset: str,

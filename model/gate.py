@@ -15,7 +15,7 @@ from model.plan import Plan
 from model.recorded import CHALLENGER
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
 from runtime.errors import UserError
-from runtime.mlflow_store import outages_are_said
+from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
 from schemas.layout import SPLITS
@@ -107,7 +107,7 @@ def check_champion(name: str, taxonomy: Taxonomy) -> None:
         )
 
 
-@outages_are_said()
+@outages_as_unavailable()
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the URI of the champion."""
     parser = Parser(

@@ -23,7 +23,7 @@ import numpy as np
 from model.export import load_in_float32
 from runtime.command_line import Parser, add_tracking_uri, run_main
 from runtime.errors import UserError, first_line
-from runtime.mlflow_store import outages_are_said
+from runtime.mlflow_store import outages_as_unavailable
 from runtime.storage import absolute, file_sha256, is_remote, writing
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.geometry import Geometry
@@ -34,7 +34,7 @@ TOLERANCE = 1e-3
 _PACKAGES = ("onnx", "onnxruntime", "tf2onnx")
 
 
-@outages_are_said()
+@outages_as_unavailable()
 def run(model: str, output: str, tracking_uri: str) -> str:
     """Converts a version, verifies the file, and publishes it whole.
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.plan import plan
-from runtime.child_processes import tied_to_me
+from runtime.child_processes import ends_with_this_process
 from runtime.command_line import (
     TRY_AGAIN,
     Parser,
@@ -25,14 +25,14 @@ from runtime.command_line import (
     to_arguments,
 )
 from runtime.errors import UnavailableError, UserError
-from runtime.mlflow_store import outages_are_said
+from runtime.mlflow_store import outages_as_unavailable
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
 
 _SCORE = "val_mean_iou"
 
 
-@outages_are_said()
+@outages_as_unavailable()
 def run(
     dataset: str,
     configs: Sequence[TrainConfig],
@@ -143,7 +143,9 @@ def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, par
         "--promote=never",
         *to_arguments(config),
     ]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=tied_to_me())
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=False, env=ends_with_this_process()
+    )
     if done.returncode == TRY_AGAIN:
         raise UnavailableError(
             f"the training of this configuration found a service that does not answer, see above: "

@@ -21,7 +21,7 @@ from model.plan import REGISTERED, Plan, plan
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
 from runtime.errors import UnavailableError, UserError
 from runtime.log_filters import import_tensorflow
-from runtime.mlflow_store import outages_are_said
+from runtime.mlflow_store import outages_as_unavailable
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
 from schemas.stats import Int64Array
@@ -33,7 +33,7 @@ PATIENCE_S = 60.0
 """How long a finished training waits for an MLflow server that does not answer."""
 
 
-@outages_are_said()
+@outages_as_unavailable()
 def run(
     dataset: str,
     config: TrainConfig,

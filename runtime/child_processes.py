@@ -15,7 +15,7 @@ PARENT = "LYFT_PARENT_PROCESS"
 _PR_SET_PDEATHSIG = 1
 
 
-def tied_to_me() -> dict[str, str]:
+def ends_with_this_process() -> dict[str, str]:
     """Environment for a child that calls ``end_with_parent``.
 
     The kernel watches the thread that starts the child, so that thread must wait for the child.

@@ -12,7 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from runtime.child_processes import end_with_parent
-from runtime.errors import UnavailableError, UserError, disk_errors_are_mistakes
+from runtime.errors import UnavailableError, UserError, disk_errors_as_user_errors
 from runtime.mlflow_store import TRACKING_URI
 from runtime.yaml_files import explain
 
@@ -114,7 +114,7 @@ def run_main(main: Callable[[Sequence[str]], str]) -> int:
     """
     end_with_parent()
     try:
-        with disk_errors_are_mistakes():
+        with disk_errors_as_user_errors():
             result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -61,7 +61,7 @@ class RejectError(Exception):
 
 
 @contextlib.contextmanager
-def disk_errors_are_mistakes() -> Iterator[None]:
+def disk_errors_as_user_errors() -> Iterator[None]:
     """Turns an OSError that a user can fix into a UserError.
 
     Raises:

@@ -132,7 +132,7 @@ def registered_version(client: Any, uri: str) -> Any:
 
 
 @contextmanager
-def outages_are_said() -> Iterator[None]:
+def outages_as_unavailable() -> Iterator[None]:
     """Decorator or context manager for code that calls MLflow repeatedly.
 
     Raises:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from beam.infer import runs
-from beam.infer.table_parts import Ref
+from beam.infer.table_parts import RowRef
 from beam.shared.pairing import Reject
 from runtime import storage
 from runtime.parquet import read_table
@@ -72,7 +72,7 @@ class Known:
 
     def image(
         self, image_id: str, uri: str, image_sha256: str, truth_sha256: str | None
-    ) -> Ref | None:
+    ) -> RowRef | None:
         """A reference to the rows of the same image, at the same place, and truth; or None."""
         key = _key(image_id)
         for at in range(int(np.searchsorted(self._keys, np.uint64(key))), len(self._keys)):
@@ -83,7 +83,7 @@ class Known:
                 *(image_id, uri, image_sha256, truth_sha256),
             ):
                 files = {table: row[table] for table in ("masks", "class_stats")}
-                return Ref(image_id, files, self._classes, row["size"])
+                return RowRef(image_id, files, self._classes, row["size"])
         return None
 
     def reject(self, path: str, sha256: str | None) -> Reject | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from images.png import resize_image
 from runtime import storage
-from runtime.child_processes import tied_to_me
+from runtime.child_processes import ends_with_this_process
 from runtime.errors import UserError, first_line
 from runtime.mlflow_registry import NotReadError, registry
 from runtime.mlflow_store import database, is_missing, prepare, registered_version, unusable
@@ -246,7 +246,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
         capture_output=True,
         text=True,
         check=False,
-        env=tied_to_me(),
+        env=ends_with_this_process(),
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

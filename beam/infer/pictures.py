@@ -12,7 +12,7 @@ import numpy.typing as npt
 from beam.infer.incremental import Known, PreviousRun
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.runs import TRUTH_STAGE
-from beam.infer.table_parts import Ref
+from beam.infer.table_parts import RowRef
 from beam.shared.crash_journal import check_crash
 from beam.shared.pairing import Pair, Reject, check_bytes
 from images import masks, png
@@ -71,7 +71,7 @@ class Unpredicted(NamedTuple):
 
 def read_shard(
     dataset: str, split: str, name: str, model: ResolvedModel, known: Known | None = None
-) -> Iterator[Picture | Ref | Reject]:
+) -> Iterator[Picture | RowRef | Reject]:
     """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 
     Args:
@@ -162,7 +162,7 @@ def read_pair(
     config: SourceConfig,
     known: Known,
     crashed: frozenset[str] = frozenset(),
-) -> Iterator[Picture | Ref | Reject]:
+) -> Iterator[Picture | RowRef | Reject]:
     """Reads the image of a pair, with its truth if there is a usable mask.
 
     Args:

@@ -24,18 +24,18 @@ from beam.infer.pictures import Prediction, Unpredicted
 from beam.infer.plan import Job, plan
 from beam.infer.publish import mark_for, partition_lock, publish
 from beam.infer.read_pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
-from beam.infer.row_files import SpoolRows, WriteSpooled
+from beam.infer.row_files import GatherRows, WriteRowFiles
 from beam.infer.small_tables import WriteSmallTables
 from beam.infer.table_parts import Columns, Row
-from beam.infer.table_rows import describe
+from beam.infer.table_rows import rows_of
 from beam.runners.run import is_local, pipeline_options, processes_of, run_pipeline
 from beam.shared import staging as stages
-from beam.shared.crash_journal import Reading, surviving
+from beam.shared.crash_journal import Reading, run_without_crashing_files
 from beam.shared.pairing import Reject
 from beam.shared.progress import CountingDoFn, watched
 from beam.shared.staged_listing import staged_listing
 from runtime.command_line import log
-from runtime.errors import UserError, disk_errors_are_mistakes
+from runtime.errors import UserError, disk_errors_as_user_errors
 from runtime.mlflow_store import TRACKING_URI
 from runtime.storage import is_remote, join
 from schemas.config import InferConfig
@@ -75,7 +75,7 @@ def build(
         | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
         | "Describe" >> beam.ParDo(_Describe(job, progress)).with_outputs(REJECTS, main="rows")
     )
-    spooled = described | "Spool" >> beam.ParDo(SpoolRows(join(staging, SPOOL)))
+    spooled = described | "Spool" >> beam.ParDo(WriteRowFiles(join(staging, SPOOL)))
     refs = (spooled, read[KEPT]) | "AllImages" >> beam.Flatten()
 
     def footed(**schemas: pa.Schema) -> dict[str, pa.Schema]:
@@ -85,7 +85,7 @@ def build(
     confusion = (
         refs
         | "WriteImages"
-        >> WriteSpooled(
+        >> GatherRows(
             tables,
             footed(masks=MASKS, class_stats=CLASS_STATS),
             round(limits.part_mib * 2**20),
@@ -169,7 +169,7 @@ def predict(
 ) -> None:
     """Publishes the job's tables, unless they are already published."""
     partition = runs.partition_of(job.model, job.source_name)
-    with disk_errors_are_mistakes(), partition_lock(root, partition):
+    with disk_errors_as_user_errors(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_unchanged(root, partition, job.run_id):
             return
         runs.check_names(root, partition, job.source, job.model)
@@ -221,7 +221,7 @@ def _stage(
         raw = job.raw and replace(job.raw, listed=staged_listing(job.listing, staging))
         job = replace(job, model=model, raw=raw)
         with watched("infer", progress, job.images, "images"):
-            surviving(
+            run_without_crashing_files(
                 lambda crashed: run_pipeline(
                     lambda root: build(root, job, staging, str(progress), previous, crashed),
                     options,
@@ -288,4 +288,4 @@ class _Describe(CountingDoFn):
             yield beam.pvalue.TaggedOutput(REJECTS, reject)
             return
         self.counters.add("predicted")
-        yield describe(element, self._job.model, self._job.run_id)
+        yield rows_of(element, self._job.model, self._job.run_id)

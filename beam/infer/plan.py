@@ -10,7 +10,7 @@ from beam.infer.engines.base import Runtime
 from beam.infer.engines.choice import choose
 from beam.infer.model_uri import ResolvedModel, resolve_model
 from beam.shared.source import RawSource, source_of
-from beam.shared.source_digest import survey_images
+from beam.shared.source_digest import digest_images
 from runtime import storage
 from runtime.errors import UserError
 from schemas import software
@@ -114,7 +114,7 @@ def plan(
         place = storage.absolute(str(source))
         storage.require_folder(place, "source")
         raw = source_of(place, config)
-        found = survey_images(raw, scratch)
+        found = digest_images(raw, scratch)
         loose = not found.images
         images = found.images or found.loose_pngs
         identity, name = found.digest, folder_source_name(place)

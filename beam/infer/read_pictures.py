@@ -13,11 +13,11 @@ from beam.infer import runs
 from beam.infer.incremental import PreviousRun
 from beam.infer.pictures import Picture, read_pair, read_shard
 from beam.infer.plan import Job
-from beam.infer.table_parts import Ref
-from beam.shared.crash_journal import Hand, Reading
+from beam.infer.table_parts import RowRef
+from beam.shared.crash_journal import CrashJournal, Reading
 from beam.shared.list_pairs import UNPAIRED, ListPairs
 from beam.shared.pairing import Pair, Reject
-from beam.shared.prefetch import AtOnce
+from beam.shared.prefetch import ReadTogether
 from beam.shared.progress import CountingDoFn
 from runtime.storage import each
 from schemas import software
@@ -72,7 +72,7 @@ class ReadPngs(beam.PTransform):
         )
         read = (
             listed["pairs"]
-            | "SeveralPairs" >> AtOnce(job.source)
+            | "ReadTogether" >> ReadTogether(job.source)
             | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
         unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind)
@@ -107,12 +107,12 @@ class _Reader(CountingDoFn):
         self._known = self._previous.open()
 
     def _deal(
-        self, found: Iterable[Picture | Ref | Reject]
+        self, found: Iterable[Picture | RowRef | Reject]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         for one in found:
             if isinstance(one, Picture):
                 yield one
-            elif isinstance(one, Ref):
+            elif isinstance(one, RowRef):
                 self.counters.add("kept")
                 yield beam.pvalue.TaggedOutput(KEPT, one)
             else:
@@ -136,7 +136,9 @@ class _ReadPng(_Reader):
     def setup(self) -> None:
         super().setup()
         job = self._job
-        self._hand = Hand(self._notes, Reading(job.source, job.config, job.model.taxonomy))
+        self._journal = CrashJournal(
+            self._notes, Reading(job.source, job.config, job.model.taxonomy)
+        )
 
     def process(
         self, element: list[tuple[str, Pair]]
@@ -144,11 +146,11 @@ class _ReadPng(_Reader):
         """Reads the images of pairs and, if they have any, their masks."""
         pairs = [pair for _, pair in element]
         paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
-        with self._hand.holding(paths) as crashing:
+        with self._journal.holding(paths) as crashing:
             found = each(partial(self._read, crashed=self._crashed | crashing), pairs)
         for one in found:
             yield from self._deal(one)
 
-    def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | Ref | Reject]:
+    def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | RowRef | Reject]:
         job = self._job
         return list(read_pair(pair, job.source, job.model, job.config, self._known, crashed))

@@ -1,4 +1,4 @@
-"""SpoolRows and WriteSpooled: rows wait in files; only references to them cross the shuffle.
+"""WriteRowFiles and GatherRows: rows wait in files; only references to them cross the shuffle.
 
 Each row is written once, where it is made. When all rows are written, each part of a table is
 gathered from the files that hold its images: files of this run, or files of the published run for
@@ -16,7 +16,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
-from beam.infer.table_parts import Columns, Ref, Row, write_part
+from beam.infer.table_parts import Columns, Row, RowRef, write_part
 from beam.shared.atomic_writes import whole_file
 from runtime.storage import join, writing
 from schemas.layout import part_name, part_of
@@ -28,8 +28,8 @@ PartKey = tuple[str, int, int]
 _FLUSH_IMAGES, _FLUSH_BYTES = 512, 16 << 20
 
 
-class SpoolRows(beam.DoFn):
-    """Writes rows to files of a few MiB in ``folder`` and yields a Ref for each image.
+class WriteRowFiles(beam.DoFn):
+    """Writes rows to files of a few MiB in ``folder`` and yields a RowRef for each image.
 
     A retried bundle writes new files; those of the first attempt are never read.
     """
@@ -43,7 +43,7 @@ class SpoolRows(beam.DoFn):
         self._classes: list[Columns] = []
         self._size = 0
 
-    def process(self, element: tuple[Row, Columns]) -> Iterator[Ref]:
+    def process(self, element: tuple[Row, Columns]) -> Iterator[RowRef]:
         """Collects rows until there are enough for a file."""
         mask, classes = element
         self._masks.append(mask)
@@ -58,7 +58,7 @@ class SpoolRows(beam.DoFn):
         for ref in self._flush():
             yield WindowedValue(ref, window.max_timestamp(), [window])
 
-    def _flush(self) -> Iterator[Ref]:
+    def _flush(self) -> Iterator[RowRef]:
         if not self._masks:
             return
         masks = pa.Table.from_pylist(self._masks, schema=plain(MASKS))
@@ -72,12 +72,12 @@ class SpoolRows(beam.DoFn):
             with writing(files[name]) as path, pa.ipc.new_file(str(path), table.schema) as writer:
                 writer.write_table(table)
         for mask, one in zip(self._masks, self._classes, strict=True):
-            yield Ref(mask["image_id"], files, len(one["class_id"]), mask["mask_size"])
+            yield RowRef(mask["image_id"], files, len(one["class_id"]), mask["mask_size"])
         self.start_bundle()
 
 
 @dataclass
-class WriteSpooled(beam.PTransform):
+class GatherRows(beam.PTransform):
     """Gathers rows by their Refs into Parquet files; returns table and path of each file.
 
     There are as many files as keep each of them below a target size. A hash of an image's id
@@ -98,7 +98,7 @@ class WriteSpooled(beam.PTransform):
     row_group_bytes: int
     run_id: str
 
-    def expand(self, refs: beam.PCollection[Ref]) -> beam.PCollection[tuple[str, str]]:
+    def expand(self, refs: beam.PCollection[RowRef]) -> beam.PCollection[tuple[str, str]]:
         """The graph: sum sizes, key by table and part, group, write."""
         total = beam.pvalue.AsSingleton(
             refs
@@ -124,7 +124,7 @@ class WriteSpooled(beam.PTransform):
         sizes = zip(self.schemas, totals, strict=True)
         return {table: max(1, -(-size // self.part_bytes)) for table, size in sizes}
 
-    def _keys(self, ref: Ref, totals: list[int]) -> Iterator[tuple[PartKey, Ref]]:
+    def _keys(self, ref: RowRef, totals: list[int]) -> Iterator[tuple[PartKey, RowRef]]:
         for table, parts in self._parts(totals).items():
             yield (table, part_of(ref.image_id, parts), parts), ref
 
@@ -133,7 +133,7 @@ class WriteSpooled(beam.PTransform):
             for part in range(parts):
                 yield (table, part, parts), None
 
-    def _write(self, key: PartKey, refs: Iterable[Ref | None]) -> tuple[str, str]:
+    def _write(self, key: PartKey, refs: Iterable[RowRef | None]) -> tuple[str, str]:
         table, part, parts = key
         place = join(self.folder, table, part_name(self.run_id, part, parts))
         with whole_file(place, self.folder) as path:

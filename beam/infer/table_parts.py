@@ -25,7 +25,7 @@ _ROW_BYTES = {"masks": 160, "class_stats": 24}
 _SCHEMAS = {"masks": MASKS, "class_stats": CLASS_STATS}
 
 
-class Ref(NamedTuple):
+class RowRef(NamedTuple):
     """A reference to the rows of one image.
 
     Attributes:
@@ -47,7 +47,7 @@ class Ref(NamedTuple):
 
 
 def write_part(
-    path: Path, table: str, refs: Iterable[Ref], schema: pa.Schema, row_group_bytes: int
+    path: Path, table: str, refs: Iterable[RowRef], schema: pa.Schema, row_group_bytes: int
 ) -> None:
     """Gathers the rows of images, orders them by image id and writes them as one Parquet file."""
     wanted: dict[str, list[str]] = defaultdict(list)

@@ -11,7 +11,7 @@ from images import png
 from schemas.stats import ConfusionMatrix
 
 
-def describe(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[Row, Columns]:
+def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[Row, Columns]:
     """The row of ``masks`` and, as columns, the rows of ``class_stats`` of one image.
 
     The mask has the size of the image that was read; each of its pixels takes the class and

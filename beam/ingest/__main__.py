@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from beam.ingest.incremental import look, unchanged
+from beam.ingest.incremental import prepare, unchanged
 from runtime.command_line import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 
@@ -30,12 +30,12 @@ def main(arguments: Sequence[str]) -> str:
     # Beam alone knows its options, and refuses those that are wrong.
     options = _options(beam_arguments) if beam_arguments else None
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
-        found = look(args.source, args.output, config, listing)
-        if published := unchanged(found):
+        job = prepare(args.source, args.output, config, listing)
+        if published := unchanged(job):
             return published
         from beam.ingest.pipeline import publish_version
 
-        return publish_version(found, options or _options([]))
+        return publish_version(job, options or _options([]))
 
 
 def _options(arguments: Sequence[str]) -> PipelineOptions:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from beam.ingest.doubtful import MEANING
+from beam.ingest.doubt_report import MEANING
 from beam.ingest.records import decoded
 from images.panels import MARGIN, overlay
 from runtime.storage import join, local

@@ -12,7 +12,7 @@ from beam.ingest.record_files import RecordRef
 from beam.ingest.records import LOSSLESS, TRANSIENT, Made, Recipe, recipe_of
 from beam.shared.intact import intact
 from beam.shared.source import source_of
-from beam.shared.source_digest import Survey, survey_pairs
+from beam.shared.source_digest import SourceDigest, digest_pairs
 from beam.shared.staging import make_output, remove_dead_staging
 from runtime import listing, storage
 from runtime.command_line import log
@@ -41,7 +41,7 @@ class PublishedShards:
 
 
 @dataclass(frozen=True)
-class Start:
+class Job:
     """What an ingest knows before it reads any file.
 
     Attributes:
@@ -53,12 +53,12 @@ class Start:
 
     recipe: Recipe
     datasets: str
-    survey: Survey
+    source: SourceDigest
     listing: str
     published: list[tuple[str, Manifest]]
 
 
-def look(source: str, output: str, config: IngestConfig, listing: str) -> Start:
+def prepare(source: str, output: str, config: IngestConfig, listing: str) -> Job:
     """Lists the source and the published versions.
 
     Args:
@@ -70,16 +70,16 @@ def look(source: str, output: str, config: IngestConfig, listing: str) -> Start:
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     datasets = join(make_output(output), config.name)
-    survey = survey_pairs(source_of(source, config), listing)
-    return Start(recipe, datasets, survey, listing, published_versions(datasets, recipe))
+    found = digest_pairs(source_of(source, config), listing)
+    return Job(recipe, datasets, found, listing, published_versions(datasets, recipe))
 
 
-def unchanged(start: Start) -> str | None:
+def unchanged(job: Job) -> str | None:
     """Folder of the version that a run would publish again, after verifying it; or None."""
-    for folder, manifest in start.published:
-        if is_unchanged(folder, manifest, start.survey.digest):
+    for folder, manifest in job.published:
+        if is_unchanged(folder, manifest, job.source.digest):
             # A job that was killed just after publishing may have left its staging folder.
-            remove_dead_staging(start.datasets)
+            remove_dead_staging(job.datasets)
             log(f"nothing has changed: {manifest.records} records, all files intact")
             return folder
     return None

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam.ingest.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
-from beam.ingest.doubtful import Doubts, draw_doubtful, with_same_pictures
-from beam.ingest.left_out import LeftOut
+from beam.ingest.doubt_report import Doubts, draw_doubtful, with_same_pictures
 from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, Remaining
 from beam.ingest.records import LOSSLESS, Recipe
+from beam.ingest.reject_files import RejectFile
 from beam.ingest.split_checks import draw_leaks
 from beam.ingest.split_rules import wanted_splits
 from beam.shared.atomic_writes import whole_files
@@ -43,7 +43,7 @@ def write_metadata(
     listing: str,
     rows_folder: str,
     shards: Sequence[ShardInfo],
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[RejectFile],
     repeated: Iterable[str],
     groups: Mapping[str, int],
     files: Mapping[str, int],
@@ -166,7 +166,7 @@ def make_manifest(
     recipe: Recipe,
     shards: Sequence[ShardInfo],
     contents: Contents,
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[RejectFile],
     groups: Mapping[str, int],
     files: Mapping[str, int],
     remaining: Remaining,

@@ -6,8 +6,7 @@ The last line of standard output is the published folder.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,9 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from beam.ingest.doubtful import check_doubts
-from beam.ingest.incremental import PublishedShards, Start, known_pairs, look, place_of, unchanged
-from beam.ingest.left_out import WriteLeftOut
-from beam.ingest.metadata import reject_fraction, write_metadata
+from beam.ingest.doubt_report import check_doubts
+from beam.ingest.incremental import Job, PublishedShards, known_pairs, place_of, prepare, unchanged
+from beam.ingest.metadata import write_metadata
 from beam.ingest.numbering import check_numbering
 from beam.ingest.record_files import RecordFiles
 from beam.ingest.records import (
@@ -33,32 +31,33 @@ from beam.ingest.records import (
     row_of,
     still_known,
 )
-from beam.ingest.remedies import advise_pairing, remedy
+from beam.ingest.reject_checks import check_rejects
+from beam.ingest.reject_files import WriteRejects
 from beam.ingest.split import LEFT_OUT, REMAINING, SplitWithoutLeaks
 from beam.ingest.split_checks import check_splits
 from beam.ingest.tfrecords import WriteShards
 from beam.runners.run import pipeline_options, run_pipeline
 from beam.shared import staging as stages
-from beam.shared.crash_journal import CRASHED, Hand, Reading, check_crash, surviving
+from beam.shared.crash_journal import (
+    CrashJournal,
+    Reading,
+    check_crash,
+    run_without_crashing_files,
+)
 from beam.shared.list_pairs import FILES, UNPAIRED, ListPairs
 from beam.shared.pairing import Pair
-from beam.shared.prefetch import AtOnce, ahead
+from beam.shared.prefetch import ReadTogether, prefetch
 from beam.shared.progress import CountingDoFn, watched
 from beam.shared.source import source_of
 from beam.shared.staged_listing import staged_listing
-from runtime import storage
 from runtime.command_line import log
-from runtime.errors import UserError, disk_errors_are_mistakes
-from runtime.parquet import read_table
+from runtime.errors import disk_errors_as_user_errors
 from runtime.storage import join
 from schemas import software
 from schemas.config import IngestConfig
-from schemas.layout import MANIFEST, REJECTS
+from schemas.layout import MANIFEST
 from schemas.manifest import Manifest, load_manifest
 from schemas.sources import SourceRow
-
-_EXAMPLES = 3
-"""Number of rejects that a failed job prints for each reason."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     pairs = (
         listed["pairs"]
         | "JoinKnown" >> JoinKnown(staging.previous)
-        | "SeveralPairs" >> AtOnce(recipe.source)
+        | "ReadTogether" >> ReadTogether(recipe.source)
         | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
@@ -107,8 +106,8 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     )
     left_out = (
         (rejected, split[LEFT_OUT], listed[UNPAIRED])
-        | "LeftOut" >> beam.Flatten()
-        | "WriteLeftOut" >> WriteLeftOut(staging.rows, recipe.source)
+        | "AllRejects" >> beam.Flatten()
+        | "WriteRejects" >> WriteRejects(staging.rows, recipe.source)
     )
     _ = (
         root
@@ -129,7 +128,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     )
 
 
-@disk_errors_are_mistakes()
+@disk_errors_as_user_errors()
 def run(
     source: str, output: str, config: IngestConfig, options: PipelineOptions | None = None
 ) -> str:
@@ -148,28 +147,28 @@ def run(
             written.
     """
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
-        found = look(source, output, config, listing)
-        return unchanged(found) or publish_version(found, options or pipeline_options([]))
+        job = prepare(source, output, config, listing)
+        return unchanged(job) or publish_version(job, options or pipeline_options([]))
 
 
-@disk_errors_are_mistakes()
-def publish_version(found: Start, options: PipelineOptions) -> str:
+@disk_errors_as_user_errors()
+def publish_version(job: Job, options: PipelineOptions) -> str:
     """Builds and publishes a dataset; returns its folder.
 
     Raises:
         UserError: too many inputs are bad, or the output cannot be written.
     """
-    with stages.staging(found.datasets) as work, stages.own_folder(work) as own:
+    with stages.staging(job.datasets) as work, stages.own_folder(work) as own:
         staging = Staging(
             join(work, "dataset"),
             join(work, "rows"),
             progress=str(own / "progress"),
-            listing=found.survey.digest,
-            listed=staged_listing(found.listing, work),
-            previous=PublishedShards.of(*found.published[0]) if found.published else None,
+            listing=job.source.digest,
+            listed=staged_listing(job.listing, work),
+            previous=PublishedShards.of(*job.published[0]) if job.published else None,
         )
-        manifest = _stage(found.recipe, staging, found.survey.images, options)
-        final = place_of(found.datasets, manifest)
+        manifest = _stage(job.recipe, staging, job.source.images, options)
+        final = place_of(job.datasets, manifest)
         stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:
         log(f"warning: {warning}")
@@ -190,7 +189,7 @@ def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptio
     stages.make_folders(*folders)
     progress = Path(staging.progress)
     with watched("ingest", progress, images, "pairs"):
-        surviving(
+        run_without_crashing_files(
             lambda crashed: run_pipeline(
                 lambda root: build(root, recipe, replace(staging, crashed=crashed)), options
             ),
@@ -204,50 +203,6 @@ def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptio
     check_doubts(manifest, staging.dataset)
     check_splits(manifest, staging.dataset)
     return manifest
-
-
-def check_rejects(manifest: Manifest, staged: str) -> None:
-    """Refuses a dataset that has no records or lost too many inputs, and shows which and why.
-
-    Raises:
-        UserError: names the share, the bound and the count of each reason.
-    """
-    share, bound = reject_fraction(manifest), manifest.config.max_reject_fraction
-    if manifest.records and share <= bound:
-        return
-    rejects = read_table(join(staged, REJECTS)).to_pylist()
-    for code, count in manifest.rejects.items():
-        log(f"{count:>8,}  {code}")
-        for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
-            log(f"{'':10}{one['source_uri']}: {one['message']}")
-    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
-    advice = advice_on(manifest, rejects)
-    if not manifest.records:
-        raise UserError(f"no usable pair in {manifest.source!r}: {reasons}{advice}")
-    raise UserError(
-        f"{share:.1%} of the inputs are rejects ({reasons}), more than "
-        f"--max_reject_fraction={bound}; nothing was published{advice}"
-    )
-
-
-def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
-    """What more than half of the pairs look like, and the option that helps; or nothing."""
-    counts = dict(manifest.rejects)
-    # An image and a mask that do not find each other are one pair.
-    alone = max(counts.pop("no_mask", 0), counts.pop("no_image", 0))
-    half = (manifest.records + sum(counts.values()) + alone) / 2
-    code, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
-    advice = ""
-    if alone > half:
-        advice = advise_pairing(
-            [one["source_uri"] for one in rejects if one["code"] == "no_mask"],
-            [one["source_uri"] for one in rejects if one["code"] == "no_image"],
-        )
-    elif count > half and code not in (CRASHED, "too_large"):
-        first = next(one["source_uri"] for one in rejects if one["code"] == code)
-        with suppress(OSError):
-            advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
-    return f"; {advice}" if advice else ""
 
 
 def summary(manifest: Manifest) -> str:
@@ -348,7 +303,9 @@ class _MakeRecords(CountingDoFn):
     def setup(self) -> None:
         super().setup()
         recipe = self._recipe
-        self._hand = Hand(self._notes, Reading(recipe.source, recipe.config, recipe.taxonomy))
+        self._journal = CrashJournal(
+            self._notes, Reading(recipe.source, recipe.config, recipe.taxonomy)
+        )
         software.check(self._recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
@@ -358,11 +315,11 @@ class _MakeRecords(CountingDoFn):
         rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
         found = [known and still_known(row, known) for row, known in rows]
         new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
-        with self._hand.holding([(row.image_path, row.mask_path) for row in new]) as crashing:
+        with self._journal.holding([(row.image_path, row.mask_path) for row in new]) as crashing:
             read_one = partial(self._read, crashed=self._crashed | crashing)
             made = [
                 make(row, self._recipe, read, self._files)
-                for row, read in ahead(read_one, new, self._recipe.source)
+                for row, read in prefetch(read_one, new, self._recipe.source)
             ]
         for known in found:
             one = known or made.pop(0)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from beam.ingest.doubtful import pictures_of
+from beam.ingest.doubt_report import pictures_of
 from beam.ingest.near_duplicates import Remaining
 from beam.ingest.records import given_split
 from beam.ingest.split_rules import wanted_splits

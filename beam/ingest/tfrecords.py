@@ -19,7 +19,7 @@ from beam.ingest.incremental import PublishedShards
 from beam.ingest.record_files import read_frames, unframe
 from beam.ingest.records import Made, Recipe, stats_of
 from beam.shared.atomic_writes import take_whole, whole_file
-from beam.shared.prefetch import ahead
+from beam.shared.prefetch import prefetch
 from beam.shared.progress import CountingDoFn
 from runtime.storage import file_sha256, join
 from schemas.config import IngestConfig
@@ -168,7 +168,7 @@ class _WriteShard(CountingDoFn):
         # A retried bundle replaces what the first attempt left with the same bytes.
         with whole_file(join(self._folder, name), self._rows_folder) as path:
             with open(path, "wb") as file:
-                for made, read in ahead(_read, records, self._folder):
+                for made, read in prefetch(_read, records, self._folder):
                     record, known = read()
                     stats += known or stats_of(parse(record), classes)
                     length = write_record(file, record)

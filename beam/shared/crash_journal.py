@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from images import masks, png
-from runtime.child_processes import end_with_parent, tied_to_me
+from runtime.child_processes import end_with_parent, ends_with_this_process
 from runtime.command_line import log
 from runtime.errors import RejectError, UserError
 from runtime.storage import join, read_bytes
@@ -48,7 +48,7 @@ class Reading:
     taxonomy: Taxonomy
 
 
-class Hand:
+class CrashJournal:
     """A worker's note of the files that it reads, which outlives the process.
 
     It is a mapped file: to write it costs no system call.
@@ -89,7 +89,7 @@ def check_crash(path: str, crashed: frozenset[str]) -> None:
         raise RejectError(CRASHED, "reading it has ended two processes: a decoder crashes on it")
 
 
-def surviving(
+def run_without_crashing_files(
     attempt: Callable[[frozenset[str]], None],
     reset: Callable[[], None],
     folder: Path,
@@ -177,7 +177,7 @@ def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
             input=json.dumps(job),
             capture_output=True,
             text=True,
-            env=tied_to_me(),
+            env=ends_with_this_process(),
             check=False,
         )
         begun = done.stdout.splitlines()

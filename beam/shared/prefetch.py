@@ -20,7 +20,7 @@ _SEVERAL = 32
 
 
 @dataclass
-class AtOnce(beam.PTransform):
+class ReadTogether(beam.PTransform):
     """Groups elements into lists: of several if their files are on a store, else of one.
 
     Attributes:
@@ -36,7 +36,7 @@ class AtOnce(beam.PTransform):
         return elements | "Alone" >> beam.Map(lambda one: [one])
 
 
-def ahead(
+def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], place: str
 ) -> Iterator[tuple[Item, Callable[[], Result]]]:
     """Yields each item with a function that returns its result.

@@ -17,7 +17,7 @@ _PACKED = re.compile(r"\.(zip|tar|tar\.\w+|tgz|7z|rar)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Survey:
+class SourceDigest:
     """What a source contains, judged by its listing alone.
 
     Attributes:
@@ -34,7 +34,7 @@ class Survey:
     digest: str
 
 
-def survey(source: RawSource, into: str = "") -> Survey:
+def digest_source(source: RawSource, into: str = "") -> SourceDigest:
     """Lists a source once, one file at a time; ``into`` as in ``RawSource.entries``."""
     found = {True: 0, False: 0}
     loose = size = total = 0
@@ -51,16 +51,16 @@ def survey(source: RawSource, into: str = "") -> Survey:
             loose += 1
         size += file.size
         total += int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=16).digest())
-    return Survey(found[False], found[True], loose, size, f"{total % 2**128:032x}")
+    return SourceDigest(found[False], found[True], loose, size, f"{total % 2**128:032x}")
 
 
-def survey_pairs(source: RawSource, into: str = "") -> Survey:
+def digest_pairs(source: RawSource, into: str = "") -> SourceDigest:
     """Lists a source that holds pairs.
 
     Raises:
         UserError: there is no image, or no mask, in the layout's places; names a layout that fits.
     """
-    found = survey(source, into)
+    found = digest_source(source, into)
     if source.pairs and not (found.images and found.masks):
         raise UserError(
             f"--pairs {source.pairs!r} names no pair whose files are below {source.place!r}: found "
@@ -74,14 +74,14 @@ def survey_pairs(source: RawSource, into: str = "") -> Survey:
     return found
 
 
-def survey_images(source: RawSource, into: str = "") -> Survey:
+def digest_images(source: RawSource, into: str = "") -> SourceDigest:
     """Lists a source of images to predict, with or without masks.
 
     Raises:
         UserError: there is no image; or none in the layout's places, but masks of another layout,
             which must not be taken for images.
     """
-    found = survey(source, into)
+    found = digest_source(source, into)
     if source.pairs:
         if not found.images:
             raise UserError(f"--pairs {source.pairs!r} names no image below {source.place!r}")

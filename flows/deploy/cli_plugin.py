@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
-from flows.deploy.watching import say_reason_last
+from flows.deploy.watching import print_reason_last
 from runtime.services import ROOT, running_server
 
 _COMMAND = ["deployment", "run"]
@@ -39,7 +39,7 @@ async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
             _fail("no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL")
         sys.argv[name], schema = await _deployment(sys.argv[name], api_url)
         sys.argv[:] = as_texts(sys.argv, schema)
-        say_reason_last()
+        print_reason_last()
     return SetupResult(env={"PREFECT_API_URL": local}) if local else None
 
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 
-def say_reason_last() -> None:
+def print_reason_last() -> None:
     """Makes the command end with the run's reason, where Prefect names its state alone."""
     from prefect.cli import flow_runs_watching
 

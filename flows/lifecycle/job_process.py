@@ -16,7 +16,7 @@ from contextlib import suppress
 from queue import Empty, Queue
 from typing import NamedTuple
 
-from runtime.child_processes import tied_to_me
+from runtime.child_processes import ends_with_this_process
 from runtime.command_line import TRY_AGAIN
 from runtime.errors import UnavailableError, UserError
 from runtime.services import end_group
@@ -71,7 +71,7 @@ def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**tied_to_me(), "PYTHONUNBUFFERED": "1"},
+        env={**ends_with_this_process(), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
     last: deque[str] = deque(maxlen=_LAST_LINES)

@@ -25,7 +25,7 @@ START_WITHIN_S = 6 * HOUR_S
 _POLL_S = 2.0
 
 
-def train_elsewhere(
+def train_remotely(
     dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
 ) -> str:
     """Runs the deployment ``train/train`` as a subflow and waits; cancelling the flow cancels it.

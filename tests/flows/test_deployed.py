@@ -262,7 +262,7 @@ remote_training.START_WITHIN_S = 3
 
 @flow(name="unattended")
 def unattended() -> None:
-    remote_training.train_elsewhere("none", "none", TrainConfig(), GateConfig(), "none")
+    remote_training.train_remotely("none", "none", TrainConfig(), GateConfig(), "none")
 
 print(unattended(return_state=True).message)
 """

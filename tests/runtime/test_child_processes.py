@@ -14,7 +14,7 @@ from jobs import ROOT
 from operated import children, job_of, processes
 from servers import until
 
-from runtime.child_processes import PARENT, end_with_parent, tied_to_me
+from runtime.child_processes import PARENT, end_with_parent, ends_with_this_process
 from runtime.services import start_time
 
 FLOW = """
@@ -38,7 +38,7 @@ def main(arguments):
     *rest, file = arguments
     Path(file).touch()
     if rest:
-        subprocess.run([sys.executable, "-m", "endless", *rest], env=tied_to_me())
+        subprocess.run([sys.executable, "-m", "endless", *rest], env=ends_with_this_process())
     time.sleep(3600)
     return ""
 
@@ -113,5 +113,5 @@ def test_a_process_whose_parent_is_gone_before_it_looked_ends() -> None:
 def test_a_job_that_a_person_starts_is_tied_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PARENT, raising=False)
     end_with_parent()
-    assert tied_to_me()[PARENT] == str(os.getpid())
+    assert ends_with_this_process()[PARENT] == str(os.getpid())
     assert PARENT not in os.environ

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from store import Store
 
-from beam.shared.prefetch import ahead
+from beam.shared.prefetch import prefetch
 from runtime import listing, object_store, storage
 from runtime.errors import UnavailableError, UserError
 from runtime.parquet import batches, read_footer, read_table
@@ -225,7 +225,7 @@ def test_work_ahead_keeps_its_order(root: str) -> None:
     paths = [f"ahead/{number}" for number in range(40)]
     _write(root, *paths)
     places = [storage.join(root, path) for path in (*paths, "ahead/none")]
-    found = ahead(storage.read_bytes, places, root)
+    found = prefetch(storage.read_bytes, places, root)
     for path, (place, read) in zip(paths, found, strict=False):
         assert place == storage.join(root, path)
         assert read() == path.encode()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.pictures import Picture, Prediction
-from beam.infer.table_rows import describe
+from beam.infer.table_rows import rows_of
 from beam.runners.run import run_pipeline
 from images import masks, png
 from runtime.errors import UserError
@@ -68,7 +68,7 @@ def _rows(_: Path) -> list[bytes]:
     model = ResolvedModel("", "unet", "v1", "", "", TAXONOMY, 60, 80, "nearest")
     picture = Picture("a", "a.png", "/raw/a.png", None, 80, 60, IMAGE, IDS, "0f", "1e")
     confidence = ((ROWS + COLUMNS) % 16 / 16).astype(np.float32)
-    row, columns = describe(Prediction(picture, IDS, confidence), model, "run")
+    row, columns = rows_of(Prediction(picture, IDS, confidence), model, "run")
     mask = row.pop("mask")["bytes"]
     assert row.pop("mask_size") == len(mask)
     pixels = np.asarray(Image.open(io.BytesIO(mask)))

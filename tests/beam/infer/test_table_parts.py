@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam.infer.table_parts import Ref, _row_groups, write_part
+from beam.infer.table_parts import RowRef, _row_groups, write_part
 from schemas.prediction import MASKS, plain, with_footer
 
 
@@ -25,7 +25,7 @@ def test_row_groups_have_the_size_that_was_asked_for(tmp_path: Path) -> None:
     rows = pa.Table.from_pylist([row | {"image_id": one} for one in ids], schema=plain(MASKS))
     with pa.ipc.new_file(str(tmp_path / "spool.arrow"), rows.schema) as writer:
         writer.write_table(rows)
-    refs = [Ref(one, {"masks": str(tmp_path / "spool.arrow")}, 0, 0) for one in ids]
+    refs = [RowRef(one, {"masks": str(tmp_path / "spool.arrow")}, 0, 0) for one in ids]
     schema = with_footer(MASKS, run_id="new")
     write_part(tmp_path / "part.parquet", "masks", refs, schema, 3 * len(picture))
     file = pq.ParquetFile(tmp_path / "part.parquet")
@@ -50,8 +50,8 @@ def test_row_groups_count_what_a_reader_holds_of_a_matrix() -> None:
 
 def test_parts_are_planned_for_the_memory_that_matrices_take() -> None:
     """300,000 images of 150 classes: their matrices alone are 27 GB."""
-    ref = Ref("image", {}, rows=150, size=8000)
+    ref = RowRef("image", {}, rows=150, size=8000)
     assert ref.bytes_in("masks") > 150 * 150 * 4
     assert ref.bytes_in("class_stats") < 150 * 100
-    few = Ref("image", {}, rows=13, size=2400)
+    few = RowRef("image", {}, rows=13, size=2400)
     assert few.bytes_in("masks") < 3500

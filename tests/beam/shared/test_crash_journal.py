@@ -15,7 +15,7 @@ from PIL import Image, PngImagePlugin
 from beam.infer import pictures
 from beam.ingest import records
 from beam.shared import crash_journal
-from beam.shared.crash_journal import Hand, Reading, surviving
+from beam.shared.crash_journal import CrashJournal, Reading, run_without_crashing_files
 from runtime.errors import UserError
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, IngestConfig
@@ -151,7 +151,7 @@ def test_more_crashes_than_make_sense_end_the_job(
 
     def attempt(crashed: frozenset[str]) -> None:
         attempts.append(len(crashed))
-        with Hand(str(tmp_path), reading).holding([(f"{len(crashed)}.png", None)]):
+        with CrashJournal(str(tmp_path), reading).holding([(f"{len(crashed)}.png", None)]):
             # As a killed process would, the note stays.
             for note in tmp_path.glob("*.hand"):
                 (tmp_path / f"{note.name}.hand").write_bytes(note.read_bytes())
@@ -161,7 +161,7 @@ def test_more_crashes_than_make_sense_end_the_job(
         crash_journal, "_crashing", lambda pairs, _: frozenset(one for one, _ in pairs)
     )
     with pytest.raises(UserError, match="crash on more than 20 files of 'raw'"):
-        surviving(attempt, lambda: None, tmp_path, reading)
+        run_without_crashing_files(attempt, lambda: None, tmp_path, reading)
     assert attempts == list(range(21))
 
 
@@ -178,13 +178,13 @@ def test_the_next_worker_finds_out_what_ended_the_last(
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(POISON % {"once": ""})
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/site{os.pathsep}{ROOT}")
-    with Hand(str(tmp_path), reading).holding(pairs) as crashing:
+    with CrashJournal(str(tmp_path), reading).holding(pairs) as crashing:
         assert not crashing
         # That worker is still at it, or has ended here.
-        following = Hand(str(tmp_path), reading)
+        following = CrashJournal(str(tmp_path), reading)
     with following.holding(pairs) as crashing:
         assert crashing == {pairs[1][0], pairs[2][1]}
-    with Hand(str(tmp_path), reading).holding(pairs) as crashing:
+    with CrashJournal(str(tmp_path), reading).holding(pairs) as crashing:
         assert not crashing
 
 

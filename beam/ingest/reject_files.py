@@ -1,4 +1,4 @@
-"""WriteLeftOut: writes the rows of what has no record, by a hash of its path, to a few files."""
+"""WriteRejects: writes the rows of what has no record, by a hash of its path, to a few files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 50_000
 """Rejects in a file, which its worker holds in memory."""
 
 
-class LeftOut(NamedTuple):
+class RejectFile(NamedTuple):
     """Rejects of one file.
 
     Attributes:
@@ -39,7 +39,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass
-class WriteLeftOut(beam.PTransform):
+class WriteRejects(beam.PTransform):
     """Writes rows of rejected pairs, and rejects of files that form no pair.
 
     Attributes:
@@ -49,7 +49,7 @@ class WriteLeftOut(beam.PTransform):
     folder: str
     source: str
 
-    def expand(self, found: beam.PCollection[SourceRow | Reject]) -> beam.PCollection[LeftOut]:
+    def expand(self, found: beam.PCollection[SourceRow | Reject]) -> beam.PCollection[RejectFile]:
         """The graph: count, key by file, group, write."""
         count = beam.pvalue.AsSingleton(found | "Count" >> beam.combiners.Count.Globally())
         keyed = found | "KeyByFile" >> beam.Map(
@@ -68,7 +68,7 @@ class WriteLeftOut(beam.PTransform):
             | "WriteFile" >> beam.MapTuple(self._write)
         )
 
-    def _write(self, index: int, found: Iterable[SourceRow | Reject | None]) -> LeftOut:
+    def _write(self, index: int, found: Iterable[SourceRow | Reject | None]) -> RejectFile:
         rows, alone = [], []
         for one in found:
             if isinstance(one, Reject):
@@ -86,7 +86,7 @@ class WriteLeftOut(beam.PTransform):
             with whole_file(places[name], self.folder) as path:
                 pq.write_table(table, path)
         codes = dict(Counter(one.code for one in rejects))
-        return LeftOut(**places, pairs=len(rows), files=len(alone), codes=codes)
+        return RejectFile(**places, pairs=len(rows), files=len(alone), codes=codes)
 
 
 def _files(count: int) -> int:

@@ -1,0 +1,65 @@
+"""Refuses a dataset that lost too many of its inputs, and says which option helps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from beam.ingest.metadata import reject_fraction
+from beam.ingest.remedies import advise_pairing, remedy
+from beam.shared.crash_journal import CRASHED
+from runtime import storage
+from runtime.command_line import log
+from runtime.errors import UserError
+from runtime.parquet import read_table
+from runtime.storage import join
+from schemas.layout import REJECTS
+from schemas.manifest import Manifest
+
+_EXAMPLES = 3
+"""Number of rejects that a failed job prints for each reason."""
+
+
+def check_rejects(manifest: Manifest, staged: str) -> None:
+    """Refuses a dataset that has no records or lost too many inputs, and shows which and why.
+
+    Raises:
+        UserError: names the share, the bound and the count of each reason.
+    """
+    share, bound = reject_fraction(manifest), manifest.config.max_reject_fraction
+    if manifest.records and share <= bound:
+        return
+    rejects = read_table(join(staged, REJECTS)).to_pylist()
+    for code, count in manifest.rejects.items():
+        log(f"{count:>8,}  {code}")
+        for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
+            log(f"{'':10}{one['source_uri']}: {one['message']}")
+    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
+    advice = advice_on(manifest, rejects)
+    if not manifest.records:
+        raise UserError(f"no usable pair in {manifest.source!r}: {reasons}{advice}")
+    raise UserError(
+        f"{share:.1%} of the inputs are rejects ({reasons}), more than "
+        f"--max_reject_fraction={bound}; nothing was published{advice}"
+    )
+
+
+def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
+    """What more than half of the pairs look like, and the option that helps; or nothing."""
+    counts = dict(manifest.rejects)
+    # An image and a mask that do not find each other are one pair.
+    alone = max(counts.pop("no_mask", 0), counts.pop("no_image", 0))
+    half = (manifest.records + sum(counts.values()) + alone) / 2
+    code, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
+    advice = ""
+    if alone > half:
+        advice = advise_pairing(
+            [one["source_uri"] for one in rejects if one["code"] == "no_mask"],
+            [one["source_uri"] for one in rejects if one["code"] == "no_image"],
+        )
+    elif count > half and code not in (CRASHED, "too_large"):
+        first = next(one["source_uri"] for one in rejects if one["code"] == code)
+        with suppress(OSError):
+            advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
+    return f"; {advice}" if advice else ""
