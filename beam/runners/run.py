@@ -35,8 +35,10 @@ LOCAL_RUNNER = "FnApiRunner"
 FLINK_RUNNER = "FlinkRunner"
 SPARK_RUNNER = "SparkRunner"
 _STEP = re.compile(r" \[while running '[^']*'\].*")
-_USER_ERROR = re.compile(r"schemas\.errors\.UserError: (.+)")
-_UNAVAILABLE = re.compile(r"schemas\.errors\.UnavailableError: (.+)")
+_USER_ERROR, _UNAVAILABLE = (
+    re.compile(rf"{re.escape(error.__module__)}\.{error.__name__}: (.+)")
+    for error in (UserError, UnavailableError)
+)
 _INVALID = re.compile(r"ValueError: Pipeline has validations errors: \s*(.+)")
 _OS_ERROR = re.compile(
     rf"(?:OSError|PermissionError): \[Errno (?:{'|'.join(map(str, MENDABLE_ERRNOS))})\] (.+)"

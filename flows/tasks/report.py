@@ -20,7 +20,10 @@ from schemas.published import run_file
 _STAMP = re.compile(rb"<!-- from (\w{64}), page (\w{64}), picture (\w{64}|none) -->\n\Z")
 """Last line of a page: hashes of what it was made from, of itself, and of the panel beside it."""
 
-_CODE = ("analysis/*.*", "images/*.py", "schemas/*.py", "flows/lifecycle/summary.py")
+_CODE = (
+    *("analysis/*.*", "images/*.py", "runtime/*.py", "schemas/*.py"),
+    "flows/lifecycle/summary.py",
+)
 """What makes pages and panels."""
 
 

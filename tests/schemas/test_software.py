@@ -136,7 +136,7 @@ def test_a_worker_with_other_software_ends_the_job(
             patch.setattr(software, "IMAGES", software.IMAGES + 1)
             run_pipeline(*job)
 
-    monkeypatch.setattr(f"beam.{module}.run_pipeline", elsewhere)
+    monkeypatch.setattr(f"beam.{module}.pipeline.run_pipeline", elsewhere)
     numbers = rf"images {software.IMAGES + 1}; expected images {software.IMAGES}; install"
     run = (
         partial(run_ingest, scenes, tmp_path)
