@@ -32,7 +32,7 @@ JOB = """
 import subprocess, sys, time
 from pathlib import Path
 from runtime.command_line import run_main
-from runtime.child_processes import tied_to_me
+from runtime.child_processes import ends_with_this_process
 
 def main(arguments):
     *rest, file = arguments
