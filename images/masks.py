@@ -39,11 +39,11 @@ def read_mask(
         return check_mask(png.decode_stored(data, max_pixels), taxonomy)
     if encoding.startswith("channel:"):
         channel = encoding.removeprefix("channel:")
-        return check_mask(png.channel_of(data, max_pixels, channel), taxonomy)
+        return check_mask(png.decode_channel(data, max_pixels, channel), taxonomy)
     return ids_of(png.decode_pixels(data, max_pixels), taxonomy, encoding)
 
 
-def read_mask_of(
+def read_mask_for(
     data: bytes, image: UInt8Array, taxonomy: Taxonomy, config: SourceConfig
 ) -> UInt8Array:
     """Class ids of the mask of an image (height, width, 3), uint8 (height, width).
@@ -69,7 +69,7 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
     """
     if encoding == "colour":
         return _from_colours(pixels, taxonomy)
-    kind, values = numbers_of(pixels)
+    kind, values = classify_encoding(pixels)
     if encoding != "auto":
         if values is None or kind not in (encoding, "both"):
             raise RejectError("mask_channels", f"expected {_EXPECTED[encoding]}, {_found(pixels)}")
@@ -98,7 +98,7 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
 
 def _is_class_colour(colour: Colour, taxonomy: Taxonomy) -> bool:
     try:
-        return colour in taxonomy.meaning_of_colours
+        return colour in taxonomy.id_by_colour
     except UserError:
         # Two classes have one colour, so nobody can have meant colours.
         return False
@@ -131,7 +131,7 @@ _EXPECTED = {
 }
 
 
-def numbers_of(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
+def classify_encoding(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
     """How pixels hold numbers: red, grey, or both if black; and the numbers. Else colour, None."""
     if pixels.ndim == 2:
         return ("grey" if pixels.any() else "both"), pixels

@@ -12,7 +12,7 @@ from schemas.classes import VOID, Taxonomy, UInt8Array
 
 MARGIN = 10
 
-WRONG, UNJUDGED = (214, 40, 57), (92, 112, 160)
+WRONG_COLOUR, VOID_COLOUR = (214, 40, 57), (92, 112, 160)
 """Colours of wrong pixels and of pixels without truth."""
 
 _INK = (30, 30, 30)
@@ -48,7 +48,7 @@ def overlay(image: UInt8Array, mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Arr
 def error_map(
     truth: UInt8Array, prediction: UInt8Array, image: UInt8Array | None = None
 ) -> UInt8Array:
-    """The image in pale grey, wrong pixels in ``WRONG``, void pixels in ``UNJUDGED``.
+    """The image in pale grey, wrong pixels in ``WRONG_COLOUR``, void pixels in ``VOID_COLOUR``.
 
     Args:
         truth, prediction: class ids, uint8 (height, width).
@@ -62,8 +62,8 @@ def error_map(
         grey = np.asarray(Image.fromarray(image).convert("L"))
     pale = (112 + grey.astype(np.uint16) * 136 // 255).astype(np.uint8)
     picture = np.repeat(pale[..., None], 3, axis=2)
-    picture[prediction != truth] = WRONG
-    picture[truth == VOID] = UNJUDGED
+    picture[prediction != truth] = WRONG_COLOUR
+    picture[truth == VOID] = VOID_COLOUR
     return picture
 
 

@@ -41,7 +41,7 @@ _EXIF = b"eXIf"
 _VIEWED_OTHERWISE = frozenset({b"tRNS", _EXIF})
 """Chunks that make a viewer show other pixels than those stored."""
 
-ANY_SIZE = 1 << 31
+NO_PIXEL_LIMIT = 1 << 31
 """Bound on the pixels where another step has applied its own."""
 
 _CHANNELS = {_GREY: 1, _RGB: 3, _PALETTE: 1, _GREY_ALPHA: 2, _RGBA: 4}
@@ -172,7 +172,7 @@ def decode_stored(data: bytes, max_pixels: int) -> UInt8Array:
     return np.asarray(image.convert("L")) // np.uint8(255 // (2**header.bit_depth - 1))
 
 
-def channel_of(data: bytes, max_pixels: int, channel: str) -> UInt8Array:
+def decode_channel(data: bytes, max_pixels: int, channel: str) -> UInt8Array:
     """One channel of an 8-bit colour PNG, uint8 (height, width).
 
     Args:
@@ -196,7 +196,7 @@ def decode_ids(data: bytes) -> UInt8Array:
     Raises:
         RejectError: as for ``read_header``, or mask_channels.
     """
-    header = read_header(data, ANY_SIZE)
+    header = read_header(data, NO_PIXEL_LIMIT)
     if header.colour_type != _GREY or header.bit_depth != 8:
         raise RejectError("mask_channels", "expected one channel of 8 bits")
     return np.asarray(_decode_any(data, header))

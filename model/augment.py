@@ -69,11 +69,11 @@ def augment(
         mean = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
         pixels = tf.clip_by_value((mean + (pixels - mean) * contrast) * brightness, 0, 255)
     if weather:
-        pixels = _other_weather(pixels, seed, weather, uniform)
+        pixels = _change_weather(pixels, seed, weather, uniform)
     return pixels, tf.cast(moved, tf.uint8)
 
 
-def _other_weather(pixels: Any, seed: Any, strength: float, uniform: Any) -> Any:
+def _change_weather(pixels: Any, seed: Any, strength: float, uniform: Any) -> Any:
     """Images (batch, height, width, 3), 0 to 255, under other light, through other air and lens."""
 
     def around_one(index: int, most: float) -> Any:

@@ -17,7 +17,7 @@ Log = Callable[[str], None]
 _SECONDS_BETWEEN_LINES = 10
 
 
-class BadLossError(Exception):
+class NonFiniteLossError(Exception):
     """The loss was not finite at this epoch and step, both counted from 1."""
 
     def __init__(self, epoch: int, step: int) -> None:
@@ -26,7 +26,7 @@ class BadLossError(Exception):
         self.step = step
 
 
-class StopOnBadLoss(keras.callbacks.Callback):
+class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """Stops training at the first step whose loss is not finite, before its weights are saved."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -36,10 +36,10 @@ class StopOnBadLoss(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Checks the epoch's mean loss, which stays non-finite after a single bad step."""
         if not math.isfinite((logs or {})["loss"]):
-            raise BadLossError(self._epoch, batch + 1)
+            raise NonFiniteLossError(self._epoch, batch + 1)
 
 
-class ShowProgress(keras.callbacks.Callback):
+class LogProgress(keras.callbacks.Callback):
     """Reports progress in one line every few seconds, and one for each epoch."""
 
     def __init__(self, config: TrainConfig, steps: int, log: Log) -> None:
@@ -71,7 +71,7 @@ class ShowProgress(keras.callbacks.Callback):
         self._log(f"epoch {epoch + 1}/{self._epochs}, {seconds:.1f} s, {shown}")
 
 
-class KeepState(keras.callbacks.Callback):
+class SaveCheckpoint(keras.callbacks.Callback):
     """After each epoch, saves the checkpoint and the best weights, logs metrics, may stop early.
 
     Args:

@@ -21,7 +21,7 @@ _READERS = 4
 
 
 @contextmanager
-def damage_is_named(plan: Plan) -> Iterator[None]:
+def damaged_shards_as_user_errors(plan: Plan) -> Iterator[None]:
     """Turns TensorFlow's error on a damaged record into one that names the shard.
 
     Raises:
@@ -35,7 +35,7 @@ def damage_is_named(plan: Plan) -> Iterator[None]:
         raise
 
 
-class Input:
+class DatasetInput:
     """Batches of a plan's dataset, padded to the sizes that a network takes.
 
     Images are padded by mirroring, masks with void.

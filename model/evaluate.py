@@ -25,7 +25,7 @@ from schemas.geometry import Geometry
 from schemas.layout import SPLITS
 
 if TYPE_CHECKING:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
     from model.evaluation import Evaluation
 
 _REPORT = "evaluation.md"
@@ -60,7 +60,7 @@ def run(
     tracking.connect(tracking_uri)
     uri = registry.version_of(model)
     splits = SPLITS if split == "all" else (split,)
-    chosen = plan_of(uri, dataset, splits)
+    chosen = plan_for_version(uri, dataset, splits)
     manifest = chosen.manifest
     name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
     if known := registry.find_evaluation(uri, name):
@@ -69,7 +69,7 @@ def run(
         images = sum(manifest.splits[one].records for one in splits)
         _log(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")
         known = _evaluate(uri, chosen, splits, name)
-    text = registry.text_of(known, _REPORT)
+    text = registry.read_run_file(known, _REPORT)
     print(text, file=sys.stderr, flush=True)
     if report:
         Path(report).write_text(text, encoding="utf-8")
@@ -82,22 +82,22 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
 
     network, source, found = evaluate_version(uri, chosen, splits)
 
-    from model import pictures
-    from model.evaluation import draw_examples, with_frames
+    from model import reports
+    from model.evaluation import draw_examples, with_frame_metrics
 
-    found = with_frames(found, network, source, _log, *splits)
+    found = with_frame_metrics(found, network, source, _log, *splits)
     groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
-    report = pictures.evaluation_report(uri, chosen.manifest, found, splits, groups)
+    report = reports.evaluation_report(uri, chosen.manifest, found, splits, groups)
     with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:
         folder = Path(scratch)
         (folder / _REPORT).write_text(report, encoding="utf-8")
-        pictures.write_class_table(found, folder / "classes.csv")
-        pictures.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
+        reports.write_class_table(found, folder / "classes.csv")
+        reports.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
         draw_examples(network, source, found, *splits).save(folder / "examples.png")
         return registry.log_evaluation(uri, name, found.metrics(""), folder)
 
 
-def plan_of(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
+def plan_for_version(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
     """The plan by which a version was trained, with another dataset.
 
     Args:
@@ -122,7 +122,7 @@ def plan_of(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
 
 def evaluate_version(
     uri: str, chosen: Plan, splits: Sequence[str]
-) -> tuple[Any, Input, Evaluation]:
+) -> tuple[Any, DatasetInput, Evaluation]:
     """Loads a version's network and evaluates it on splits of a plan's dataset.
 
     Returns:
@@ -133,14 +133,14 @@ def evaluate_version(
     import_tensorflow()
     import keras
 
-    from model.dataset import Input, damage_is_named
+    from model.dataset import DatasetInput, damaged_shards_as_user_errors
     from model.evaluation import evaluate
 
     facts = registry.metadata(uri)
     with registry.keras_file(uri) as path:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    source = Input(chosen, Geometry.model_validate(facts["geometry"]))
-    with damage_is_named(chosen):
+    source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]))
+    with damaged_shards_as_user_errors(chosen):
         return network, source, evaluate(network, source, chosen.taxonomy, *splits)
 
 

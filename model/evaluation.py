@@ -11,7 +11,7 @@ import numpy as np
 
 from images.panels import PanelRow, error_map, panel
 from images.png import resize_image, resize_nearest
-from model.dataset import Input
+from model.dataset import DatasetInput
 from model.frames import FramesMissingError, frames
 from runtime.errors import UnavailableError
 from schemas.challenge import challenge_score, has_challenge_classes, without_hood
@@ -28,7 +28,7 @@ class Evaluation:
 
     Attributes:
         counts: confusion matrix of each image, int64 (images, classes, classes).
-        hoodless: confusion matrix without vehicle pixels of the hood, for the challenge's score.
+        challenge_matrix: confusion matrix for the challenge's score, without vehicles on the hood.
         cross_entropy: mean over all pixels that are not void.
         frames: confusion matrix over all images at their own size, with predictions scaled up as
             ``beam.infer`` does; None if it is not known.
@@ -36,7 +36,7 @@ class Evaluation:
 
     taxonomy: Taxonomy
     counts: Int64Array
-    hoodless: ConfusionMatrix
+    challenge_matrix: ConfusionMatrix
     cross_entropy: float
     frames: ConfusionMatrix | None = None
 
@@ -49,7 +49,7 @@ class Evaluation:
         """The metrics logged to MLflow; with the challenge's if the taxonomy has its classes."""
         figures = {"loss": self.cross_entropy, **_shares(self.matrix)}
         if has_challenge_classes(self.taxonomy):
-            figures |= challenge_score(self.hoodless, self.taxonomy)
+            figures |= challenge_score(self.challenge_matrix, self.taxonomy)
         if self.frames:
             at_frame_size = _shares(self.frames)
             figures |= {f"frame_{name}": value for name, value in at_frame_size.items()}
@@ -64,7 +64,7 @@ def _shares(matrix: ConfusionMatrix) -> dict[str, float]:
     }
 
 
-def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Evaluation:
+def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str) -> Evaluation:
     """Predicts every image of the splits once."""
     import keras
 
@@ -77,7 +77,7 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Eva
     )
     height, width = source.manifest.config.height, source.manifest.config.width
     counts = []
-    hoodless = ConfusionMatrix.zero(classes)
+    challenge_matrix = ConfusionMatrix.zero(classes)
     loss = 0.0
     for images, masks in chain.from_iterable(map(source.evaluation, splits)):
         # Crops the padding to the network's size.
@@ -87,12 +87,12 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Eva
         for true, found in zip(masks.numpy()[:, :height, :width, 0], predicted, strict=True):
             counts.append(ConfusionMatrix.of(true, found, classes).counts)
             if scored:
-                hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
+                challenge_matrix += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
     stacked = np.stack(counts)
-    return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+    return Evaluation(taxonomy, stacked, challenge_matrix, loss / max(1, int(stacked.sum())))
 
 
-def profile(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Profile:
+def profile(model: Any, source: DatasetInput, taxonomy: Taxonomy, split: str) -> Profile:
     """What the network predicts for a split, for later predictions to be compared with."""
     from model.losses import class_logits
 
@@ -114,8 +114,8 @@ def profile(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Profil
     )
 
 
-def with_frames(
-    found: Evaluation, model: Any, source: Input, log: Callable[[str], None], *splits: str
+def with_frame_metrics(
+    found: Evaluation, model: Any, source: DatasetInput, log: Callable[[str], None], *splits: str
 ) -> Evaluation:
     """Adds the results at the images' own size, unless the files they were made of are gone.
 
@@ -138,7 +138,7 @@ def with_frames(
     return replace(found, frames=matrix)
 
 
-def draw_examples(model: Any, source: Input, evaluation: Evaluation, *splits: str) -> Any:
+def draw_examples(model: Any, source: DatasetInput, evaluation: Evaluation, *splits: str) -> Any:
     """A sheet of the best, median and worst images: input, truth, prediction, errors."""
     scores = np.array([ConfusionMatrix(one).mean_iou() for one in evaluation.counts])
     order = np.argsort(-scores, kind="stable")
@@ -161,7 +161,7 @@ def draw_examples(model: Any, source: Input, evaluation: Evaluation, *splits: st
     return panel(rows, ("input", "truth", "prediction", "errors"), evaluation.taxonomy, width=240)
 
 
-def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
+def predict(model: Any, source: DatasetInput, image: UInt8Array) -> UInt8Array:
     """Predicted class ids (height, width) of one image (height, width, 3)."""
     from model.losses import class_logits
 

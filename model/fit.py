@@ -8,14 +8,21 @@ from typing import Any
 
 import keras
 
-from model.callbacks import BadLossError, KeepState, Log, ShowProgress, StopOnBadLoss, has_ended
+from model.callbacks import (
+    Log,
+    LogProgress,
+    NonFiniteLossError,
+    SaveCheckpoint,
+    StopOnNonFiniteLoss,
+    has_ended,
+)
 from model.checkpoint import Checkpoint, Progress
-from model.dataset import Input
-from model.hardware import prepare, training_scope
+from model.dataset import DatasetInput
+from model.hardware import seed_everything, training_scope
 from model.losses import SegmentationLoss
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
-from model.unet import build, take_encoder_weights
+from model.unet import build, load_encoder_weights
 from runtime.errors import UserError, first_line
 
 
@@ -40,15 +47,15 @@ def fit(
         UserError: the loss is not finite, or the initial weights do not fit.
     """
     config = plan.config
-    prepare(config)
-    source = Input(plan)
+    seed_everything(config)
+    source = DatasetInput(plan)
     steps = source.steps("train")
     with training_scope(config):
         model = build(config, len(plan.taxonomy))
         if start is not None:
-            take_weights(model, start)
+            copy_weights(model, start)
         elif checkpoint.is_new:
-            take_encoder_weights(model, config)
+            load_encoder_weights(model, config)
         model.compile(
             optimizer=optimizer(plan, steps * config.epochs),
             loss=SegmentationLoss(
@@ -66,7 +73,7 @@ def fit(
         if not has_ended(progress, config):
             try:
                 _run_epochs(model, source, progress, checkpoint, log_epochs, log)
-            except BadLossError as error:
+            except NonFiniteLossError as error:
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
 
     final = build(config, len(plan.taxonomy))
@@ -95,7 +102,7 @@ def optimizer(plan: Plan, steps: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, global_clipnorm=config.clip_norm or None)
 
 
-def take_weights(model: keras.Model, path: Path) -> None:
+def copy_weights(model: keras.Model, path: Path) -> None:
     """Copies the weights of a ``.keras`` file.
 
     Raises:
@@ -125,7 +132,7 @@ def take_weights(model: keras.Model, path: Path) -> None:
 
 def _run_epochs(
     model: keras.Model,
-    source: Input,
+    source: DatasetInput,
     progress: Progress,
     checkpoint: Checkpoint,
     log_epochs: Callable[[list[dict[str, float]]], None],
@@ -143,14 +150,16 @@ def _run_epochs(
         shuffle=False,
         verbose=0,
         callbacks=[
-            StopOnBadLoss(),
-            ShowProgress(config, steps, log),
-            KeepState(config, progress, checkpoint, log_epochs),
+            StopOnNonFiniteLoss(),
+            LogProgress(config, steps, log),
+            SaveCheckpoint(config, progress, checkpoint, log_epochs),
         ],
     )
 
 
-def _explain(error: BadLossError, plan: Plan, progress: Progress, checkpoint: Checkpoint) -> str:
+def _explain(
+    error: NonFiniteLossError, plan: Plan, progress: Progress, checkpoint: Checkpoint
+) -> str:
     """Saves the last good weights; says what happened and where they are."""
     kept = "no epoch was finished"
     if progress.epochs:

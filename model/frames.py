@@ -42,7 +42,7 @@ def frames(folder: str, manifest: Manifest, split: str) -> Iterator[Frame]:
         mask_bytes = _unchanged(manifest, row["mask_path"], row["mask_sha256"])
         try:
             image = png.read_image(image_bytes, manifest.config)
-            truth = masks.read_mask_of(mask_bytes, image, manifest.taxonomy, manifest.config)
+            truth = masks.read_mask_for(mask_bytes, image, manifest.taxonomy, manifest.config)
         except RejectError as error:
             # An earlier version of the project may have accepted it.
             raise FramesMissingError(f"{row['id']}: {error.message}") from error

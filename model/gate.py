@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from model.decision import Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
-from model.recorded import CHALLENGER
+from model.version_tags import CHALLENGER
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
 from runtime.errors import UserError
 from runtime.mlflow_store import outages_as_unavailable
@@ -28,7 +28,7 @@ class NotPromotedError(UserError):
     """The gate did not promote a version, and there is no champion to predict with."""
 
 
-def judge(
+def run_gate(
     uri: str, plan: Plan, config: GateConfig, log: Log, counts: Int64Array | None = None
 ) -> str:
     """Decides on a registered version, moves the aliases and logs the decision.
@@ -55,13 +55,13 @@ def judge(
         return uri
     registry.set_alias(uri, CHALLENGER)
     while True:
-        if config.promote == "gate" and (reason := registry.refused_before(uri, champion, config)):
+        if config.promote == "gate" and (reason := registry.earlier_refusal(uri, champion, config)):
             log(f"not promoted: {reason}")
             return _champion_or_error(uri, champion, reason)
         if counts is None:
             counts = _counts(uri, plan)
         decision = _decide_on(uri, champion, plan, config, log, counts)
-        if registry.conclude(uri, champion, decision, config):
+        if registry.record_decision(uri, champion, decision, config):
             break
         champion = registry.champion(name)
         if champion == uri:
@@ -71,20 +71,20 @@ def judge(
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
-def foresee(uri: str, name: str, config: GateConfig) -> str | None:
-    """What ``judge`` would return for a version of ``name``, or None if it would have to evaluate.
+def outcome_if_known(uri: str, name: str, config: GateConfig) -> str | None:
+    """What ``run_gate`` would return for a version of ``name``; None if it would have to evaluate.
 
-    Changes nothing.
+    Reads only.
 
     Raises:
-        NotPromotedError: as ``judge``.
+        NotPromotedError: as ``run_gate``.
     """
     from model import registry
 
     champion = registry.champion(name)
     if config.promote != "gate" or champion == uri:
         return uri
-    reason = registry.refused_before(uri, champion, config)
+    reason = registry.earlier_refusal(uri, champion, config)
     return _champion_or_error(uri, champion, reason) if reason else None
 
 
@@ -129,14 +129,14 @@ def main(arguments: Sequence[str]) -> str:
         return registry.rollback(args.rollback)
     if not args.dataset:
         raise UserError("expected --dataset, whose test split decides")
-    from model.evaluate import plan_of
+    from model.evaluate import plan_for_version
 
     uri = registry.version_of(args.model)
-    chosen = plan_of(uri, args.dataset, SPLITS)
+    chosen = plan_for_version(uri, args.dataset, SPLITS)
     critical_classes(config, chosen.taxonomy)
     if config.promote == "gate":
         check_champion(chosen.config.model_name, chosen.taxonomy)
-    return judge(uri, chosen, config, _log)
+    return run_gate(uri, chosen, config, _log)
 
 
 def _decide_on(

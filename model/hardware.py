@@ -10,7 +10,7 @@ from runtime.processor import has_fast_bfloat16
 from schemas.config import TrainConfig
 
 
-def prepare(config: TrainConfig) -> None:
+def seed_everything(config: TrainConfig) -> None:
     """Seeds every generator and, if configured, makes every operation deterministic."""
     import keras
     import tensorflow as tf

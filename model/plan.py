@@ -35,7 +35,7 @@ class Plan:
         taxonomy: classes of the model; two if the config names a target.
         table: the model's class id for each value of the dataset's masks, uint8 (256,).
         key: hash of dataset, configuration and initial weights. Equal keys make equal models, once
-            ``model.registry.pinned`` has replaced an alias with a version.
+            ``model.registry.with_pinned_start`` has replaced an alias with a version.
     """
 
     folder: str
@@ -161,7 +161,7 @@ def classes_of(config: TrainConfig, taxonomy: Taxonomy) -> tuple[Taxonomy, UInt8
     """
     if not config.target:
         return taxonomy, np.arange(256, dtype=np.uint8)
-    return taxonomy.told_from_rest([name.strip() for name in config.target.split(",")])
+    return taxonomy.one_vs_rest([name.strip() for name in config.target.split(",")])
 
 
 def training_key(manifest: Manifest, config: TrainConfig) -> str:

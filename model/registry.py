@@ -19,7 +19,8 @@ from mlflow.exceptions import MlflowException
 
 from model.decision import Decision
 from model.plan import Plan, training_key
-from model.recorded import (
+from model.tracking import ignore_user_warnings
+from model.version_tags import (
     BEFORE_TAG,
     CHAMPION,
     CONFIG_TAG,
@@ -29,11 +30,10 @@ from model.recorded import (
     KEY_TAG,
     ROLLED_BACK_TAG,
     checksums,
-    reason_before,
+    refusal_reason,
 )
-from model.tracking import without_advice
 from runtime.errors import UserError, first_line
-from runtime.mlflow_store import is_missing, is_outage, registered_version, unusable
+from runtime.mlflow_store import is_missing, is_outage, registered_version, store_error
 from schemas.config import GateConfig, TrainConfig
 from schemas.drift import Profile
 from schemas.layout import VALIDATION
@@ -63,7 +63,7 @@ def register(
         ``models:/<name>/<version>``.
     """
     size = (1, plan.manifest.config.height, plan.manifest.config.width, 3)
-    with without_advice():
+    with ignore_user_warnings():
         info = mlflow.pyfunc.log_model(
             name="unet",
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -123,7 +123,7 @@ def is_damaged(uri: str) -> bool:
         return True
 
 
-def end_run_of(uri: str) -> None:
+def end_open_run(uri: str) -> None:
     """Ends the run that made a version, if an outage has left it open."""
     client = mlflow.MlflowClient()
     run_id = client.get_model_version(*_name_and_version(uri)).run_id
@@ -148,7 +148,7 @@ def version_of(uri: str) -> str:
         found = registered_version(mlflow.MlflowClient(), uri)
     except (MlflowException, OSError) as error:
         if not is_missing(error):
-            raise unusable(mlflow.get_tracking_uri(), error) from error
+            raise store_error(mlflow.get_tracking_uri(), error) from error
         raise UserError(
             f"model {uri!r}: expected models:/<name>/<version> or models:/<name>@<alias> of a "
             f"registered version; {first_line(error)}"
@@ -156,7 +156,7 @@ def version_of(uri: str) -> str:
     return f"models:/{found.name}/{found.version}"
 
 
-def pinned(chosen: Plan) -> Plan:
+def with_pinned_start(chosen: Plan) -> Plan:
     """The same plan, with an alias in ``start_from`` replaced by the version it points to.
 
     Raises:
@@ -182,10 +182,12 @@ def champion(name: str) -> str | None:
     return f"models:/{name}/{found.version}"
 
 
-def conclude(uri: str, champion_uri: str | None, decision: Decision, config: GateConfig) -> bool:
+def record_decision(
+    uri: str, champion_uri: str | None, decision: Decision, config: GateConfig
+) -> bool:
     """Records the gate's decision on version and run; moves the champion's alias if promoted.
 
-    ``refused_before`` reads the decision back.
+    ``earlier_refusal`` reads the decision back.
 
     Returns:
         Whether the decision holds: False if the champion has changed; no alias is moved then.
@@ -240,7 +242,7 @@ def find_evaluation(uri: str, name: str) -> str | None:
     return f"runs:/{run_id}/evaluations/{name}" if done else None
 
 
-def text_of(folder: str, name: str) -> str:
+def read_run_file(folder: str, name: str) -> str:
     """The text of a file in a folder of a run, ``runs:/<id>/<path>``."""
     run_id, _, path = folder.removeprefix("runs:/").partition("/")
     with tempfile.TemporaryDirectory(prefix="lyft-evaluation-") as scratch:
@@ -262,11 +264,11 @@ def save_decision(uri: str, path: Path) -> None:
         return
 
 
-def refused_before(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
-    """Why the gate refuses a version without evaluating it, or None: ``reason_before``."""
+def earlier_refusal(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
+    """Why the gate refuses a version without evaluating it, or None: ``refusal_reason``."""
     name, number = _name_and_version(uri)
     tags = mlflow.MlflowClient().get_model_version(name, number).tags
-    return reason_before(tags, champion_uri, config)
+    return refusal_reason(tags, champion_uri, config)
 
 
 def rollback(name: str) -> str:
@@ -301,7 +303,7 @@ def metadata(uri: str) -> dict[str, Any]:
         found = _model(uri).metadata
     except (MlflowException, OSError) as error:
         if not is_missing(error):
-            raise unusable(mlflow.get_tracking_uri(), error) from error
+            raise store_error(mlflow.get_tracking_uri(), error) from error
         raise UserError(f"model {uri!r} cannot be found: {first_line(error)}") from error
     if not found or "geometry" not in found:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
@@ -323,7 +325,7 @@ def keras_file(uri: str) -> Iterator[Path]:
         yield next(folder.glob("*.keras"))
 
 
-def best_of(uri: str, metric: str) -> float:
+def best_metric(uri: str, metric: str) -> float:
     """The highest value over all epochs of a metric, from the run that made a version."""
     client = mlflow.MlflowClient()
     run_id = client.get_model_version(*_name_and_version(uri)).run_id

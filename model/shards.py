@@ -40,7 +40,7 @@ def shard_paths(dataset: str, shards: Iterable[ShardInfo]) -> list[str]:
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        paths = storage.each(lambda shard: _fetched(dataset, shard, cache), shards)
+        paths = storage.map_concurrently(lambda shard: _fetched(dataset, shard, cache), shards)
         _forget_unused(cache)
     except OSError as error:
         raise UserError(

@@ -23,9 +23,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.plan import Plan
-from runtime.errors import UnavailableError, first_line, without_password
+from runtime.errors import UnavailableError, first_line, redact_credentials
 from runtime.locks import lock
-from runtime.mlflow_store import database, is_outage, prepare, unusable
+from runtime.mlflow_store import is_outage, prepare_store, sqlite_file, store_error
 
 EXPERIMENT = "lyft-unet"
 
@@ -44,11 +44,11 @@ def connect(tracking_uri: str) -> None:
         UserError: the store cannot be used.
         UnavailableError: the server does not answer.
     """
-    prepare(tracking_uri)
+    prepare_store(tracking_uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        if file := database(tracking_uri):
+        if file := sqlite_file(tracking_uri):
             file.parent.mkdir(parents=True, exist_ok=True)
             # Two processes that create the tables at the same time fail, or damage the database.
             with lock(file.parent / "mlflow.lock", wait=True):
@@ -56,10 +56,12 @@ def connect(tracking_uri: str) -> None:
         else:
             _set_experiment(tracking_uri)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
-        raise unusable(tracking_uri, error) from error
+        raise store_error(tracking_uri, error) from error
 
 
-def patiently(what: Callable[[], Result], seconds: float, log: Callable[[str], None]) -> Result:
+def retry_during_outage(
+    what: Callable[[], Result], seconds: float, log: Callable[[str], None]
+) -> Result:
     """Calls ``what``, and again while MLflow does not answer; returns its result.
 
     Raises:
@@ -76,7 +78,7 @@ def patiently(what: Callable[[], Result], seconds: float, log: Callable[[str], N
                 raise UnavailableError(
                     f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}"
                 ) from error
-            reason = without_password(first_line(error))
+            reason = redact_credentials(first_line(error))
             log(f"MLflow does not answer ({reason}); trying again")
             time.sleep(min(5.0, seconds / 10))
 
@@ -178,7 +180,7 @@ def _describe(plan: Plan) -> None:
     manifest = plan.manifest
     mlflow.log_params({**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
     # The digest is given, so that MLflow does not scan the data for one.
-    with without_advice():
+    with ignore_user_warnings():
         source = resolve_dataset_source(plan.folder)
         dataset = MetaDataset(source=source, name=manifest.name, digest=manifest.fingerprint)
         mlflow.log_input(dataset, "training")
@@ -225,7 +227,7 @@ def _run_exists(run_id: str) -> bool:
 
 
 @contextmanager
-def without_advice() -> Iterator[None]:
+def ignore_user_warnings() -> Iterator[None]:
     """Silences MLflow's warnings about input examples and ambiguous dataset sources."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -244,5 +246,5 @@ def _set_experiment(tracking_uri: str) -> None:
 
 
 def _artifact_folder(tracking_uri: str) -> str | None:
-    file = database(tracking_uri)
+    file = sqlite_file(tracking_uri)
     return (file.parent / "artifacts").as_uri() if file else None

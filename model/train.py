@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import Checkpoint, Progress, checkpoint, discard
 from model.decision import critical_classes
-from model.gate import NotPromotedError, check_champion, judge
-from model.known import known_result
+from model.gate import NotPromotedError, check_champion, run_gate
 from model.plan import REGISTERED, Plan, plan
+from model.reuse import find_reusable_result
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
 from runtime.errors import UnavailableError, UserError
 from runtime.log_filters import import_tensorflow
@@ -29,7 +29,7 @@ from schemas.stats import Int64Array
 if TYPE_CHECKING:
     from model import tracking
 
-PATIENCE_S = 60.0
+OUTAGE_TIMEOUT_S = 60.0
 """How long a finished training waits for an MLflow server that does not answer."""
 
 
@@ -69,12 +69,12 @@ def run(
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
     critical_classes(gate, chosen.taxonomy)
-    if reuse and (result := known_result(chosen, gate, tracking_uri, state, decision, log)):
+    if reuse and (result := find_reusable_result(chosen, gate, tracking_uri, state, decision, log)):
         return result
     from model import registry, tracking
 
     tracking.connect(tracking_uri)
-    chosen = registry.pinned(chosen)
+    chosen = registry.with_pinned_start(chosen)
     if gate.promote == "gate":
         check_champion(config.model_name, chosen.taxonomy)
     if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
@@ -90,8 +90,8 @@ def run(
         import_tensorflow()
         try:
             uri, counts = _train(chosen, kept, start, parent)
-            better = tracking.patiently(
-                lambda: _judge(uri, chosen, gate, decision, counts), PATIENCE_S, log
+            better = tracking.retry_during_outage(
+                lambda: _judge(uri, chosen, gate, decision, counts), OUTAGE_TIMEOUT_S, log
             )
         except UnavailableError as error:
             raise UnavailableError(
@@ -110,7 +110,7 @@ def _reuse(known: str, chosen: Plan, gate: GateConfig, decision: str | None) -> 
     from model import registry
 
     log(f"nothing has changed: {known} was trained on this dataset with this configuration")
-    registry.end_run_of(known)
+    registry.end_open_run(known)
     return _judge(known, chosen, gate, decision)
 
 
@@ -121,11 +121,11 @@ def _judge(
     decision: str | None,
     counts: Int64Array | None = None,
 ) -> str:
-    """Calls ``gate.judge``; writes its decision, or the one made before, to a file."""
+    """Calls ``gate.run_gate``; writes its decision, or the one made before, to a file."""
     from model import registry
 
     try:
-        return judge(uri, chosen, gate, log, counts)
+        return run_gate(uri, chosen, gate, log, counts)
     finally:
         if decision:
             registry.save_decision(uri, Path(decision))
@@ -160,7 +160,7 @@ def _train(
 ) -> tuple[str, Int64Array]:
     """One MLflow run from the first epoch to the registered version."""
     from model import tracking
-    from model.dataset import damage_is_named
+    from model.dataset import damaged_shards_as_user_errors
     from model.fit import fit
 
     config = chosen.config
@@ -170,7 +170,7 @@ def _train(
         kept.run_id = run_id
 
     with (
-        damage_is_named(chosen),
+        damaged_shards_as_user_errors(chosen),
         tracking.training_run(chosen, kept.run_id, parent, log, keep) as run,
     ):
         model, progress = fit(chosen, kept, run.log_epochs, log, start)
@@ -181,22 +181,22 @@ def _deliver(
     chosen: Plan, model: Any, progress: Progress, run: tracking.Run
 ) -> tuple[str, Int64Array]:
     """Evaluates the network and logs it to MLflow with its metrics, pictures and model card."""
-    from model import pictures, registry, tracking
-    from model.dataset import Input
-    from model.evaluation import draw_examples, evaluate, profile, with_frames
+    from model import registry, reports, tracking
+    from model.dataset import DatasetInput
+    from model.evaluation import draw_examples, evaluate, profile, with_frame_metrics
     from model.export import export_openvino
 
-    config, source = chosen.config, Input(chosen)
+    config, source = chosen.config, DatasetInput(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
-    found = with_frames(found, model, source, log, "test")
+    found = with_frame_metrics(found, model, source, log, "test")
     validation = profile(model, source, chosen.taxonomy, "validation")
     metrics = found.metrics()
-    card = pictures.model_card(chosen, found, progress.best_epoch, model.count_params())
+    card = reports.model_card(chosen, found, progress.best_epoch, model.count_params())
     with tempfile.TemporaryDirectory(prefix="lyft-train-") as scratch:
         folder = Path(scratch)
-        pictures.draw_curves(progress.epochs, folder / "curves.png")
-        pictures.write_class_table(found, folder / "classes.csv")
-        pictures.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
+        reports.draw_curves(progress.epochs, folder / "curves.png")
+        reports.write_class_table(found, folder / "classes.csv")
+        reports.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
         draw_examples(model, source, found, "test").save(folder / "examples.png")
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         keras_file = folder / "model" / "unet.keras"
@@ -214,7 +214,7 @@ def _deliver(
             known = registry.find_trained(config.model_name, chosen.key, run.id)
             return known or registry.register(files, chosen, metrics, card, validation)
 
-        uri = tracking.patiently(deliver, PATIENCE_S, log)
+        uri = tracking.retry_during_outage(deliver, OUTAGE_TIMEOUT_S, log)
     log(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return uri, found.counts
 

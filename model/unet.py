@@ -68,7 +68,7 @@ def _freeze_normalisation(network: keras.Model) -> None:
             _freeze_normalisation(layer)
 
 
-def take_encoder_weights(network: keras.Model, config: TrainConfig) -> None:
+def load_encoder_weights(network: keras.Model, config: TrainConfig) -> None:
     """Gives a new network's encoder, if it has one, the initial weights that are configured.
 
     Raises:

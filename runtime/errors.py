@@ -7,7 +7,7 @@ import errno
 import re
 from collections.abc import Iterator
 
-MENDABLE_ERRNOS = (
+USER_FIXABLE_ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
@@ -17,7 +17,7 @@ MENDABLE_ERRNOS = (
 _USER_INFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
-def without_password(text: str) -> str:
+def redact_credentials(text: str) -> str:
     """A text in whose URIs ``***`` stands for the user's name and password."""
     return _USER_INFO.sub("***@", text)
 
@@ -31,7 +31,7 @@ class UserError(Exception):
 
     # TensorFlow would not raise an exception again that has an __init__ of its own.
     def __str__(self) -> str:
-        return without_password(super().__str__())
+        return redact_credentials(super().__str__())
 
 
 class UnavailableError(UserError):
@@ -65,12 +65,12 @@ def disk_errors_as_user_errors() -> Iterator[None]:
     """Turns an OSError that a user can fix into a UserError.
 
     Raises:
-        UserError: the block raised an OSError with one of ``MENDABLE_ERRNOS``.
+        UserError: the block raised an OSError with one of ``USER_FIXABLE_ERRNOS``.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in MENDABLE_ERRNOS:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         place = f"{error.filename!r}: " if error.filename else ""
         raise UserError(f"{place}{error.strerror or error}; nothing was published") from error

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from runtime.errors import UserError
 from runtime.listing import SourceFile
-from runtime.object_store import object_of
+from runtime.object_store import bucket_and_key
 from runtime.storage import is_remote, join, local, read_bytes
 
 _PATH, _SIZE, _MODIFIED = "path", "size", "modified"
@@ -42,13 +42,13 @@ _COLUMNS = {
 """What a column means, by its name in lower case; ``path`` is relative to the source."""
 
 
-def tables_of(place: str) -> list[str]:
+def inventory_tables(place: str) -> list[str]:
     """The tables of an inventory: itself, or those that an S3 Inventory's manifest names."""
     if not place.lower().endswith(".json"):
         return [place]
     manifest = _manifest(place)
     if is_remote(place):
-        scheme, bucket = place.partition("://")[0], object_of(place).partition("/")[0]
+        scheme, bucket = place.partition("://")[0], bucket_and_key(place).partition("/")[0]
         return [f"{scheme}://{bucket}/{one['key']}" for one in manifest["files"]]
     # A copy of a manifest stands in a folder with copies of its tables.
     folder = Path(place).parent
@@ -60,7 +60,7 @@ def read_inventory(inventory: str, table: str, source: str) -> Iterator[SourceFi
 
     Args:
         inventory: CSV, Parquet, or an S3 Inventory's ``manifest.json``.
-        table: one of ``tables_of(inventory)``.
+        table: one of ``inventory_tables(inventory)``.
 
     Raises:
         UserError: a table is missing, cannot be read, or lacks a column.
@@ -152,7 +152,7 @@ def _file_of(row: dict[str, Any], source: str, *, encoded: bool) -> SourceFile |
         path = unquote_plus(path)
     if is_remote(source):
         # The key in the bucket.
-        prefix = join(object_of(source).partition("/")[2], "").lstrip("/")
+        prefix = join(bucket_and_key(source).partition("/")[2], "").lstrip("/")
         if not path.startswith(prefix):
             return None
         path = path.removeprefix(prefix)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from runtime.archive import is_archive, members
 from runtime.errors import UserError
-from runtime.object_store import Place, object_of, request
+from runtime.object_store import Place, bucket_and_key, request
 from runtime.storage import is_remote, join
 
 
@@ -89,7 +89,7 @@ def _walk_objects(root: str) -> Iterator[SourceFile]:
     """Lists a store in one go, without regard to folders."""
     from pyarrow.fs import FileSelector
 
-    inside = len(object_of(root)) + 1
+    inside = len(bucket_and_key(root)) + 1
     try:
         found = request(
             root, lambda store, key: store.get_file_info(FileSelector(key, recursive=True))
@@ -160,7 +160,7 @@ def _remote_children(folder: str) -> Iterator[SourceFile | str]:
 
     # On Google's store, pyarrow omits folders without an object of their own: list all below.
     everything = folder.startswith("gs://")
-    inside = len(object_of(folder)) + 1
+    inside = len(bucket_and_key(folder)) + 1
     named: set[str] = set()
     for info in request(
         folder, lambda store, key: store.get_file_info(FileSelector(key, recursive=everything))

@@ -37,7 +37,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-class WithoutTracebacks:
+class TracebackFilter:
     """A wrapper of standard error that drops tracebacks written in a single call.
 
     Beam's worker prints each exception before passing it on; the code that receives it reports it.

@@ -6,7 +6,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
-_PATHS = (
+_PATH_COLUMNS = (
     ("experiments", "artifact_location"),
     ("runs", "artifact_uri"),
     ("logged_models", "artifact_location"),
@@ -16,7 +16,7 @@ _PATHS = (
 """Columns that hold paths, or URIs, of files."""
 
 
-def moved_from(store: Path) -> str | None:
+def find_former_folder(store: Path) -> str | None:
     """The folder in which a store's files were, if it is gone and they are beside the store now."""
     try:
         with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as opened:
@@ -34,13 +34,13 @@ def moved_from(store: Path) -> str | None:
     return None
 
 
-def follow(store: Path) -> str | None:
-    """Makes the store name its files where they are now; returns what ``moved_from`` does."""
-    if (old := moved_from(store)) is None:
+def rewrite_paths(store: Path) -> str | None:
+    """Rewrites a store's paths to where its files are now; returns their former folder, or None."""
+    if (old := find_former_folder(store)) is None:
         return None
     new = str(store.parent)
     with closing(sqlite3.connect(f"{store.as_uri()}?mode=rw", uri=True)) as opened, opened:
-        for table, column in _PATHS:
+        for table, column in _PATH_COLUMNS:
             for start in (old, f"file://{old}"):
                 to = new if start == old else f"file://{new}"
                 opened.execute(

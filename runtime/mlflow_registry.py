@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlencode, urlsplit
 
-from runtime.mlflow_store import database, prepare
+from runtime.mlflow_store import prepare_store, sqlite_file
 
-SCHEMA = "dc11669786a5"
+SCHEMA_REVISION = "dc11669786a5"
 """Revision of the tables of a SQLite store that this module knows: that of the locked MLflow."""
 
 _DESCRIPTION = "MLmodel"
 _WAIT_S = 10.0
-_OTHER_ACCESS = (
+_UNSUPPORTED_VARIABLES = (
     "MLFLOW_WORKSPACE",
     "MLFLOW_TRACKING_AUTH",
     "MLFLOW_TRACKING_AWS_SIGV4",
@@ -103,23 +103,23 @@ class Registry(ABC):
         """A version by its number."""
 
     @abstractmethod
-    def aliased(self, name: str, alias: str) -> Version:
+    def version_by_alias(self, name: str, alias: str) -> Version:
         """The version to which an alias points."""
 
     @abstractmethod
-    def tagged(self, name: str, tag: str, value: str) -> list[Version]:
+    def versions_by_tag(self, name: str, tag: str, value: str) -> list[Version]:
         """All versions with this value of a tag, newest first."""
 
     @abstractmethod
     def run(self, run_id: str) -> tuple[str, str]:
         """A run's status, such as ``FINISHED``, and the URI or path of its files."""
 
-    def named(self, uri: str) -> Version:
+    def version_by_uri(self, uri: str) -> Version:
         """The version that ``models:/<name>/<number>`` or ``models:/<name>@<alias>`` names."""
         rest = uri.removeprefix("models:/")
         name, at, alias = rest.partition("@")
         if at:
-            return self.aliased(name, alias)
+            return self.version_by_alias(name, alias)
         name, _, number = rest.rpartition("/")
         if not name or not number.isdecimal():
             raise NotReadError(f"{uri} names no version")
@@ -135,13 +135,13 @@ def registry(tracking_uri: str) -> Iterator[Registry]:
         UserError: a SQLite store is damaged, or was moved.
     """
     try:
-        if file := database(tracking_uri):
-            prepare(tracking_uri)
+        if file := sqlite_file(tracking_uri):
+            prepare_store(tracking_uri)
             with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as opened:
                 opened.row_factory = sqlite3.Row
                 yield _Database(opened)
         elif tracking_uri.startswith(("http://", "https://")):
-            if found := [name for name in _OTHER_ACCESS if os.environ.get(name)]:
+            if found := [name for name in _UNSUPPORTED_VARIABLES if os.environ.get(name)]:
                 raise NotReadError(f"{found[0]} is set")
             yield _Server(tracking_uri.rstrip("/"))
         else:
@@ -169,13 +169,13 @@ class _Database(Registry):
 
     def __init__(self, opened: sqlite3.Connection) -> None:
         self._opened = opened
-        if self._rows("SELECT version_num FROM alembic_version")[0][0] != SCHEMA:
+        if self._rows("SELECT version_num FROM alembic_version")[0][0] != SCHEMA_REVISION:
             raise NotReadError("the tables are of another version of MLflow")
 
     def version(self, name: str, number: int) -> Version:
         return self._versions("version = ?", name, number)[0]
 
-    def aliased(self, name: str, alias: str) -> Version:
+    def version_by_alias(self, name: str, alias: str) -> Version:
         rows = self._rows(
             "SELECT version FROM registered_model_aliases"
             " WHERE workspace = 'default' AND name = ? AND alias = ?",
@@ -183,7 +183,7 @@ class _Database(Registry):
         )
         return self.version(name, rows[0][0])
 
-    def tagged(self, name: str, tag: str, value: str) -> list[Version]:
+    def versions_by_tag(self, name: str, tag: str, value: str) -> list[Version]:
         return self._versions(
             "version IN (SELECT version FROM model_version_tags"
             " WHERE workspace = 'default' AND name = m.name AND key = ? AND value = ?)",
@@ -245,11 +245,11 @@ class _Server(Registry):
         found = self._get("model-versions/get", name=name, version=number)
         return self._version(found["model_version"])
 
-    def aliased(self, name: str, alias: str) -> Version:
+    def version_by_alias(self, name: str, alias: str) -> Version:
         found = self._get("registered-models/alias", name=name, alias=alias)
         return self._version(found["model_version"])
 
-    def tagged(self, name: str, tag: str, value: str) -> list[Version]:
+    def versions_by_tag(self, name: str, tag: str, value: str) -> list[Version]:
         wanted = f"name = '{name}' and tags.{tag} = '{value}'"
         found = self._get("model-versions/search", filter=wanted)
         if found.get("next_page_token"):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UnavailableError, UserError, first_line
-from runtime.mlflow_files import moved_from
+from runtime.mlflow_files import find_former_folder
 
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 """Default MLflow store of runs and models, also for the server of `make up`."""
@@ -27,13 +27,13 @@ _OTHER_VERSION = re.compile(
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-def database(tracking_uri: str) -> Path | None:
+def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of a SQLite store; None if the store is a server or another database."""
     scheme, _, path = tracking_uri.partition(":///")
     return Path(path).absolute() if scheme == "sqlite" else None
 
 
-def prepare(tracking_uri: str) -> None:
+def prepare_store(tracking_uri: str) -> None:
     """Checks the store before MLflow would retry for minutes, and makes MLflow wait and log less.
 
     Call it after importing MLflow, which sets the levels of its loggers.
@@ -47,7 +47,7 @@ def prepare(tracking_uri: str) -> None:
     # By default, MLflow retries each call for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    file = database(tracking_uri)
+    file = sqlite_file(tracking_uri)
     if file is None or not file.exists():
         return
     try:
@@ -59,7 +59,7 @@ def prepare(tracking_uri: str) -> None:
             f"MLflow store {tracking_uri!r} cannot be used: {file} does not open as a "
             f"SQLite database ({error}); name another, or restore the file"
         ) from error
-    if old := moved_from(file):
+    if old := find_former_folder(file):
         raise UserError(
             f"MLflow store {tracking_uri!r} names its files in {old}, which is gone, and they are "
             f"here: correct it with python -m flows.doctor --repair --tracking_uri={tracking_uri}"
@@ -84,7 +84,7 @@ def is_missing(error: Exception) -> bool:
     return isinstance(error, OSError) or code in _MISSING or "Not a proper" in str(error)
 
 
-def unusable(tracking_uri: str, error: Exception) -> UserError:
+def store_error(tracking_uri: str, error: Exception) -> UserError:
     """The error to raise instead of MLflow's: the store does not answer, or cannot be used."""
     complaint = f"MLflow store {tracking_uri!r} cannot be used"
     if is_outage(error):

@@ -21,7 +21,7 @@ from runtime.errors import UnavailableError, UserError
 Place = str | Path
 Result = TypeVar("Result")
 
-PATIENCE_S, START_PATIENCE_S = 120.0, 10.0
+RETRY_TIMEOUT_S, START_TIMEOUT_S = 120.0, 10.0
 """How long a request is retried if the store does not answer: during a job, and at its start."""
 
 _SCHEMES = ("s3", "gs")
@@ -43,13 +43,13 @@ _REFUSED = re.compile(
 )
 
 
-def object_of(place: Place) -> str:
+def bucket_and_key(place: Place) -> str:
     """Bucket and key of a place, in pyarrow's form."""
     return str(place).partition("://")[2].rstrip("/")
 
 
 def request(
-    place: Place, do: Callable[[Any, str], Result], patience_s: float | None = None
+    place: Place, do: Callable[[Any, str], Result], timeout_s: float | None = None
 ) -> Result:
     """Calls ``do`` with the file system and key of a place; retries if the store does not answer.
 
@@ -67,12 +67,12 @@ def request(
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_outage),
         wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_LONGEST_WAIT_S, jitter=1),
-        stop=tenacity.stop_after_delay(PATIENCE_S if patience_s is None else patience_s),
+        stop=tenacity.stop_after_delay(RETRY_TIMEOUT_S if timeout_s is None else timeout_s),
         before_sleep=_note,
         reraise=True,
     )
     try:
-        return retrying(lambda: do(_store(scheme, rest.partition("/")[0]), object_of(place)))
+        return retrying(lambda: do(_store(scheme, rest.partition("/")[0]), bucket_and_key(place)))
     except OSError as error:
         # With an errno, it comes from this machine, or means that there is no such object.
         if error.errno is not None:
@@ -83,7 +83,7 @@ def request(
 def _note(state: Any) -> None:
     """Prints from time to time that the store does not answer."""
     now = time.monotonic()
-    if state.seconds_since_start > START_PATIENCE_S and now - _noted[0] > _NOTES_EACH_S:
+    if state.seconds_since_start > START_TIMEOUT_S and now - _noted[0] > _NOTES_EACH_S:
         _noted[0] = now
         print("the store does not answer; trying again", file=sys.stderr, flush=True)
 
@@ -105,7 +105,7 @@ def _explained(place: str, error: OSError) -> Exception:
     if "NO_SUCH_KEY" in code or "No such file or directory" in text:
         return FileNotFoundError(f"{place}: {said}")
     if "NO_SUCH_BUCKET" in code:
-        bucket = object_of(place).partition("/")[0]
+        bucket = bucket_and_key(place).partition("/")[0]
         return UserError(f"{place!r}: there is no bucket {bucket!r}; make it, or name another")
     if _REFUSED.search(f"{code} {text}"):
         return UserError(
@@ -157,6 +157,6 @@ def _store(scheme: str, bucket: str) -> Any:
     )
 
 
-def forget() -> None:
+def clear_connections() -> None:
     """Drops all connections; the next request reads the environment again."""
     _store.cache_clear()

@@ -19,12 +19,12 @@ from typing import Any
 
 from runtime import archive
 from runtime.errors import UserError
-from runtime.object_store import START_PATIENCE_S, Place, object_of, request
+from runtime.object_store import START_TIMEOUT_S, Place, bucket_and_key, request
 
 OUTPUTS = "outputs"
 """Default root of all outputs."""
 
-REQUESTS = 16
+CONCURRENT_REQUESTS = 16
 """Concurrent requests when many objects are moved: each waits for the network, not for a core."""
 
 _CHUNK = 8 << 20
@@ -32,7 +32,7 @@ _CHUNK = 8 << 20
 _TRAILING = re.compile(r"(?<=[^:/])/+$")
 """Slashes at a place's end, but not those of ``s3://`` or the root folder."""
 
-_LEVELS = 8
+_MAX_NESTED_FOLDERS = 8
 """Nested folders that ``remove_tree`` can remove on a store."""
 
 
@@ -61,7 +61,7 @@ def join(root: Place, *parts: str) -> str:
     return "/".join((_TRAILING.sub("", str(root)), *parts))
 
 
-def on_this_machine(root: Place) -> str:
+def local_root(root: Place) -> str:
     """Root of files that must be local: ``root`` itself, or ``outputs`` if ``root`` is a URI."""
     return OUTPUTS if is_remote(root) else os.path.expanduser(root)
 
@@ -141,7 +141,7 @@ def writing_folder(place: Place) -> Iterator[Path]:
     """
     with _scratch() as folder:
         yield folder
-        each(
+        map_concurrently(
             lambda path: _upload(path, join(place, path.relative_to(folder).as_posix())),
             [path for path in sorted(folder.rglob("*")) if path.is_file()],
         )
@@ -163,19 +163,19 @@ def fetch(place: Place, path: Path) -> None:
 def copy(source: Place, target: Place) -> None:
     """Copies a file; between two places of a store, the bytes do not leave it."""
     if is_remote(source) and is_remote(target):
-        request(target, lambda store, key: store.copy_file(object_of(source), key))
+        request(target, lambda store, key: store.copy_file(bucket_and_key(source), key))
     elif is_remote(target):
         _upload(Path(source), target)
     else:
         fetch(source, Path(target))
 
 
-def each(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def map_concurrently(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     """Calls ``work`` on items concurrently: it waits for a store more than it computes."""
     known = list(items)
     if len(known) == 1:
         return [work(known[0])]
-    with ThreadPoolExecutor(REQUESTS) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         return list(pool.map(work, known))
 
 
@@ -195,7 +195,7 @@ def remove_tree(folder: Place) -> None:
         return
 
     def remove_all(store: Any, key: str) -> None:
-        for left in reversed(range(_LEVELS)):
+        for left in reversed(range(_MAX_NESTED_FOLDERS)):
             try:
                 store.delete_dir(key)
             except OSError as error:
@@ -280,7 +280,7 @@ def require_writable(place: Place) -> None:
     _can_list(place)
     probe = join(place, f".probe-{uuid.uuid4().hex}")
     try:
-        request(probe, lambda store, key: _put(store, key, b""), START_PATIENCE_S)
+        request(probe, lambda store, key: _put(store, key, b""), START_TIMEOUT_S)
     except FileNotFoundError as error:
         raise UserError(f"{str(place)!r}: there is no such bucket") from error
     remove(probe)
@@ -290,7 +290,7 @@ def _can_list(place: Place) -> bool:
     from pyarrow.fs import FileSelector
 
     try:
-        request(place, lambda store, key: store.get_file_info(FileSelector(key)), START_PATIENCE_S)
+        request(place, lambda store, key: store.get_file_info(FileSelector(key)), START_TIMEOUT_S)
     except FileNotFoundError:
         return False
     return True

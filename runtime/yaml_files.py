@@ -15,7 +15,7 @@ Content = TypeVar("Content", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Named(Generic[Content]):
+class YamlFiles(Generic[Content]):
     """A kind of such files.
 
     Attributes:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.errors import UserError
-from runtime.yaml_files import Named
+from runtime.yaml_files import YamlFiles
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -202,7 +202,7 @@ class Taxonomy(BaseModel):
         Raises:
             UserError: one colour stands for two classes.
         """
-        colours, meanings = zip(*self.meaning_of_colours.items(), strict=True)
+        colours, meanings = zip(*self.id_by_colour.items(), strict=True)
         packed = (rgb[..., 0].astype(np.uint32) << 16) | (rgb[..., 1].astype(np.uint32) << 8)
         packed |= rgb[..., 2]
         places = _places(colours)[packed]
@@ -214,7 +214,7 @@ class Taxonomy(BaseModel):
         return self._with_void_regions(ids), unknown
 
     @cached_property
-    def meaning_of_colours(self) -> dict[Colour, int]:
+    def id_by_colour(self) -> dict[Colour, int]:
         """Class id, or 255 for void, of each colour of a colour-coded mask.
 
         Raises:
@@ -251,7 +251,7 @@ class Taxonomy(BaseModel):
             window[window == region.class_id] = VOID
         return ids
 
-    def told_from_rest(self, names: Sequence[str]) -> tuple[Taxonomy, UInt8Array]:
+    def one_vs_rest(self, names: Sequence[str]) -> tuple[Taxonomy, UInt8Array]:
         """Makes a binary taxonomy: the named classes merged into one, and the rest.
 
         Returns:
@@ -334,7 +334,7 @@ def with_void(taxonomy: Taxonomy, values: str) -> Taxonomy:
     return Taxonomy.model_validate({**taxonomy.model_dump(), "remap": remap})
 
 
-_TAXONOMIES = Named(
+_TAXONOMIES = YamlFiles(
     "taxonomy",
     Taxonomy,
     Path(__file__).with_name("taxonomies"),

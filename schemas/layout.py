@@ -41,7 +41,7 @@ _NO_TEXT = re.compile(
 )
 """Values that a reader may take for a number, a date, a time, a truth value or a missing one."""
 
-FORMER_FOLDERS = {"rejects": "_rejects"}
+LEGACY_FOLDERS = {"rejects": "_rejects"}
 """Folders that earlier versions gave to tables."""
 
 STAGING_PREFIX = ".staging-"
@@ -64,10 +64,10 @@ def partition_path(model: str, version: str, source: str) -> str:
     for key, value in parts.items():
         if value != safe_name(value):
             raise ValueError(f"{key} {value!r} cannot name a folder")
-    return "/".join(f"{key}={as_text(value)}" for key, value in parts.items())
+    return "/".join(f"{key}={partition_value(value)}" for key, value in parts.items())
 
 
-def as_text(value: str) -> str:
+def partition_value(value: str) -> str:
     """A partition's value that every reader takes for text.
 
     DuckDB reads ``2024-05-01`` as a date, Polars ``001`` as a number; with an underscore in front,
@@ -86,7 +86,7 @@ def folder_source_name(folder: str) -> str:
     return safe_name(os.path.abspath(folder).rpartition("/")[2])
 
 
-def part_name(run_id: str, index: int, parts: int) -> str:
+def part_file_name(run_id: str, index: int, parts: int) -> str:
     """File name of one part of a table inside a partition.
 
     It contains the run's id, so that a reader that listed one run's files never opens another's.
@@ -94,7 +94,7 @@ def part_name(run_id: str, index: int, parts: int) -> str:
     return f"{run_id}-{index:05d}-of-{parts:05d}.parquet"
 
 
-def part_of(key: str, parts: int) -> int:
+def part_index(key: str, parts: int) -> int:
     """Index of the part that holds the rows of a key: an image's id, a path."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest) * parts >> 64

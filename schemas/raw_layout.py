@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import UserError
-from runtime.yaml_files import Named, explain
+from runtime.yaml_files import YamlFiles, explain
 from schemas.config import SourceConfig
 from schemas.layout import SPLIT_NAMES
 
@@ -36,20 +36,20 @@ def _checked(pattern: str) -> str:
 Pattern = Annotated[str, AfterValidator(_checked)]
 
 
-class Found(NamedTuple):
+class PathMatch(NamedTuple):
     """What a path is in a layout.
 
     Attributes:
         id: the pair's id, the path without what the pattern spells out.
         key: equal for the image and the masks of one pair only.
         is_mask: whether the path is a mask's.
-        fits: whether the suffix is the pattern's; if not, the file only lies where others do.
+        suffix_fits: whether the suffix is the pattern's; if not, only the folder is.
     """
 
     id: str
     key: str
     is_mask: bool
-    fits: bool
+    suffix_fits: bool
 
 
 class RawLayout(BaseModel):
@@ -79,13 +79,13 @@ class RawLayout(BaseModel):
         ours += [(pattern, True) for pattern in self.masks]
         return tuple(_Compiled.of(pattern, is_mask) for pattern, is_mask in ours)
 
-    def find(self, path: str) -> Found | None:
+    def match(self, path: str) -> PathMatch | None:
         """What a path is; None if it lies outside of the layout's places.
 
         Of several patterns that match, the one that spells out most of the path decides, and a
         mask's before an image's: a mask must never be taken for an image.
         """
-        best: tuple[tuple[bool, int, bool], Found] | None = None
+        best: tuple[tuple[bool, int, bool], PathMatch] | None = None
         for one in self._compiled:
             match = one.expression.fullmatch(path)
             if not match:
@@ -94,7 +94,7 @@ class RawLayout(BaseModel):
             above, name = groups["above"], groups["id"]
             split = f"{groups['split']}/" if "split" in groups else ""
             fits = groups["fits"] is not None
-            found = Found(above + split + name, f"{above}\0{split}{name}", one.is_mask, fits)
+            found = PathMatch(above + split + name, f"{above}\0{split}{name}", one.is_mask, fits)
             rank = (fits, -len(name), one.is_mask)
             if best is None or rank > best[0]:
                 best = rank, found
@@ -175,7 +175,7 @@ def layout_of(config: SourceConfig) -> RawLayout:
         raise UserError(f"--images and --masks: {explain(error)}") from error
 
 
-_LAYOUTS = Named(
+_LAYOUTS = YamlFiles(
     "layout",
     RawLayout,
     Path(__file__).with_name("layouts"),

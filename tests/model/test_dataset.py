@@ -20,9 +20,9 @@ def _plain(**changes) -> TrainConfig:
 
 
 def _batches(dataset: Path, config: TrainConfig, first_epoch: int = 0) -> list:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
-    source = Input(plan(str(dataset), config))
+    source = DatasetInput(plan(str(dataset), config))
     return [(image.numpy(), mask.numpy()) for image, mask in source.training(first_epoch)]
 
 
@@ -49,11 +49,11 @@ def test_each_epoch_yields_each_record_once_in_an_order_of_its_own(dataset, cach
 def test_what_fits_memory_is_decoded_once(dataset, monkeypatch, cache_mib, passes) -> None:
     import tensorflow as tf
 
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
-    decode, decoded = Input._decode, []
+    decode, decoded = DatasetInput._decode, []
 
-    def counted(source: Input, records: tf.data.Dataset) -> tf.data.Dataset:
+    def counted(source: DatasetInput, records: tf.data.Dataset) -> tf.data.Dataset:
         def note(record: bytes) -> bytes:
             decoded.append(record)
             return record
@@ -63,8 +63,8 @@ def test_what_fits_memory_is_decoded_once(dataset, monkeypatch, cache_mib, passe
 
         return decode(source, records.map(noted))
 
-    monkeypatch.setattr(Input, "_decode", counted)
-    source = Input(plan(str(dataset), _plain(cache_mib=cache_mib)))
+    monkeypatch.setattr(DatasetInput, "_decode", counted)
+    source = DatasetInput(plan(str(dataset), _plain(cache_mib=cache_mib)))
     first, again = (
         [image.tobytes() for images, _ in source.training() for image in images.numpy()]
         for _ in range(2)
@@ -88,7 +88,7 @@ def test_augmentation_follows_from_the_seed(dataset: Path, cache_mib: int) -> No
 
 @pytest.mark.parametrize("cache_mib", [2048, 0])
 def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) -> None:
-    from model.dataset import Input, damage_is_named
+    from model.dataset import DatasetInput, damaged_shards_as_user_errors
     from model.fit import fit
 
     place = Path(shutil.copytree(dataset, tmp_path / "copy"))
@@ -99,7 +99,7 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
     shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
 
     def train() -> None:
-        with damage_is_named(chosen):
+        with damaged_shards_as_user_errors(chosen):
             fit(chosen, Checkpoint(tmp_path), lambda _: None, lambda _: None)
 
     with pytest.raises(UserError, match=f"shard {name} is damaged; ingest again"):
@@ -107,11 +107,11 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
     shard.write_bytes(whole[:-1])
     expected = f"shard {name} has {len(whole) - 1:,} bytes, expected {len(whole):,}; ingest again"
     with pytest.raises(UserError, match=expected):
-        next(Input(chosen).pairs("train"))
+        next(DatasetInput(chosen).pairs("train"))
     shard.unlink()
     with pytest.raises(UserError, match=f"shard {name} cannot be read .No such file"):
         train()
-    assert next(Input(chosen).pairs("test"))
+    assert next(DatasetInput(chosen).pairs("test"))
 
 
 def test_image_and_mask_move_together() -> None:
@@ -193,10 +193,10 @@ def test_other_weather_changes_light_and_air_and_no_mask() -> None:
 
 
 def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path) -> None:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
     geometry = Geometry(multiple=20, remainder=0, margin=3)
-    source = Input(plan(str(dataset), _plain()), geometry)
+    source = DatasetInput(plan(str(dataset), _plain()), geometry)
     images, masks = next(iter(source.evaluation("test")))
     plain_image, plain_mask = next(source.pairs("test"))
     assert plain_image.shape == (32, 48, 3)
@@ -210,11 +210,11 @@ def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path)
 
 
 def test_a_target_is_told_from_the_rest(dataset: Path) -> None:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
     chosen = plan(str(dataset), _plain(target="Roads,RoadLines"))
     assert chosen.taxonomy.names == ("Rest", "RoadLines+Roads")
-    whole = Input(plan(str(dataset), _plain())).pairs("train")
-    for (_, binary), (_, mask) in zip(Input(chosen).pairs("train"), whole, strict=True):
+    whole = DatasetInput(plan(str(dataset), _plain())).pairs("train")
+    for (_, binary), (_, mask) in zip(DatasetInput(chosen).pairs("train"), whole, strict=True):
         assert np.array_equal(binary, np.isin(mask, (6, 7)))
         assert np.array_equal(binary, chosen.taxonomy.class_ids(mask))

@@ -97,10 +97,10 @@ def test_the_encoder_sees_what_imagenet_names(imagenet: Path, real: Path) -> Non
 
 def test_a_new_network_begins_with_the_weights_of_the_package(imagenet: Path) -> None:
     from model.encoders.lite import ENCODER
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     network = build(LITE0, 13)
-    take_encoder_weights(network, LITE0)
+    load_encoder_weights(network, LITE0)
     stem = network.get_layer(ENCODER).get_layer("stem").get_weights()[0]
     assert np.array_equal(stem.transpose(3, 2, 0, 1), read_tensors(imagenet)["_conv_stem.weight"])
     assert network.compute_output_shape((None, 96, 128, 3)) == (None, 96, 128, 13)
@@ -139,23 +139,23 @@ def test_a_cpu_trains_the_encoder_in_float32_beside_a_decoder_in_16_bits() -> No
 
 
 def test_another_file_of_weights_is_refused_by_name(tmp_path: Path) -> None:
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     other = _write_file(tmp_path / "other.pth", _tensor("(I6\nt", "(I1\nt"), [0, 1, 2, 3, 4, 5])
     config = LITE0.model_copy(update={"encoder_weights": str(other)})
     with pytest.raises(UserError, match=r"other\.pth is no EfficientNet-Lite0: it holds no '_conv"):
-        take_encoder_weights(build(config, 3), config)
+        load_encoder_weights(build(config, 3), config)
 
 
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "ConvNeXtTiny", "VGG16"])
 def test_networks_of_keras_are_encoders_whose_files_load_safely(name: str, tmp_path: Path) -> None:
     import keras
 
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     config = TrainConfig(architecture=f"unet-{name}", encoder_weights="none", filters=2)
     network = build(config, 13)
-    take_encoder_weights(network, config)
+    load_encoder_weights(network, config)
     assert network.compute_output_shape((None, 64, 96, 3)) == (None, 64, 96, 13)
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
     path = tmp_path / "unet.keras"
@@ -168,19 +168,19 @@ def test_weights_of_keras_are_taken_from_a_file(tmp_path: Path) -> None:
     import keras
 
     from model.encoders.lite import ENCODER
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     source = keras.applications.MobileNetV2(include_top=False, weights=None)
     path = tmp_path / "mobilenet.weights.h5"
     source.save_weights(path)
     config = TrainConfig(architecture="unet-MobileNetV2", encoder_weights=str(path), filters=2)
     network = build(config, 13)
-    take_encoder_weights(network, config)
+    load_encoder_weights(network, config)
     found = network.get_layer(ENCODER).get_weights()
     assert all(np.array_equal(*pair) for pair in zip(found, source.get_weights(), strict=True))
     wrong = config.model_copy(update={"architecture": "unet-MobileNet"})
     with pytest.raises(UserError, match=r"mobilenet\.weights\.h5' of MobileNet cannot be had"):
-        take_encoder_weights(build(wrong, 13), wrong)
+        load_encoder_weights(build(wrong, 13), wrong)
 
 
 def test_every_encoder_of_keras_exists() -> None:

@@ -33,7 +33,7 @@ from runtime.command_line import run_main
 undisturbed, steps_to_live = sys.argv.pop(1), int(sys.argv.pop(1))
 if undisturbed:
     print(train.main([one.replace("/killed/", f"/{undisturbed}/") for one in sys.argv[1:]]))
-watch = callbacks.StopOnBadLoss.on_train_batch_end
+watch = callbacks.StopOnNonFiniteLoss.on_train_batch_end
 
 def count(self, batch, logs=None):
     global steps_to_live
@@ -42,7 +42,7 @@ def count(self, batch, logs=None):
         os.kill(os.getpid(), signal.SIGKILL)
     watch(self, batch, logs)
 
-callbacks.StopOnBadLoss.on_train_batch_end = count
+callbacks.StopOnNonFiniteLoss.on_train_batch_end = count
 sys.exit(run_main(train.main))
 """
 
@@ -156,14 +156,14 @@ def test_a_kill_between_best_weights_and_state_leaves_them_in_step(tmp_path, mon
 def test_weights_are_kept_where_no_score_is_a_number(tmp_path: Path) -> None:
     import keras
 
-    from model.callbacks import KeepState
+    from model.callbacks import SaveCheckpoint
     from model.checkpoint import Checkpoint, Progress
 
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     network.compile("sgd")
     network.optimizer.build(network.trainable_variables)
     kept, progress = Checkpoint(tmp_path), Progress()
-    keep = KeepState(TrainConfig(keep="loss"), progress, kept, lambda _: None)
+    keep = SaveCheckpoint(TrainConfig(keep="loss"), progress, kept, lambda _: None)
     keep.set_model(network)
     best = []
     for epoch, loss in enumerate([float("nan"), float("nan"), 3.0, float("nan"), 2.0]):
@@ -257,7 +257,7 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
         seen.append((len(epochs), len(run._sent)))
 
     monkeypatch.setattr(tracking.Run, "log_epochs", log)
-    monkeypatch.setattr(train, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(train, "OUTAGE_TIMEOUT_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE_S))
     config = SMALL.model_copy(update={"deterministic": "off", **QUICK, "epochs": 6})
@@ -348,12 +348,12 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
     import mlflow
     import tensorflow as tf
 
-    from model.dataset import Input
+    from model.dataset import DatasetInput
     from model.train import run
 
-    stream = Input.training
+    stream = DatasetInput.training
 
-    def poisoned(source: Input, first_epoch: int = 0) -> tf.data.Dataset:
+    def poisoned(source: DatasetInput, first_epoch: int = 0) -> tf.data.Dataset:
         """Makes the tenth batch, the second of epoch 2, NaN."""
         return (
             stream(source, first_epoch)
@@ -361,7 +361,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
             .map(lambda step, batch: (batch[0] * tf.where(step == 9, np.nan, 1.0), batch[1]))
         )
 
-    monkeypatch.setattr(Input, "training", poisoned)
+    monkeypatch.setattr(DatasetInput, "training", poisoned)
     store = f"sqlite:///{tmp_path}/mlflow.db"
     said = r"at step 2 of epoch 2; the weights of epoch 1 are kept .* or set or lower --clip_norm"
     with pytest.raises(UserError, match=said):

@@ -61,7 +61,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
     from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
-    key = registry.pinned(plan(str(dataset), trained.config)).key
+    key = registry.with_pinned_start(plan(str(dataset), trained.config)).key
     said: list[str] = []
     monkeypatch.setattr(train, "log", said.append)
     find = registry.find_trained
@@ -74,7 +74,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
         with checkpoint(str(tmp_path), key) as other:
             # While the other one trains, there is no version yet.
             monkeypatch.setattr(registry, "find_trained", lambda *_: None)
-            monkeypatch.setattr(train, "known_result", lambda *_: None)
+            monkeypatch.setattr(train, "find_reusable_result", lambda *_: None)
             waiting = pool.submit(run)
             until(lambda: said or waiting.done())
             assert "another process trains on this dataset" in said[0]
@@ -120,7 +120,7 @@ def test_what_an_attempt_left_that_had_registered_is_cleaned_up(dataset, trained
     from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
-    key = registry.pinned(plan(str(dataset), trained.config)).key
+    key = registry.with_pinned_start(plan(str(dataset), trained.config)).key
     client = mlflow.MlflowClient()
     run_id = client.get_model_version("small-unet", trained.version[1:]).run_id
     # MLflow went away between the registration and the end of the run.

@@ -29,10 +29,10 @@ def on_store(bucket: Store, dataset: Path) -> str:
 
 
 def test_the_input_is_that_of_this_machine(on_store: str, dataset: Path, cache: Path) -> None:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
     config = TrainConfig(architecture="unet", batch_size=8, epochs=1, filters=2)
-    ours, theirs = (Input(plan(place, config)) for place in (on_store, str(dataset)))
+    ours, theirs = (DatasetInput(plan(place, config)) for place in (on_store, str(dataset)))
     for split in SPLITS:
         pairs = zip(ours.pairs(split), theirs.pairs(split), strict=True)
         for (image, mask), (other_image, other_mask) in pairs:

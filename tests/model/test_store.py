@@ -204,7 +204,7 @@ def test_what_is_asked_patiently_waits_for_metadata_too(trained: Trained) -> Non
         said.append(text)
         mlflow.set_tracking_uri(trained.tracking_uri)
 
-    found = tracking.patiently(lambda: registry.metadata(trained.model), 10, log)
+    found = tracking.retry_during_outage(lambda: registry.metadata(trained.model), 10, log)
     assert found["geometry"]
     assert len(said) == 1
     assert "MLflow does not answer" in said[0]

@@ -155,7 +155,7 @@ def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
     import mlflow
 
     from model import registry, tracking
-    from model.dataset import Input
+    from model.dataset import DatasetInput
     from model.evaluation import evaluate
     from model.plan import plan
 
@@ -163,7 +163,7 @@ def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
     chosen = plan(str(dataset), trained.config)
     with registry.keras_file(trained.model) as path:
         network = keras.saving.load_model(path, compile=False)
-    found = evaluate(network, Input(chosen), chosen.taxonomy, "validation").metrics("val_")
+    found = evaluate(network, DatasetInput(chosen), chosen.taxonomy, "validation").metrics("val_")
     client = mlflow.MlflowClient()
     run_id = client.get_model_version("small-unet", trained.version[1:]).run_id
     history = [one.value for one in client.get_metric_history(run_id, "val_mean_iou")]
@@ -290,7 +290,7 @@ def test_other_weights_to_begin_with_make_another_training(trained, dataset, tmp
 
     def key(start_from: str) -> str:
         config = trained.config.model_copy(update={"start_from": start_from})
-        return registry.pinned(plan(str(dataset), config)).key
+        return registry.with_pinned_start(plan(str(dataset), config)).key
 
     client = mlflow.MlflowClient()
     made = client.get_model_version("small-unet", trained.version[1:])

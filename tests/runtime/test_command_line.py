@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from runtime.command_line import Parser, add_config, add_tracking_uri, checked, run_main
+from runtime.command_line import Parser, add_config, add_tracking_uri, run_main, validated
 from runtime.errors import UserError
 from runtime.mlflow_store import TRACKING_URI
 from schemas.config import TrainConfig
@@ -39,10 +39,10 @@ def test_mlflow_is_named_by_argument_environment_or_nobody(
 
 def test_a_value_out_of_bounds_is_named() -> None:
     with pytest.raises(UserError, match=r"^epochs: Input should be greater.*, found -1$"):
-        checked(TrainConfig, epochs=-1)
+        validated(TrainConfig, epochs=-1)
     # The tables could not be named after such a model.
     with pytest.raises(UserError, match=r"^model_name: .*, found 'lyft-'$"):
-        checked(TrainConfig, model_name="lyft-")
+        validated(TrainConfig, model_name="lyft-")
 
 
 def test_an_interruption_claims_nothing_of_what_was_published(

@@ -2,7 +2,7 @@ import pytest
 
 from flows.doctor import check_mlflow
 from runtime.errors import UserError, first_line
-from runtime.mlflow_store import unusable
+from runtime.mlflow_store import store_error
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_line_may_be_longer() -> None:
 def test_messages_show_no_password() -> None:
     uri = "http://user:se@cret@127.0.0.1:9"
     said = [
-        str(unusable(uri, ValueError(f"API request to {uri}/api failed with exception x"))),
+        str(store_error(uri, ValueError(f"API request to {uri}/api failed with exception x"))),
         str(UserError(f"model 'models:/a@b' cannot be found in {uri}: s3://bucket/c@d")),
         check_mlflow(uri).found,
         check_mlflow(uri.replace("http", "postgresql")).found,

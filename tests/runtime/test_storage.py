@@ -35,7 +35,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir("/")
     assert storage.absolute("~/raw") == f"{tmp_path}/raw"
-    assert storage.on_this_machine("~/out") == f"{tmp_path}/out"
+    assert storage.local_root("~/out") == f"{tmp_path}/out"
     assert storage.absolute("a~b") == "/a~b"
     assert storage.absolute("s3://bucket/~/raw/") == "s3://bucket/~/raw"
 
@@ -138,7 +138,7 @@ def test_a_store_that_comes_back_is_waited_for(bucket: Store) -> None:
 
 
 def test_a_store_that_stays_away_is_one_line(bucket: Store, monkeypatch) -> None:
-    monkeypatch.setattr(object_store, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(object_store, "RETRY_TIMEOUT_S", 0.5)
     bucket.stop()
     try:
         with pytest.raises(
@@ -159,14 +159,14 @@ def test_a_store_that_stays_away_is_one_line(bucket: Store, monkeypatch) -> None
 )
 def test_wrong_credentials_are_one_line(bucket, monkeypatch, variable, value, complaint) -> None:
     monkeypatch.setenv(variable, value)
-    object_store.forget()
+    object_store.clear_connections()
     try:
         with pytest.raises(UserError, match=complaint) as caught:
             storage.require_writable(bucket.uri("somewhere"))
         assert not isinstance(caught.value, UnavailableError)
         assert "\n" not in str(caught.value)
     finally:
-        object_store.forget()
+        object_store.clear_connections()
 
 
 def test_places_that_are_none_are_named(bucket: Store) -> None:
@@ -232,7 +232,9 @@ def test_work_ahead_keeps_its_order(root: str) -> None:
     ((_, read),) = found
     with pytest.raises(FileNotFoundError):
         read()
-    assert storage.each(storage.read_bytes, places[:40]) == [path.encode() for path in paths]
+    assert storage.map_concurrently(storage.read_bytes, places[:40]) == [
+        path.encode() for path in paths
+    ]
 
 
 def test_a_full_disk_is_not_the_stores_fault(bucket: Store) -> None:

@@ -84,7 +84,7 @@ def test_only_remapped_values_are_allowed() -> None:
     assert one.unknown_values(raw) == [0, 1]
     assert Taxonomy(name="x", classes=classes, remap=remap).unknown_values(raw) == []
     assert one.mapping_sha256 != Taxonomy(name="x", classes=classes, remap=remap).mapping_sha256
-    binary, _ = one.told_from_rest(["Roads"])
+    binary, _ = one.one_vs_rest(["Roads"])
     assert binary.unknown_values(raw) == [0, 1]
     assert binary.class_ids(raw[:, 2:]).tolist() == [[1, 0, 0]]
 
@@ -94,7 +94,7 @@ def test_camvid_calls_11_void_and_has_32_colours() -> None:
     raw = np.arange(12, dtype=np.uint8)[None]
     assert taxonomy.class_ids(raw).tolist() == [[*range(11), VOID]]
     assert taxonomy.unknown_values(np.full((1, 1), 12, np.uint8)) == [12]
-    assert len(taxonomy.meaning_of_colours) == 32
+    assert len(taxonomy.id_by_colour) == 32
     colours = np.array([[(0, 0, 0), (128, 0, 192), (64, 128, 192), (192, 0, 192)]], np.uint8)
     assert taxonomy.ids_of_colours(colours)[0].tolist() == [[VOID, 3, 8, 10]]
 
@@ -124,7 +124,7 @@ def test_one_colour_of_two_classes() -> None:
     rgb = np.full((1, 1, 3), 70, np.uint8)
     with pytest.raises(UserError, match="both class 1 Buildings and class 11 Walls"):
         taxonomy.ids_of_colours(rgb)
-    binary, _ = taxonomy.told_from_rest(["Walls"])
+    binary, _ = taxonomy.one_vs_rest(["Walls"])
     with pytest.raises(UserError, match="class 0 Rest and class 1 Walls"):
         binary.ids_of_colours(rgb)
     values["colours"] = [*values["colours"], {"colour": (70, 70, 70), "to": 11}]
@@ -133,8 +133,8 @@ def test_one_colour_of_two_classes() -> None:
 
 def test_a_binary_taxonomy_reads_the_same_colours() -> None:
     taxonomy = load_taxonomy("cityscapes")
-    binary, table = taxonomy.told_from_rest(["car", "bus"])
-    rgb = np.array([list(taxonomy.meaning_of_colours)], np.uint8)
+    binary, table = taxonomy.one_vs_rest(["car", "bus"])
+    rgb = np.array([list(taxonomy.id_by_colour)], np.uint8)
     ids, unknown = taxonomy.ids_of_colours(rgb)
     assert unknown == []
     assert np.array_equal(binary.ids_of_colours(rgb)[0], table[ids])

@@ -13,21 +13,21 @@ from contextlib import suppress
 
 from model.checkpoint import discard
 from model.plan import REGISTERED, Plan
-from model.recorded import (
+from model.version_tags import (
     CHALLENGER,
     CHAMPION,
     DECISION,
     FILES_TAG,
     KEY_TAG,
     checksums,
-    reason_before,
+    refusal_reason,
 )
 from runtime.mlflow_registry import NotReadError, Registry, Version, local_folder, registry
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
 
 
-def known_result(
+def find_reusable_result(
     chosen: Plan,
     gate: GateConfig,
     tracking_uri: str,
@@ -37,20 +37,20 @@ def known_result(
 ) -> str | None:
     """URI of the version to predict with, or None if more than reading is needed to tell.
 
-    Verifies the same as ``registry.find_trained`` and ``gate.judge``: the checksums of the
+    Verifies the same as ``registry.find_trained`` and ``gate.run_gate``: the checksums of the
     version's files, the end of its run, the champion and the decision against it.
 
     Args:
         state: folder of unfinished trainings, from which this one's is removed.
         decision: file to which the gate's decision is copied, if there is one.
     """
-    # ``registry.pinned`` resolves aliases of initial weights.
+    # ``registry.with_pinned_start`` resolves aliases of initial weights.
     if chosen.config.start_from.startswith(REGISTERED):
         return None
     name = chosen.config.model_name
     try:
         with registry(tracking_uri) as opened:
-            found = opened.tagged(name, KEY_TAG, chosen.key)[0]
+            found = opened.versions_by_tag(name, KEY_TAG, chosen.key)[0]
             status, files = opened.run(found.run_id)
             if status != "FINISHED" or not _is_intact(found):
                 return None
@@ -80,9 +80,9 @@ def _is_intact(version: Version) -> bool:
 def _judged(
     opened: Registry, version: Version, gate: GateConfig, taxonomy: Taxonomy
 ) -> tuple[str | None, str]:
-    """What ``gate.judge`` returns, if it would only read, and why it refuses the version."""
+    """What ``gate.run_gate`` returns, if it would only read, and why it refuses the version."""
     try:
-        champion = opened.aliased(version.name, CHAMPION)
+        champion = opened.version_by_alias(version.name, CHAMPION)
     except NotReadError:
         return None, ""
     if gate.promote == "gate":
@@ -91,8 +91,8 @@ def _judged(
             return None, ""
     if gate.promote == "never" or champion.uri == version.uri:
         return version.uri, ""
-    challenger = opened.aliased(version.name, CHALLENGER)
-    reason = reason_before(version.tags, champion.uri, gate)
+    challenger = opened.version_by_alias(version.name, CHALLENGER)
+    reason = refusal_reason(version.tags, champion.uri, gate)
     if gate.promote == "always" or challenger.uri != version.uri or not reason:
         return None, ""
     return champion.uri, reason

@@ -8,10 +8,10 @@ import mlflow
 import pytest
 from jobs import ANY_MODEL, Trained
 
-from model.known import known_result
 from model.plan import plan
-from model.recorded import GATE_TAG, ROLLED_BACK_TAG
+from model.reuse import find_reusable_result
 from model.train import run
+from model.version_tags import GATE_TAG, ROLLED_BACK_TAG
 from schemas.config import GateConfig
 
 NAME = "small-unet"
@@ -25,7 +25,9 @@ def ask(dataset: Path, trained: Trained, tmp_path: Path) -> Callable[..., str | 
         said.clear()
         chosen = plan(str(dataset), trained.config)
         state, decision = str(tmp_path / "state"), str(tmp_path / "decision.md")
-        return known_result(chosen, gate, trained.tracking_uri, state, decision, said.append)
+        return find_reusable_result(
+            chosen, gate, trained.tracking_uri, state, decision, said.append
+        )
 
     said: list[str] = []
     known.said = said
@@ -45,7 +47,7 @@ def test_the_answer_is_that_of_the_usual_way(ask, dataset, trained, tmp_path, mo
     decision = tmp_path / "decision.md"
     quick = decision.read_text(encoding="utf-8")
     decision.unlink()
-    monkeypatch.setattr("model.train.known_result", lambda *_: None)
+    monkeypatch.setattr("model.train.find_reusable_result", lambda *_: None)
     given = (str(dataset), trained.config, trained.tracking_uri, ANY_MODEL)
     assert run(*given, state=str(tmp_path), reuse=True, decision=str(decision)) == trained.model
     assert decision.read_text(encoding="utf-8") == quick

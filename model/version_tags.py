@@ -25,7 +25,7 @@ def checksums(folder: Path) -> str:
     return json.dumps({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
 
 
-def reason_before(
+def refusal_reason(
     tags: Mapping[str, str], champion_uri: str | None, config: GateConfig
 ) -> str | None:
     """Why the gate refuses a version with these tags without evaluating it, or None.
