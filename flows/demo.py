@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> str:
         train_config=train_config,
     )
     rows = class_rows(class_summary(results.predictions, results.partition))
-    classes = table(list(rows[0]), [list(row.values()) for row in rows], numbers=True)
+    classes = table(list(rows[0]), [list(row.values()) for row in rows], align_right=True)
     return f"""
 {classes}
 

@@ -20,6 +20,7 @@ EX_TEMPFAIL = 75
 """Exit code of a failure that may succeed later: EX_TEMPFAIL of sysexits.h."""
 
 Config = TypeVar("Config", bound=BaseModel)
+Log = Callable[[str], None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,6 +97,11 @@ def validated(config: type[Config], **values: Any) -> Config:
 def log(text: str) -> None:
     """Prints a message to standard error; standard output is reserved for the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def log_as(command: str) -> Log:
+    """A function that prints messages as ``log`` does, after the command's name."""
+    return lambda text: log(f"{command}: {text}")
 
 
 def to_arguments(config: BaseModel) -> list[str]:

@@ -13,12 +13,11 @@ USER_FIXABLE_ERRNOS = (
 )
 """File-system errors that a user can fix: full disk, missing permission, a file in the way."""
 
-
 _USER_INFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
 def redact_credentials(text: str) -> str:
-    """A text in whose URIs ``***`` stands for the user's name and password."""
+    """A text with ``***`` in place of the user's name and password in its URIs."""
     return _USER_INFO.sub("***@", text)
 
 
@@ -76,14 +75,14 @@ def disk_errors_as_user_errors() -> Iterator[None]:
         raise UserError(f"{place}{error.strerror or error}; nothing was published") from error
 
 
-def first_line(error: object, most: int = 160) -> str:
+def first_line(error: object, max_length: int = 160) -> str:
     """The first line of an error's message, or the error's type if the message is empty.
 
     Args:
-        most: maximum length in characters; the default fits a terminal.
+        max_length: in characters; the default fits a terminal.
     """
     lines = str(error).strip().splitlines()
-    # OpenVINO says first where in its source the error arose.
+    # OpenVINO's messages begin with a line of its source code.
     lines = [line for line in lines if not line.startswith("Exception from ")] or lines
     line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    return line if len(line) <= max_length else f"{line[: max_length - 3]}..."

@@ -1,4 +1,4 @@
-"""MLflow's store and its errors, handled without importing MLflow.
+"""Checks MLflow's store and translates its errors, without importing MLflow.
 
 The import takes seconds; only the code that logs and resolves models does it.
 """
@@ -20,7 +20,9 @@ from runtime.mlflow_files import find_former_folder
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 """Default MLflow store of runs and models, also for the server of `make up`."""
 
-_AWAY = re.compile(r"API request to .* failed with (?:timeout )?exception|failed with error code 5")
+_NO_ANSWER = re.compile(
+    r"API request to .* failed with (?:timeout )?exception|failed with error code 5"
+)
 _OTHER_VERSION = re.compile(
     r"Can't locate revision[^\n]*|[^.\n]*out-of-date database schema[^.\n]*"
 )
@@ -51,7 +53,7 @@ def prepare_store(tracking_uri: str) -> None:
     if file is None or not file.exists():
         return
     try:
-        # To write: a process killed in a transaction leaves a journal that a reader cannot undo.
+        # For writing: a reader cannot roll back the journal that a killed process has left.
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as found:
             found.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
@@ -73,7 +75,7 @@ def is_outage(error: Exception) -> bool:
     # Of MLflow's errors, only those from a server's response have these attributes.
     if hasattr(error, "json") and hasattr(error, "get_http_status_code"):
         return bool(error.get_http_status_code() >= 500)
-    return bool(_AWAY.search(str(error)))
+    return bool(_NO_ANSWER.search(str(error)))
 
 
 def is_missing(error: Exception) -> bool:
@@ -98,7 +100,7 @@ def store_error(tracking_uri: str, error: Exception) -> UserError:
 
 
 def registered_version(client: Any, uri: str) -> Any:
-    """MLflow's entry of the version that ``models:/<name>/<version>``, ``@<alias>`` names.
+    """MLflow's entry of the version that ``models:/<name>/<version>`` or ``@<alias>`` names.
 
     The version may be ``latest``: the one with the highest number.
 

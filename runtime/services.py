@@ -36,7 +36,7 @@ class Service(BaseModel):
     boot: str = Field(default_factory=_boot)
 
     def is_running(self) -> bool:
-        """Whether this process is still running, as opposed to a later one with the same id."""
+        """Whether this very process is running, not a later one with the same id."""
         return self.boot == _boot() and start_time(self.pid) == self.started
 
     def has_processes(self) -> bool:
@@ -93,7 +93,7 @@ def prefect_api_url(root: Path) -> str | None:
 
 
 def stop_process_group(group: int, grace_s: float) -> None:
-    """Asks the processes of a group to end; after ``grace_s`` seconds, kills those that remain."""
+    """Sends SIGTERM to a process group, and SIGKILL to what is left after ``grace_s`` seconds."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(group, sign)
@@ -105,13 +105,9 @@ def stop_process_group(group: int, grace_s: float) -> None:
 
 
 def group_members(group: int) -> list[int]:
-    """Ids of the processes of a group that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        fields = _stat(int(folder.name))
-        if fields and int(fields[_GROUP]) == group:
-            found.append(int(folder.name))
-    return found
+    """Ids of the running processes of a process group."""
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if (fields := _stat(pid)) and int(fields[_GROUP]) == group]
 
 
 def start_time(pid: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Files by their place: a local path, or a URI of an object store, ``s3://`` or ``gs://``.
+"""Reads and writes files by a local path or the URI of an object store, ``s3://`` or ``gs://``.
 
 On a store, files are written whole: a put makes all of an object visible, or nothing.
 """
@@ -25,7 +25,7 @@ OUTPUTS = "outputs"
 """Default root of all outputs."""
 
 CONCURRENT_REQUESTS = 16
-"""Concurrent requests when many objects are moved: each waits for the network, not for a core."""
+"""Threads that move many objects: each waits for the network, not for a core."""
 
 _CHUNK = 8 << 20
 
@@ -47,7 +47,7 @@ def absolute(place: Place) -> str:
     A shell does not expand it in ``--source=~/raw``, nor do flows' parameters pass through one.
 
     Raises:
-        UserError: it is empty, e.g. from an unset shell variable; that would mean this folder.
+        UserError: it is empty, e.g. from an unset shell variable; it would mean this folder.
     """
     if not str(place):
         raise UserError("expected a folder or a URI, found an empty name")
@@ -89,7 +89,7 @@ def read_bytes(place: Place) -> bytes:
 
 
 def read_range(place: Place, offset: int, length: int) -> bytes:
-    """Reads some bytes of a file on a store, and not the rest."""
+    """Reads ``length`` bytes of a file on a store, from ``offset`` on."""
 
     def read(store: Any, key: str) -> bytes:
         with store.open_input_file(key) as file:
@@ -171,12 +171,12 @@ def copy(source: Place, target: Place) -> None:
 
 
 def map_concurrently(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls ``work`` on items concurrently: it waits for a store more than it computes."""
-    known = list(items)
-    if len(known) == 1:
-        return [work(known[0])]
+    """The results of ``work`` on each item, in order, by threads: they wait for a store."""
+    items = list(items)
+    if len(items) == 1:
+        return [work(items[0])]
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-        return list(pool.map(work, known))
+        return list(pool.map(work, items))
 
 
 def remove(place: Place) -> None:
@@ -260,18 +260,18 @@ def filesystem(place: Place) -> tuple[Any, str]:
     return request(place, lambda store, key: (store, key))
 
 
-def require_folder(place: Place, what: str) -> None:
-    """Raises UserError unless there is such a folder, or archive; on a store, one to list."""
+def require_folder(place: Place, label: str) -> None:
+    """Raises UserError, begun by ``label``, unless there is such a folder or archive."""
     if is_remote(place):
         found = _can_list(place)
     else:
         found = os.path.isdir(place) or archive.is_archive(place)
     if not found:
-        raise UserError(f"{what} {str(place)!r}: there is no such folder or archive")
+        raise UserError(f"{label} {str(place)!r}: there is no such folder or archive")
 
 
 def require_writable(place: Place) -> None:
-    """Lists, puts and deletes on a store, so that a job fails at its start if it may not.
+    """Lists, puts and deletes on a store, so that a job without the rights fails at its start.
 
     Raises:
         UserError: the store refuses.
