@@ -6,16 +6,14 @@ Its input is the confusion matrix of each image of one test split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from runtime.errors import UserError
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
-from schemas.stats import Float64Array, Int64Array
+from schemas.stats import Int64Array, iou_by_class
 
 _WATCHED = (
     "Vehicles",
@@ -115,7 +113,7 @@ def decide(
     """
     ids = critical_classes(config, taxonomy)
     total = challenger.sum(axis=0)
-    after = _iou(total)
+    after = iou_by_class(total)
     mean = float(np.nanmean(after)) if total.any() else float("nan")
     count = len(set(groups))
     one_class = "the test split has fewer than two classes, so it tells nothing"
@@ -133,7 +131,7 @@ def decide(
             critical=dict(found),
         )
 
-    before = _iou(champion.sum(axis=0))
+    before = iou_by_class(champion.sum(axis=0))
     mean_before = float(np.nanmean(before))
     critical = {taxonomy.names[i]: (_defined(before[i]), _defined(after[i])) for i in ids}
     low, high = _interval(
@@ -187,20 +185,12 @@ def _interval(
     drawn = len(challenger)
     draws = np.random.default_rng(_SEED).multinomial(drawn, np.full(drawn, 1 / drawn), _RESAMPLES)
     difference = [
-        np.nanmean(_iou(np.tensordot(draws, counts, axes=1)), axis=-1)
+        np.nanmean(iou_by_class(np.tensordot(draws, counts, axes=1)), axis=-1)
         for counts in (challenger, champion)
     ]
     tail = (1 - confidence) / 2
     low, high = np.quantile(difference[0] - difference[1], [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _iou(counts: npt.NDArray[Any]) -> Float64Array:
-    """IoU by class of matrices (…, classes, classes); NaN if a class does not occur."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    with np.errstate(invalid="ignore"):
-        return np.asarray(hits / union, np.float64)
 
 
 def _defined(value: float) -> float | None:
