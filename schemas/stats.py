@@ -186,7 +186,7 @@ class ConfusionMatrix:
 
 
 def iou_by_class(counts: npt.NDArray[Any]) -> Float64Array:
-    """IoU (…, classes) of confusion matrices (…, classes, classes), NaN where the union is empty."""
+    """IoU (…, classes) of confusion matrices (…, classes, classes), NaN where a union is empty."""
     hits = np.diagonal(counts, axis1=-2, axis2=-1)
     return _ratio(hits, counts.sum(axis=-1) + counts.sum(axis=-2) - hits)
 
