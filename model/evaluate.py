@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.groups import groups_of
 from model.plan import Plan, plan
-from runtime.command_line import Parser, add_tracking_uri, run_main
+from runtime.command_line import Parser, add_tracking_uri, log, log_as, run_main
 from runtime.errors import UserError
 from runtime.log_filters import import_tensorflow
 from runtime.mlflow_store import outages_as_unavailable
@@ -29,15 +29,12 @@ if TYPE_CHECKING:
     from model.evaluation import Evaluation
 
 _REPORT = "evaluation.md"
+_log = log_as("evaluate")
 
 
 @outages_as_unavailable()
 def run(
-    model: str,
-    dataset: str,
-    tracking_uri: str,
-    split: str = "test",
-    report: str | None = None,
+    model: str, dataset: str, tracking_uri: str, split: str = "test", report: str | None = None
 ) -> str:
     """Evaluates a version on a split of a dataset, or on all of it, unless that has been done.
 
@@ -63,17 +60,17 @@ def run(
     chosen = plan_for_version(uri, dataset, splits)
     manifest = chosen.manifest
     name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
-    if known := registry.find_evaluation(uri, name):
-        _log(f"nothing has changed: {known}")
+    if folder := registry.find_evaluation(uri, name):
+        _log(f"nothing has changed: {folder}")
     else:
-        images = sum(manifest.splits[one].records for one in splits)
+        images = sum(manifest.splits[part].records for part in splits)
         _log(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")
-        known = _evaluate(uri, chosen, splits, name)
-    text = registry.read_run_file(known, _REPORT)
-    print(text, file=sys.stderr, flush=True)
+        folder = _evaluate(uri, chosen, splits, name)
+    text = registry.read_run_file(folder, _REPORT)
+    log(text)
     if report:
         Path(report).write_text(text, encoding="utf-8")
-    return known
+    return folder
 
 
 def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
@@ -98,7 +95,7 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
 
 
 def plan_for_version(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
-    """The plan by which a version was trained, with another dataset.
+    """The training plan of a version, with another dataset.
 
     Args:
         needed: splits that must have records.
@@ -108,7 +105,7 @@ def plan_for_version(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
     """
     from model import registry
 
-    # Its initial weights may no longer exist.
+    # The initial weights may no longer exist.
     trained_with = TrainConfig(**registry.train_config(uri) | {"start_from": ""})
     chosen = plan(dataset, trained_with, needed)
     own = Taxonomy.model_validate(registry.metadata(uri)["taxonomy"])
@@ -157,10 +154,6 @@ def main(arguments: Sequence[str]) -> str:
     add_tracking_uri(parser)
     args = parser.parse_args(arguments)
     return run(args.model, args.dataset, args.tracking_uri, args.split, args.report)
-
-
-def _log(text: str) -> None:
-    print(f"evaluate: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

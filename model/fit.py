@@ -9,7 +9,6 @@ from typing import Any
 import keras
 
 from model.callbacks import (
-    Log,
     LogProgress,
     NonFiniteLossError,
     SaveCheckpoint,
@@ -18,12 +17,14 @@ from model.callbacks import (
 )
 from model.checkpoint import Checkpoint, Progress
 from model.dataset import DatasetInput
+from model.export import load_network
 from model.hardware import seed_everything, training_scope
 from model.losses import SegmentationLoss
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
 from model.unet import build, load_encoder_weights
-from runtime.errors import UserError, first_line
+from runtime.command_line import Log
+from runtime.errors import UserError
 
 
 def fit(
@@ -71,8 +72,22 @@ def fit(
         if progress.epochs:
             log(f"going on after epoch {len(progress.epochs)}, from {checkpoint.folder}")
         if not has_ended(progress, config):
+            done = len(progress.epochs)
             try:
-                _run_epochs(model, source, progress, checkpoint, log_epochs, log)
+                model.fit(
+                    source.training(done),
+                    steps_per_epoch=steps,
+                    initial_epoch=done,
+                    epochs=config.epochs,
+                    validation_data=source.validation(),
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[
+                        StopOnNonFiniteLoss(),
+                        LogProgress(config, steps, log),
+                        SaveCheckpoint(config, progress, checkpoint, log_epochs),
+                    ],
+                )
             except NonFiniteLossError as error:
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
 
@@ -84,7 +99,7 @@ def fit(
 def optimizer(plan: Plan, steps: int) -> keras.optimizers.Optimizer:
     """Adam with the configured schedule over ``steps`` steps.
 
-    Cosine decay to 0: Loshchilov and Hutter, "SGDR", 2017, without restarts; the warm-up is
+    Cosine decay to 0 without restarts, from Loshchilov and Hutter, "SGDR", 2017; the warm-up is
     linear from 0.
     """
     config = plan.config
@@ -108,15 +123,9 @@ def copy_weights(model: keras.Model, path: Path) -> None:
     Raises:
         UserError: the file cannot be read, or its architecture or number of classes differs.
     """
-    try:
-        weights = keras.saving.load_model(path, compile=False, safe_mode=True).get_weights()
-    except Exception as error:
-        # Keras raises many exception types on files that are not its own.
-        raise UserError(
-            f"model file {str(path)!r} cannot be loaded: {first_line(error)}"
-        ) from error
-    expected = [tuple(one.shape) for one in model.weights]
-    found = [one.shape for one in weights]
+    weights = load_network(path).get_weights()
+    expected = [tuple(weight.shape) for weight in model.weights]
+    found = [weight.shape for weight in weights]
     if expected != found:
         first = next(
             (pair for pair in zip(expected, found, strict=False) if pair[0] != pair[1]),
@@ -130,37 +139,10 @@ def copy_weights(model: keras.Model, path: Path) -> None:
     model.set_weights(weights)
 
 
-def _run_epochs(
-    model: keras.Model,
-    source: DatasetInput,
-    progress: Progress,
-    checkpoint: Checkpoint,
-    log_epochs: Callable[[list[dict[str, float]]], None],
-    log: Log,
-) -> None:
-    config = source.config
-    steps = source.steps("train")
-    done = len(progress.epochs)
-    model.fit(
-        source.training(done),
-        steps_per_epoch=steps,
-        initial_epoch=done,
-        epochs=config.epochs,
-        validation_data=source.validation(),
-        shuffle=False,
-        verbose=0,
-        callbacks=[
-            StopOnNonFiniteLoss(),
-            LogProgress(config, steps, log),
-            SaveCheckpoint(config, progress, checkpoint, log_epochs),
-        ],
-    )
-
-
 def _explain(
     error: NonFiniteLossError, plan: Plan, progress: Progress, checkpoint: Checkpoint
 ) -> str:
-    """Saves the last good weights; says what happened and where they are."""
+    """Saves the best weights so far; returns a message that names their file."""
     kept = "no epoch was finished"
     if progress.epochs:
         network = build(plan.config, len(plan.taxonomy))

@@ -21,6 +21,8 @@ from runtime.command_line import (
     add_config,
     add_tracking_uri,
     config_from,
+    log,
+    log_as,
     run_main,
     to_arguments,
 )
@@ -30,6 +32,7 @@ from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
 
 _SCORE = "val_mean_iou"
+_log = log_as("sweep")
 
 
 @outages_as_unavailable()
@@ -65,15 +68,15 @@ def run(
     parent = tracking.start_sweep(plans[0], [one.key for one in plans])
     versions, rows = [], []
     for number, config in enumerate(configs, 1):
-        what = _difference(configs, config)
-        _log(f"{number}/{len(configs)}: {what}")
+        parameters = _difference(configs, config)
+        _log(f"{number}/{len(configs)}: {parameters}")
         uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
         score = registry.best_metric(uri, _SCORE)
         versions.append((score, uri))
-        rows.append(f"| {uri} | {what} | {score:.4f} |")
-    heads = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
-    table = "\n".join([*heads, *rows])
-    print(table, file=sys.stderr, flush=True)
+        rows.append(f"| {uri} | {parameters} | {score:.4f} |")
+    header = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
+    table = "\n".join([*header, *rows])
+    log(table)
     # The first one wins a tie, so that the same sweep gives the same result.
     best = max(range(len(plans)), key=lambda index: versions[index][0])
     tracking.end_sweep(parent, table, versions[best][0])
@@ -132,15 +135,12 @@ def main(arguments: Sequence[str]) -> str:
 
 def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, parent: str) -> str:
     command = [
-        sys.executable,
-        "-m",
-        "model.train",
+        *(sys.executable, "-m", "model.train"),
         f"--dataset={dataset}",
         f"--tracking_uri={tracking_uri}",
         f"--state={state}",
         f"--parent_run={parent}",
-        "--reuse",
-        "--promote=never",
+        *("--reuse", "--promote=never"),
         *to_arguments(config),
     ]
     done = subprocess.run(
@@ -164,10 +164,6 @@ def _difference(configs: Sequence[TrainConfig], config: TrainConfig) -> str:
         for name, value in config.model_dump().items()
         if any(one[name] != value for one in every)
     )
-
-
-def _log(text: str) -> None:
-    print(f"sweep: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
