@@ -195,13 +195,13 @@ def record_decision(
         before = _name_and_version(champion_uri)[1] if champion_uri else ""
         client.set_model_version_tag(name, number, BEFORE_TAG, before)
         set_alias(uri, CHAMPION)
-    seen = {
+    recorded = {
         "against": champion_uri,
         "gate": config.sha256(),
         "promoted": decision.promoted,
         "reason": decision.reason,
     }
-    client.set_model_version_tag(name, number, GATE_TAG, json.dumps(seen))
+    client.set_model_version_tag(name, number, GATE_TAG, json.dumps(recorded))
     return True
 
 

@@ -33,6 +33,6 @@ def refusal_reason(
     """
     if ROLLED_BACK_TAG in tags:
         return "It was rolled back."
-    seen = json.loads(tags.get(GATE_TAG, "{}"))
-    same = (seen.get("against"), seen.get("gate")) == (champion_uri, config.sha256())
-    return str(seen["reason"]) if same and not seen["promoted"] else None
+    earlier = json.loads(tags.get(GATE_TAG, "{}"))
+    same = (earlier.get("against"), earlier.get("gate")) == (champion_uri, config.sha256())
+    return str(earlier["reason"]) if same and not earlier["promoted"] else None

@@ -1,4 +1,4 @@
-"""Errors that a user can fix, as opposed to bugs."""
+"""UserError, UnavailableError and RejectError: what a user can fix, as opposed to bugs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class UserError(Exception):
     message, such as an MLflow server's, is shown without its password.
     """
 
-    # TensorFlow would not raise an exception again that has an __init__ of its own.
+    # Without an __init__ of its own: TensorFlow could not re-raise it.
     def __str__(self) -> str:
         return redact_credentials(super().__str__())
 
@@ -82,7 +82,7 @@ def first_line(error: object, max_length: int = 160) -> str:
         max_length: in characters; the default fits a terminal.
     """
     lines = str(error).strip().splitlines()
-    # OpenVINO's messages begin with a line of its source code.
+    # OpenVINO's messages begin with the place in its source code.
     lines = [line for line in lines if not line.startswith("Exception from ")] or lines
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= max_length else f"{line[: max_length - 3]}..."

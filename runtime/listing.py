@@ -31,8 +31,8 @@ class SourceFile:
 
 def files(folder: Place) -> list[SourceFile]:
     """The files in a folder, sorted by name, without hidden ones; none if it does not exist."""
-    found = [one for one in _entries(folder) if isinstance(one, SourceFile) and _is_usable(one)]
-    return sorted(found, key=lambda one: one.path)
+    entries = (entry for entry in _entries(folder) if isinstance(entry, SourceFile))
+    return sorted(filter(_is_usable, entries), key=lambda file: file.path)
 
 
 def folders(folder: Place) -> list[str]:
@@ -80,8 +80,8 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
 
 def _walk_archive(archive: str) -> Iterator[SourceFile]:
     changed = os.stat(archive).st_mtime
-    for one in members(archive):
-        yield SourceFile(one.path, one.size, changed, one.skipped, one.error)
+    for member in members(archive):
+        yield SourceFile(member.path, member.size, changed, member.skipped, member.error)
 
 
 def _walk_objects(root: str) -> Iterator[SourceFile]:
@@ -116,16 +116,16 @@ def _walk_folder(root: str) -> Iterator[SourceFile]:
                     yield SourceFile(folder, 0, 0, skipped="folder listed under another name")
                     continue
                 seen.add((status.st_dev, status.st_ino))
-            for one in _children(place):
+            for child in _children(place):
                 prefix = f"{folder}/" if folder else ""
-                name = one if isinstance(one, str) else one.path
+                name = child if isinstance(child, str) else child.path
                 if name.startswith("."):
                     yield SourceFile(prefix + name, 0, 0, skipped="hidden")
-                elif isinstance(one, str):
-                    is_link = not is_remote(place) and os.path.islink(join(place, one))
-                    (links if is_link else pending).append(prefix + one)
+                elif isinstance(child, str):
+                    is_link = not is_remote(place) and os.path.islink(join(place, child))
+                    (links if is_link else pending).append(prefix + child)
                 else:
-                    yield replace(one, path=prefix + name)
+                    yield replace(child, path=prefix + name)
         except OSError as error:
             raise UserError(
                 f"folder {place!r} cannot be listed: {error.strerror or error}"

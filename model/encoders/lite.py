@@ -106,8 +106,8 @@ def load(encoder: keras.Model, path: Path) -> None:
 
 def _name_in_file(layer: str) -> str:
     """A layer's name in the ``.pth`` file; empty for a layer without weights."""
-    ours, _, part = layer.partition("_")
-    if ours == "stem":
+    block, _, part = layer.partition("_")
+    if block == "stem":
         return {"": "_conv_stem", "norm": "_bn0"}.get(part, "")
     names = {
         "expand": "_expand_conv",
@@ -117,9 +117,9 @@ def _name_in_file(layer: str) -> str:
         "project": "_project_conv",
         "project_norm": "_bn2",
     }
-    if not ours.startswith("block") or part not in names:
+    if not block.startswith("block") or part not in names:
         return ""
-    return f"_blocks.{ours.removeprefix('block')}.{names[part]}"
+    return f"_blocks.{block.removeprefix('block')}.{names[part]}"
 
 
 def _weights(layer: keras.Layer, name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:
