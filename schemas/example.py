@@ -146,7 +146,8 @@ message_type { name: "Features"
     options { map_entry: true }
     field { name: "key" number: 1 type: TYPE_STRING }
     field { name: "value" number: 2 type_name: ".lyft.Feature" } }
-  field { name: "feature" number: 1 label: LABEL_REPEATED type_name: ".lyft.Features.FeatureEntry" } }
+  field { name: "feature" number: 1 label: LABEL_REPEATED
+          type_name: ".lyft.Features.FeatureEntry" } }
 message_type { name: "Example"
   field { name: "features" number: 1 type_name: ".lyft.Features" } }
 """

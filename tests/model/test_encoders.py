@@ -77,7 +77,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, imagenet: Path) -> No
             read_tensors(cut)
 
 
-def test_the_encoder_sees_what_imagenet_names(imagenet: Path, real: Path) -> None:
+def test_the_encoder_classifies_as_on_imagenet(imagenet: Path, real: Path) -> None:
     """The classifier that the file holds, on our features: right only if every layer is."""
     from images.png import decode_image, resize_image
     from model.encoders import lite
@@ -189,7 +189,7 @@ def test_every_encoder_of_keras_exists() -> None:
     assert all(hasattr(keras.applications, name) for name in KERAS_ENCODERS)
 
 
-def test_what_cannot_be_trained_is_refused_before_it_starts(dataset: Path) -> None:
+def test_unknown_encoders_and_missing_weights_are_refused(dataset: Path) -> None:
     from model.plan import plan
 
     with pytest.raises(UserError, match=r"'unet-Xception': expected unet, unet-2015, .*MobileNet"):
@@ -217,7 +217,9 @@ def test_missing_and_damaged_weights_say_what_to_do(
         weights_file(LITE0)
 
 
-def test_a_training_is_known_by_the_bytes_of_its_weights(dataset: Path, tmp_path: Path) -> None:
+def test_the_training_key_depends_on_the_bytes_of_the_weights(
+    dataset: Path, tmp_path: Path
+) -> None:
     from schemas.manifest import load_manifest
 
     manifest, path = load_manifest(dataset), tmp_path / "a.pth"

@@ -1,3 +1,5 @@
+"""The promotion gate: bootstrap, critical classes, concurrent champions, rollback."""
+
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,7 +70,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert decision.high == pytest.approx(high, abs=2e-3)
 
 
-def test_what_is_not_better_stays_challenger() -> None:
+def test_a_version_that_is_not_better_is_not_promoted() -> None:
     worse, better = _network({1: 0.3}), _network({1: 0.1}, seed=1)
     same = _decide(worse, worse)
     assert not same.promoted
@@ -109,7 +111,7 @@ def test_a_critical_class_must_not_fall() -> None:
         _decide(challenger, champion, GateConfig(critical="Roads,Unicorns"))
 
 
-def test_a_class_that_is_no_longer_found_has_fallen() -> None:
+def test_a_critical_class_that_is_never_predicted_has_fallen() -> None:
     champion = _network({})
     blind = champion.copy()
     blind[:, 0, 0] += blind[:, 2].sum(axis=-1)
@@ -216,7 +218,9 @@ class _Registry:
         (["models:/m/1", "models:/m/9"], True, 0),
     ],
 )
-def test_a_champion_that_comes_meanwhile_is_met(monkeypatch, champions, promoted, told) -> None:
+def test_a_champion_that_changes_meanwhile_is_compared_with(
+    monkeypatch, champions, promoted, told
+) -> None:
     import model
     from model import gate
 

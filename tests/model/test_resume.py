@@ -153,7 +153,7 @@ def test_a_kill_between_best_weights_and_state_leaves_them_in_step(tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00002.npz", "state.npz"]
 
 
-def test_weights_are_kept_where_no_score_is_a_number(tmp_path: Path) -> None:
+def test_weights_are_kept_even_if_scores_are_nan(tmp_path: Path) -> None:
     import keras
 
     from model.callbacks import SaveCheckpoint
@@ -174,7 +174,7 @@ def test_weights_are_kept_where_no_score_is_a_number(tmp_path: Path) -> None:
     assert best == [1, 1, 3, 3, 5]
 
 
-def test_two_trainings_of_the_same_do_not_meet(tmp_path: Path) -> None:
+def test_the_same_training_cannot_run_twice_at_once(tmp_path: Path) -> None:
     from model.checkpoint import checkpoint
 
     with (
@@ -186,7 +186,7 @@ def test_two_trainings_of_the_same_do_not_meet(tmp_path: Path) -> None:
         pass
 
 
-def test_a_state_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_state_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     from model.checkpoint import checkpoint
 
     (tmp_path / "file").touch()
@@ -318,7 +318,7 @@ def test_trainings_that_start_together_share_a_fresh_store(tmp_path: Path) -> No
     assert [process.returncode for process in processes] == [0, 0], ends
 
 
-def test_an_experiment_that_comes_meanwhile_is_taken(tmp_path: Path, monkeypatch) -> None:
+def test_a_concurrently_created_experiment_is_used(tmp_path: Path, monkeypatch) -> None:
     """This can happen on a server, where no lock on this machine helps."""
     import mlflow
 
@@ -332,7 +332,7 @@ def test_an_experiment_that_comes_meanwhile_is_taken(tmp_path: Path, monkeypatch
     assert [one.name for one in experiments].count(tracking.EXPERIMENT) == 1
 
 
-def test_an_mlflow_server_that_is_not_there_is_said_at_the_start(dataset, job) -> None:
+def test_an_mlflow_server_that_is_down_is_an_error_at_the_start(dataset, job) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     done = job("model.train", f"--dataset={dataset}", f"--tracking_uri={uri}")
     assert done.returncode == 75

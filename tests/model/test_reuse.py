@@ -1,4 +1,4 @@
-"""What a training finds of earlier attempts and of others: versions, runs, checkpoints."""
+"""Trainings that meet versions, runs and checkpoints of earlier or concurrent attempts."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     assert registry.find_trained("damaged", key) is None
 
 
-def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
+def test_a_concurrent_training_is_waited_for_and_reused(
     dataset, trained, tmp_path, monkeypatch
 ) -> None:
     from model import registry, tracking, train
@@ -85,7 +85,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_attempt_cut_off_while_its_run_is_described_goes_on_in_it(
+def test_an_attempt_cut_off_while_parameters_are_logged_continues_its_run(
     dataset, tmp_path, monkeypatch
 ) -> None:
     import mlflow
@@ -112,7 +112,7 @@ def test_an_attempt_cut_off_while_its_run_is_described_goes_on_in_it(
     assert len(run.inputs.dataset_inputs) == 1
 
 
-def test_what_an_attempt_left_that_had_registered_is_cleaned_up(dataset, trained, tmp_path) -> None:
+def test_an_attempt_cut_off_after_registering_is_cleaned_up(dataset, trained, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking, train

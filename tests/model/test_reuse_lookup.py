@@ -1,4 +1,4 @@
-"""A rerun of a training that only reads: the same answer as the usual way, or none."""
+"""The look-up of a reusable training without MLflow: the same result as with it, or None."""
 
 import json
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def client(trained: Trained) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(trained.tracking_uri)
 
 
-def test_the_answer_is_that_of_the_usual_way(ask, dataset, trained, tmp_path, monkeypatch) -> None:
+def test_the_result_equals_that_of_mlflow(ask, dataset, trained, tmp_path, monkeypatch) -> None:
     assert ask() == trained.model
     assert ask.said == [
         f"nothing has changed: {trained.model} was trained on this dataset with this configuration"
@@ -54,7 +54,7 @@ def test_the_answer_is_that_of_the_usual_way(ask, dataset, trained, tmp_path, mo
 
 
 @pytest.mark.parametrize("name", ["artifacts/unet.keras", "artifacts/openvino/unet.bin", "MLmodel"])
-def test_damage_goes_the_usual_way(name: str, ask, client, trained) -> None:
+def test_damaged_files_are_left_to_mlflow(name: str, ask, client, trained) -> None:
     assert ask() == trained.model
     version = client.get_model_version_download_uri(NAME, "1")
     file = Path(version.removeprefix("file://"), name)
@@ -69,7 +69,7 @@ def test_damage_goes_the_usual_way(name: str, ask, client, trained) -> None:
     assert ask() == trained.model
 
 
-def test_an_open_run_and_a_champion_that_changed_go_the_usual_way(ask, client, trained) -> None:
+def test_open_runs_and_changed_champions_are_left_to_mlflow(ask, client, trained) -> None:
     first = client.get_model_version(NAME, "1")
     client.update_run(first.run_id, "RUNNING")
     assert ask() is None
@@ -106,6 +106,6 @@ def test_an_open_run_and_a_champion_that_changed_go_the_usual_way(ask, client, t
     assert ask() is None
 
 
-def test_a_deleted_version_is_not_known(ask, client) -> None:
+def test_a_deleted_version_is_not_reused(ask, client) -> None:
     client.delete_model_version(NAME, "1")
     assert ask() is None

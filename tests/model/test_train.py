@@ -1,3 +1,5 @@
+"""Training: plan, schedule, precision, early stopping, initial weights, what MLflow holds."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +28,7 @@ def _changed(dataset: Path, folder: Path, **changes) -> str:
     return str(folder)
 
 
-def test_what_cannot_be_trained_on_is_refused_before_any_work(dataset, tmp_path) -> None:
+def test_unusable_datasets_are_refused_before_training(dataset, tmp_path) -> None:
     from model.plan import plan
 
     manifest = load_manifest(dataset)
@@ -88,7 +90,7 @@ def test_the_learning_rate_warms_up_and_falls(dataset: Path) -> None:
         ([(9, 0), (7, 0)], "mixed_float16"),
     ],
 )
-def test_the_precision_is_what_all_gpus_are_fast_at(capabilities, policy) -> None:
+def test_the_precision_is_fast_on_all_gpus(capabilities, policy) -> None:
     from model.hardware import precision
 
     assert precision(TrainConfig(), capabilities) == policy
@@ -96,7 +98,7 @@ def test_the_precision_is_what_all_gpus_are_fast_at(capabilities, policy) -> Non
 
 
 @pytest.mark.parametrize(("fast", "policy"), [(True, "mixed_bfloat16"), (False, "float32")])
-def test_the_precision_on_a_cpu_is_what_it_is_fast_at(fast, policy, monkeypatch) -> None:
+def test_the_precision_on_a_cpu(fast, policy, monkeypatch) -> None:
     from model import hardware
 
     monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: fast)
@@ -149,7 +151,7 @@ def test_a_trained_model_in_mlflow(trained, dataset: Path) -> None:
     assert info.saved_input_example_info is not None
 
 
-def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
+def test_the_best_epoch_is_registered(trained, dataset: Path) -> None:
     """Evaluated again from the file, the registered network has the metrics of its best epoch."""
     import keras
     import mlflow
@@ -253,7 +255,7 @@ def test_training_again_with_reuse_returns_the_same_version(trained, dataset: Pa
     assert again == trained.model
 
 
-def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_path) -> None:
+def test_a_training_starts_from_the_weights_of_another(trained, dataset, tmp_path) -> None:
     from model import registry, tracking
     from model.plan import plan
     from model.train import run, starting_weights
@@ -280,7 +282,7 @@ def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_pat
         run(str(dataset), larger, trained.tracking_uri, state=str(tmp_path))
 
 
-def test_other_weights_to_begin_with_make_another_training(trained, dataset, tmp_path) -> None:
+def test_the_training_key_depends_on_the_initial_weights(trained, dataset, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking

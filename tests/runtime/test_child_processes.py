@@ -96,7 +96,7 @@ def _workers(job: int) -> list[int]:
     return sorted(set(children(job)) & set(processes("beam.runners.worker")))
 
 
-def test_a_process_whose_parent_is_gone_before_it_looked_ends() -> None:
+def test_a_process_ends_whose_parent_has_ended_before_it_looked() -> None:
     script = (
         "from runtime.child_processes import end_with_parent; end_with_parent(); print('alive')"
     )
@@ -110,7 +110,7 @@ def test_a_process_whose_parent_is_gone_before_it_looked_ends() -> None:
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
 
 
-def test_a_job_that_a_person_starts_is_tied_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_a_user_starts_depends_on_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     end_with_parent()
     assert child_environment()[PARENT_VARIABLE] == str(os.getpid())

@@ -1,3 +1,5 @@
+"""Errors in one line, without passwords."""
+
 import pytest
 
 from flows.doctor import check_mlflow
@@ -15,11 +17,11 @@ from runtime.mlflow_store import store_error
         (ValueError("x" * 161), "x" * 157 + "..."),
     ],
 )
-def test_an_error_is_one_line_whatever_it_says(error: Exception, line: str) -> None:
+def test_the_first_line_of_any_error(error: Exception, line: str) -> None:
     assert first_line(error) == line
 
 
-def test_a_line_may_be_longer() -> None:
+def test_the_maximum_length_can_be_set() -> None:
     assert first_line(ValueError("x" * 161), 200) == "x" * 161
 
 

@@ -1,3 +1,5 @@
+"""The filter of tracebacks on standard error."""
+
 import contextlib
 import io
 import logging

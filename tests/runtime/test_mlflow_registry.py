@@ -1,4 +1,4 @@
-"""MLflow's registry, read without MLflow, holds what MLflow says; the rest is left to MLflow."""
+"""The registry read without MLflow gives what MLflow gives, or leaves it to MLflow."""
 
 from pathlib import Path
 
@@ -41,12 +41,12 @@ def test_a_version_is_what_mlflow_says(trained: Trained) -> None:
 @pytest.mark.parametrize(
     "uri", ["models:/none/1", "models:/small-unet@none", "models:/small-unet/latest", "models:/x"]
 )
-def test_what_cannot_be_read_is_left_to_mlflow(uri: str, trained: Trained) -> None:
+def test_unknown_versions_are_left_to_mlflow(uri: str, trained: Trained) -> None:
     with mlflow_registry.registry(trained.tracking_uri) as opened, pytest.raises(NotReadError):
         opened.version_by_uri(uri)
 
 
-def test_a_deleted_version_is_not_there(trained: Trained) -> None:
+def test_a_deleted_version_is_not_found(trained: Trained) -> None:
     import mlflow
 
     client = mlflow.MlflowClient(trained.tracking_uri)

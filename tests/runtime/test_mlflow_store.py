@@ -1,3 +1,5 @@
+"""A SQLite store whose writer was killed."""
+
 import signal
 import sqlite3
 import subprocess

@@ -1,3 +1,5 @@
+"""Taxonomies: class ids of raw values and colours, void, hashes, invalid files."""
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_masks_of_their_colours(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["carla-0.8", "carla-0.9"])
-def test_what_is_expected_is_the_whole_picture(name: str) -> None:
+def test_expected_shares_add_up_to_one(name: str) -> None:
     shares = [one.expected.share for one in load_taxonomy(name).classes if one.expected]
     assert sum(shares) == pytest.approx(1, abs=0.002)
 
@@ -140,7 +142,7 @@ def test_a_binary_taxonomy_reads_the_same_colours() -> None:
     assert np.array_equal(binary.ids_of_colours(rgb)[0], table[ids])
 
 
-def test_a_file_of_the_users(tmp_path) -> None:
+def test_a_users_own_file(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
         "name: mine\nclasses:\n- {id: 0, name: a, colour: [0, 0, 0]}\n"
@@ -199,7 +201,7 @@ def test_the_hash_follows_the_mapping() -> None:
     assert load_taxonomy("carla-0.8").sha256 == taxonomy.sha256
 
 
-def test_what_is_only_looked_at_is_not_in_the_hash_of_the_mapping() -> None:
+def test_colours_and_descriptions_are_not_in_the_hash_of_the_mapping() -> None:
     taxonomy = load_taxonomy("carla-0.8")
     other = taxonomy.model_dump() | {"description": "Corrected."}
     other["classes"][7]["colour"] = (1, 2, 3)

@@ -1,3 +1,5 @@
+"""Layouts of raw pairs: which paths are images, masks or neither."""
+
 from pathlib import Path
 
 import pytest
@@ -28,7 +30,9 @@ def test_the_layouts_that_come_with_the_project() -> None:
         ("camvid", "701_StillsRaw_full/a.png", "LabeledApproved_full/a_L.png", "a"),
     ],
 )
-def test_an_image_and_its_mask_meet(layout: str, image: str, mask: str, sample_id: str) -> None:
+def test_an_image_and_its_mask_have_the_same_key(
+    layout: str, image: str, mask: str, sample_id: str
+) -> None:
     images, masks = (load_layout(layout).match(path) for path in (image, mask))
     assert images
     assert masks
@@ -49,7 +53,7 @@ def test_an_image_and_its_mask_meet(layout: str, image: str, mask: str, sample_i
         ("camvid", "CamVid/train.txt"),
     ],
 )
-def test_what_lies_elsewhere_is_nothing(layout: str, path: str) -> None:
+def test_other_paths_match_nothing(layout: str, path: str) -> None:
     assert load_layout(layout).match(path) is None
 
 
@@ -65,7 +69,7 @@ def test_two_patterns_are_a_layout_in_which_a_mask_is_no_image() -> None:
         IngestConfig(images="{id}.png")
 
 
-def test_a_file_of_the_users(tmp_path: Path) -> None:
+def test_a_users_own_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("{name: mine, images: ['x/{id}.jpg'], masks: ['y/{id}.png']}")
     found = load_layout(str(file)).match("x/7.jpg")

@@ -85,7 +85,7 @@ GOLDEN = {
 @pytest.mark.parametrize(
     ("name", "make"), [("IMAGES", _images), ("RECORDS", _records), ("ROWS", _rows)]
 )
-def test_other_bytes_have_another_number(name: str, make, tmp_path: Path) -> None:
+def test_changed_output_needs_another_format_number(name: str, make, tmp_path: Path) -> None:
     """If this fails and the change is meant: raise the number, and note the new digest here."""
     digest = hashlib.sha256(b"\0".join(make(tmp_path))).hexdigest()
     assert GOLDEN.get((name, getattr(software, name))) == digest
