@@ -85,7 +85,7 @@ def _walk_archive(archive: str) -> Iterator[SourceFile]:
 
 
 def _walk_objects(root: str) -> Iterator[SourceFile]:
-    """Lists all objects below a store's prefix in one request."""
+    """Lists all objects below a place in a store at once, without regard to folders."""
     from pyarrow.fs import FileSelector
 
     prefix_length = len(bucket_and_key(root)) + 1
