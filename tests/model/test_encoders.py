@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model import hardware
 from model.encoders.torch_file import read_tensors
 from model.encoders.weights import KERAS_ENCODERS, weights_file
-from model.plan import training_key
+from model.plan import plan, training_key
 from runtime.errors import UserError
 from schemas.config import TrainConfig
+from schemas.manifest import load_manifest
 
 VEHICLES_AND_LIGHTS = {475, 705, 867, 920}
 """ImageNet's classes car mirror, passenger car, trailer truck and traffic light."""
@@ -125,7 +127,6 @@ def test_statistics_of_imagenet_stay_as_they_are_and_others_are_learnt() -> None
 def test_a_cpu_trains_the_encoder_in_float32_beside_a_decoder_in_16_bits() -> None:
     import keras
 
-    from model import hardware
     from model.encoders.lite import ENCODER
     from model.unet import build
 
@@ -190,8 +191,6 @@ def test_every_encoder_of_keras_exists() -> None:
 
 
 def test_unknown_encoders_and_missing_weights_are_refused(dataset: Path) -> None:
-    from model.plan import plan
-
     with pytest.raises(UserError, match=r"'unet-Xception': expected unet, unet-2015, .*MobileNet"):
         plan(str(dataset), TrainConfig(architecture="unet-Xception"))
     none = LITE0.model_copy(update={"encoder_weights": "/none.pth"})
@@ -220,8 +219,6 @@ def test_missing_and_damaged_weights_say_what_to_do(
 def test_the_training_key_depends_on_the_bytes_of_the_weights(
     dataset: Path, tmp_path: Path
 ) -> None:
-    from schemas.manifest import load_manifest
-
     manifest, path = load_manifest(dataset), tmp_path / "a.pth"
 
     def key(text: str) -> str:

@@ -14,6 +14,7 @@ import pytest
 from ingesting import run_ingest
 from jobs import SMALL, Job, Trained
 
+from model.evaluate import run
 from model.frames import FramesMissingError, frames
 from runtime.errors import UserError
 from schemas.layout import SOURCES
@@ -126,8 +127,6 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
 def test_missing_models_and_other_classes_are_refused(
     trained: Trained, dataset: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    from model.evaluate import run
-
     with pytest.raises(UserError, match="models:/none/1"):
         run("models:/none/1", str(dataset), trained.tracking_uri)
     with pytest.raises(UserError, match="there is no such folder"):

@@ -11,8 +11,10 @@ from ingesting import records_of
 from jobs import ANY_MODEL
 
 from model.decision import Decision, decide
-from model.gate import run_gate
+from model.gate import check_champion, main, run_gate
 from model.groups import groups_of
+from model.plan import plan
+from model.train import run
 from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
@@ -270,9 +272,6 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking
-    from model.gate import check_champion, main
-    from model.plan import plan
-    from model.train import run
     from schemas.config import TrainConfig
 
     store = f"sqlite:///{tmp_path}/mlflow.db"

@@ -11,6 +11,8 @@ import pytest
 from jobs import ANY_MODEL, QUICK, ROOT, python
 from servers import PATIENCE_S, Gate, free_port, serving
 
+from model.checkpoint import Checkpoint, Progress, checkpoint
+from model.train import run
 from runtime.errors import UnavailableError, UserError
 from schemas.config import InferConfig, TrainConfig
 
@@ -115,7 +117,6 @@ def test_a_kill_between_best_weights_and_state_leaves_them_in_step(tmp_path, mon
     import keras
 
     from model import checkpoint
-    from model.checkpoint import Checkpoint, Progress
 
     def network(value: float) -> keras.Model:
         made = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -157,7 +158,6 @@ def test_weights_are_kept_even_if_scores_are_nan(tmp_path: Path) -> None:
     import keras
 
     from model.callbacks import SaveCheckpoint
-    from model.checkpoint import Checkpoint, Progress
 
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     network.compile("sgd")
@@ -175,8 +175,6 @@ def test_weights_are_kept_even_if_scores_are_nan(tmp_path: Path) -> None:
 
 
 def test_the_same_training_cannot_run_twice_at_once(tmp_path: Path) -> None:
-    from model.checkpoint import checkpoint
-
     with (
         checkpoint(str(tmp_path), "a" * 64),
         checkpoint(str(tmp_path), "b" * 64),
@@ -187,8 +185,6 @@ def test_the_same_training_cannot_run_twice_at_once(tmp_path: Path) -> None:
 
 
 def test_a_state_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    from model.checkpoint import checkpoint
-
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match="cannot be written"),
@@ -349,7 +345,6 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
     import tensorflow as tf
 
     from model.dataset import DatasetInput
-    from model.train import run
 
     stream = DatasetInput.training
 

@@ -7,6 +7,9 @@ import pytest
 from jobs import ANY_MODEL
 from servers import until
 
+from model.checkpoint import checkpoint
+from model.plan import plan
+from model.train import run
 from schemas.config import TrainConfig
 
 CONFIG = TrainConfig(architecture="unet", model_name="cut-off", epochs=1, filters=2)
@@ -19,8 +22,6 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     import mlflow
 
     from model import registry
-    from model.plan import plan
-    from model.train import run
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     config = TrainConfig(
@@ -57,8 +58,6 @@ def test_a_concurrent_training_is_waited_for_and_reused(
     dataset, trained, tmp_path, monkeypatch
 ) -> None:
     from model import registry, tracking, train
-    from model.checkpoint import checkpoint
-    from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
     key = registry.with_pinned_start(plan(str(dataset), trained.config)).key
@@ -116,8 +115,6 @@ def test_an_attempt_cut_off_after_registering_is_cleaned_up(dataset, trained, tm
     import mlflow
 
     from model import registry, tracking, train
-    from model.checkpoint import checkpoint
-    from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
     key = registry.with_pinned_start(plan(str(dataset), trained.config)).key
