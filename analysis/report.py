@@ -22,7 +22,7 @@ from PIL import Image
 from analysis.charts import heatmap, histogram
 from analysis.pictures import Scene, dataset_of, load_scenes, taxonomy_of
 from analysis.tables import add_run_options, connect, key_of, one_run
-from images.panels import UNJUDGED, WRONG
+from images.panels import VOID_COLOUR, WRONG_COLOUR
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 from runtime.storage import is_remote
@@ -136,8 +136,8 @@ def report(
             " GROUP BY ALL ORDER BY 3 DESC, 1, 2",
             key_of(run),
         ).fetchall(),
-        wrong="#" + bytes(WRONG).hex(),
-        unjudged="#" + bytes(UNJUDGED).hex(),
+        wrong="#" + bytes(WRONG_COLOUR).hex(),
+        unjudged="#" + bytes(VOID_COLOUR).hex(),
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.errors import UserError
-from runtime.object_store import object_of
+from runtime.object_store import bucket_and_key
 from runtime.storage import filesystem, is_folder, is_remote, join
-from schemas.layout import FORMER_FOLDERS, as_text
+from schemas.layout import LEGACY_FOLDERS, partition_value
 from schemas.prediction import SCHEMAS, plain
 from schemas.published import checksums, partitions, run_file
 
@@ -84,16 +84,16 @@ def _tables(root: str) -> dict[str, Any]:
     keys = pa.schema([(name, pa.string()) for name in sorted(KEYS)])
 
     def table(name: str, schema: pa.Schema) -> Any:
-        folders = tuple(join(root, one, "") for one in (name, FORMER_FOLDERS.get(name, name)))
+        folders = tuple(join(root, one, "") for one in (name, LEGACY_FOLDERS.get(name, name)))
         return dataset.dataset(
-            [object_of(file) for file in files if file.startswith(folders)],
+            [bucket_and_key(file) for file in files if file.startswith(folders)],
             schema=pa.schema(
                 [*plain(schema), *(key for key in keys if key.name not in schema.names)]
             ),
             format="parquet",
             filesystem=store,
             partitioning=dataset.partitioning(keys, flavor="hive"),
-            partition_base_dir=object_of(root),
+            partition_base_dir=bucket_and_key(root),
         )
 
     return {name: table(name, schema) for name, schema in SCHEMAS.items()}
@@ -132,7 +132,7 @@ def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[st
     chosen = [
         row
         for row in rows
-        if all(row[key] in (value, as_text(value)) for key, value in wanted.items())
+        if all(row[key] in (value, partition_value(value)) for key, value in wanted.items())
     ]
     if len(chosen) != 1:
         names = "; ".join("/".join(f"{key}={row[key]}" for key in KEYS) for row in chosen or rows)

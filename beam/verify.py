@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> str:
         storage.require_folder(place, "place")
         before = files
         for name, expected in published_below(place):
-            fine = storage.each(lambda one: has_digest(*one), expected.items())
+            fine = storage.map_concurrently(lambda one: has_digest(*one), expected.items())
             bad = [file for file, ok in zip(expected, fine, strict=True) if not ok]
             log(f"{name}: {len(expected):,} files, {len(bad) or 'none'} damaged")
             files += len(expected)

@@ -25,7 +25,7 @@ from analysis.tables import connect
 from beam.infer.table_parts import RowRef, write_part
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
-from schemas.layout import SPLITS, part_name, part_of, partition_path
+from schemas.layout import SPLITS, part_file_name, part_index, partition_path
 from schemas.prediction import (
     CLASS_STATS,
     CLASSES,
@@ -128,7 +128,7 @@ def write_files(
             folder = root / name / partition_path("lyft-unet", version, source)
             folder.mkdir(parents=True, exist_ok=True)
             write_part(
-                folder / part_name(run_id, part, parts),
+                folder / part_file_name(run_id, part, parts),
                 name,
                 [RowRef(image_id, {name: spooled}, len(TAXONOMY), 0) for image_id in ids],
                 with_footer(schema, run_id=run_id),
@@ -139,7 +139,7 @@ def write_files(
 
 def hash_of(image_id: str) -> int:
     """A hash of an image's id, which decides its split."""
-    return part_of(image_id, 1 << 30)
+    return part_index(image_id, 1 << 30)
 
 
 def write_small_tables(root: Path, version: str, source: str, images: int) -> None:
@@ -195,7 +195,7 @@ def synthesise(root: Path, images: int) -> int:
             by_part: list[list[str]] = [[] for _ in range(parts)]
             for index in range(count):
                 image_id = f"{source}/{index // 10_000:03d}_{index % 10_000:04d}"
-                by_part[part_of(image_id, parts)].append(image_id)
+                by_part[part_index(image_id, parts)].append(image_id)
             jobs += [
                 pool.submit(write_files, root, version, source, ids, part, parts)
                 for part, ids in enumerate(by_part)

@@ -25,7 +25,7 @@ from beam.runners.run import pipeline_options
 from flows.scenes import write_scenes
 from model import tracking
 from model.checkpoint import Checkpoint
-from model.dataset import Input
+from model.dataset import DatasetInput
 from model.fit import fit, optimizer
 from model.plan import Plan, plan
 from model.unet import build
@@ -56,7 +56,7 @@ def ours(chosen: Plan, scratch: Path) -> tuple[float, float]:
 
 def bare(chosen: Plan) -> tuple[float, float]:
     """Training images per second of ``fit`` on arrays in memory, by wall time and by CPU time."""
-    source = Input(chosen)
+    source = DatasetInput(chosen)
 
     def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
         images, masks = zip(*source.pairs(split), strict=True)
@@ -89,7 +89,7 @@ def rate(chosen: Plan, ends: list[tuple[float, float]]) -> tuple[float, float]:
 
 def input_alone(chosen: Plan) -> float:
     """Images per second of the stream of training batches, without training."""
-    stream = iter(Input(chosen).training())
+    stream = iter(DatasetInput(chosen).training())
     next(stream)
     started = time.perf_counter()
     count = sum(len(images) for images, _ in stream)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime import storage
-from runtime.command_line import Parser, checked, run_main
+from runtime.command_line import Parser, run_main, validated
 from runtime.errors import UserError
 from runtime.table import table
 from schemas.config import IngestConfig, TrainConfig
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> str:
     if args.raw is not None:
         storage.require_folder(args.raw, "RAW")
     require_local(args.output)
-    train_config = checked(
+    train_config = validated(
         TrainConfig, model_name="lyft-unet" if args.raw else "synthetic-unet", epochs=args.epochs
     )
     started = time.monotonic()
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> str:
         train_config=train_config,
     )
     rows = class_rows(class_summary(results.predictions, results.partition))
-    classes = table(list(rows[0]), [list(row.values()) for row in rows], numbers=True)
+    classes = table(list(rows[0]), [list(row.values()) for row in rows], align_right=True)
     return f"""
 {classes}
 

@@ -33,11 +33,11 @@ from packaging.specifiers import SpecifierSet
 from flows.deploy.deployments import PROJECT
 from flows.lifecycle.job_process import JobError, Watch, run_job
 from runtime.command_line import Parser, run_main
-from runtime.errors import UserError, without_password
-from runtime.mlflow_files import follow, moved_from
-from runtime.mlflow_store import TRACKING_URI, database
-from runtime.services import ROOT, State, running_server
-from runtime.storage import is_remote, on_this_machine, require_writable
+from runtime.errors import UserError, redact_credentials
+from runtime.mlflow_files import find_former_folder, rewrite_paths
+from runtime.mlflow_store import TRACKING_URI, sqlite_file
+from runtime.services import ROOT, State, prefect_api_url
+from runtime.storage import is_remote, local_root, require_writable
 from runtime.table import table
 
 Level = Literal["ok", "note", "fix"]
@@ -214,7 +214,7 @@ def check_mlflow(tracking_uri: str) -> Finding:
     scheme, _, path = tracking_uri.partition(":///")
     if scheme == "sqlite":
         return _check_store(Path(path).absolute())
-    shown = without_password(tracking_uri)
+    shown = redact_credentials(tracking_uri)
     if not tracking_uri.startswith(("http://", "https://")):
         found = f"{shown!r} is neither sqlite:///FILE nor http://HOST"
         return Finding("fix", "mlflow", found, "correct --tracking_uri")
@@ -242,7 +242,7 @@ def _check_store(file: Path) -> Finding:
     except sqlite3.Error as error:
         advice = "name another --tracking_uri, or restore the file"
         return Finding("fix", "mlflow", f"{file} is not an MLflow store: {error}", advice)
-    if old := moved_from(file):
+    if old := find_former_folder(file):
         where = f"{file} names its files in {old}, which is gone; they are here"
         return Finding("fix", "mlflow", where, "python -m flows.doctor --repair")
     return Finding("ok", "mlflow", str(file))
@@ -290,7 +290,7 @@ def examine(output: str, tracking_uri: str, api_url: str | None) -> list[Finding
         quick = [
             check_python(python, sys.version_info[:3]),
             *check_packages(packages),
-            check_disk(Path(on_this_machine(output)).absolute()),
+            check_disk(Path(local_root(output)).absolute()),
             check_store(output) if is_remote(output) else check_writable(Path(output).absolute()),
             *check_prefect(api_url),
             check_mlflow(tracking_uri),
@@ -315,8 +315,8 @@ def main(arguments: Sequence[str]) -> str:
     state = State.load(Path(ROOT))
     local = state.url("mlflow") if state.is_running("mlflow") else TRACKING_URI
     mlflow = args.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or local
-    api_url = os.environ.get("PREFECT_API_URL") or running_server(Path(ROOT))
-    if args.repair and (file := database(mlflow)) and (old := follow(file)):
+    api_url = os.environ.get("PREFECT_API_URL") or prefect_api_url(Path(ROOT))
+    if args.repair and (file := sqlite_file(mlflow)) and (old := rewrite_paths(file)):
         print(f"{file}: its files are no longer named in {old}", file=sys.stderr)
     findings = examine(args.output, mlflow, api_url)
     rows = [(one.level, one.what, one.found, one.advice) for one in findings]

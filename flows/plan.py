@@ -20,8 +20,8 @@ from flows.lifecycle.preflight import check_steps
 from model.plan import GEOMETRY
 from runtime import storage
 from runtime.command_line import Parser, add_tracking_uri, run_main
-from runtime.errors import UserError, without_password
-from runtime.mlflow_store import TRACKING_URI, database, outages_as_unavailable
+from runtime.errors import UserError, redact_credentials
+from runtime.mlflow_store import TRACKING_URI, outages_as_unavailable, sqlite_file
 from runtime.parquet import read_table
 from runtime.table import table
 from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
@@ -102,7 +102,7 @@ def plan(
     others = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
     steps = [first, second, *others, third]
     if mask_files != "none":
-        folder = storage.join(storage.absolute(storage.on_this_machine(output)), "masks")
+        folder = storage.join(storage.absolute(storage.local_root(output)), "masks")
         steps.append(Step("masks", "replaces", third.reads, f"{mask_files} files in {folder}"))
     return steps
 
@@ -157,14 +157,14 @@ def plan_train(
         chosen = plan_training(dataset, config)
         images = chosen.manifest.splits["train"].records
         # Querying a store that does not exist would create it.
-        if (store := database(tracking_uri)) is None or store.exists():
+        if (store := sqlite_file(tracking_uri)) is None or store.exists():
             from model import registry, tracking
-            from model.gate import foresee
+            from model.gate import outcome_if_known
 
             tracking.connect(tracking_uri)
-            known = registry.find_trained(config.model_name, registry.pinned(chosen).key)
+            known = registry.find_trained(config.model_name, registry.with_pinned_start(chosen).key)
             if known is not None:
-                model = foresee(known, config.model_name, gate)
+                model = outcome_if_known(known, config.model_name, gate)
                 # Asked to promote it regardless, the gate changes the champion.
                 decides = gate.promote == "always" and registry.champion(config.model_name) != known
                 writes = "the gate's decision" if decides or model is None else "nothing"
@@ -181,7 +181,7 @@ def plan_train(
     if config.architecture not in GEOMETRY:
         parameters = _PARAMETERS_ON_ENCODER
     reads = f"{images:,} images, {config.epochs} times"
-    writes = f"a version of {config.model_name} in {without_password(tracking_uri)}"
+    writes = f"a version of {config.model_name} in {redact_credentials(tracking_uri)}"
     return Step("train", "runs", reads, writes, parameters * _FLOAT_BYTES, seconds, basis), None
 
 
@@ -189,7 +189,7 @@ def plan_evaluation(dataset: str, tracking_uri: str) -> Step:
     """The evaluation of the model on another dataset."""
     manifest = load_manifest(dataset)
     reads = f"{manifest.records:,} images of {manifest.name}"
-    writes = f"metrics and pictures in {without_password(tracking_uri)}"
+    writes = f"metrics and pictures in {redact_credentials(tracking_uri)}"
     return Step("evaluate", "runs", reads, writes, basis=_NOT_KNOWN)
 
 

@@ -16,7 +16,7 @@ from flows.lifecycle.retries import HOUR_S, RETRIED
 from flows.lifecycle.run_names import named
 from runtime.command_line import to_arguments
 from runtime.mlflow_store import TRACKING_URI
-from runtime.storage import on_this_machine
+from runtime.storage import local_root
 from schemas.config import GateConfig, TrainConfig
 from schemas.manifest import load_manifest
 
@@ -34,7 +34,7 @@ def train_model(
     arguments = [
         f"--dataset={dataset}",
         f"--tracking_uri={tracking_uri}",
-        f"--state={on_this_machine(output)}/training",
+        f"--state={local_root(output)}/training",
         "--reuse",
         *to_arguments(config),
         *to_arguments(gate),

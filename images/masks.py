@@ -1,8 +1,7 @@
-"""Reads the class ids of a mask from the pixels that a viewer would show, in any lossless PNG.
+"""Decodes a mask's PNG to class ids, from the pixels that a viewer would show.
 
-A container decides nothing: a palette index means nothing without its palette, since a lossless
-optimiser reorders it, and 4 bits of grey are shown as 8. So the same picture gives the same class
-ids, however it was saved, or it is rejected.
+How a PNG stores them decides nothing: a lossless optimiser reorders palettes, and 4 bits of grey
+are shown as 8. The same picture gives the same class ids however it was saved, or is rejected.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from runtime.errors import RejectError, UserError
 from schemas.classes import VOID, Colour, Taxonomy, UInt8Array
 from schemas.config import SourceConfig
 
-_SHOWN = 8
-"""Values or colours that a reject quotes."""
+_MAX_QUOTED = 8
+"""Values or colours that a reject's message quotes."""
 
 
 def read_mask(
@@ -39,11 +38,11 @@ def read_mask(
         return check_mask(png.decode_stored(data, max_pixels), taxonomy)
     if encoding.startswith("channel:"):
         channel = encoding.removeprefix("channel:")
-        return check_mask(png.channel_of(data, max_pixels, channel), taxonomy)
-    return ids_of(png.decode_pixels(data, max_pixels), taxonomy, encoding)
+        return check_mask(png.decode_channel(data, max_pixels, channel), taxonomy)
+    return _from_viewed_pixels(png.decode_pixels(data, max_pixels), taxonomy, encoding)
 
 
-def read_mask_of(
+def read_mask_for(
     data: bytes, image: UInt8Array, taxonomy: Taxonomy, config: SourceConfig
 ) -> UInt8Array:
     """Class ids of the mask of an image (height, width, 3), uint8 (height, width).
@@ -61,15 +60,11 @@ def read_mask_of(
     return mask
 
 
-def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UInt8Array:
-    """Class ids of the pixels of a mask, (height, width) or RGB (height, width, 3), as shown.
-
-    Raises:
-        RejectError: as for ``read_mask``.
-    """
+def _from_viewed_pixels(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str) -> UInt8Array:
+    """Class ids of the pixels of a mask, (height, width) or RGB (height, width, 3)."""
     if encoding == "colour":
         return _from_colours(pixels, taxonomy)
-    kind, values = numbers_of(pixels)
+    kind, values = classify_encoding(pixels)
     if encoding != "auto":
         if values is None or kind not in (encoding, "both"):
             raise RejectError("mask_channels", f"expected {_EXPECTED[encoding]}, {_found(pixels)}")
@@ -80,9 +75,9 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
     colour = (top, top, top) if kind == "grey" else (top, 0, 0)
     if not _is_class_colour(colour, taxonomy):
         return check_mask(values, taxonomy)
-    # Perhaps every pixel is a class colour as well, e.g. greys alone or black alone.
-    by_number = _attempt(lambda: check_mask(values, taxonomy))
-    by_colour = _attempt(lambda: _from_colours(pixels, taxonomy))
+    # The pixels may be numbers or class colours, e.g. if all are grey or black.
+    by_number = _or_reject(lambda: check_mask(values, taxonomy))
+    by_colour = _or_reject(lambda: _from_colours(pixels, taxonomy))
     if isinstance(by_number, RejectError):
         if isinstance(by_colour, RejectError):
             raise by_number
@@ -98,13 +93,13 @@ def ids_of(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str = "auto") -> UI
 
 def _is_class_colour(colour: Colour, taxonomy: Taxonomy) -> bool:
     try:
-        return colour in taxonomy.meaning_of_colours
+        return colour in taxonomy.id_by_colour
     except UserError:
-        # Two classes have one colour, so nobody can have meant colours.
+        # Two classes share a colour, so the mask cannot be colour-coded.
         return False
 
 
-def _attempt(read: Callable[[], UInt8Array]) -> UInt8Array | RejectError:
+def _or_reject(read: Callable[[], UInt8Array]) -> UInt8Array | RejectError:
     try:
         return read()
     except RejectError as error:
@@ -112,17 +107,17 @@ def _attempt(read: Callable[[], UInt8Array]) -> UInt8Array | RejectError:
 
 
 def check_mask(raw: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
-    """Class ids of a mask's numbers, uint8 (height, width); void is 255.
+    """Class ids of a mask's raw values, uint8 (height, width); void is 255.
 
     Raises:
-        RejectError: unknown_class for numbers outside the taxonomy (as anti-aliased or resized
+        RejectError: unknown_class for values outside the taxonomy (as anti-aliased or resized
             masks have them), all_void if nothing is left to learn from.
     """
     unknown = taxonomy.unknown_values(raw)
     if unknown:
         message = f"values outside taxonomy {taxonomy.name}: {_list(unknown)}"
         raise RejectError("unknown_class", message)
-    return _learnable(taxonomy.class_ids(raw), taxonomy)
+    return _reject_all_void(taxonomy.class_ids(raw), taxonomy)
 
 
 _EXPECTED = {
@@ -131,8 +126,8 @@ _EXPECTED = {
 }
 
 
-def numbers_of(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
-    """How pixels hold numbers: red, grey, or both if black; and the numbers. Else colour, None."""
+def classify_encoding(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
+    """The encoding (red, grey, or both if all is black) and the values; else colour and None."""
     if pixels.ndim == 2:
         return ("grey" if pixels.any() else "both"), pixels
     # A maximum along whole rows of bytes is ten times as fast as one along the channel axis.
@@ -151,11 +146,11 @@ def _from_colours(pixels: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
     if unknown:
         message = f"colours outside taxonomy {taxonomy.name}: {_list(unknown)}"
         raise RejectError("mask_colours", message)
-    return _learnable(ids, taxonomy)
+    return _reject_all_void(ids, taxonomy)
 
 
-def _learnable(ids: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
-    # With as many classes as there are below void, the maximum says that no pixel is.
+def _reject_all_void(ids: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+    # The maximum is fast, and settles the usual mask, which has no void.
     if ids.max(initial=0) == VOID and (ids == VOID).all():
         raise RejectError("all_void", f"every pixel is void in taxonomy {taxonomy.name}")
     return ids
@@ -167,4 +162,4 @@ def _found(pixels: UInt8Array) -> str:
 
 
 def _list(values: Sequence[object]) -> str:
-    return ", ".join(map(str, values[:_SHOWN])) + (" …" if len(values) > _SHOWN else "")
+    return ", ".join(map(str, values[:_MAX_QUOTED])) + (" …" if len(values) > _MAX_QUOTED else "")

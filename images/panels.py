@@ -1,4 +1,4 @@
-"""Pictures of images and masks, drawn with Pillow: panels, overlays, legends."""
+"""Draws images beside their masks with Pillow: panels with legends, overlays, error maps."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from schemas.classes import VOID, Taxonomy, UInt8Array
 
 MARGIN = 10
 
-WRONG, UNJUDGED = (214, 40, 57), (92, 112, 160)
-"""Colours of wrong pixels and of pixels without truth."""
+WRONG_COLOUR, VOID_COLOUR = (214, 40, 57), (92, 112, 160)
+"""Colours in an error map."""
 
-_INK = (30, 30, 30)
-_PAPER = (255, 255, 255)
+_TEXT_COLOUR = (30, 30, 30)
+_BACKGROUND = (255, 255, 255)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def overlay(image: UInt8Array, mask: UInt8Array, taxonomy: Taxonomy) -> UInt8Arr
 def error_map(
     truth: UInt8Array, prediction: UInt8Array, image: UInt8Array | None = None
 ) -> UInt8Array:
-    """The image in pale grey, wrong pixels in ``WRONG``, void pixels in ``UNJUDGED``.
+    """The image in pale grey, wrong pixels in ``WRONG_COLOUR``, void pixels in ``VOID_COLOUR``.
 
     Args:
         truth, prediction: class ids, uint8 (height, width).
@@ -62,8 +62,8 @@ def error_map(
         grey = np.asarray(Image.fromarray(image).convert("L"))
     pale = (112 + grey.astype(np.uint16) * 136 // 255).astype(np.uint8)
     picture = np.repeat(pale[..., None], 3, axis=2)
-    picture[prediction != truth] = WRONG
-    picture[truth == VOID] = UNJUDGED
+    picture[prediction != truth] = WRONG_COLOUR
+    picture[truth == VOID] = VOID_COLOUR
     return picture
 
 
@@ -91,10 +91,10 @@ def panel(
     legend_columns = max(1, across // 170)
     legend_height = -(-len(labels) // legend_columns) * 24 + 2 * MARGIN
     down = head + sum(pictures[0].height + 30 for _, pictures in cells) + legend_height
-    sheet = Image.new("RGB", (across, down), _PAPER)
+    sheet = Image.new("RGB", (across, down), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     for column, title in enumerate(columns):
-        draw.text((MARGIN + column * (width + MARGIN), 4), title, _INK, font)
+        draw.text((MARGIN + column * (width + MARGIN), 4), title, _TEXT_COLOUR, font)
     top = head
     for caption, pictures in cells:
         draw.text((MARGIN, top), caption, (110, 110, 110), ImageFont.load_default(12))
@@ -105,6 +105,6 @@ def panel(
     for position, label in enumerate(labels):
         row_index, column = divmod(position, legend_columns)
         x, y = MARGIN + column * 170, top + MARGIN + row_index * 24
-        draw.rectangle((x, y, x + 16, y + 16), label.colour, _INK)
-        draw.text((x + 24, y), label.name, _INK, font)
+        draw.rectangle((x, y, x + 16, y + 16), label.colour, _TEXT_COLOUR)
+        draw.text((x + 24, y), label.name, _TEXT_COLOUR, font)
     return sheet

@@ -1,4 +1,4 @@
-"""Augmentation of whole batches in tf.data: images and masks are transformed together."""
+"""Data augmentation of batches in tf.data: images and masks are transformed together."""
 
 from __future__ import annotations
 
@@ -12,19 +12,14 @@ _GREY = (0.299, 0.587, 0.114)
 """ITU-R BT.601 luma."""
 
 _GAMMA, _TINT, _HAZE, _NOISE = 0.4, 0.2, 0.3, 8.0
-"""With ``weather`` 1: largest logarithm of the exponent, relative change of red and blue (of green,
-half of it), share of a grey haze, standard deviation of noise."""
+"""Bounds with ``weather`` 1: logarithm of the exponent, relative change of red and blue (half of it
+for green), share of a grey haze, standard deviation of noise."""
 
 _HAZE_GREYS = (80.0, 255.0)
 
 
 def augment(
-    images: Any,
-    masks: Any,
-    seed: Any,
-    crop: float,
-    colour: float,
-    weather: float = 0.0,
+    images: Any, masks: Any, seed: Any, crop: float, colour: float, weather: float = 0.0
 ) -> tuple[Any, Any]:
     """Flips, crops, scales and recolours each image of a batch; the same seed gives the same batch.
 
@@ -55,10 +50,10 @@ def augment(
     boxes = tf.stack(
         [top, tf.where(flip, right, left), top + height, tf.where(flip, left, right)], axis=-1
     )
-    every = tf.range(count)
-    pixels = tf.image.crop_and_resize(images, boxes, every, size)
-    moved = tf.image.crop_and_resize(
-        tf.cast(masks, tf.float32), boxes, every, size, "nearest", extrapolation_value=VOID
+    box_images = tf.range(count)
+    pixels = tf.image.crop_and_resize(images, boxes, box_images, size)
+    cropped = tf.image.crop_and_resize(
+        tf.cast(masks, tf.float32), boxes, box_images, size, "nearest", extrapolation_value=VOID
     )
     if colour:
         brightness, contrast, saturation = (
@@ -69,11 +64,11 @@ def augment(
         mean = tf.reduce_mean(grey, axis=(1, 2), keepdims=True)
         pixels = tf.clip_by_value((mean + (pixels - mean) * contrast) * brightness, 0, 255)
     if weather:
-        pixels = _other_weather(pixels, seed, weather, uniform)
-    return pixels, tf.cast(moved, tf.uint8)
+        pixels = _change_weather(pixels, seed, weather, uniform)
+    return pixels, tf.cast(cropped, tf.uint8)
 
 
-def _other_weather(pixels: Any, seed: Any, strength: float, uniform: Any) -> Any:
+def _change_weather(pixels: Any, seed: Any, strength: float, uniform: Any) -> Any:
     """Images (batch, height, width, 3), 0 to 255, under other light, through other air and lens."""
 
     def around_one(index: int, most: float) -> Any:
@@ -82,12 +77,12 @@ def _other_weather(pixels: Any, seed: Any, strength: float, uniform: Any) -> Any
     gamma = tf.exp(uniform(8, -strength * _GAMMA, strength * _GAMMA))
     tint = tf.stack([around_one(9, _TINT), around_one(10, _TINT / 2), around_one(11, _TINT)], -1)
     haze, grey = uniform(12, 0, strength * _HAZE), uniform(13, *_HAZE_GREYS)
-    # One value for each of 256 levels is far less work than one for each pixel.
+    # A lookup table of 256 levels is far less work than a power for each pixel.
     levels = tf.minimum(tint[..., None] * tf.range(256.0) / 255, 1)
     clear = 255 * levels ** gamma[:, None, None]
-    seen = clear + (grey[:, None, None] - clear) * haze[:, None, None]
-    place = tf.cast(tf.round(pixels), tf.int32) + 256 * tf.range(3)
-    pixels = tf.gather(tf.reshape(seen, (-1, 3 * 256)), place, batch_dims=1)
+    hazy = clear + (grey[:, None, None] - clear) * haze[:, None, None]
+    index = tf.cast(tf.round(pixels), tf.int32) + 256 * tf.range(3)
+    pixels = tf.gather(tf.reshape(hazy, (-1, 3 * 256)), index, batch_dims=1)
 
     blur = uniform(14, 0, strength)[:, None, None, None]
     pixels += (tf.nn.avg_pool2d(pixels, 3, 1, "SAME") - pixels) * blur

@@ -1,4 +1,4 @@
-"""Keras callbacks of a training: progress lines, checkpoints, a check that the loss is finite."""
+"""Keras callbacks of a training: progress lines, checkpoints, early stopping, non-finite losses."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ from typing import Any
 import keras
 
 from model.checkpoint import Checkpoint, Progress
+from runtime.command_line import Log
 from schemas.config import TrainConfig
 
-Log = Callable[[str], None]
-
-_SECONDS_BETWEEN_LINES = 10
+_LOG_INTERVAL_S = 10
 
 
-class BadLossError(Exception):
+class NonFiniteLossError(Exception):
     """The loss was not finite at this epoch and step, both counted from 1."""
 
     def __init__(self, epoch: int, step: int) -> None:
@@ -26,7 +25,7 @@ class BadLossError(Exception):
         self.step = step
 
 
-class StopOnBadLoss(keras.callbacks.Callback):
+class StopOnNonFiniteLoss(keras.callbacks.Callback):
     """Stops training at the first step whose loss is not finite, before its weights are saved."""
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
@@ -36,11 +35,11 @@ class StopOnBadLoss(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Checks the epoch's mean loss, which stays non-finite after a single bad step."""
         if not math.isfinite((logs or {})["loss"]):
-            raise BadLossError(self._epoch, batch + 1)
+            raise NonFiniteLossError(self._epoch, batch + 1)
 
 
-class ShowProgress(keras.callbacks.Callback):
-    """Reports progress in one line every few seconds, and one for each epoch."""
+class LogProgress(keras.callbacks.Callback):
+    """Logs progress every few seconds, and the metrics of each epoch."""
 
     def __init__(self, config: TrainConfig, steps: int, log: Log) -> None:
         super().__init__()
@@ -51,13 +50,13 @@ class ShowProgress(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
         """Starts the clock."""
         self._epoch = epoch + 1
-        self._started = self._said = time.monotonic()
+        self._started = self._last_line = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Reports how far the epoch is, every few seconds."""
+        """Logs how far the epoch is, every few seconds."""
         now = time.monotonic()
-        if now - self._said > _SECONDS_BETWEEN_LINES:
-            self._said = now
+        if now - self._last_line > _LOG_INTERVAL_S:
+            self._last_line = now
             speed = (batch + 1) / (now - self._started)
             self._log(
                 f"epoch {self._epoch}/{self._epochs}, step {batch + 1}/{self._steps}, "
@@ -65,13 +64,13 @@ class ShowProgress(keras.callbacks.Callback):
             )
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """Reports the epoch's duration and metrics."""
+        """Logs the epoch's duration and metrics."""
         seconds = time.monotonic() - self._started
         shown = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         self._log(f"epoch {epoch + 1}/{self._epochs}, {seconds:.1f} s, {shown}")
 
 
-class KeepState(keras.callbacks.Callback):
+class SaveCheckpoint(keras.callbacks.Callback):
     """After each epoch, saves the checkpoint and the best weights, logs metrics, may stop early.
 
     Args:
@@ -121,5 +120,5 @@ class KeepState(keras.callbacks.Callback):
 def has_ended(progress: Progress, config: TrainConfig) -> bool:
     """Whether all epochs are done, or early stopping applies."""
     done = len(progress.epochs)
-    late = config.patience and done and done - progress.best_epoch >= config.patience
-    return done >= config.epochs or bool(late)
+    stopped = config.patience and done and done - progress.best_epoch >= config.patience
+    return done >= config.epochs or bool(stopped)

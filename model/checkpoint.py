@@ -1,11 +1,11 @@
-"""Training state on disk, so that a killed training resumes after its last finished epoch."""
+"""Checkpoints of a training on disk: a killed training resumes after its last finished epoch."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from runtime.command_line import Log
 from runtime.errors import UserError
 from runtime.locks import lock
 
@@ -60,7 +61,7 @@ class Checkpoint:
         """
         best = self._best(progress)
         if progress.best_epoch == len(progress.epochs):
-            _write(best, [np.asarray(one) for one in model.weights], {})
+            _write(best, [np.asarray(weight) for weight in model.weights], {})
         arrays = [np.asarray(variable) for variable in _variables(model)]
         _write(self.folder / _STATE, arrays, vars(progress))
         for path in self.folder.glob("best-*.npz"):
@@ -103,13 +104,11 @@ class Checkpoint:
 
 
 @contextmanager
-def checkpoint(
-    state: str, key: str, log: Callable[[str], None] | None = None
-) -> Iterator[Checkpoint]:
+def checkpoint(state: str, key: str, log: Log | None = None) -> Iterator[Checkpoint]:
     """Yields the checkpoint of one training, locked against other processes.
 
     Args:
-        log: if given, a process that is running this training is waited for, and this is told so.
+        log: if given, the call waits for a process that runs this training, and logs that it does.
 
     Raises:
         UserError: the folder cannot be written, or another process is running this training.
@@ -135,7 +134,7 @@ def discard(state: str, key: str) -> None:
     """Removes the checkpoint of a training, if there is one, unless another process uses it."""
     folder = _folder(state, key)
     if folder.is_dir():
-        # What cannot be removed does no harm.
+        # A checkpoint that cannot be removed does no harm.
         with suppress(OSError), lock(folder / "lock", wait=False) as held:
             if held:
                 Checkpoint(folder).remove()
@@ -151,7 +150,7 @@ def _locked(folder: Path, *, wait: bool) -> Iterator[bool]:
     with ExitStack() as stack:
         while True:
             folder.mkdir(parents=True, exist_ok=True)
-            # A training that ends removes the folder, at any moment.
+            # A training that ends may remove the folder at any moment.
             with suppress(FileNotFoundError):
                 held = stack.enter_context(lock(folder / "lock", wait=wait))
                 break

@@ -1,34 +1,26 @@
-"""Whether one network is better than another: the rule by which the gate decides.
+"""The gate's rule: whether one network is better than another on a test split.
 
-Its input is the confusion matrix of each image of one test split.
+It takes the confusion matrix of each image.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
 from runtime.errors import UserError
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
-from schemas.stats import Float64Array, Int64Array
+from schemas.stats import Int64Array, iou_by_class
 
-_WATCHED = (
-    "Vehicles",
-    "Pedestrians",
-    "Pedestrian",
-    "Roads",
-    "Road",
-    "Car",
-    "car",
-    "person",
-    "road",
+_CRITICAL = (
+    *("Vehicles", "Car", "car"),
+    *("Pedestrians", "Pedestrian", "person"),
+    *("Roads", "Road", "road"),
 )
-"""Names of the classes that are critical by default, as taxonomies write them."""
+"""Classes that are critical by default, by their names in taxonomies."""
 
 _RESAMPLES = 2000
 _SEED = 0
@@ -64,9 +56,9 @@ class Decision(BaseModel):
             "",
             f"| | {champion or 'no champion'} | {challenger} |",
             "| --- | ---: | ---: |",
-            f"| mean IoU | {_shown(self.champion_mean_iou)} | {_shown(self.mean_iou)} |",
+            f"| mean IoU | {_format(self.champion_mean_iou)} | {_format(self.mean_iou)} |",
             *(
-                f"| IoU {name} | {_shown(before)} | {_shown(after)} |"
+                f"| IoU {name} | {_format(before)} | {_format(after)} |"
                 for name, (before, after) in self.critical.items()
             ),
             "",
@@ -87,8 +79,8 @@ def critical_classes(config: GateConfig, taxonomy: Taxonomy) -> list[int]:
             f"critical {','.join(unknown)!r}: expected classes of taxonomy {taxonomy.name}: "
             f"{', '.join(taxonomy.names)}"
         )
-    chosen = names or _WATCHED
-    return [label.id for label in taxonomy.classes if label.name in chosen]
+    critical = names or _CRITICAL
+    return [label.id for label in taxonomy.classes if label.name in critical]
 
 
 def decide(
@@ -100,11 +92,11 @@ def decide(
 ) -> Decision:
     """Compares two networks over the same images.
 
-    The interval is the percentile bootstrap over groups of images that belong together, such as
-    stretches of a drive, since the images of one resemble each other. It is paired: both networks
-    are summed over the same resample. Source: Efron and Tibshirani, "An Introduction to the
-    Bootstrap", 1993, chapter 13; for groups, Davison and Hinkley, "Bootstrap Methods and their
-    Application", 1997, section 3.8. If there is one group only, its images are drawn.
+    The interval is a percentile bootstrap, paired: both networks are summed over the same resample.
+    It draws groups of images that belong together, such as stretches of a drive, since the images
+    of one resemble each other; of a single group, it draws the images. Sources: Efron and
+    Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; for groups, Davison and
+    Hinkley, "Bootstrap Methods and their Application", 1997, section 3.8.
 
     Args:
         challenger, champion: confusion matrix of each image, int64 (images, classes, classes).
@@ -115,25 +107,23 @@ def decide(
     """
     ids = critical_classes(config, taxonomy)
     total = challenger.sum(axis=0)
-    after = _iou(total)
+    after = iou_by_class(total)
     mean = float(np.nanmean(after)) if total.any() else float("nan")
     count = len(set(groups))
     one_class = "the test split has fewer than two classes, so it tells nothing"
     too_few_classes = int((total.sum(axis=1) > 0).sum()) < 2
     if champion is None:
-        found = {taxonomy.names[i]: (None, _defined(after[i])) for i in ids}
-        enough = mean >= config.floor and not too_few_classes
-        said = "reaches" if mean >= config.floor else "is below"
-        reason = f"There is no champion; mean IoU {mean:.4f} {said} the floor of {config.floor}"
+        compared = "reaches" if mean >= config.floor else "is below"
+        reason = f"There is no champion; mean IoU {mean:.4f} {compared} the floor of {config.floor}"
         return Decision(
-            promoted=enough,
+            promoted=mean >= config.floor and not too_few_classes,
             reason=f"{reason}; {one_class}." if too_few_classes else f"{reason}.",
             mean_iou=mean,
             groups=count,
-            critical=dict(found),
+            critical={taxonomy.names[i]: (None, _defined(after[i])) for i in ids},
         )
 
-    before = _iou(champion.sum(axis=0))
+    before = iou_by_class(champion.sum(axis=0))
     mean_before = float(np.nanmean(before))
     critical = {taxonomy.names[i]: (_defined(before[i]), _defined(after[i])) for i in ids}
     low, high = _interval(
@@ -184,28 +174,20 @@ def _by_group(counts: Int64Array, groups: Sequence[str]) -> Int64Array:
 def _interval(
     challenger: Int64Array, champion: Int64Array, confidence: float
 ) -> tuple[float, float]:
-    drawn = len(challenger)
-    draws = np.random.default_rng(_SEED).multinomial(drawn, np.full(drawn, 1 / drawn), _RESAMPLES)
-    difference = [
-        np.nanmean(_iou(np.tensordot(draws, counts, axes=1)), axis=-1)
+    units = len(challenger)
+    draws = np.random.default_rng(_SEED).multinomial(units, np.full(units, 1 / units), _RESAMPLES)
+    new, old = (
+        np.nanmean(iou_by_class(np.tensordot(draws, counts, axes=1)), axis=-1)
         for counts in (challenger, champion)
-    ]
+    )
     tail = (1 - confidence) / 2
-    low, high = np.quantile(difference[0] - difference[1], [tail, 1 - tail])
+    low, high = np.quantile(new - old, [tail, 1 - tail])
     return float(low), float(high)
-
-
-def _iou(counts: npt.NDArray[Any]) -> Float64Array:
-    """IoU by class of matrices (…, classes, classes); NaN if a class does not occur."""
-    hits = np.diagonal(counts, axis1=-2, axis2=-1)
-    union = counts.sum(axis=-1) + counts.sum(axis=-2) - hits
-    with np.errstate(invalid="ignore"):
-        return np.asarray(hits / union, np.float64)
 
 
 def _defined(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
-def _shown(value: float | None) -> str:
+def _format(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"

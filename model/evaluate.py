@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.groups import groups_of
 from model.plan import Plan, plan
-from runtime.command_line import Parser, add_tracking_uri, run_main
+from runtime.command_line import Parser, add_tracking_uri, log, log_as, run_main
 from runtime.errors import UserError
 from runtime.log_filters import import_tensorflow
 from runtime.mlflow_store import outages_as_unavailable
@@ -25,19 +25,16 @@ from schemas.geometry import Geometry
 from schemas.layout import SPLITS
 
 if TYPE_CHECKING:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
     from model.evaluation import Evaluation
 
 _REPORT = "evaluation.md"
+_log = log_as("evaluate")
 
 
 @outages_as_unavailable()
 def run(
-    model: str,
-    dataset: str,
-    tracking_uri: str,
-    split: str = "test",
-    report: str | None = None,
+    model: str, dataset: str, tracking_uri: str, split: str = "test", report: str | None = None
 ) -> str:
     """Evaluates a version on a split of a dataset, or on all of it, unless that has been done.
 
@@ -60,20 +57,20 @@ def run(
     tracking.connect(tracking_uri)
     uri = registry.version_of(model)
     splits = SPLITS if split == "all" else (split,)
-    chosen = plan_of(uri, dataset, splits)
+    chosen = plan_for_version(uri, dataset, splits)
     manifest = chosen.manifest
     name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
-    if known := registry.find_evaluation(uri, name):
-        _log(f"nothing has changed: {known}")
+    if folder := registry.find_evaluation(uri, name):
+        _log(f"nothing has changed: {folder}")
     else:
-        images = sum(manifest.splits[one].records for one in splits)
+        images = sum(manifest.splits[part].records for part in splits)
         _log(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")
-        known = _evaluate(uri, chosen, splits, name)
-    text = registry.text_of(known, _REPORT)
-    print(text, file=sys.stderr, flush=True)
+        folder = _evaluate(uri, chosen, splits, name)
+    text = registry.read_run_file(folder, _REPORT)
+    log(text)
     if report:
         Path(report).write_text(text, encoding="utf-8")
-    return known
+    return folder
 
 
 def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
@@ -82,23 +79,23 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
 
     network, source, found = evaluate_version(uri, chosen, splits)
 
-    from model import pictures
-    from model.evaluation import draw_examples, with_frames
+    from model import reports
+    from model.evaluation import draw_examples, with_frame_metrics
 
-    found = with_frames(found, network, source, _log, *splits)
+    found = with_frame_metrics(found, network, source, _log, *splits)
     groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
-    report = pictures.evaluation_report(uri, chosen.manifest, found, splits, groups)
+    report = reports.evaluation_report(uri, chosen.manifest, found, splits, groups)
     with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:
         folder = Path(scratch)
         (folder / _REPORT).write_text(report, encoding="utf-8")
-        pictures.write_class_table(found, folder / "classes.csv")
-        pictures.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
+        reports.write_class_table(found, folder / "classes.csv")
+        reports.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
         draw_examples(network, source, found, *splits).save(folder / "examples.png")
         return registry.log_evaluation(uri, name, found.metrics(""), folder)
 
 
-def plan_of(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
-    """The plan by which a version was trained, with another dataset.
+def plan_for_version(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
+    """The training plan of a version, with another dataset.
 
     Args:
         needed: splits that must have records.
@@ -108,7 +105,7 @@ def plan_of(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
     """
     from model import registry
 
-    # Its initial weights may no longer exist.
+    # The initial weights may no longer exist.
     trained_with = TrainConfig(**registry.train_config(uri) | {"start_from": ""})
     chosen = plan(dataset, trained_with, needed)
     own = Taxonomy.model_validate(registry.metadata(uri)["taxonomy"])
@@ -122,7 +119,7 @@ def plan_of(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
 
 def evaluate_version(
     uri: str, chosen: Plan, splits: Sequence[str]
-) -> tuple[Any, Input, Evaluation]:
+) -> tuple[Any, DatasetInput, Evaluation]:
     """Loads a version's network and evaluates it on splits of a plan's dataset.
 
     Returns:
@@ -133,14 +130,14 @@ def evaluate_version(
     import_tensorflow()
     import keras
 
-    from model.dataset import Input, damage_is_named
+    from model.dataset import DatasetInput, damaged_shards_as_user_errors
     from model.evaluation import evaluate
 
     facts = registry.metadata(uri)
     with registry.keras_file(uri) as path:
         network = keras.saving.load_model(path, compile=False, safe_mode=True)
-    source = Input(chosen, Geometry.model_validate(facts["geometry"]))
-    with damage_is_named(chosen):
+    source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]))
+    with damaged_shards_as_user_errors(chosen):
         return network, source, evaluate(network, source, chosen.taxonomy, *splits)
 
 
@@ -157,10 +154,6 @@ def main(arguments: Sequence[str]) -> str:
     add_tracking_uri(parser)
     args = parser.parse_args(arguments)
     return run(args.model, args.dataset, args.tracking_uri, args.split, args.report)
-
-
-def _log(text: str) -> None:
-    print(f"evaluate: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

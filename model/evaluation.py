@@ -1,8 +1,8 @@
-"""Evaluation of a network on splits: metrics over all images and for each image."""
+"""Evaluates a network on splits: confusion matrices, metrics, examples, a profile for drift."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -11,15 +11,16 @@ import numpy as np
 
 from images.panels import PanelRow, error_map, panel
 from images.png import resize_image, resize_nearest
-from model.dataset import Input
+from model.dataset import DatasetInput
 from model.frames import FramesMissingError, frames
+from runtime.command_line import Log
 from runtime.errors import UnavailableError
 from schemas.challenge import challenge_score, has_challenge_classes, without_hood
 from schemas.classes import VOID, Taxonomy, UInt8Array
 from schemas.drift import Profile
 from schemas.stats import ConfusionMatrix, Int64Array
 
-_EXAMPLES_OF_A_KIND = 2
+_EXAMPLES_PER_KIND = 2
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Evaluation:
 
     Attributes:
         counts: confusion matrix of each image, int64 (images, classes, classes).
-        hoodless: confusion matrix without vehicle pixels of the hood, for the challenge's score.
+        challenge_matrix: confusion matrix for the challenge's score, without vehicles on the hood.
         cross_entropy: mean over all pixels that are not void.
         frames: confusion matrix over all images at their own size, with predictions scaled up as
             ``beam.infer`` does; None if it is not known.
@@ -36,7 +37,7 @@ class Evaluation:
 
     taxonomy: Taxonomy
     counts: Int64Array
-    hoodless: ConfusionMatrix
+    challenge_matrix: ConfusionMatrix
     cross_entropy: float
     frames: ConfusionMatrix | None = None
 
@@ -47,16 +48,16 @@ class Evaluation:
 
     def metrics(self, prefix: str = "test_") -> dict[str, float]:
         """The metrics logged to MLflow; with the challenge's if the taxonomy has its classes."""
-        figures = {"loss": self.cross_entropy, **_shares(self.matrix)}
+        figures = {"loss": self.cross_entropy, **_summary(self.matrix)}
         if has_challenge_classes(self.taxonomy):
-            figures |= challenge_score(self.hoodless, self.taxonomy)
+            figures |= challenge_score(self.challenge_matrix, self.taxonomy)
         if self.frames:
-            at_frame_size = _shares(self.frames)
+            at_frame_size = _summary(self.frames)
             figures |= {f"frame_{name}": value for name, value in at_frame_size.items()}
         return {f"{prefix}{name}": value for name, value in figures.items()}
 
 
-def _shares(matrix: ConfusionMatrix) -> dict[str, float]:
+def _summary(matrix: ConfusionMatrix) -> dict[str, float]:
     return {
         "pixel_accuracy": matrix.pixel_accuracy(),
         "mean_iou": matrix.mean_iou(),
@@ -64,8 +65,8 @@ def _shares(matrix: ConfusionMatrix) -> dict[str, float]:
     }
 
 
-def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Evaluation:
-    """Predicts every image of the splits once."""
+def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str) -> Evaluation:
+    """Predicts every image of the splits once and compares it with its mask."""
     import keras
 
     from model.losses import class_logits
@@ -75,35 +76,35 @@ def evaluate(model: Any, source: Input, taxonomy: Taxonomy, *splits: str) -> Eva
     loss_of = keras.losses.SparseCategoricalCrossentropy(
         from_logits=True, ignore_class=VOID, reduction="sum"
     )
-    height, width = source.manifest.config.height, source.manifest.config.width
     counts = []
-    hoodless = ConfusionMatrix.zero(classes)
+    challenge_matrix = ConfusionMatrix.zero(classes)
     loss = 0.0
     for images, masks in chain.from_iterable(map(source.evaluation, splits)):
-        # Crops the padding to the network's size.
-        logits = class_logits(model(images, training=False))[:, :height, :width]
-        loss += float(loss_of(masks[:, :height, :width], logits))
-        predicted = np.argmax(logits, axis=-1).astype(np.uint8)
-        for true, found in zip(masks.numpy()[:, :height, :width, 0], predicted, strict=True):
-            counts.append(ConfusionMatrix.of(true, found, classes).counts)
+        # Without the padding.
+        logits = class_logits(model(images, training=False))[:, : source.height, : source.width]
+        truths = masks[:, : source.height, : source.width]
+        loss += float(loss_of(truths, logits))
+        predictions = np.argmax(logits, axis=-1).astype(np.uint8)
+        for truth, predicted in zip(truths.numpy()[..., 0], predictions, strict=True):
+            counts.append(ConfusionMatrix.of(truth, predicted, classes).counts)
             if scored:
-                hoodless += ConfusionMatrix.of(without_hood(true, taxonomy), found, classes)
+                scored_truth = without_hood(truth, taxonomy)
+                challenge_matrix += ConfusionMatrix.of(scored_truth, predicted, classes)
     stacked = np.stack(counts)
-    return Evaluation(taxonomy, stacked, hoodless, loss / max(1, int(stacked.sum())))
+    return Evaluation(taxonomy, stacked, challenge_matrix, loss / max(1, int(stacked.sum())))
 
 
-def profile(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Profile:
-    """What the network predicts for a split, for later predictions to be compared with."""
+def prediction_profile(model: Any, source: DatasetInput, taxonomy: Taxonomy, split: str) -> Profile:
+    """The network's predictions on a split, with which later ones are compared for drift."""
     from model.losses import class_logits
 
-    height, width = source.manifest.config.height, source.manifest.config.width
     pixels = np.zeros(len(taxonomy), np.int64)
     confidence, count = 0.0, 0
     for images, _ in source.evaluation(split):
         logits = np.asarray(class_logits(model(images, training=False)), np.float32)
-        logits = logits[:, :height, :width]
+        logits = logits[:, : source.height, : source.width]
         pixels += np.bincount(np.argmax(logits, axis=-1).ravel(), minlength=len(taxonomy))
-        # The probability of the likeliest class: its own exponential is 1.
+        # The probability of the likeliest class, whose own exponential is 1.
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         confidence += float((1 / exponentials.sum(axis=-1)).sum(dtype=np.float64))
         count += len(logits)
@@ -114,15 +115,11 @@ def profile(model: Any, source: Input, taxonomy: Taxonomy, split: str) -> Profil
     )
 
 
-def with_frames(
-    found: Evaluation, model: Any, source: Input, log: Callable[[str], None], *splits: str
+def with_frame_metrics(
+    evaluation: Evaluation, model: Any, source: DatasetInput, log: Log, *splits: str
 ) -> Evaluation:
-    """Adds the results at the images' own size, unless the files they were made of are gone.
-
-    Args:
-        log: takes a line that says why there are none.
-    """
-    classes = len(found.taxonomy)
+    """Adds the results at the images' own size, or logs why the source files cannot be read."""
+    classes = len(evaluation.taxonomy)
     matrix = ConfusionMatrix.zero(classes)
     config = source.manifest.config
     try:
@@ -131,28 +128,28 @@ def with_frames(
         ):
             image = resize_image(frame.image, config.height, config.width, config.resize)
             predicted = resize_nearest(predict(model, source, image), *frame.truth.shape)
-            matrix += ConfusionMatrix.of(source.table[frame.truth], predicted, classes)
+            matrix += ConfusionMatrix.of(source.class_table[frame.truth], predicted, classes)
     except (FramesMissingError, UnavailableError) as error:
         log(f"no figures at the frames' own size: {error}")
-        return found
-    return replace(found, frames=matrix)
+        return evaluation
+    return replace(evaluation, frames=matrix)
 
 
-def draw_examples(model: Any, source: Input, evaluation: Evaluation, *splits: str) -> Any:
+def draw_examples(model: Any, source: DatasetInput, evaluation: Evaluation, *splits: str) -> Any:
     """A sheet of the best, median and worst images: input, truth, prediction, errors."""
-    scores = np.array([ConfusionMatrix(one).mean_iou() for one in evaluation.counts])
+    scores = np.array([ConfusionMatrix(counts).mean_iou() for counts in evaluation.counts])
     order = np.argsort(-scores, kind="stable")
     kinds = {
-        "best": order[:_EXAMPLES_OF_A_KIND],
-        "median": order[len(order) // 2 :][:_EXAMPLES_OF_A_KIND],
-        "worst": order[-_EXAMPLES_OF_A_KIND:],
+        "best": order[:_EXAMPLES_PER_KIND],
+        "median": order[len(order) // 2 :][:_EXAMPLES_PER_KIND],
+        "worst": order[-_EXAMPLES_PER_KIND:],
     }
-    wanted = {int(index): kind for kind, some in kinds.items() for index in some}
+    kind_of = {int(index): kind for kind, indices in kinds.items() for index in indices}
     pairs = enumerate(chain.from_iterable(map(source.pairs, splits)))
-    found = {index: pair for index, pair in pairs if index in wanted}
+    examples = {index: pair for index, pair in pairs if index in kind_of}
     rows = []
-    for index, kind in wanted.items():
-        image, truth = found[index]
+    for index, kind in kind_of.items():
+        image, truth = examples[index]
         predicted = predict(model, source, image)
         caption = f"{kind}   mean IoU {scores[index]:.3f}"
         rows.append(
@@ -161,7 +158,7 @@ def draw_examples(model: Any, source: Input, evaluation: Evaluation, *splits: st
     return panel(rows, ("input", "truth", "prediction", "errors"), evaluation.taxonomy, width=240)
 
 
-def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
+def predict(model: Any, source: DatasetInput, image: UInt8Array) -> UInt8Array:
     """Predicted class ids (height, width) of one image (height, width, 3)."""
     from model.losses import class_logits
 
@@ -173,14 +170,8 @@ def predict(model: Any, source: Input, image: UInt8Array) -> UInt8Array:
 
 def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:
     """Yields true pixels, IoU, precision and recall of each class; NaN if undefined."""
-    for label, pixels, iou, precision, recall in zip(
-        taxonomy.classes,
-        matrix.true_pixels,
-        matrix.iou(),
-        matrix.precision(),
-        matrix.recall(),
-        strict=True,
-    ):
+    figures = (matrix.true_pixels, matrix.iou(), matrix.precision(), matrix.recall())
+    for label, pixels, iou, precision, recall in zip(taxonomy.classes, *figures, strict=True):
         yield {
             "class_id": label.id,
             "class_name": label.name,

@@ -1,4 +1,4 @@
-"""A network as an OpenVINO graph: ``python -m model.export --model FILE.keras --output FOLDER``.
+"""Exports to OpenVINO: ``python -m model.export --model FILE.keras --output FOLDER``.
 
 CPUs predict with the graph: OpenVINO starts in a fraction of TensorFlow's time and memory.
 The last line of standard output is the graph's path.
@@ -57,7 +57,14 @@ def export_openvino(keras_file: Path, folder: Path) -> Path:
 
 
 def load_in_float32(keras_file: Path) -> Any:
-    """Loads a network in Keras's safe mode; it computes in float32 whatever it was trained in.
+    """Loads a network that computes in float32 whatever it was trained in; see ``load_network``."""
+    network = load_network(keras_file)
+    _compute_in_float32(network)
+    return network
+
+
+def load_network(keras_file: Path) -> Any:
+    """Loads a network in Keras's safe mode.
 
     Raises:
         UserError: the file cannot be read.
@@ -66,14 +73,12 @@ def load_in_float32(keras_file: Path) -> Any:
     import keras
 
     try:
-        network = keras.saving.load_model(keras_file, compile=False, safe_mode=True)
+        return keras.saving.load_model(keras_file, compile=False, safe_mode=True)
     except Exception as error:
         # Keras raises many exception types on files that are not its own.
         raise UserError(
             f"model file {str(keras_file)!r} cannot be loaded: {first_line(error)}"
         ) from error
-    _compute_in_float32(network)
-    return network
 
 
 def _compute_in_float32(network: Any) -> None:
@@ -85,8 +90,7 @@ def _compute_in_float32(network: Any) -> None:
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the graph's path."""
     parser = Parser(
-        prog="python -m model.export",
-        description="Writes a .keras file as an OpenVINO graph.",
+        prog="python -m model.export", description="Writes a .keras file as an OpenVINO graph."
     )
     parser.add_argument("--model", required=True, help="a .keras file")
     parser.add_argument("--output", required=True, help="folder of the graph")

@@ -8,15 +8,23 @@ from typing import Any
 
 import keras
 
-from model.callbacks import BadLossError, KeepState, Log, ShowProgress, StopOnBadLoss, has_ended
+from model.callbacks import (
+    LogProgress,
+    NonFiniteLossError,
+    SaveCheckpoint,
+    StopOnNonFiniteLoss,
+    has_ended,
+)
 from model.checkpoint import Checkpoint, Progress
-from model.dataset import Input
-from model.hardware import prepare, training_scope
+from model.dataset import DatasetInput
+from model.export import load_network
+from model.hardware import seed_everything, training_scope
 from model.losses import SegmentationLoss
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
-from model.unet import build, take_encoder_weights
-from runtime.errors import UserError, first_line
+from model.unet import build, load_encoder_weights
+from runtime.command_line import Log
+from runtime.errors import UserError
 
 
 def fit(
@@ -40,15 +48,15 @@ def fit(
         UserError: the loss is not finite, or the initial weights do not fit.
     """
     config = plan.config
-    prepare(config)
-    source = Input(plan)
+    seed_everything(config)
+    source = DatasetInput(plan)
     steps = source.steps("train")
     with training_scope(config):
         model = build(config, len(plan.taxonomy))
         if start is not None:
-            take_weights(model, start)
+            copy_weights(model, start)
         elif checkpoint.is_new:
-            take_encoder_weights(model, config)
+            load_encoder_weights(model, config)
         model.compile(
             optimizer=optimizer(plan, steps * config.epochs),
             loss=SegmentationLoss(
@@ -64,9 +72,23 @@ def fit(
         if progress.epochs:
             log(f"going on after epoch {len(progress.epochs)}, from {checkpoint.folder}")
         if not has_ended(progress, config):
+            done = len(progress.epochs)
             try:
-                _run_epochs(model, source, progress, checkpoint, log_epochs, log)
-            except BadLossError as error:
+                model.fit(
+                    source.training(done),
+                    steps_per_epoch=steps,
+                    initial_epoch=done,
+                    epochs=config.epochs,
+                    validation_data=source.validation(),
+                    shuffle=False,
+                    verbose=0,
+                    callbacks=[
+                        StopOnNonFiniteLoss(),
+                        LogProgress(config, steps, log),
+                        SaveCheckpoint(config, progress, checkpoint, log_epochs),
+                    ],
+                )
+            except NonFiniteLossError as error:
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
 
     final = build(config, len(plan.taxonomy))
@@ -77,7 +99,7 @@ def fit(
 def optimizer(plan: Plan, steps: int) -> keras.optimizers.Optimizer:
     """Adam with the configured schedule over ``steps`` steps.
 
-    Cosine decay to 0: Loshchilov and Hutter, "SGDR", 2017, without restarts; the warm-up is
+    Cosine decay to 0 without restarts, from Loshchilov and Hutter, "SGDR", 2017; the warm-up is
     linear from 0.
     """
     config = plan.config
@@ -95,21 +117,15 @@ def optimizer(plan: Plan, steps: int) -> keras.optimizers.Optimizer:
     return keras.optimizers.Adam(rate, global_clipnorm=config.clip_norm or None)
 
 
-def take_weights(model: keras.Model, path: Path) -> None:
+def copy_weights(model: keras.Model, path: Path) -> None:
     """Copies the weights of a ``.keras`` file.
 
     Raises:
         UserError: the file cannot be read, or its architecture or number of classes differs.
     """
-    try:
-        weights = keras.saving.load_model(path, compile=False, safe_mode=True).get_weights()
-    except Exception as error:
-        # Keras raises many exception types on files that are not its own.
-        raise UserError(
-            f"model file {str(path)!r} cannot be loaded: {first_line(error)}"
-        ) from error
-    expected = [tuple(one.shape) for one in model.weights]
-    found = [one.shape for one in weights]
+    weights = load_network(path).get_weights()
+    expected = [tuple(weight.shape) for weight in model.weights]
+    found = [weight.shape for weight in weights]
     if expected != found:
         first = next(
             (pair for pair in zip(expected, found, strict=False) if pair[0] != pair[1]),
@@ -123,35 +139,10 @@ def take_weights(model: keras.Model, path: Path) -> None:
     model.set_weights(weights)
 
 
-def _run_epochs(
-    model: keras.Model,
-    source: Input,
-    progress: Progress,
-    checkpoint: Checkpoint,
-    log_epochs: Callable[[list[dict[str, float]]], None],
-    log: Log,
-) -> None:
-    config = source.config
-    steps = source.steps("train")
-    done = len(progress.epochs)
-    model.fit(
-        source.training(done),
-        steps_per_epoch=steps,
-        initial_epoch=done,
-        epochs=config.epochs,
-        validation_data=source.validation(),
-        shuffle=False,
-        verbose=0,
-        callbacks=[
-            StopOnBadLoss(),
-            ShowProgress(config, steps, log),
-            KeepState(config, progress, checkpoint, log_epochs),
-        ],
-    )
-
-
-def _explain(error: BadLossError, plan: Plan, progress: Progress, checkpoint: Checkpoint) -> str:
-    """Saves the last good weights; says what happened and where they are."""
+def _explain(
+    error: NonFiniteLossError, plan: Plan, progress: Progress, checkpoint: Checkpoint
+) -> str:
+    """Saves the best weights so far; returns a message that names their file."""
     kept = "no epoch was finished"
     if progress.epochs:
         network = build(plan.config, len(plan.taxonomy))

@@ -1,4 +1,4 @@
-"""A dataset's images and masks at their own size, read from the files that it was made of."""
+"""Reads a dataset's images and masks at their original size, from its source files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Frame(NamedTuple):
 
 
 class FramesMissingError(UserError):
-    """The files that a dataset was made of are not what they were, or not there."""
+    """The source files of a dataset are missing or have changed."""
 
 
 def frames(folder: str, manifest: Manifest, split: str) -> Iterator[Frame]:
-    """Yields the images of a split as they were before they were resized, ordered by id.
+    """Yields the images of a split as they were before resizing, ordered by id.
 
     Args:
         folder: folder or URI of the published dataset.
@@ -42,7 +42,7 @@ def frames(folder: str, manifest: Manifest, split: str) -> Iterator[Frame]:
         mask_bytes = _unchanged(manifest, row["mask_path"], row["mask_sha256"])
         try:
             image = png.read_image(image_bytes, manifest.config)
-            truth = masks.read_mask_of(mask_bytes, image, manifest.taxonomy, manifest.config)
+            truth = masks.read_mask_for(mask_bytes, image, manifest.taxonomy, manifest.config)
         except RejectError as error:
             # An earlier version of the project may have accepted it.
             raise FramesMissingError(f"{row['id']}: {error.message}") from error

@@ -1,4 +1,4 @@
-"""The gate: decides whether a new version replaces the champion, and rolls back.
+"""The promotion gate: decides whether a new version becomes champion, and rolls back.
 
 ``python -m model.gate --model models:/lyft-unet/3 --dataset DIR`` decides again;
 ``python -m model.gate --rollback lyft-unet`` gives the alias back to the previous champion.
@@ -7,13 +7,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from model.decision import Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
-from model.recorded import CHALLENGER
-from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
+from model.version_tags import CHALLENGER
+from runtime.command_line import (
+    Log,
+    Parser,
+    add_config,
+    add_tracking_uri,
+    config_from,
+    log_as,
+    run_main,
+)
 from runtime.errors import UserError
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
@@ -21,20 +29,20 @@ from schemas.config import GateConfig
 from schemas.layout import SPLITS
 from schemas.stats import Int64Array
 
-Log = Callable[[str], None]
+_log = log_as("gate")
 
 
 class NotPromotedError(UserError):
     """The gate did not promote a version, and there is no champion to predict with."""
 
 
-def judge(
+def run_gate(
     uri: str, plan: Plan, config: GateConfig, log: Log, counts: Int64Array | None = None
 ) -> str:
     """Decides on a registered version, moves the aliases and logs the decision.
 
-    Evaluation takes minutes, and another training may end meanwhile. If the champion has changed
-    by then, the decision is made again.
+    Evaluation takes minutes, in which another training may end. If the champion has changed by
+    then, the decision is made again.
 
     Args:
         plan: the version's configuration, and the dataset on whose test split both networks are
@@ -42,7 +50,7 @@ def judge(
         counts: confusion matrix of each test image, if the version was evaluated before.
 
     Returns:
-        URI of the version to predict with: this one, or the champion that it did not beat.
+        URI of the version to predict with: this one, or the champion if that stays.
 
     Raises:
         NotPromotedError: the version was not promoted and there is no champion.
@@ -55,13 +63,13 @@ def judge(
         return uri
     registry.set_alias(uri, CHALLENGER)
     while True:
-        if config.promote == "gate" and (reason := registry.refused_before(uri, champion, config)):
+        if config.promote == "gate" and (reason := registry.earlier_refusal(uri, champion, config)):
             log(f"not promoted: {reason}")
             return _champion_or_error(uri, champion, reason)
         if counts is None:
             counts = _counts(uri, plan)
         decision = _decide_on(uri, champion, plan, config, log, counts)
-        if registry.conclude(uri, champion, decision, config):
+        if registry.record_decision(uri, champion, decision, config):
             break
         champion = registry.champion(name)
         if champion == uri:
@@ -71,20 +79,20 @@ def judge(
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
-def foresee(uri: str, name: str, config: GateConfig) -> str | None:
-    """What ``judge`` would return for a version of ``name``, or None if it would have to evaluate.
+def outcome_if_known(uri: str, name: str, config: GateConfig) -> str | None:
+    """What ``run_gate`` would return for a version of ``name``; None if it would have to evaluate.
 
-    Changes nothing.
+    Reads only.
 
     Raises:
-        NotPromotedError: as ``judge``.
+        NotPromotedError: as ``run_gate``.
     """
     from model import registry
 
     champion = registry.champion(name)
     if config.promote != "gate" or champion == uri:
         return uri
-    reason = registry.refused_before(uri, champion, config)
+    reason = registry.earlier_refusal(uri, champion, config)
     return _champion_or_error(uri, champion, reason) if reason else None
 
 
@@ -114,9 +122,9 @@ def main(arguments: Sequence[str]) -> str:
         prog="python -m model.gate",
         description="Decides whether a version becomes champion, or rolls back.",
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", help="models:/<name>/<version> or @<alias> to decide on")
-    what.add_argument("--rollback", metavar="NAME", help="give the alias to the champion before")
+    action = parser.add_mutually_exclusive_group(required=True)
+    action.add_argument("--model", help="models:/<name>/<version> or @<alias> to decide on")
+    action.add_argument("--rollback", metavar="NAME", help="give the alias to the champion before")
     parser.add_argument("--dataset", help="folder whose test split decides")
     add_tracking_uri(parser)
     add_config(parser, GateConfig)
@@ -129,29 +137,24 @@ def main(arguments: Sequence[str]) -> str:
         return registry.rollback(args.rollback)
     if not args.dataset:
         raise UserError("expected --dataset, whose test split decides")
-    from model.evaluate import plan_of
+    from model.evaluate import plan_for_version
 
     uri = registry.version_of(args.model)
-    chosen = plan_of(uri, args.dataset, SPLITS)
+    chosen = plan_for_version(uri, args.dataset, SPLITS)
     critical_classes(config, chosen.taxonomy)
     if config.promote == "gate":
         check_champion(chosen.config.model_name, chosen.taxonomy)
-    return judge(uri, chosen, config, _log)
+    return run_gate(uri, chosen, config, _log)
 
 
 def _decide_on(
-    uri: str,
-    champion: str | None,
-    plan: Plan,
-    config: GateConfig,
-    log: Log,
-    challenger: Int64Array,
+    uri: str, champion: str | None, plan: Plan, config: GateConfig, log: Log, challenger: Int64Array
 ) -> Decision:
     groups = groups_of(plan.folder, "test")
     if config.promote == "always":
-        regardless = decide(challenger, None, plan.taxonomy, config, groups)
+        decision = decide(challenger, None, plan.taxonomy, config, groups)
         reason = "Promoted regardless, as asked for."
-        return regardless.model_copy(update={"promoted": True, "reason": reason})
+        return decision.model_copy(update={"promoted": True, "reason": reason})
     from model import registry
 
     if champion is not None and registry.is_damaged(champion):
@@ -176,10 +179,6 @@ def _counts(uri: str, plan: Plan) -> Int64Array:
     from model.evaluate import evaluate_version
 
     return evaluate_version(uri, plan, ["test"])[2].counts
-
-
-def _log(text: str) -> None:
-    print(f"gate: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

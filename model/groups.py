@@ -1,4 +1,4 @@
-"""Which images of a dataset's split belong together."""
+"""Groups of a split's images that belong together, such as stretches of a drive."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.layout import SOURCES
 def groups_of(folder: str, split: str) -> list[str]:
     """The group of each record of a split, in the order of its shards.
 
-    In a dataset of an earlier version, which knows no groups, each image is one.
+    Datasets of earlier versions have no groups: each image is its own.
 
     Args:
         folder: folder or URI of a published dataset.

@@ -10,7 +10,7 @@ from runtime.processor import has_fast_bfloat16
 from schemas.config import TrainConfig
 
 
-def prepare(config: TrainConfig) -> None:
+def seed_everything(config: TrainConfig) -> None:
     """Seeds every generator and, if configured, makes every operation deterministic."""
     import keras
     import tensorflow as tf
@@ -23,32 +23,29 @@ def prepare(config: TrainConfig) -> None:
 @contextlib.contextmanager
 def training_scope(config: TrainConfig) -> Iterator[None]:
     """Scope in which to build a network for training: all GPUs, the chosen precision."""
-    import keras
     import tensorflow as tf
 
     devices = training_devices()
-    many = tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else None
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(precision(config, _capabilities()))
-    try:
-        with many or contextlib.nullcontext():
-            yield
-    finally:
-        keras.config.set_dtype_policy(before)
+    strategy = tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else None
+    with _dtype_policy(precision(config, _capabilities())), strategy or contextlib.nullcontext():
+        yield
+
+
+def encoder_scope() -> contextlib.AbstractContextManager[None]:
+    """Scope in which to build an encoder: in float32 if the CPU trains.
+
+    There, its depthwise convolutions take half as long again in bfloat16, while the other
+    convolutions of a network take less time.
+    """
+    return contextlib.nullcontext() if training_devices() else _dtype_policy("float32")
 
 
 @contextlib.contextmanager
-def encoder_scope() -> Iterator[None]:
-    """Scope in which to build an encoder: in float32 if the CPU trains.
-
-    Its depthwise convolutions take half as long again in bfloat16 there, while the others of a
-    network take less.
-    """
+def _dtype_policy(policy: str) -> Iterator[None]:
     import keras
 
     before = keras.config.dtype_policy()
-    if not training_devices():
-        keras.config.set_dtype_policy("float32")
+    keras.config.set_dtype_policy(policy)
     try:
         yield
     finally:
@@ -86,4 +83,4 @@ def _capabilities() -> list[tuple[int, int]]:
         tf.config.experimental.get_device_details(gpu)
         for gpu in tf.config.list_physical_devices("GPU")
     ]
-    return [tuple(one.get("compute_capability", (0, 0))) for one in details]
+    return [tuple(gpu.get("compute_capability", (0, 0))) for gpu in details]

@@ -1,4 +1,4 @@
-"""The training loss: cross-entropy plus the term that a configuration adds."""
+"""The training loss: cross-entropy, plus Dice, Tversky or focal loss if configured."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def class_logits(logits: Any) -> Any:
 
 
 class SegmentationLoss(keras.losses.Loss):
-    """Sparse cross-entropy over the pixels that are not void, plus one further loss.
+    """Sparse cross-entropy over the pixels that are not void, plus an extra loss.
 
     Truth is (batch, height, width, 1) of class ids, 255 for void; prediction is logits (batch,
     height, width, classes) or, for two classes, (batch, height, width, 1).
@@ -40,9 +40,9 @@ class SegmentationLoss(keras.losses.Loss):
     Args:
         class_weights: weight of each class's pixels in the cross-entropy; the sum is divided by
             the weights' sum, so that the scale of the loss does not change.
-        extra: the further loss. ``dice`` and ``tversky`` are computed over the batch and averaged
+        extra: the extra loss. ``dice`` and ``tversky`` are computed over the batch and averaged
             over the classes in its truth; ``focal`` is cross-entropy weighted by (1 - p)**2.
-        extra_weight: factor of the further loss.
+        extra_weight: factor of the extra loss.
     """
 
     def __init__(
@@ -68,16 +68,16 @@ class SegmentationLoss(keras.losses.Loss):
         truth = ops.where(truth == VOID, 0, truth)
 
         log_p = ops.log_softmax(logits, axis=-1)
-        of_truth = ops.take_along_axis(log_p, ops.expand_dims(truth, -1), axis=-1)[..., 0]
+        log_p_truth = ops.take_along_axis(log_p, ops.expand_dims(truth, -1), axis=-1)[..., 0]
         weights = known
         if self.class_weights is not None:
             weights *= ops.take(ops.convert_to_tensor(self.class_weights, "float32"), truth)
         # Normalised over the batch: a mostly void image counts by its few remaining pixels.
         total = ops.maximum(ops.mean(ops.sum(weights, axis=-1)), 1e-6)
-        loss = -ops.sum(weights * of_truth, axis=-1) / total
+        loss = -ops.sum(weights * log_p_truth, axis=-1) / total
         if self.extra == "focal":
-            focus = (1 - ops.exp(of_truth)) ** _FOCAL_GAMMA
-            loss -= self.extra_weight * ops.sum(weights * focus * of_truth, axis=-1) / total
+            focus = (1 - ops.exp(log_p_truth)) ** _FOCAL_GAMMA
+            loss -= self.extra_weight * ops.sum(weights * focus * log_p_truth, axis=-1) / total
         elif self.extra != "none":
             loss += self.extra_weight * self._overlap_loss(ops.exp(log_p), truth, known)
         return loss

@@ -1,4 +1,4 @@
-"""Training metrics from one running confusion matrix."""
+"""Keras metric of pixel accuracy and mean IoU, from one running confusion matrix."""
 
 from __future__ import annotations
 

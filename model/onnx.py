@@ -1,8 +1,8 @@
-"""A registered model as an ONNX file: ``python -m model.onnx --model URI --output FILE``.
+"""Exports a registered model to ONNX: ``python -m model.onnx --model URI --output FILE``.
 
-Other programs predict with it, without TensorFlow and without this project: the file says itself
-what its input and output are, and what the classes are called. Before it is published, ONNX Runtime
-runs it, and the result is compared with Keras's. The last line of standard output is its place.
+Other programs predict with the file, without TensorFlow and without this project: it describes its
+input, output and classes. Before it is published, its result in ONNX Runtime is compared with
+Keras's. The last line of standard output is the file's path or URI.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from model.export import load_in_float32
-from runtime.command_line import Parser, add_tracking_uri, run_main
+from runtime.command_line import Parser, add_tracking_uri, log, run_main
 from runtime.errors import UserError, first_line
 from runtime.mlflow_store import outages_as_unavailable
 from runtime.storage import absolute, file_sha256, is_remote, writing
@@ -40,11 +40,11 @@ def run(model: str, output: str, tracking_uri: str) -> str:
 
     Args:
         model: ``models:/<name>/<version>`` or ``models:/<name>@<alias>``.
-        output: path or URI of the file; one that is there is replaced.
+        output: path or URI of the file; an existing file is replaced.
         tracking_uri: MLflow's store or server.
 
     Returns:
-        Place of the file.
+        Absolute path or URI of the file.
 
     Raises:
         UserError: packages are missing, there is no such model, ONNX lacks a part of it, or the
@@ -69,7 +69,7 @@ def run(model: str, output: str, tracking_uri: str) -> str:
     except ValueError as error:
         raise UserError(f"model {uri!r} cannot be exported to ONNX: {error}") from error
     describe(graph, facts)
-    with _whole(place) as file:
+    with _writing_atomically(place) as file:
         file.write_bytes(graph.SerializeToString())
         try:
             compare(file, network, geometry, (facts["height"], facts["width"]))
@@ -82,7 +82,7 @@ def run(model: str, output: str, tracking_uri: str) -> str:
 
 
 def convert(network: Any) -> Any:
-    """A network as an ONNX model, whose normalisation and class ids are parts of the graph.
+    """Converts a network to ONNX; normalisation and class ids are parts of the graph.
 
     Args:
         network: from RGB, 0 to 255, to logits, in float32.
@@ -107,8 +107,8 @@ def convert(network: Any) -> Any:
     traced = tf.function(predict, autograph=False)
     signature = [tf.TensorSpec((None, None, None, 3), tf.uint8, name="image")]
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
-    # Keras compiles grouped convolutions by XLA, in functions of their own, which tf2onnx does not
-    # look into; those that are run eagerly become part of the graph.
+    # Keras wraps grouped convolutions in functions of their own, which tf2onnx does not look into.
+    # Run eagerly, they become part of the graph.
     tf.config.run_functions_eagerly(True)
     try:
         captured = traced.get_concrete_function(*signature).graph.captures
@@ -136,12 +136,12 @@ def _erfc(context: Any, node: Any, name: str, _: Any) -> None:
 
 
 def _keep_constants(graph: Any, captured: Any) -> None:
-    """Stores in the graph the values of the constants that tf2onnx has made inputs of it."""
+    """Turns the graph's inputs that tf2onnx has made of constants back into constants."""
     from onnx import numpy_helper
 
     values = {inner.name: outer for outer, inner in captured}
     used = {name for node in graph.node for name in node.input}
-    for constant in [one for one in graph.input if one.name != "image"]:
+    for constant in [value for value in graph.input if value.name != "image"]:
         graph.input.remove(constant)
         if constant.name in used:
             value = values[constant.name].numpy()
@@ -152,7 +152,7 @@ def describe(graph: Any, facts: dict[str, Any]) -> None:
     """Adds names of dimensions, descriptions and metadata to an ONNX model.
 
     Args:
-        facts: of ``Plan.model_metadata``, and others; what is not a text is stored as JSON.
+        facts: of ``Plan.model_metadata``, and others; values that are no text are stored as JSON.
     """
     import onnx
 
@@ -193,15 +193,15 @@ def describe(graph: Any, facts: dict[str, Any]) -> None:
 
 
 def compare(path: Path, network: Any, geometry: Geometry, size: tuple[int, int]) -> None:
-    """Runs an ONNX file and Keras on the same images, of two sizes; says how they differ.
+    """Compares ONNX Runtime with Keras on random images of two sizes; logs how they differ.
 
     Args:
-        network: that the file was made of.
-        size: height and width of images; the second ones are larger.
+        network: the network of which the file was made.
+        size: height and width of the smaller images.
 
     Raises:
-        ValueError: ONNX Runtime refuses the file, or logits differ by more than ``TOLERANCE``
-            allows, or class ids where no two classes tie within it.
+        ValueError: ONNX Runtime refuses the file; logits differ by more than ``TOLERANCE``; or
+            class ids differ where no two classes tie within it.
     """
     import onnxruntime
     import tensorflow as tf
@@ -215,10 +215,10 @@ def compare(path: Path, network: Any, geometry: Geometry, size: tuple[int, int])
         raise ValueError(f"ONNX Runtime refuses it: {first_line(error)}") from error
     largest, ties, pixels = 0.0, 0, 0
     for batch in (1, 2):
-        height, width = (geometry.input_size(one + batch - 1) for one in size)
-        images = _images(batch, height, width)
+        height, width = (geometry.input_size(side + batch - 1) for side in size)
+        images = _random_images(batch, height, width)
         found, ids = session.run(["logits", "class_ids"], {"image": images})
-        # A GPU may shorten factors to TF32.
+        # A GPU may compute in TF32.
         with tf.device("/CPU:0"):
             expected = network(images, training=False).numpy()
         if found.shape != expected.shape:
@@ -229,26 +229,24 @@ def compare(path: Path, network: Any, geometry: Geometry, size: tuple[int, int])
             raise ValueError(f"logits differ by {difference:g}, expected at most {limit:g}")
         if expected.shape[-1] == 1:
             expected = np.concatenate([np.zeros_like(expected), expected], axis=-1)
-        others = ids != expected.argmax(axis=-1)
+        differing = ids != expected.argmax(axis=-1)
         margin = np.diff(np.sort(expected, axis=-1)[..., -2:])[..., 0]
-        if np.any(others & (margin > 2 * limit)):
-            raise ValueError(f"{others.sum():,} pixels have another class")
-        largest, ties = max(largest, difference), ties + int(others.sum())
+        if np.any(differing & (margin > 2 * limit)):
+            raise ValueError(f"{differing.sum():,} pixels have another class")
+        largest, ties = max(largest, difference), ties + int(differing.sum())
         pixels += ids.size
-    print(
+    log(
         f"onnx: logits differ from Keras's by at most {largest:.1e}; the class of {ties:,} of "
-        f"{pixels:,} pixels differs, where two tie",
-        file=sys.stderr,
-        flush=True,
+        f"{pixels:,} pixels differs, where two tie"
     )
 
 
-def _images(batch: int, height: int, width: int) -> UInt8Array:
+def _random_images(batch: int, height: int, width: int) -> UInt8Array:
     """Patches of colours with noise, RGB (batch, height, width, 3)."""
-    chance = np.random.default_rng(0)
-    colours = chance.integers(0, 256, (batch, 8, 8, 3))
+    random = np.random.default_rng(0)
+    colours = random.integers(0, 256, (batch, 8, 8, 3))
     rows, columns = (np.arange(size) * 8 // size for size in (height, width))
-    noise = chance.integers(-40, 41, (batch, height, width, 3))
+    noise = random.integers(-40, 41, (batch, height, width, 3))
     images: UInt8Array = np.clip(colours[:, rows][:, :, columns] + noise, 0, 255).astype(np.uint8)
     return images
 
@@ -259,7 +257,7 @@ def _require_packages() -> None:
 
 
 @contextmanager
-def _whole(place: str) -> Iterator[Path]:
+def _writing_atomically(place: str) -> Iterator[Path]:
     """Yields a local path to write to; when the block succeeds, the file is at ``place``."""
     if is_remote(place):
         with writing(place) as path:
@@ -277,7 +275,7 @@ def _whole(place: str) -> Iterator[Path]:
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns the file's place."""
+    """The command line; returns the file's path or URI."""
     parser = Parser(
         prog="python -m model.onnx",
         description="Writes a registered model as an ONNX file, and verifies it.",

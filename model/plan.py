@@ -1,4 +1,4 @@
-"""The plan of a training: everything about it that is known before it starts."""
+"""The plan of a training: dataset, classes, class weights and key, known before it starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.layout import SPLITS
 from schemas.manifest import Manifest, load_manifest
 
 GEOMETRY: dict[str, Geometry] = {"unet": PADDED, "unet-2015": UNPADDED, "unet-dropout": PADDED}
-"""The sizes that each architecture takes; those on an encoder take ``ON_ENCODER``."""
+"""The sizes that each architecture takes; a U-Net on an encoder takes ``ON_ENCODER``."""
 
 REGISTERED = ("models:/", "runs:/")
 """Prefixes of the URI of a model in MLflow; anything else is a file path."""
@@ -33,16 +33,16 @@ class Plan:
     Attributes:
         folder: folder or URI of the published dataset.
         taxonomy: classes of the model; two if the config names a target.
-        table: the model's class id for each value of the dataset's masks, uint8 (256,).
-        key: hash of dataset, configuration and initial weights. Equal keys make equal models, once
-            ``model.registry.pinned`` has replaced an alias with a version.
+        class_table: the model's class id for each value of the dataset's masks, uint8 (256,).
+        key: hash of dataset, configuration and initial weights. Equal keys mean equal trainings,
+            once ``model.registry.with_pinned_start`` has replaced an alias with a version.
     """
 
     folder: str
     manifest: Manifest
     config: TrainConfig
     taxonomy: Taxonomy
-    table: UInt8Array
+    class_table: UInt8Array
     key: str
 
     @property
@@ -51,7 +51,7 @@ class Plan:
         return GEOMETRY.get(self.config.architecture, ON_ENCODER)
 
     def class_weights(self) -> list[float] | None:
-        """Bounded weights in the cross-entropy by class id, or None for equal weights.
+        """Weights of the classes in the cross-entropy by id, bounded; None for equal weights.
 
         Without a target, they are the manifest's median-frequency weights, 0 for a class without
         pixels. With a target, they are the mean pixel count of the two classes divided by each
@@ -66,7 +66,7 @@ class Plan:
             pixels = np.zeros(2)
             by_name = self.manifest.splits["train"].class_pixels
             for label in self.manifest.taxonomy.classes:
-                pixels[self.table[label.id]] += by_name[label.name]
+                pixels[self.class_table[label.id]] += by_name[label.name]
             return [float(min((pixels.mean() / max(one, 1)) ** power, bound)) for one in pixels]
         return [min(weights[name] ** power, bound) for name in self.taxonomy.names]
 
@@ -79,7 +79,7 @@ class Plan:
         """Metadata stored with the model: how its input is made and what its output means."""
         return {
             "taxonomy": self.taxonomy.model_dump(mode="json"),
-            "class_table": self.table.tolist(),
+            "class_table": self.class_table.tolist(),
             "dataset_mapping_sha256": self.manifest.taxonomy.mapping_sha256,
             "dataset_fingerprint": self.manifest.fingerprint,
             "dataset_name": self.manifest.name,
@@ -106,18 +106,14 @@ def plan(dataset: str, config: TrainConfig, needed: Sequence[str] = SPLITS) -> P
             f"dataset {manifest.name} has no record in {' and '.join(empty)}; ingest more pairs, "
             "with a smaller --block_length, or with --validation and --test above 0"
         )
-    taxonomy, table = classes_of(config, manifest.taxonomy)
+    taxonomy, class_table = classes_of(config, manifest.taxonomy)
     check_architecture(config)
     config = config.for_images(manifest.splits["train"].records)
-    return Plan(folder, manifest, config, taxonomy, table, training_key(manifest, config))
+    return Plan(folder, manifest, config, taxonomy, class_table, training_key(manifest, config))
 
 
 def check_size(config: IngestConfig) -> None:
-    """Refuses parameters of an ingest whose images have many sizes.
-
-    Raises:
-        UserError: says what to do.
-    """
+    """Raises UserError for an ingest whose images keep their own sizes."""
     if not config.height:
         raise UserError(
             f"dataset {config.name} holds images of any size, but a batch has one; "
@@ -126,11 +122,7 @@ def check_size(config: IngestConfig) -> None:
 
 
 def check_architecture(config: TrainConfig) -> None:
-    """Refuses an architecture that does not exist.
-
-    Raises:
-        UserError: says which ones do.
-    """
+    """Raises UserError for an architecture that does not exist."""
     if config.architecture not in GEOMETRY and not has_encoder(config.architecture):
         raise UserError(
             f"architecture {config.architecture!r}: expected {', '.join(GEOMETRY)}, {LITE0}, or "
@@ -139,11 +131,7 @@ def check_architecture(config: TrainConfig) -> None:
 
 
 def check_ingest(config: IngestConfig) -> None:
-    """Refuses parameters of an ingest whose dataset cannot be trained on.
-
-    Raises:
-        UserError: says which, and what to do.
-    """
+    """Raises UserError for an ingest whose dataset cannot be trained on."""
     check_size(config)
     missing = [split for split in ("validation", "test") if not getattr(config, split)]
     if missing:
@@ -161,7 +149,7 @@ def classes_of(config: TrainConfig, taxonomy: Taxonomy) -> tuple[Taxonomy, UInt8
     """
     if not config.target:
         return taxonomy, np.arange(256, dtype=np.uint8)
-    return taxonomy.told_from_rest([name.strip() for name in config.target.split(",")])
+    return taxonomy.one_vs_rest([name.strip() for name in config.target.split(",")])
 
 
 def training_key(manifest: Manifest, config: TrainConfig) -> str:

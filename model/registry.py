@@ -1,4 +1,4 @@
-"""MLflow's registry: versions of the model, their aliases and the gate's decisions on them."""
+"""Registers models in MLflow, finds and verifies them, moves aliases, logs the gate's decisions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from mlflow.exceptions import MlflowException
 
 from model.decision import Decision
 from model.plan import Plan, training_key
-from model.recorded import (
+from model.tracking import ignore_user_warnings
+from model.version_tags import (
     BEFORE_TAG,
     CHAMPION,
     CONFIG_TAG,
@@ -29,41 +30,35 @@ from model.recorded import (
     KEY_TAG,
     ROLLED_BACK_TAG,
     checksums,
-    reason_before,
+    refusal_reason,
 )
-from model.tracking import without_advice
 from runtime.errors import UserError, first_line
-from runtime.mlflow_store import is_missing, is_outage, registered_version, unusable
+from runtime.mlflow_store import is_missing, is_outage, registered_version, store_error
 from schemas.config import GateConfig, TrainConfig
 from schemas.drift import Profile
 from schemas.layout import VALIDATION
 
 _REQUIREMENTS = ("mlflow", "keras", "tensorflow", "numpy", "pillow")
 
-
 _EVALUATED = "evaluated"
-"""Metric that ends an evaluation."""
+"""Metric that marks an evaluation as complete."""
 
 
 def register(
-    files: dict[str, Path],
-    plan: Plan,
-    metrics: dict[str, float],
-    card: str,
-    validation: Profile,
+    files: dict[str, Path], plan: Plan, metrics: dict[str, float], card: str, validation: Profile
 ) -> str:
     """Logs the model with example and metadata, and registers it.
 
     Args:
         files: the ``.keras`` file as ``keras_file``, and the folder of its graph as ``openvino``;
             both are in one folder, with nothing else.
-        validation: what the network predicts for the validation split.
+        validation: the network's predictions on the validation split.
 
     Returns:
         ``models:/<name>/<version>``.
     """
     size = (1, plan.manifest.config.height, plan.manifest.config.width, 3)
-    with without_advice():
+    with ignore_user_warnings():
         info = mlflow.pyfunc.log_model(
             name="unet",
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -79,7 +74,7 @@ def register(
         registered = mlflow.register_model(
             info.model_uri,
             plan.config.model_name,
-            # Set at creation, so that no version lacks the key by which it is found again.
+            # Set with the registration, so that no version lacks the key by which it is found.
             tags={
                 KEY_TAG: plan.key,
                 CONFIG_TAG: plan.config.model_dump_json(),
@@ -100,19 +95,17 @@ def find_trained(name: str, key: str, run_id: str | None = None) -> str | None:
     """
     client = mlflow.MlflowClient()
     found = client.search_model_versions(f"name = '{name}' and tags.{KEY_TAG} = '{key}'")
-    for one in sorted(found, key=lambda one: int(one.version), reverse=True):
-        if run_id not in (None, one.run_id):
-            continue
-        uri = f"models:/{name}/{one.version}"
-        if FILES_TAG in one.tags and not is_damaged(uri):
+    for entry in sorted(found, key=lambda entry: int(entry.version), reverse=True):
+        uri = f"models:/{name}/{entry.version}"
+        of_run = run_id in (None, entry.run_id)
+        if of_run and FILES_TAG in entry.tags and not is_damaged(uri):
             return uri
     return None
 
 
 def is_damaged(uri: str) -> bool:
     """Whether a version's files are missing, or differ from the checksums recorded, if any were."""
-    name, number = _name_and_version(uri)
-    recorded = mlflow.MlflowClient().get_model_version(name, number).tags.get(FILES_TAG)
+    recorded = _entry(uri).tags.get(FILES_TAG)
     try:
         _model(uri)
         with _artifacts(uri) as folder:
@@ -123,10 +116,9 @@ def is_damaged(uri: str) -> bool:
         return True
 
 
-def end_run_of(uri: str) -> None:
+def end_open_run(uri: str) -> None:
     """Ends the run that made a version, if an outage has left it open."""
-    client = mlflow.MlflowClient()
-    run_id = client.get_model_version(*_name_and_version(uri)).run_id
+    client, run_id = mlflow.MlflowClient(), _entry(uri).run_id
     if client.get_run(run_id).info.status == "RUNNING":
         client.set_terminated(run_id)
 
@@ -148,7 +140,7 @@ def version_of(uri: str) -> str:
         found = registered_version(mlflow.MlflowClient(), uri)
     except (MlflowException, OSError) as error:
         if not is_missing(error):
-            raise unusable(mlflow.get_tracking_uri(), error) from error
+            raise store_error(mlflow.get_tracking_uri(), error) from error
         raise UserError(
             f"model {uri!r}: expected models:/<name>/<version> or models:/<name>@<alias> of a "
             f"registered version; {first_line(error)}"
@@ -156,8 +148,8 @@ def version_of(uri: str) -> str:
     return f"models:/{found.name}/{found.version}"
 
 
-def pinned(chosen: Plan) -> Plan:
-    """The same plan, with an alias in ``start_from`` replaced by the version it points to.
+def with_pinned_start(chosen: Plan) -> Plan:
+    """The same plan with an alias in ``start_from`` replaced by the version to which it points.
 
     Raises:
         UserError: there is no such version.
@@ -182,33 +174,34 @@ def champion(name: str) -> str | None:
     return f"models:/{name}/{found.version}"
 
 
-def conclude(uri: str, champion_uri: str | None, decision: Decision, config: GateConfig) -> bool:
-    """Records the gate's decision on version and run; moves the champion's alias if promoted.
+def record_decision(
+    uri: str, champion_uri: str | None, decision: Decision, config: GateConfig
+) -> bool:
+    """Logs the gate's decision to version and run; moves the champion's alias if promoted.
 
-    ``refused_before`` reads the decision back.
+    ``earlier_refusal`` reads the decision back.
 
     Returns:
         Whether the decision holds: False if the champion has changed; no alias is moved then.
     """
-    client = mlflow.MlflowClient()
+    client, run_id = mlflow.MlflowClient(), _entry(uri).run_id
     name, number = _name_and_version(uri)
-    run_id = client.get_model_version(name, number).run_id
     client.log_dict(run_id, decision.model_dump(), "gate.json")
     client.log_text(run_id, decision.to_markdown(uri, champion_uri), DECISION)
-    # Checked as late as possible: the registry cannot move an alias conditionally.
+    # As late as possible: the registry has no compare-and-set for aliases.
     if champion(name) != champion_uri:
         return False
     if decision.promoted:
         before = _name_and_version(champion_uri)[1] if champion_uri else ""
         client.set_model_version_tag(name, number, BEFORE_TAG, before)
         set_alias(uri, CHAMPION)
-    seen = {
+    recorded = {
         "against": champion_uri,
         "gate": config.sha256(),
         "promoted": decision.promoted,
         "reason": decision.reason,
     }
-    client.set_model_version_tag(name, number, GATE_TAG, json.dumps(seen))
+    client.set_model_version_tag(name, number, GATE_TAG, json.dumps(recorded))
     return True
 
 
@@ -220,28 +213,25 @@ def log_evaluation(uri: str, name: str, metrics: dict[str, float], folder: Path)
         metrics: those that are not finite are left out.
         folder: its files are logged; those of an earlier evaluation of this name are replaced.
     """
-    client = mlflow.MlflowClient()
-    run_id = client.get_model_version(*_name_and_version(uri)).run_id
-    place = f"evaluations/{name}"
-    client.log_artifacts(run_id, str(folder), place)
+    client, run_id = mlflow.MlflowClient(), _entry(uri).run_id
+    artifact_path = f"evaluations/{name}"
+    client.log_artifacts(run_id, str(folder), artifact_path)
     for key, value in metrics.items():
         if math.isfinite(value):
             client.log_metric(run_id, f"{name}/{key}", value)
-    # Says that everything before is there.
     client.log_metric(run_id, f"{name}/{_EVALUATED}", 1)
-    return f"runs:/{run_id}/{place}"
+    return f"runs:/{run_id}/{artifact_path}"
 
 
 def find_evaluation(uri: str, name: str) -> str | None:
     """URI of the files of an evaluation that ``log_evaluation`` has finished, or None."""
-    client = mlflow.MlflowClient()
-    run_id = client.get_model_version(*_name_and_version(uri)).run_id
-    done = f"{name}/{_EVALUATED}" in client.get_run(run_id).data.metrics
+    run_id = _entry(uri).run_id
+    done = f"{name}/{_EVALUATED}" in mlflow.MlflowClient().get_run(run_id).data.metrics
     return f"runs:/{run_id}/evaluations/{name}" if done else None
 
 
-def text_of(folder: str, name: str) -> str:
-    """The text of a file in a folder of a run, ``runs:/<id>/<path>``."""
+def read_run_file(folder: str, name: str) -> str:
+    """Text of a file in a folder of a run, ``runs:/<id>/<path>``."""
     run_id, _, path = folder.removeprefix("runs:/").partition("/")
     with tempfile.TemporaryDirectory(prefix="lyft-evaluation-") as scratch:
         found = mlflow.MlflowClient().download_artifacts(run_id, f"{path}/{name}", scratch)
@@ -255,18 +245,15 @@ def save_decision(uri: str, path: Path) -> None:
     """
     client = mlflow.MlflowClient()
     try:
-        run_id = client.get_model_version(*_name_and_version(uri)).run_id
         with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
-            shutil.copy(client.download_artifacts(run_id, DECISION, scratch), path)
+            shutil.copy(client.download_artifacts(_entry(uri).run_id, DECISION, scratch), path)
     except (MlflowException, OSError):
         return
 
 
-def refused_before(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
-    """Why the gate refuses a version without evaluating it, or None: ``reason_before``."""
-    name, number = _name_and_version(uri)
-    tags = mlflow.MlflowClient().get_model_version(name, number).tags
-    return reason_before(tags, champion_uri, config)
+def earlier_refusal(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
+    """Why the gate refuses a version without evaluating it, or None: ``refusal_reason``."""
+    return refusal_reason(_entry(uri).tags, champion_uri, config)
 
 
 def rollback(name: str) -> str:
@@ -281,12 +268,11 @@ def rollback(name: str) -> str:
     current = champion(name)
     if current is None:
         raise UserError(f"model {name!r} has no champion to roll back")
-    number = _name_and_version(current)[1]
-    before = client.get_model_version(name, number).tags.get(BEFORE_TAG)
+    before = _entry(current).tags.get(BEFORE_TAG)
     if not before:
         raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
     set_alias(f"models:/{name}/{before}", CHAMPION)
-    client.set_model_version_tag(name, number, ROLLED_BACK_TAG, "true")
+    client.set_model_version_tag(*_name_and_version(current), ROLLED_BACK_TAG, "true")
     return f"models:/{name}/{before}"
 
 
@@ -301,7 +287,7 @@ def metadata(uri: str) -> dict[str, Any]:
         found = _model(uri).metadata
     except (MlflowException, OSError) as error:
         if not is_missing(error):
-            raise unusable(mlflow.get_tracking_uri(), error) from error
+            raise store_error(mlflow.get_tracking_uri(), error) from error
         raise UserError(f"model {uri!r} cannot be found: {first_line(error)}") from error
     if not found or "geometry" not in found:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
@@ -311,9 +297,7 @@ def metadata(uri: str) -> dict[str, Any]:
 def train_config(uri: str) -> dict[str, Any]:
     """The TrainConfig that a registered version was trained with, as a mapping."""
     metadata(uri)
-    name, number = _name_and_version(uri)
-    tags = mlflow.MlflowClient().get_model_version(name, number).tags
-    return TrainConfig.model_validate_json(tags[CONFIG_TAG]).model_dump()
+    return TrainConfig.model_validate_json(_entry(uri).tags[CONFIG_TAG]).model_dump()
 
 
 @contextmanager
@@ -323,11 +307,10 @@ def keras_file(uri: str) -> Iterator[Path]:
         yield next(folder.glob("*.keras"))
 
 
-def best_of(uri: str, metric: str) -> float:
+def best_metric(uri: str, metric: str) -> float:
     """The highest value over all epochs of a metric, from the run that made a version."""
-    client = mlflow.MlflowClient()
-    run_id = client.get_model_version(*_name_and_version(uri)).run_id
-    return float(max(one.value for one in client.get_metric_history(run_id, metric)))
+    history = mlflow.MlflowClient().get_metric_history(_entry(uri).run_id, metric)
+    return float(max(epoch.value for epoch in history))
 
 
 def _model(uri: str) -> mlflow.models.Model:
@@ -345,6 +328,11 @@ def _artifacts(uri: str) -> Iterator[Path]:
         # The artifacts of a SQLite store are on this machine already.
         copied = None if mlflow.get_tracking_uri().startswith("sqlite:") else scratch
         yield Path(mlflow.artifacts.download_artifacts(f"{uri}/artifacts", dst_path=copied))
+
+
+def _entry(uri: str) -> Any:
+    """MLflow's entry of the version ``models:/<name>/<version>``."""
+    return mlflow.MlflowClient().get_model_version(*_name_and_version(uri))
 
 
 def _name_and_version(uri: str) -> tuple[str, str]:

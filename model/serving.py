@@ -1,6 +1,6 @@
-"""The model as MLflow serves it: images in, class ids out. Logged as code with each model.
+"""The model as MLflow serves it: images in, class ids out.
 
-It must run on its own in the model's folder, so it imports nothing from this project.
+MLflow logs this file as code with each model, so it imports nothing from this project.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class _Network:
         Raises:
             MlflowException: the input is neither; a server answers with status 400.
         """
-        given = _column(model_input)
-        files = list(_files(given))
-        images = _decoded(files) if files else _checked(np.asarray(given))
+        values = _image_column(model_input)
+        files = list(_files(values))
+        images = _decoded(files) if files else _validated(np.asarray(values))
         height, width = images.shape[1:3]
         fitted = self._fit(images)
         rows, columns = fitted.shape[1:3]
@@ -50,27 +50,28 @@ class _Network:
         return _resized(ids.astype(np.uint8), height, width, Image.Resampling.NEAREST)
 
     def _fit(self, images: Any) -> Any:
-        """Resizes to the images of the training, if they had one size; see images/png.py."""
+        """Resizes to the size of the training's images, if they had one; see images/png.py."""
         height, width = self._input["height"], self._input["width"]
         resample = {"nearest": "NEAREST", "bilinear": "BILINEAR", "area": "BOX"}
-        how = Image.Resampling[resample[self._input["resize"]]]
-        return _resized(images, height, width, how) if height else images
+        method = Image.Resampling[resample[self._input["resize"]]]
+        return _resized(images, height, width, method) if height else images
 
     def _mirror(self, size: int) -> Any:
-        """Index of the row (or column) at each position of the input; see schemas/geometry.py."""
+        """Index of the image row (or column) at each input position; see schemas/geometry.py."""
         margin, multiple = self._input["margin"], self._input["multiple"]
         after = margin + (self._input["remainder"] - size - 2 * margin) % multiple
         return np.pad(np.arange(size), (margin, after), mode="symmetric")
 
 
-def _resized(images: Any, height: int, width: int, how: Image.Resampling) -> Any:
+def _resized(images: Any, height: int, width: int, method: Image.Resampling) -> Any:
     if images.shape[1:3] == (height, width):
         return images
-    return np.stack([np.asarray(Image.fromarray(i).resize((width, height), how)) for i in images])
+    resized = (Image.fromarray(image).resize((width, height), method) for image in images)
+    return np.stack([np.asarray(image) for image in resized])
 
 
-def _column(given: Any) -> Any:
-    """What a dict or a pandas table holds as ``image``; any other input is what it is."""
+def _image_column(given: Any) -> Any:
+    """The column ``image`` of a dict or a pandas table; any other input as it is."""
     if not isinstance(given, dict) and not hasattr(given, "columns"):
         return given
     if "image" not in given:
@@ -84,10 +85,10 @@ def _files(given: Any) -> Iterator[str | bytes]:
     if isinstance(given, str | bytes):
         yield given
     elif isinstance(given, list | tuple) or getattr(given, "dtype", np.dtype(int)).kind in "OSU":
-        for one in given:
-            if not isinstance(one, str | bytes | list | tuple | np.ndarray):
+        for item in given:
+            if not isinstance(item, str | bytes | list | tuple | np.ndarray):
                 return
-            yield from _files(one)
+            yield from _files(item)
 
 
 def _decoded(files: Sequence[str | bytes]) -> Any:
@@ -117,8 +118,8 @@ def _image(file: str | bytes) -> Any:
     return np.asarray(turned.convert("RGB"))
 
 
-def _checked(values: Any) -> Any:
-    """Numbers as uint8, if they can only mean RGB values from 0 to 255."""
+def _validated(values: Any) -> Any:
+    """RGB values as uint8; refuses numbers that may mean anything but 0 to 255."""
     if values.ndim != 4 or values.shape[3] != 3:
         raise _refused(f"expected RGB images (batch, height, width, 3), found {values.shape}")
     if values.dtype == np.uint8:

@@ -1,4 +1,4 @@
-"""Shards as local files: those on a store are fetched once, checked and cached.
+"""Local cache of a dataset's shards: those on a store are downloaded once and verified.
 
 The cache is keyed by checksum, so that the next dataset version reuses unchanged shards. Shards
 that no training has used for 30 days are deleted.
@@ -17,7 +17,7 @@ from runtime import storage
 from runtime.errors import UserError
 from schemas.manifest import ShardInfo
 
-_KEPT_S = 30 * 24 * 3600
+_MAX_UNUSED_S = 30 * 24 * 3600
 
 
 def cache_folder() -> Path:
@@ -29,19 +29,19 @@ def cache_folder() -> Path:
 def shard_paths(dataset: str, shards: Iterable[ShardInfo]) -> list[str]:
     """Local paths of a dataset's shards, in order.
 
-    Shards of a local dataset are checked only by size; ``damaged`` checks their contents.
+    Shards of a local dataset are checked only by size; ``find_damaged`` checks their contents.
 
     Raises:
         UserError: a shard is missing or damaged, or the cache cannot be written.
         UnavailableError: the store does not answer.
     """
     if not storage.is_remote(dataset):
-        return [_found(dataset, shard) for shard in shards]
+        return [_local_shard(dataset, shard) for shard in shards]
     cache = cache_folder()
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        paths = storage.each(lambda shard: _fetched(dataset, shard, cache), shards)
-        _forget_unused(cache)
+        paths = storage.map_concurrently(lambda shard: _cached_shard(dataset, shard, cache), shards)
+        _delete_unused(cache)
     except OSError as error:
         raise UserError(
             f"dataset {dataset!r} cannot be staged in {cache} ({error.strerror or error}); "
@@ -50,7 +50,7 @@ def shard_paths(dataset: str, shards: Iterable[ShardInfo]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def damaged(dataset: str, shards: Iterable[ShardInfo]) -> UserError | None:
+def find_damaged(dataset: str, shards: Iterable[ShardInfo]) -> UserError | None:
     """An error that names the first shard whose checksum differs from the manifest, or None."""
     known = list(shards)
     for shard, path in zip(known, shard_paths(dataset, known), strict=True):
@@ -59,11 +59,13 @@ def damaged(dataset: str, shards: Iterable[ShardInfo]) -> UserError | None:
     return None
 
 
-def _unusable(dataset: str, shard: ShardInfo, how: str) -> UserError:
-    return UserError(f"dataset {dataset!r}: shard {shard.name} {how}; ingest again to repair it")
+def _unusable(dataset: str, shard: ShardInfo, problem: str) -> UserError:
+    return UserError(
+        f"dataset {dataset!r}: shard {shard.name} {problem}; ingest again to repair it"
+    )
 
 
-def _found(dataset: str, shard: ShardInfo) -> str:
+def _local_shard(dataset: str, shard: ShardInfo) -> str:
     path = storage.join(dataset, shard.name)
     try:
         size = os.stat(path).st_size
@@ -74,7 +76,7 @@ def _found(dataset: str, shard: ShardInfo) -> str:
     return path
 
 
-def _fetched(dataset: str, shard: ShardInfo, cache: Path) -> Path:
+def _cached_shard(dataset: str, shard: ShardInfo, cache: Path) -> Path:
     path = cache / shard.sha256
     if path.is_file() and storage.file_sha256(path) == shard.sha256:
         os.utime(path)
@@ -93,9 +95,9 @@ def _fetched(dataset: str, shard: ShardInfo, cache: Path) -> Path:
     return path
 
 
-def _forget_unused(cache: Path) -> None:
+def _delete_unused(cache: Path) -> None:
     for path in cache.iterdir():
         # Another training may delete it first.
         with suppress(FileNotFoundError):
-            if time.time() - path.stat().st_mtime > _KEPT_S:
+            if time.time() - path.stat().st_mtime > _MAX_UNUSED_S:
                 path.unlink()

@@ -1,4 +1,4 @@
-"""Trains over a grid of parameters under one parent run, and lets the gate judge the best.
+"""Trains over a grid of parameters under one parent run; the gate decides on the best version.
 
 ``python -m model.sweep --dataset DIR --grid filters=16,32 --grid learning_rate=1e-3,3e-3``. Each
 training is its own process, so that a GPU's memory is freed before the next one. The last line of
@@ -14,13 +14,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from model.plan import plan
-from runtime.child_processes import ends_with_this_process
+from runtime.child_processes import child_environment
 from runtime.command_line import (
-    TRY_AGAIN,
+    EX_TEMPFAIL,
     Parser,
     add_config,
     add_tracking_uri,
     config_from,
+    log,
+    log_as,
     run_main,
     to_arguments,
 )
@@ -30,6 +32,7 @@ from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
 
 _SCORE = "val_mean_iou"
+_log = log_as("sweep")
 
 
 @outages_as_unavailable()
@@ -53,31 +56,31 @@ def run(
     """
     from model import registry, tracking
     from model.decision import critical_classes
-    from model.gate import check_champion, judge
+    from model.gate import check_champion, run_gate
 
     plans = [plan(dataset, config) for config in configs]
     critical_classes(gate, plans[0].taxonomy)
     tracking.connect(tracking_uri)
     # An alias may move during the sweep.
-    plans = [registry.pinned(one) for one in plans]
+    plans = [registry.with_pinned_start(one) for one in plans]
     if gate.promote == "gate":
         check_champion(configs[0].model_name, plans[0].taxonomy)
     parent = tracking.start_sweep(plans[0], [one.key for one in plans])
     versions, rows = [], []
     for number, config in enumerate(configs, 1):
-        what = _difference(configs, config)
-        _log(f"{number}/{len(configs)}: {what}")
+        parameters = _difference(configs, config)
+        _log(f"{number}/{len(configs)}: {parameters}")
         uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
-        score = registry.best_of(uri, _SCORE)
+        score = registry.best_metric(uri, _SCORE)
         versions.append((score, uri))
-        rows.append(f"| {uri} | {what} | {score:.4f} |")
-    heads = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
-    table = "\n".join([*heads, *rows])
-    print(table, file=sys.stderr, flush=True)
+        rows.append(f"| {uri} | {parameters} | {score:.4f} |")
+    header = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
+    table = "\n".join([*header, *rows])
+    log(table)
     # The first one wins a tie, so that the same sweep gives the same result.
     best = max(range(len(plans)), key=lambda index: versions[index][0])
     tracking.end_sweep(parent, table, versions[best][0])
-    return judge(versions[best][1], plans[best], gate, _log)
+    return run_gate(versions[best][1], plans[best], gate, _log)
 
 
 def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
@@ -132,21 +135,18 @@ def main(arguments: Sequence[str]) -> str:
 
 def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, parent: str) -> str:
     command = [
-        sys.executable,
-        "-m",
-        "model.train",
+        *(sys.executable, "-m", "model.train"),
         f"--dataset={dataset}",
         f"--tracking_uri={tracking_uri}",
         f"--state={state}",
         f"--parent_run={parent}",
-        "--reuse",
-        "--promote=never",
+        *("--reuse", "--promote=never"),
         *to_arguments(config),
     ]
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=False, env=ends_with_this_process()
+        command, stdout=subprocess.PIPE, text=True, check=False, env=child_environment()
     )
-    if done.returncode == TRY_AGAIN:
+    if done.returncode == EX_TEMPFAIL:
         raise UnavailableError(
             f"the training of this configuration found a service that does not answer, see above: "
             f"{config}"
@@ -164,10 +164,6 @@ def _difference(configs: Sequence[TrainConfig], config: TrainConfig) -> str:
         for name, value in config.model_dump().items()
         if any(one[name] != value for one in every)
     )
-
-
-def _log(text: str) -> None:
-    print(f"sweep: {text}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

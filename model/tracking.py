@@ -1,4 +1,4 @@
-"""MLflow's store and runs: parameters, metrics and files of trainings and sweeps."""
+"""Logs trainings and sweeps to MLflow: connection, runs, parameters, metrics, artifacts."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from sqlalchemy.exc import SQLAlchemyError
 
 from model.plan import Plan
-from runtime.errors import UnavailableError, first_line, without_password
+from runtime.command_line import Log
+from runtime.errors import UnavailableError, first_line, redact_credentials
 from runtime.locks import lock
-from runtime.mlflow_store import database, is_outage, prepare, unusable
+from runtime.mlflow_store import is_outage, prepare_store, sqlite_file, store_error
 
 EXPERIMENT = "lyft-unet"
 
 _SWEEP_TAG = "sweep_key"
-_LAST_OF_AN_EPOCH = "epoch_seconds"
+_EPOCH_MARKER = "epoch_seconds"
 SYSTEM_METRICS_SECONDS = 10
 
 Result = TypeVar("Result")
@@ -44,57 +45,56 @@ def connect(tracking_uri: str) -> None:
         UserError: the store cannot be used.
         UnavailableError: the server does not answer.
     """
-    prepare(tracking_uri)
+    prepare_store(tracking_uri)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        if file := database(tracking_uri):
+        if file := sqlite_file(tracking_uri):
             file.parent.mkdir(parents=True, exist_ok=True)
             # Two processes that create the tables at the same time fail, or damage the database.
             with lock(file.parent / "mlflow.lock", wait=True):
-                _set_experiment(tracking_uri)
+                _set_experiment((file.parent / "artifacts").as_uri())
         else:
-            _set_experiment(tracking_uri)
+            _set_experiment(None)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
-        raise unusable(tracking_uri, error) from error
+        raise store_error(tracking_uri, error) from error
 
 
-def patiently(what: Callable[[], Result], seconds: float, log: Callable[[str], None]) -> Result:
-    """Calls ``what``, and again while MLflow does not answer; returns its result.
+def retry_during_outage(call: Callable[[], Result], timeout_s: float, log: Log) -> Result:
+    """The result of ``call``, which is repeated while MLflow does not answer.
 
     Raises:
-        UnavailableError: MLflow has not answered for ``seconds``.
+        UnavailableError: MLflow has not answered for ``timeout_s`` seconds.
     """
     started = time.monotonic()
     while True:
         try:
-            return what()
+            return call()
         except (MlflowException, OSError, UnavailableError) as error:
             if not is_outage(error):
                 raise
-            if time.monotonic() - started >= seconds:
+            if time.monotonic() - started >= timeout_s:
                 raise UnavailableError(
                     f"MLflow at {mlflow.get_tracking_uri()} does not answer: {first_line(error)}"
                 ) from error
-            reason = without_password(first_line(error))
+            reason = redact_credentials(first_line(error))
             log(f"MLflow does not answer ({reason}); trying again")
-            time.sleep(min(5.0, seconds / 10))
+            time.sleep(min(5.0, timeout_s / 10))
 
 
 class Run:
-    """The MLflow run of one training; epochs that could not be sent go out with the next one."""
+    """The MLflow run of one training; epochs that could not be sent are sent with the next one."""
 
-    def __init__(self, run_id: str, log: Callable[[str], None]) -> None:
+    def __init__(self, run_id: str, log: Log) -> None:
         self.id = run_id
         self._log = log
         self._client = mlflow.MlflowClient()
-        # Asks the store what it has: a killed training may have sent more than its checkpoint
-        # knows.
-        history = self._client.get_metric_history(run_id, _LAST_OF_AN_EPOCH)
+        # From the store: a killed training may have sent more epochs than its checkpoint has.
+        history = self._client.get_metric_history(run_id, _EPOCH_MARKER)
         self._sent = {metric.step for metric in history}
-        # Per epoch, in ms. A server that dies may have stored an epoch without answering; sent
-        # again with the same time, the store takes it for the same points.
-        self._times: dict[int, int] = {}
+        # In ms, by epoch. A server that dies may have stored an epoch without answering; sent again
+        # with the same timestamp, its points are the same.
+        self._timestamps: dict[int, int] = {}
 
     def log_epochs(self, epochs: Epochs) -> None:
         """Sends the epochs, numbered from 1, that the store lacks; an outage loses none."""
@@ -104,26 +104,23 @@ class Run:
             if not is_outage(error):
                 raise
             self._log(
-                f"MLflow does not answer ({first_line(error)}); {self._missing(epochs)} epochs "
-                "are kept in the checkpoint and sent when it is back"
+                f"MLflow does not answer ({first_line(error)}); {len(epochs) - len(self._sent)} "
+                "epochs are kept in the checkpoint and sent when it is back"
             )
 
     def send(self, epochs: Epochs) -> None:
         """Like ``log_epochs``, but raises during an outage."""
         for step, metrics in enumerate(epochs, 1):
             if step not in self._sent:
-                at = self._times.setdefault(step, int(time.time() * 1000))
+                timestamp = self._timestamps.setdefault(step, int(time.time() * 1000))
                 # One request, so that an epoch is logged whole or not at all.
                 entries = [
-                    Metric(name, value, at, step)
+                    Metric(name, value, timestamp, step)
                     for name, value in metrics.items()
                     if np.isfinite(value)
                 ]
                 self._client.log_batch(self.id, entries)
                 self._sent.add(step)
-
-    def _missing(self, epochs: Epochs) -> int:
-        return len(epochs) - len(self._sent)
 
 
 @contextmanager
@@ -131,16 +128,16 @@ def training_run(
     plan: Plan,
     run_id: str | None,
     parent: str | None,
-    log: Callable[[str], None],
-    keep: Callable[[str], None],
+    log: Log,
+    save_run_id: Callable[[str], None],
 ) -> Iterator[Run]:
     """Starts an MLflow run with parameters, dataset and system metrics, or continues one.
 
     Args:
         run_id: run of an interrupted training, to be continued if it still exists.
         parent: run of the sweep that this training is part of.
-        keep: is called with the run's id before anything else is sent, so that an interrupted
-            training can always be continued in its run.
+        save_run_id: called before anything else is sent, so that an interrupted training can always
+            continue in its run.
     """
     config, manifest = plan.config, plan.manifest
     mlflow.set_system_metrics_sampling_interval(SYSTEM_METRICS_SECONDS)
@@ -160,8 +157,8 @@ def training_run(
         run_id = started.info.run_id
     status = "FAILED"
     try:
-        keep(run_id)
-        _describe(plan)
+        save_run_id(run_id)
+        _log_inputs(plan)
         yield Run(run_id, log)
         status = "FINISHED"
     finally:
@@ -173,12 +170,12 @@ def training_run(
             log(f"MLflow does not answer, so run {run_id} stays open: {first_line(error)}")
 
 
-def _describe(plan: Plan) -> None:
-    """Logs parameters and dataset to the active run; once more, the same changes nothing."""
+def _log_inputs(plan: Plan) -> None:
+    """Logs parameters and dataset to the active run; idempotent."""
     manifest = plan.manifest
     mlflow.log_params({**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
     # The digest is given, so that MLflow does not scan the data for one.
-    with without_advice():
+    with ignore_user_warnings():
         source = resolve_dataset_source(plan.folder)
         dataset = MetaDataset(source=source, name=manifest.name, digest=manifest.fingerprint)
         mlflow.log_input(dataset, "training")
@@ -206,13 +203,13 @@ def end_sweep(run_id: str, table: str, score: float) -> None:
 
 
 def log_metrics(metrics: dict[str, float]) -> None:
-    """Logs the finite ones of these metrics to the active run."""
-    mlflow.log_metrics({k: v for k, v in metrics.items() if np.isfinite(v)})
+    """Logs the metrics that are finite to the active run."""
+    mlflow.log_metrics({name: value for name, value in metrics.items() if np.isfinite(value)})
 
 
-def log_file(path: Path, folder: str | None = None) -> None:
+def log_file(path: Path) -> None:
     """Logs one file as an artifact of the active run."""
-    mlflow.log_artifact(str(path), folder)
+    mlflow.log_artifact(str(path))
 
 
 def _run_exists(run_id: str) -> bool:
@@ -225,24 +222,19 @@ def _run_exists(run_id: str) -> bool:
 
 
 @contextmanager
-def without_advice() -> Iterator[None]:
+def ignore_user_warnings() -> Iterator[None]:
     """Silences MLflow's warnings about input examples and ambiguous dataset sources."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield
 
 
-def _set_experiment(tracking_uri: str) -> None:
+def _set_experiment(artifact_location: str | None) -> None:
     """Creates the experiment if it is missing; a concurrent training may create it first."""
     if mlflow.get_experiment_by_name(EXPERIMENT) is None:
         try:
-            mlflow.create_experiment(EXPERIMENT, _artifact_folder(tracking_uri))
+            mlflow.create_experiment(EXPERIMENT, artifact_location)
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
     mlflow.set_experiment(EXPERIMENT)
-
-
-def _artifact_folder(tracking_uri: str) -> str | None:
-    file = database(tracking_uri)
-    return (file.parent / "artifacts").as_uri() if file else None

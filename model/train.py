@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from model.checkpoint import Checkpoint, Progress, checkpoint, discard
 from model.decision import critical_classes
-from model.gate import NotPromotedError, check_champion, judge
-from model.known import known_result
+from model.gate import NotPromotedError, check_champion, run_gate
 from model.plan import REGISTERED, Plan, plan
-from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
+from model.reuse import find_reusable_result
+from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, log_as, run_main
 from runtime.errors import UnavailableError, UserError
 from runtime.log_filters import import_tensorflow
 from runtime.mlflow_store import outages_as_unavailable
@@ -29,8 +29,10 @@ from schemas.stats import Int64Array
 if TYPE_CHECKING:
     from model import tracking
 
-PATIENCE_S = 60.0
+OUTAGE_TIMEOUT_S = 60.0
 """How long a finished training waits for an MLflow server that does not answer."""
+
+log = log_as("train")
 
 
 @outages_as_unavailable()
@@ -69,40 +71,40 @@ def run(
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
     critical_classes(gate, chosen.taxonomy)
-    if reuse and (result := known_result(chosen, gate, tracking_uri, state, decision, log)):
+    if reuse and (result := find_reusable_result(chosen, gate, tracking_uri, state, decision, log)):
         return result
     from model import registry, tracking
 
     tracking.connect(tracking_uri)
-    chosen = registry.pinned(chosen)
+    chosen = registry.with_pinned_start(chosen)
     if gate.promote == "gate":
         check_champion(config.model_name, chosen.taxonomy)
     if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
         discard(state, chosen.key)
         return _reuse(known, chosen, gate, decision)
 
-    waiting = log if reuse else None
-    with starting_weights(chosen) as start, checkpoint(state, chosen.key, waiting) as kept:
-        # Another process may have ended this training meanwhile.
+    wait_log = log if reuse else None
+    with starting_weights(chosen) as start, checkpoint(state, chosen.key, wait_log) as saved:
+        # Another process may have finished this training meanwhile.
         if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
-            kept.remove()
+            saved.remove()
             return _reuse(known, chosen, gate, decision)
         import_tensorflow()
         try:
-            uri, counts = _train(chosen, kept, start, parent)
-            better = tracking.patiently(
-                lambda: _judge(uri, chosen, gate, decision, counts), PATIENCE_S, log
+            uri, counts = _train(chosen, saved, start, parent)
+            result = tracking.retry_during_outage(
+                lambda: _run_gate(uri, chosen, gate, decision, counts), OUTAGE_TIMEOUT_S, log
             )
         except UnavailableError as error:
             raise UnavailableError(
-                f"{error}; the training is kept in {kept.folder}: run the same command again "
+                f"{error}; the training is kept in {saved.folder}: run the same command again "
                 "when it is back"
             ) from error
         except NotPromotedError:
-            kept.remove()
+            saved.remove()
             raise
-        kept.remove()
-        return better
+        saved.remove()
+        return result
 
 
 def _reuse(known: str, chosen: Plan, gate: GateConfig, decision: str | None) -> str:
@@ -110,22 +112,18 @@ def _reuse(known: str, chosen: Plan, gate: GateConfig, decision: str | None) -> 
     from model import registry
 
     log(f"nothing has changed: {known} was trained on this dataset with this configuration")
-    registry.end_run_of(known)
-    return _judge(known, chosen, gate, decision)
+    registry.end_open_run(known)
+    return _run_gate(known, chosen, gate, decision)
 
 
-def _judge(
-    uri: str,
-    chosen: Plan,
-    gate: GateConfig,
-    decision: str | None,
-    counts: Int64Array | None = None,
+def _run_gate(
+    uri: str, chosen: Plan, gate: GateConfig, decision: str | None, counts: Int64Array | None = None
 ) -> str:
-    """Calls ``gate.judge``; writes its decision, or the one made before, to a file."""
+    """Calls ``gate.run_gate``; writes its decision, or an earlier one, to the file ``decision``."""
     from model import registry
 
     try:
-        return judge(uri, chosen, gate, log, counts)
+        return run_gate(uri, chosen, gate, log, counts)
     finally:
         if decision:
             registry.save_decision(uri, Path(decision))
@@ -156,47 +154,47 @@ def starting_weights(chosen: Plan) -> Iterator[Path | None]:
 
 
 def _train(
-    chosen: Plan, kept: Checkpoint, start: Path | None, parent: str | None
+    chosen: Plan, saved: Checkpoint, start: Path | None, parent: str | None
 ) -> tuple[str, Int64Array]:
     """One MLflow run from the first epoch to the registered version."""
     from model import tracking
-    from model.dataset import damage_is_named
+    from model.dataset import damaged_shards_as_user_errors
     from model.fit import fit
 
     config = chosen.config
     log(f"{chosen.manifest.splits['train'].records} training images, {config.epochs} epochs")
 
-    def keep(run_id: str) -> None:
-        kept.run_id = run_id
+    def save_run_id(run_id: str) -> None:
+        saved.run_id = run_id
 
     with (
-        damage_is_named(chosen),
-        tracking.training_run(chosen, kept.run_id, parent, log, keep) as run,
+        damaged_shards_as_user_errors(chosen),
+        tracking.training_run(chosen, saved.run_id, parent, log, save_run_id) as run,
     ):
-        model, progress = fit(chosen, kept, run.log_epochs, log, start)
-        return _deliver(chosen, model, progress, run)
+        model, progress = fit(chosen, saved, run.log_epochs, log, start)
+        return _evaluate_and_register(chosen, model, progress, run)
 
 
-def _deliver(
+def _evaluate_and_register(
     chosen: Plan, model: Any, progress: Progress, run: tracking.Run
 ) -> tuple[str, Int64Array]:
-    """Evaluates the network and logs it to MLflow with its metrics, pictures and model card."""
-    from model import pictures, registry, tracking
-    from model.dataset import Input
-    from model.evaluation import draw_examples, evaluate, profile, with_frames
+    """Evaluates the network and registers it with its metrics, pictures and model card."""
+    from model import registry, reports, tracking
+    from model.dataset import DatasetInput
+    from model.evaluation import draw_examples, evaluate, prediction_profile, with_frame_metrics
     from model.export import export_openvino
 
-    config, source = chosen.config, Input(chosen)
+    config, source = chosen.config, DatasetInput(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
-    found = with_frames(found, model, source, log, "test")
-    validation = profile(model, source, chosen.taxonomy, "validation")
+    found = with_frame_metrics(found, model, source, log, "test")
+    validation = prediction_profile(model, source, chosen.taxonomy, "validation")
     metrics = found.metrics()
-    card = pictures.model_card(chosen, found, progress.best_epoch, model.count_params())
+    card = reports.model_card(chosen, found, progress.best_epoch, model.count_params())
     with tempfile.TemporaryDirectory(prefix="lyft-train-") as scratch:
         folder = Path(scratch)
-        pictures.draw_curves(progress.epochs, folder / "curves.png")
-        pictures.write_class_table(found, folder / "classes.csv")
-        pictures.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
+        reports.draw_curves(progress.epochs, folder / "curves.png")
+        reports.write_class_table(found, folder / "classes.csv")
+        reports.draw_confusion(found.matrix, chosen.taxonomy.names, folder / "confusion.png")
         draw_examples(model, source, found, "test").save(folder / "examples.png")
         (folder / "model_card.md").write_text(card, encoding="utf-8")
         keras_file = folder / "model" / "unet.keras"
@@ -205,30 +203,24 @@ def _deliver(
         graph = export_openvino(keras_file, keras_file.parent / "openvino")
         files = {"keras_file": keras_file, "openvino": graph.parent}
 
-        def deliver() -> str:
+        def log_and_register() -> str:
             run.send(progress.epochs)
             tracking.log_metrics({**metrics, "best_epoch": progress.best_epoch})
             for path in sorted(folder.glob("*.*")):
                 tracking.log_file(path)
-            # An earlier attempt may have been cut short after it had registered.
+            # An attempt that was cut short may have registered the model.
             known = registry.find_trained(config.model_name, chosen.key, run.id)
             return known or registry.register(files, chosen, metrics, card, validation)
 
-        uri = tracking.patiently(deliver, PATIENCE_S, log)
+        uri = tracking.retry_during_outage(log_and_register, OUTAGE_TIMEOUT_S, log)
     log(", ".join(f"{name} {value:.4f}" for name, value in metrics.items()))
     return uri, found.counts
-
-
-def log(text: str) -> None:
-    """Prints a progress line to standard error; standard output is for the result alone."""
-    print(f"train: {text}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str]) -> str:
     """The command line; returns the URI of the version to predict with."""
     parser = Parser(
-        prog="python -m model.train",
-        description="Trains the U-Net on a published dataset.",
+        prog="python -m model.train", description="Trains the U-Net on a published dataset."
     )
     parser.add_argument(
         "--dataset", required=True, help="folder or URI of a dataset that beam.ingest published"

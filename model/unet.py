@@ -2,6 +2,9 @@
 
 Source: Ronneberger, Fischer, Brox, "U-Net: Convolutional Networks for Biomedical Image
 Segmentation", 2015.
+
+Arguments in common: ``classes``, the channels of the logits; ``filters``, the channels of the first
+block, which each pooling doubles; ``normalisation``, between each 3x3 convolution and its ReLU.
 """
 
 from __future__ import annotations
@@ -23,16 +26,13 @@ DEPTH = 4
 """Number of poolings in each network."""
 
 _WIDTHS = (1, 2, 3, 4, 8)
-"""Channels on the right side of a network on an encoder, as multiples of ``filters``; finest first.
-"""
+"""Channels of the decoder of a network on an encoder, as multiples of ``filters``; finest first."""
 
 
 def build(config: TrainConfig, classes: int) -> keras.Model:
     """Builds the network that a configuration asks for, from RGB to float32 logits.
 
-    Args:
-        classes: number of classes, the channels of the logits; two classes share one channel,
-            whose sigmoid is the probability of the second.
+    Two classes share one logit, whose sigmoid is the probability of the second.
     """
     outputs = 1 if classes == 2 else classes
     filters, dropout, norm = config.filters, config.dropout, config.normalisation
@@ -42,15 +42,15 @@ def build(config: TrainConfig, classes: int) -> keras.Model:
         return unet_2015(outputs, filters, dropout, norm)
     if config.architecture == "unet-dropout":
         network = unet_dropout(outputs, filters, dropout, config.channels, norm)
-        return network if config.channels == 3 else _of_rgb(network)
+        return network if config.channels == 3 else _take_rgb(network)
     return unet(outputs, filters, dropout, norm)
 
 
 def _encoder(config: TrainConfig) -> keras.Model:
     """The encoder that a configuration asks for.
 
-    With weights from ImageNet, batch normalisation keeps ImageNet's statistics: small batches of
-    frames that resemble each other would replace them by worse ones, at twice the work.
+    With weights from ImageNet, batch normalisation keeps ImageNet's statistics: those of small
+    batches of similar frames would be worse, at twice the work.
     """
     name = keras_encoder(config.architecture)
     with encoder_scope():
@@ -68,8 +68,8 @@ def _freeze_normalisation(network: keras.Model) -> None:
             _freeze_normalisation(layer)
 
 
-def take_encoder_weights(network: keras.Model, config: TrainConfig) -> None:
-    """Gives a new network's encoder, if it has one, the initial weights that are configured.
+def load_encoder_weights(network: keras.Model, config: TrainConfig) -> None:
+    """Loads the configured initial weights into a new network's encoder, if it has one.
 
     Raises:
         UserError: there are none, or they are of another encoder.
@@ -94,14 +94,12 @@ def unet_on_encoder(
     dropout: float = 0.1,
     normalisation: Normalisation = "batch",
 ) -> keras.Model:
-    """A U-Net whose left side is another network.
+    """A U-Net whose encoder is another network.
 
     Args:
-        classes: number of classes, the channels of the logits.
         encoder: from RGB, 0 to 255, to features that halve in size; see ``model.encoders``.
         filters: channels at the images' own size; coarser ones have 2, 3, 4 and 8 times as many.
         dropout: rate of whole channels of the coarsest features.
-        normalisation: between each 3x3 convolution of the right side and its ReLU.
 
     Returns:
         A model from RGB (batch, height, width, 3), 0 to 255, height and width multiples of 32, to
@@ -128,10 +126,7 @@ def unet(
     """The same-padded U-Net of the Lyft notebooks.
 
     Args:
-        classes: number of classes, the channels of the logits.
-        filters: channels of the first block; each pooling doubles them.
         dropout: rate after the two deepest blocks of the encoder.
-        normalisation: between each 3x3 convolution and its ReLU.
 
     Returns:
         A model from RGB (batch, height, width, 3), uint8 or float, 0 to 255, height and width
@@ -139,23 +134,9 @@ def unet(
         8,640,141 parameters for 13 classes and 32 filters, 8,640,471 for 23.
     """
     inputs = keras.Input((None, None, 3), name="image")
-    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
-
-    skips = []
-    for level in range(DEPTH):
-        x = _block(x, filters << level, f"down{level}", normalisation)
-        if level == DEPTH - 1:
-            x = layers.Dropout(dropout, name=f"down{level}_dropout")(x)
-        skips.append(x)
-        x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
-
-    x = _block(x, filters << DEPTH, "bottom", normalisation)
-    x = layers.Dropout(dropout, name="bottom_dropout")(x)
-
+    x, skips = _encode(inputs, filters, dropout, normalisation, padding="same")
     for level in reversed(range(DEPTH)):
-        x = layers.Conv2DTranspose(
-            filters << level, 3, strides=2, padding="same", name=f"up{level}_upsample"
-        )(x)
+        x = _upsample(x, filters << level, level)
         x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
         x = _block(x, filters << level, f"up{level}", normalisation)
 
@@ -166,39 +147,24 @@ def unet(
 def unet_2015(
     classes: int, filters: int = 64, dropout: float = 0.5, normalisation: Normalisation = "none"
 ) -> keras.Model:
-    """The U-Net of the paper: unpadded convolutions, so that every logit has seen real pixels.
+    """The U-Net of the paper: unpadded convolutions, so that logits depend on real pixels only.
 
     It has 23 convolutional layers. Each pooling must halve an even number, so ``size % 16 == 12``,
     188 or more.
 
     Args:
-        classes: number of classes, the channels of the logits.
-        filters: channels of the first block; each pooling doubles them.
         dropout: rate after the two deepest blocks of the encoder.
-        normalisation: between each 3x3 convolution and its ReLU.
 
     Returns:
         A model from RGB (batch, height, width, 3), 0 to 255, to float32 logits
         (batch, height - 184, width - 184, classes), e.g. 388x388 for 572x572.
     """
     inputs = keras.Input((None, None, 3), name="image")
-    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
-
-    skips = []
-    for level in range(DEPTH):
-        x = _block(x, filters << level, f"down{level}", normalisation, padding="valid")
-        if level == DEPTH - 1:
-            x = layers.Dropout(dropout, name=f"down{level}_dropout")(x)
-        skips.append(x)
-        x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
-
-    x = _block(x, filters << DEPTH, "bottom", normalisation, padding="valid")
-    x = layers.Dropout(dropout, name="bottom_dropout")(x)
-
+    x, skips = _encode(inputs, filters, dropout, normalisation, padding="valid")
     margin = 4
     for level in reversed(range(DEPTH)):
         x = layers.Conv2DTranspose(filters << level, 2, strides=2, name=f"up{level}_upsample")(x)
-        # What the convolutions below have cut off each side, in pixels of this level.
+        # Pixels of this level that the convolutions below it have cut off each side.
         skip = layers.Cropping2D(margin, name=f"up{level}_crop")(skips[level])
         x = layers.Concatenate(name=f"up{level}_skip")([skip, x])
         x = _block(x, filters << level, f"up{level}", normalisation, padding="valid")
@@ -214,14 +180,11 @@ def unet_dropout(
     channels: int = 3,
     normalisation: Normalisation = "none",
 ) -> keras.Model:
-    """The small variant with dropout after each pooling and each concatenation.
+    """A small U-Net with dropout after each pooling and each concatenation.
 
     Args:
-        classes: 1 for a binary mask: one logit, whose sigmoid is the probability of the class.
-        filters: channels of the first block; each pooling doubles them.
-        dropout: rate everywhere but after the first pooling, where it is half of it.
+        dropout: rate; half of it after the first pooling.
         channels: 3 for RGB, 1 for greyscale.
-        normalisation: between each 3x3 convolution and its ReLU.
 
     Returns:
         A model from (batch, height, width, channels), 0 to 255, height and width multiples of 16,
@@ -240,9 +203,7 @@ def unet_dropout(
     x = _block(x, filters << DEPTH, "bottom", normalisation)
 
     for level in reversed(range(DEPTH)):
-        x = layers.Conv2DTranspose(
-            filters << level, 3, strides=2, padding="same", name=f"up{level}_upsample"
-        )(x)
+        x = _upsample(x, filters << level, level)
         x = layers.Concatenate(name=f"up{level}_skip")([x, skips[level]])
         x = layers.Dropout(dropout, name=f"up{level}_dropout")(x)
         x = _block(x, filters << level, f"up{level}", normalisation)
@@ -250,11 +211,32 @@ def unet_dropout(
     return keras.Model(inputs, _logits(x, classes), name="unet_dropout")
 
 
-def _of_rgb(network: keras.Model) -> keras.Model:
-    """Makes a greyscale network take RGB, like every other network."""
+def _take_rgb(network: keras.Model) -> keras.Model:
+    """Puts a conversion from RGB before a greyscale network."""
     inputs = keras.Input((None, None, 3), name="image")
     grey = keras.ops.image.rgb_to_grayscale(keras.ops.cast(inputs, "float32"))
     return keras.Model(inputs, network(grey), name=f"{network.name}_grey")
+
+
+def _encode(
+    inputs: Any, filters: int, dropout: float, normalisation: Normalisation, padding: str
+) -> tuple[Any, list[Any]]:
+    """The contracting path: the coarsest features, and those for skip connections, finest first."""
+    x = layers.Rescaling(1 / 255, name="rescale")(inputs)
+    skips = []
+    for level in range(DEPTH):
+        x = _block(x, filters << level, f"down{level}", normalisation, padding)
+        if level == DEPTH - 1:
+            x = layers.Dropout(dropout, name=f"down{level}_dropout")(x)
+        skips.append(x)
+        x = layers.MaxPooling2D(name=f"down{level}_pool")(x)
+    x = _block(x, filters << DEPTH, "bottom", normalisation, padding)
+    return layers.Dropout(dropout, name="bottom_dropout")(x), skips
+
+
+def _upsample(x: Any, filters: int, level: int) -> Any:
+    name = f"up{level}_upsample"
+    return layers.Conv2DTranspose(filters, 3, strides=2, padding="same", name=name)(x)
 
 
 def _block(

@@ -1,4 +1,4 @@
-"""Zip and tar archives, read in place: an archive is a folder, its files lie at ``a.zip/name``."""
+"""Reads zip and tar archives in place: an archive is a folder, its files lie at ``a.zip/name``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from functools import lru_cache, partial
 
 from runtime.errors import UserError
 
-_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
-_ENCRYPTED = 1
-"""Bit of a zip member's flags."""
+_ARCHIVE_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
+_ENCRYPTED_FLAG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +24,7 @@ class Member:
     """A file in an archive: its path with ``/``, and its size in bytes.
 
     Attributes:
-        skipped: why it is none of a job's business; error: why it cannot be read.
+        skipped: why jobs ignore it; error: why it cannot be read; both may be empty.
     """
 
     path: str
@@ -34,13 +33,18 @@ class Member:
     error: str = ""
 
 
+def skip_reason(path: str) -> str:
+    """``hidden`` if the name of the file or of a folder above it begins with a dot, else empty."""
+    return "hidden" if any(part.startswith(".") for part in path.split("/")) else ""
+
+
 def is_archive(place: str | os.PathLike[str]) -> bool:
     """Whether a local path is a file whose name ends in .zip or .tar."""
     return str(place).lower().endswith((".zip", ".tar")) and os.path.isfile(place)
 
 
 def members(archive: str) -> Iterator[Member]:
-    """Yields all files of an archive, hidden ones with a mark.
+    """Yields all files of an archive, hidden ones too.
 
     Raises:
         UserError: it is damaged, or compressed as a whole.
@@ -71,7 +75,7 @@ def modified(place: str) -> float:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _Archive:
     members: list[Member] = field(default_factory=list)
     readers: dict[str, Callable[[], bytes]] = field(default_factory=dict)
 
@@ -80,28 +84,27 @@ class _Opened:
         if path.startswith(("/", "../")):
             self.members.append(Member(path, size, error="its name leads out of the archive"))
             return
-        hidden = any(part.startswith(".") for part in path.split("/"))
-        self.members.append(Member(path, size, "hidden" if hidden else "", error))
+        self.members.append(Member(path, size, skip_reason(path), error))
         self.readers[path] = read
 
 
 def _split(place: str) -> tuple[str, str]:
     """Path of the archive that a place lies in, and the name of the file within it."""
-    for end in _END.finditer(place):
+    for end in _ARCHIVE_END.finditer(place):
         if os.path.isfile(archive := place[: end.end() - 1]):
             return archive, place[end.end() :]
     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
 
 
-def _open(archive: str) -> _Opened:
+def _open(archive: str) -> _Archive:
     status = os.stat(archive)
     # A forked process would share the position in the file, so each one opens its own.
-    return _opened(archive, status.st_mtime_ns, status.st_size, os.getpid())
+    return _open_cached(archive, status.st_mtime_ns, status.st_size, os.getpid())
 
 
 @lru_cache(maxsize=2)
-def _opened(archive: str, modified: int, size: int, process: int) -> _Opened:
-    del modified, size, process  # They only tell archives apart.
+def _open_cached(archive: str, modified: int, size: int, process: int) -> _Archive:
+    del modified, size, process  # They are only a part of the cache's key.
     try:
         return _open_zip(archive) if archive.lower().endswith(".zip") else _open_tar(archive)
     except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
@@ -111,21 +114,21 @@ def _opened(archive: str, modified: int, size: int, process: int) -> _Opened:
         ) from error
 
 
-def _open_zip(archive: str) -> _Opened:
-    # It stays open: to find its members costs a second for 200,000.
+def _open_zip(archive: str) -> _Archive:
+    # It stays open: listing 200,000 members takes a second.
     file = zipfile.ZipFile(archive)
-    opened = _Opened()
+    opened = _Archive()
     for info in file.infolist():
         if not info.is_dir():
             # Some tools on Windows write its separator.
             name = info.filename.replace("\\", "/")
-            error = "it is encrypted" if info.flag_bits & _ENCRYPTED else ""
+            error = "it is encrypted" if info.flag_bits & _ENCRYPTED_FLAG else ""
             opened.add(name, info.file_size, partial(file.read, info), error)
     return opened
 
 
-def _open_tar(archive: str) -> _Opened:
-    opened = _Opened()
+def _open_tar(archive: str) -> _Archive:
+    opened = _Archive()
     with tarfile.open(archive, "r:") as file:
         for info in file:
             if info.isreg() and not info.issparse():

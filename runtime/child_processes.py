@@ -9,27 +9,27 @@ import ctypes
 import os
 import signal
 
-PARENT = "LYFT_PARENT_PROCESS"
+PARENT_VARIABLE = "LYFT_PARENT_PROCESS"
 """Environment variable: process id of the parent that a child must not outlive."""
 
 _PR_SET_PDEATHSIG = 1
 
 
-def ends_with_this_process() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """Environment for a child that calls ``end_with_parent``.
 
     The kernel watches the thread that starts the child, so that thread must wait for the child.
     """
-    return {**os.environ, PARENT: str(os.getpid())}
+    return {**os.environ, PARENT_VARIABLE: str(os.getpid())}
 
 
 def end_with_parent() -> None:
-    """Has the kernel kill this process when its parent ends; does nothing if ``PARENT`` is unset.
+    """Has the kernel kill this process when its parent ends; not if ``PARENT_VARIABLE`` is unset.
 
     The signal is SIGKILL: the process must not finish what it is doing, and everything it
     publishes survives being cut off.
     """
-    parent = os.environ.pop(PARENT, None)
+    parent = os.environ.pop(PARENT_VARIABLE, None)
     if parent is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

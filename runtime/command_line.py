@@ -16,10 +16,11 @@ from runtime.errors import UnavailableError, UserError, disk_errors_as_user_erro
 from runtime.mlflow_store import TRACKING_URI
 from runtime.yaml_files import explain
 
-TRY_AGAIN = 75
+EX_TEMPFAIL = 75
 """Exit code of a failure that may succeed later: EX_TEMPFAIL of sysexits.h."""
 
 Config = TypeVar("Config", bound=BaseModel)
+Log = Callable[[str], None]
 
 
 class Parser(argparse.ArgumentParser):
@@ -78,10 +79,10 @@ def config_from(config: type[Config], args: argparse.Namespace) -> Config:
     Raises:
         UserError: a value is out of bounds; the message names the option.
     """
-    return checked(config, **{name: getattr(args, name) for name in config.model_fields})
+    return validated(config, **{name: getattr(args, name) for name in config.model_fields})
 
 
-def checked(config: type[Config], **values: Any) -> Config:
+def validated(config: type[Config], **values: Any) -> Config:
     """The config with these values.
 
     Raises:
@@ -96,6 +97,11 @@ def checked(config: type[Config], **values: Any) -> Config:
 def log(text: str) -> None:
     """Prints a message to standard error; standard output is reserved for the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+def log_as(command: str) -> Log:
+    """A function that prints messages as ``log`` does, after the command's name."""
+    return lambda text: log(f"{command}: {text}")
 
 
 def to_arguments(config: BaseModel) -> list[str]:
@@ -118,7 +124,7 @@ def run_main(main: Callable[[Sequence[str]], str]) -> int:
             result = main(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return TRY_AGAIN if isinstance(error, UnavailableError) else 2
+        return EX_TEMPFAIL if isinstance(error, UnavailableError) else 2
     except KeyboardInterrupt:
         print("error: interrupted; what was published before is intact", file=sys.stderr)
         # A runner's threads may fail while the process ends, when their server has been stopped.

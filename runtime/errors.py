@@ -1,4 +1,4 @@
-"""Errors that a user can fix, as opposed to bugs."""
+"""UserError, UnavailableError and RejectError: what a user can fix, as opposed to bugs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ import errno
 import re
 from collections.abc import Iterator
 
-MENDABLE_ERRNOS = (
+USER_FIXABLE_ERRNOS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS),
     *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR),
 )
 """File-system errors that a user can fix: full disk, missing permission, a file in the way."""
 
-
 _USER_INFO = re.compile(r"(?<=://)[^/\s]+@")
 
 
-def without_password(text: str) -> str:
-    """A text in whose URIs ``***`` stands for the user's name and password."""
+def redact_credentials(text: str) -> str:
+    """A text with ``***`` in place of the user's name and password in its URIs."""
     return _USER_INFO.sub("***@", text)
 
 
@@ -29,9 +28,9 @@ class UserError(Exception):
     message, such as an MLflow server's, is shown without its password.
     """
 
-    # TensorFlow would not raise an exception again that has an __init__ of its own.
+    # Without an __init__ of its own: TensorFlow could not re-raise it.
     def __str__(self) -> str:
-        return without_password(super().__str__())
+        return redact_credentials(super().__str__())
 
 
 class UnavailableError(UserError):
@@ -65,25 +64,25 @@ def disk_errors_as_user_errors() -> Iterator[None]:
     """Turns an OSError that a user can fix into a UserError.
 
     Raises:
-        UserError: the block raised an OSError with one of ``MENDABLE_ERRNOS``.
+        UserError: the block raised an OSError with one of ``USER_FIXABLE_ERRNOS``.
     """
     try:
         yield
     except OSError as error:
-        if error.errno not in MENDABLE_ERRNOS:
+        if error.errno not in USER_FIXABLE_ERRNOS:
             raise
         place = f"{error.filename!r}: " if error.filename else ""
         raise UserError(f"{place}{error.strerror or error}; nothing was published") from error
 
 
-def first_line(error: object, most: int = 160) -> str:
+def first_line(error: object, max_length: int = 160) -> str:
     """The first line of an error's message, or the error's type if the message is empty.
 
     Args:
-        most: maximum length in characters; the default fits a terminal.
+        max_length: in characters; the default fits a terminal.
     """
     lines = str(error).strip().splitlines()
-    # OpenVINO says first where in its source the error arose.
+    # OpenVINO's messages begin with the place in its source code.
     lines = [line for line in lines if not line.startswith("Exception from ")] or lines
     line = lines[0] if lines else type(error).__name__
-    return line if len(line) <= most else f"{line[: most - 3]}..."
+    return line if len(line) <= max_length else f"{line[: max_length - 3]}..."

@@ -1,8 +1,8 @@
-"""Inventories: tables of the files below a source, in place of listing it.
+"""Reads the inventories that object stores write on a schedule, in place of listing a source.
 
-They are what object stores write on a schedule: S3 Inventory, with its ``manifest.json``, or a
-report of Google's Storage Insights. Formats: docs.aws.amazon.com, "Amazon S3 Inventory"; and
-cloud.google.com, "Storage Insights inventory reports".
+They are tables of files: S3 Inventory, with its ``manifest.json``, or a report of Google's Storage
+Insights. Formats: docs.aws.amazon.com, "Amazon S3 Inventory"; and cloud.google.com, "Storage
+Insights inventory reports".
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from runtime.archive import skip_reason
 from runtime.errors import UserError
 from runtime.listing import SourceFile
-from runtime.object_store import object_of
+from runtime.object_store import bucket_and_key
 from runtime.storage import is_remote, join, local, read_bytes
 
 _PATH, _SIZE, _MODIFIED = "path", "size", "modified"
@@ -42,13 +43,13 @@ _COLUMNS = {
 """What a column means, by its name in lower case; ``path`` is relative to the source."""
 
 
-def tables_of(place: str) -> list[str]:
+def inventory_tables(place: str) -> list[str]:
     """The tables of an inventory: itself, or those that an S3 Inventory's manifest names."""
     if not place.lower().endswith(".json"):
         return [place]
     manifest = _manifest(place)
     if is_remote(place):
-        scheme, bucket = place.partition("://")[0], object_of(place).partition("/")[0]
+        scheme, bucket = place.partition("://")[0], bucket_and_key(place).partition("/")[0]
         return [f"{scheme}://{bucket}/{one['key']}" for one in manifest["files"]]
     # A copy of a manifest stands in a folder with copies of its tables.
     folder = Path(place).parent
@@ -60,7 +61,7 @@ def read_inventory(inventory: str, table: str, source: str) -> Iterator[SourceFi
 
     Args:
         inventory: CSV, Parquet, or an S3 Inventory's ``manifest.json``.
-        table: one of ``tables_of(inventory)``.
+        table: one of ``inventory_tables(inventory)``.
 
     Raises:
         UserError: a table is missing, cannot be read, or lacks a column.
@@ -70,12 +71,12 @@ def read_inventory(inventory: str, table: str, source: str) -> Iterator[SourceFi
         manifest = _manifest(inventory)
         if manifest["fileFormat"].lower() == "csv":
             names = [name.strip() for name in manifest["fileSchema"].split(",")]
-    encoded = names is not None
+    url_encoded = names is not None
     try:
         with local(table) as path:
             for batch in _batches(path, names):
                 for row in batch.to_pylist():
-                    if file := _file_of(row, source, encoded=encoded):
+                    if file := _file_of(row, source, url_encoded=url_encoded):
                         yield file
     except FileNotFoundError as error:
         raise UserError(f"--inventory {table!r}: there is no such file") from error
@@ -103,7 +104,7 @@ def _batches(path: Path, names: list[str] | None) -> Iterator[pa.RecordBatch]:
     """Batches with the columns of ``_COLUMNS`` that a table has, under the names given there."""
     if path.name.lower().endswith((".csv", ".csv.gz")):
         convert = pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(names or _first_line(path), pa.string()),
+            column_types=dict.fromkeys(names or _column_names(path), pa.string()),
             null_values=[""],
             strings_can_be_null=True,
         )
@@ -112,12 +113,12 @@ def _batches(path: Path, names: list[str] | None) -> Iterator[pa.RecordBatch]:
             read_options=pyarrow.csv.ReadOptions(column_names=names),
             convert_options=convert,
         ) as file:
-            columns = _present(file.schema.names, path)
+            columns = _known_columns(file.schema.names, path)
             for batch in file:
                 yield batch.select(list(columns)).rename_columns(list(columns.values()))
     elif path.suffix.lower() == ".parquet":
         with pq.ParquetFile(path) as file:
-            columns = _present(file.schema_arrow.names, path)
+            columns = _known_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(columns=list(columns)):
                 yield batch.rename_columns([columns[name] for name in batch.schema.names])
     else:
@@ -127,13 +128,13 @@ def _batches(path: Path, names: list[str] | None) -> Iterator[pa.RecordBatch]:
         )
 
 
-def _first_line(path: Path) -> list[str]:
-    """Names of all columns, so that each is read as text: an id like 007 stays what it is."""
+def _column_names(path: Path) -> list[str]:
+    """Names of a CSV file's columns, to read each as text: an id like 007 keeps its zeros."""
     with pa.input_stream(str(path)) as stream, pyarrow.csv.open_csv(stream) as file:
         return list(file.schema.names)
 
 
-def _present(names: list[str], path: Path) -> dict[str, str]:
+def _known_columns(names: list[str], path: Path) -> dict[str, str]:
     found = {name: _COLUMNS[name.lower()] for name in names if name.lower() in _COLUMNS}
     if not {_PATH, _SIZE} <= set(found.values()):
         raise UserError(
@@ -143,23 +144,22 @@ def _present(names: list[str], path: Path) -> dict[str, str]:
     return found
 
 
-def _file_of(row: dict[str, Any], source: str, *, encoded: bool) -> SourceFile | None:
-    """The file of a row; None for a folder, an old version, or a file that is not below it."""
+def _file_of(row: dict[str, Any], source: str, *, url_encoded: bool) -> SourceFile | None:
+    """The file of a row; None for a folder, an old version, or a file not below the source."""
     if str(row.get("is_latest")).lower() == "false" or str(row.get("is_deleted")).lower() == "true":
         return None
     path = str(row[_PATH] or "")
-    if encoded:
+    if url_encoded:
         path = unquote_plus(path)
     if is_remote(source):
-        # The key in the bucket.
-        prefix = join(object_of(source).partition("/")[2], "").lstrip("/")
+        # The inventory names keys of the bucket.
+        prefix = join(bucket_and_key(source).partition("/")[2], "").lstrip("/")
         if not path.startswith(prefix):
             return None
         path = path.removeprefix(prefix)
     if not path or path.endswith("/"):
         return None
-    hidden = any(part.startswith(".") for part in path.split("/"))
-    return SourceFile(path, int(row[_SIZE] or 0), _epoch(row.get(_MODIFIED)), hidden * "hidden")
+    return SourceFile(path, int(row[_SIZE] or 0), _epoch(row.get(_MODIFIED)), skip_reason(path))
 
 
 def _epoch(time: Any) -> float:

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from runtime.archive import is_archive, members
+from runtime.archive import is_archive, members, skip_reason
 from runtime.errors import UserError
-from runtime.object_store import Place, object_of, request
+from runtime.object_store import Place, bucket_and_key, request
 from runtime.storage import is_remote, join
 
 
@@ -18,8 +18,8 @@ class SourceFile:
     """A file below a root: relative path, size in bytes, last change in seconds since the epoch.
 
     Attributes:
-        skipped: why it is not looked at: it is hidden, or a folder that was listed already.
-        error: why nothing can be known about it, e.g. a link that leads nowhere.
+        skipped: why jobs ignore it, e.g. it is hidden, or a folder that was listed already.
+        error: why it cannot be read, e.g. a broken link.
     """
 
     path: str
@@ -31,8 +31,8 @@ class SourceFile:
 
 def files(folder: Place) -> list[SourceFile]:
     """The files in a folder, sorted by name, without hidden ones; none if it does not exist."""
-    found = [one for one in _entries(folder) if isinstance(one, SourceFile) and _counts(one)]
-    return sorted(found, key=lambda one: one.path)
+    entries = (entry for entry in _entries(folder) if isinstance(entry, SourceFile))
+    return sorted(filter(_is_usable, entries), key=lambda file: file.path)
 
 
 def folders(folder: Place) -> list[str]:
@@ -47,7 +47,7 @@ def _entries(folder: Place) -> Iterator[SourceFile | str]:
         return
 
 
-def _counts(file: SourceFile) -> bool:
+def _is_usable(file: SourceFile) -> bool:
     return not (file.skipped or file.error or file.path.startswith("."))
 
 
@@ -61,15 +61,14 @@ def walk(root: Place) -> Iterator[SourceFile]:
 
 
 def walk_all(root: Place) -> Iterator[SourceFile]:
-    """Yields all entries below a folder that are no folders, and folders that are not entered.
+    """Yields all files below a folder, and the folders that are not entered, marked as skipped.
 
-    Hidden files and folders are skipped, with a mark. Links to folders are followed last, and only
-    to folders not seen yet, so that a file's path does not depend on the order in which the file
-    system lists entries. An archive is listed like a folder.
+    Hidden files are skipped, too. Links to folders are followed last, and only to folders not seen
+    yet, so that a file's path does not depend on the order in which the file system lists entries.
+    An archive is listed like a folder.
 
     Raises:
-        UserError: a folder or archive cannot be listed; what it holds is unknown, so no job goes
-            on.
+        UserError: a folder or archive cannot be listed.
     """
     if is_archive(root):
         return _walk_archive(str(root))
@@ -81,15 +80,15 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
 
 def _walk_archive(archive: str) -> Iterator[SourceFile]:
     changed = os.stat(archive).st_mtime
-    for one in members(archive):
-        yield SourceFile(one.path, one.size, changed, one.skipped, one.error)
+    for member in members(archive):
+        yield SourceFile(member.path, member.size, changed, member.skipped, member.error)
 
 
 def _walk_objects(root: str) -> Iterator[SourceFile]:
-    """Lists a store in one go, without regard to folders."""
+    """Lists all objects below a place in a store at once, without regard to folders."""
     from pyarrow.fs import FileSelector
 
-    inside = len(object_of(root)) + 1
+    prefix_length = len(bucket_and_key(root)) + 1
     try:
         found = request(
             root, lambda store, key: store.get_file_info(FileSelector(key, recursive=True))
@@ -98,18 +97,17 @@ def _walk_objects(root: str) -> Iterator[SourceFile]:
         raise UserError(f"folder {root!r} cannot be listed: {error.strerror or error}") from error
     for info in found:
         if info.is_file:
-            path = info.path[inside:]
-            hidden = any(part.startswith(".") for part in path.split("/"))
-            yield SourceFile(path, info.size, info.mtime_ns / 1e9, hidden * "hidden")
+            path = info.path[prefix_length:]
+            yield SourceFile(path, info.size, info.mtime_ns / 1e9, skip_reason(path))
 
 
 def _walk_folder(root: str) -> Iterator[SourceFile]:
-    waiting, links = [""], list[str]()
+    pending, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()
-    while waiting or links:
-        if not waiting:
+    while pending or links:
+        if not pending:
             links.sort(reverse=True)
-        folder = (waiting or links).pop()
+        folder = (pending or links).pop()
         place = join(root, folder) if folder else root
         try:
             if not is_remote(place):
@@ -118,16 +116,16 @@ def _walk_folder(root: str) -> Iterator[SourceFile]:
                     yield SourceFile(folder, 0, 0, skipped="folder listed under another name")
                     continue
                 seen.add((status.st_dev, status.st_ino))
-            for one in _children(place):
+            for child in _children(place):
                 prefix = f"{folder}/" if folder else ""
-                name = one if isinstance(one, str) else one.path
+                name = child if isinstance(child, str) else child.path
                 if name.startswith("."):
                     yield SourceFile(prefix + name, 0, 0, skipped="hidden")
-                elif isinstance(one, str):
-                    is_link = not is_remote(place) and os.path.islink(join(place, one))
-                    (links if is_link else waiting).append(prefix + one)
+                elif isinstance(child, str):
+                    is_link = not is_remote(place) and os.path.islink(join(place, child))
+                    (links if is_link else pending).append(prefix + child)
                 else:
-                    yield replace(one, path=prefix + name)
+                    yield replace(child, path=prefix + name)
         except OSError as error:
             raise UserError(
                 f"folder {place!r} cannot be listed: {error.strerror or error}"
@@ -159,15 +157,15 @@ def _remote_children(folder: str) -> Iterator[SourceFile | str]:
     from pyarrow.fs import FileSelector
 
     # On Google's store, pyarrow omits folders without an object of their own: list all below.
-    everything = folder.startswith("gs://")
-    inside = len(object_of(folder)) + 1
-    named: set[str] = set()
+    recursive = folder.startswith("gs://")
+    prefix_length = len(bucket_and_key(folder)) + 1
+    seen: set[str] = set()
     for info in request(
-        folder, lambda store, key: store.get_file_info(FileSelector(key, recursive=everything))
+        folder, lambda store, key: store.get_file_info(FileSelector(key, recursive=recursive))
     ):
-        name, _, below = info.path[inside:].partition("/")
+        name, _, below = info.path[prefix_length:].partition("/")
         if info.is_file and not below:
             yield SourceFile(name, info.size, info.mtime_ns / 1e9)
-        elif name not in named:
-            named.add(name)
+        elif name not in seen:
+            seen.add(name)
             yield name

@@ -15,18 +15,18 @@ def import_tensorflow() -> Any:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(devnull, 2)
         import tensorflow as tf
 
         # The first query for devices complains about a missing GPU.
         tf.config.list_physical_devices()
         return tf
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(devnull)
 
 
 def import_openvino() -> Any:
@@ -37,7 +37,7 @@ def import_openvino() -> Any:
     return openvino
 
 
-class WithoutTracebacks:
+class TracebackFilter:
     """A wrapper of standard error that drops tracebacks written in a single call.
 
     Beam's worker prints each exception before passing it on; the code that receives it reports it.

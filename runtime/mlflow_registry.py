@@ -1,8 +1,7 @@
-"""MLflow's registry, read without importing MLflow, which takes seconds.
+"""Reads MLflow's model registry without importing MLflow, which takes seconds.
 
-For those who only ask what is registered. Nothing is explained here: whatever cannot be read in
-this way raises ``NotReadError``, and the caller asks MLflow, which knows all stores and says what
-is wrong with one.
+Whatever cannot be read in this way raises ``NotReadError``. The caller then asks MLflow, which
+knows all kinds of stores and explains what is wrong.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlencode, urlsplit
 
-from runtime.mlflow_store import database, prepare
+from runtime.mlflow_store import prepare_store, sqlite_file
 
-SCHEMA = "dc11669786a5"
-"""Revision of the tables of a SQLite store that this module knows: that of the locked MLflow."""
+SCHEMA_REVISION = "dc11669786a5"
+"""Revision of the SQLite tables that this module reads: that of the locked MLflow version."""
 
-_DESCRIPTION = "MLmodel"
-_WAIT_S = 10.0
-_OTHER_ACCESS = (
+_MLMODEL_FILE = "MLmodel"
+_TIMEOUT_S = 10.0
+_UNSUPPORTED_VARIABLES = (
     "MLFLOW_WORKSPACE",
     "MLFLOW_TRACKING_AUTH",
     "MLFLOW_TRACKING_AWS_SIGV4",
@@ -36,7 +35,7 @@ _OTHER_ACCESS = (
     "MLFLOW_TRACKING_INSECURE_TLS",
     "MLFLOW_TRACKING_SERVER_CERT_PATH",
 )
-"""Environment variables that change how MLflow reaches a server, which it alone knows."""
+"""Environment variables by which MLflow reaches a server in ways that are not implemented here."""
 
 
 class NotReadError(Exception):
@@ -45,7 +44,7 @@ class NotReadError(Exception):
 
 @dataclass(frozen=True)
 class Version:
-    """A registered version.
+    """A registered version of a model.
 
     Attributes:
         number: its number, 1 or more.
@@ -72,7 +71,7 @@ class Version:
             NotReadError: they are not on this machine.
         """
         folder = local_folder(self.place)
-        if not (folder / _DESCRIPTION).is_file():
+        if not (folder / _MLMODEL_FILE).is_file():
             raise NotReadError(f"{folder} holds no model")
         return folder
 
@@ -85,13 +84,13 @@ class Version:
         """
         import yaml
 
-        text = (self.folder / _DESCRIPTION).read_text(encoding="utf-8")
+        text = (self.folder / _MLMODEL_FILE).read_text(encoding="utf-8")
         try:
             found = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise NotReadError(str(error)) from error
         if not isinstance(found, dict):
-            raise NotReadError(f"{self.folder / _DESCRIPTION} is damaged")
+            raise NotReadError(f"{self.folder / _MLMODEL_FILE} is damaged")
         return found
 
 
@@ -103,23 +102,23 @@ class Registry(ABC):
         """A version by its number."""
 
     @abstractmethod
-    def aliased(self, name: str, alias: str) -> Version:
+    def version_by_alias(self, name: str, alias: str) -> Version:
         """The version to which an alias points."""
 
     @abstractmethod
-    def tagged(self, name: str, tag: str, value: str) -> list[Version]:
+    def versions_by_tag(self, name: str, tag: str, value: str) -> list[Version]:
         """All versions with this value of a tag, newest first."""
 
     @abstractmethod
     def run(self, run_id: str) -> tuple[str, str]:
         """A run's status, such as ``FINISHED``, and the URI or path of its files."""
 
-    def named(self, uri: str) -> Version:
+    def version_by_uri(self, uri: str) -> Version:
         """The version that ``models:/<name>/<number>`` or ``models:/<name>@<alias>`` names."""
         rest = uri.removeprefix("models:/")
         name, at, alias = rest.partition("@")
         if at:
-            return self.aliased(name, alias)
+            return self.version_by_alias(name, alias)
         name, _, number = rest.rpartition("/")
         if not name or not number.isdecimal():
             raise NotReadError(f"{uri} names no version")
@@ -135,18 +134,18 @@ def registry(tracking_uri: str) -> Iterator[Registry]:
         UserError: a SQLite store is damaged, or was moved.
     """
     try:
-        if file := database(tracking_uri):
-            prepare(tracking_uri)
-            with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as opened:
-                opened.row_factory = sqlite3.Row
-                yield _Database(opened)
+        if file := sqlite_file(tracking_uri):
+            prepare_store(tracking_uri)
+            with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as connection:
+                connection.row_factory = sqlite3.Row
+                yield _Database(connection)
         elif tracking_uri.startswith(("http://", "https://")):
-            if found := [name for name in _OTHER_ACCESS if os.environ.get(name)]:
+            if found := [name for name in _UNSUPPORTED_VARIABLES if os.environ.get(name)]:
                 raise NotReadError(f"{found[0]} is set")
             yield _Server(tracking_uri.rstrip("/"))
         else:
-            raise NotReadError(f"{tracking_uri} is neither")
-    # The last two: an answer is not as expected.
+            raise NotReadError(f"{tracking_uri} is neither SQLite nor a server")
+    # KeyError and TypeError: a server's response has another form.
     except (sqlite3.Error, OSError, KeyError, TypeError) as error:
         raise NotReadError(str(error)) from error
 
@@ -167,15 +166,15 @@ def local_folder(place: str) -> Path:
 class _Database(Registry):
     """The tables of a SQLite store."""
 
-    def __init__(self, opened: sqlite3.Connection) -> None:
-        self._opened = opened
-        if self._rows("SELECT version_num FROM alembic_version")[0][0] != SCHEMA:
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        if self._rows("SELECT version_num FROM alembic_version")[0][0] != SCHEMA_REVISION:
             raise NotReadError("the tables are of another version of MLflow")
 
     def version(self, name: str, number: int) -> Version:
         return self._versions("version = ?", name, number)[0]
 
-    def aliased(self, name: str, alias: str) -> Version:
+    def version_by_alias(self, name: str, alias: str) -> Version:
         rows = self._rows(
             "SELECT version FROM registered_model_aliases"
             " WHERE workspace = 'default' AND name = ? AND alias = ?",
@@ -183,7 +182,7 @@ class _Database(Registry):
         )
         return self.version(name, rows[0][0])
 
-    def tagged(self, name: str, tag: str, value: str) -> list[Version]:
+    def versions_by_tag(self, name: str, tag: str, value: str) -> list[Version]:
         return self._versions(
             "version IN (SELECT version FROM model_version_tags"
             " WHERE workspace = 'default' AND name = m.name AND key = ? AND value = ?)",
@@ -209,7 +208,7 @@ class _Database(Registry):
         ]
 
     def _tags(self, name: str, row: sqlite3.Row) -> dict[str, str]:
-        found = self._opened.execute(
+        found = self._connection.execute(
             "SELECT key, value FROM model_version_tags"
             " WHERE workspace = 'default' AND name = ? AND version = ?",
             (name, row["version"]),
@@ -217,8 +216,8 @@ class _Database(Registry):
         return {one["key"]: one["value"] for one in found}
 
     def _rows(self, query: str, *values: object) -> list[sqlite3.Row]:
-        """One row or more."""
-        rows = self._opened.execute(query, values).fetchall()
+        """The rows of a query; NotReadError if there are none."""
+        rows = self._connection.execute(query, values).fetchall()
         if not rows:
             raise NotReadError("there is no such entry")
         return rows
@@ -234,8 +233,8 @@ class _Server(Registry):
         password = unquote(password) if password else os.environ.get("MLFLOW_TRACKING_PASSWORD")
         self._headers = {}
         if user and password:
-            said = base64.b64encode(f"{user}:{password}".encode()).decode()
-            self._headers["Authorization"] = f"Basic {said}"
+            credentials = base64.b64encode(f"{user}:{password}".encode()).decode()
+            self._headers["Authorization"] = f"Basic {credentials}"
         elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
             self._headers["Authorization"] = f"Bearer {token}"
         host = parts.netloc.rpartition("@")[2]
@@ -245,13 +244,13 @@ class _Server(Registry):
         found = self._get("model-versions/get", name=name, version=number)
         return self._version(found["model_version"])
 
-    def aliased(self, name: str, alias: str) -> Version:
+    def version_by_alias(self, name: str, alias: str) -> Version:
         found = self._get("registered-models/alias", name=name, alias=alias)
         return self._version(found["model_version"])
 
-    def tagged(self, name: str, tag: str, value: str) -> list[Version]:
-        wanted = f"name = '{name}' and tags.{tag} = '{value}'"
-        found = self._get("model-versions/search", filter=wanted)
+    def versions_by_tag(self, name: str, tag: str, value: str) -> list[Version]:
+        condition = f"name = '{name}' and tags.{tag} = '{value}'"
+        found = self._get("model-versions/search", filter=condition)
         if found.get("next_page_token"):
             raise NotReadError("the list has several pages")
         versions = [self._version(one) for one in found.get("model_versions", [])]
@@ -267,11 +266,11 @@ class _Server(Registry):
         tags = {one["key"]: one["value"] for one in found.get("tags", [])}
         return Version(name, number, found.get("run_id", ""), tags, place["artifact_uri"])
 
-    def _get(self, what: str, **wanted: object) -> dict[str, Any]:
-        address = f"{self._address}/api/2.0/mlflow/{what}?{urlencode(wanted)}"
-        asked = urllib.request.Request(address, headers=self._headers)  # noqa: S310 - http(s)
+    def _get(self, endpoint: str, **query: object) -> dict[str, Any]:
+        address = f"{self._address}/api/2.0/mlflow/{endpoint}?{urlencode(query)}"
+        request = urllib.request.Request(address, headers=self._headers)  # noqa: S310 - http(s)
         try:
-            with urllib.request.urlopen(asked, timeout=_WAIT_S) as answer:  # noqa: S310
-                return cast("dict[str, Any]", json.load(answer))
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:  # noqa: S310
+                return cast("dict[str, Any]", json.load(response))
         except (OSError, ValueError) as error:
             raise NotReadError(str(error)) from error

@@ -1,4 +1,4 @@
-"""MLflow's store and its errors, handled without importing MLflow.
+"""Checks MLflow's store and translates its errors, without importing MLflow.
 
 The import takes seconds; only the code that logs and resolves models does it.
 """
@@ -15,25 +15,27 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import UnavailableError, UserError, first_line
-from runtime.mlflow_files import moved_from
+from runtime.mlflow_files import find_former_folder
 
 TRACKING_URI = "sqlite:///outputs/mlflow/mlflow.db"
 """Default MLflow store of runs and models, also for the server of `make up`."""
 
-_AWAY = re.compile(r"API request to .* failed with (?:timeout )?exception|failed with error code 5")
+_NO_ANSWER = re.compile(
+    r"API request to .* failed with (?:timeout )?exception|failed with error code 5"
+)
 _OTHER_VERSION = re.compile(
     r"Can't locate revision[^\n]*|[^.\n]*out-of-date database schema[^.\n]*"
 )
 _MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 
 
-def database(tracking_uri: str) -> Path | None:
+def sqlite_file(tracking_uri: str) -> Path | None:
     """The file of a SQLite store; None if the store is a server or another database."""
     scheme, _, path = tracking_uri.partition(":///")
     return Path(path).absolute() if scheme == "sqlite" else None
 
 
-def prepare(tracking_uri: str) -> None:
+def prepare_store(tracking_uri: str) -> None:
     """Checks the store before MLflow would retry for minutes, and makes MLflow wait and log less.
 
     Call it after importing MLflow, which sets the levels of its loggers.
@@ -47,11 +49,11 @@ def prepare(tracking_uri: str) -> None:
     # By default, MLflow retries each call for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    file = database(tracking_uri)
+    file = sqlite_file(tracking_uri)
     if file is None or not file.exists():
         return
     try:
-        # To write: a process killed in a transaction leaves a journal that a reader cannot undo.
+        # For writing: a reader cannot roll back the journal that a killed process has left.
         with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True)) as found:
             found.execute("PRAGMA schema_version")
     except sqlite3.Error as error:
@@ -59,7 +61,7 @@ def prepare(tracking_uri: str) -> None:
             f"MLflow store {tracking_uri!r} cannot be used: {file} does not open as a "
             f"SQLite database ({error}); name another, or restore the file"
         ) from error
-    if old := moved_from(file):
+    if old := find_former_folder(file):
         raise UserError(
             f"MLflow store {tracking_uri!r} names its files in {old}, which is gone, and they are "
             f"here: correct it with python -m flows.doctor --repair --tracking_uri={tracking_uri}"
@@ -73,7 +75,7 @@ def is_outage(error: Exception) -> bool:
     # Of MLflow's errors, only those from a server's response have these attributes.
     if hasattr(error, "json") and hasattr(error, "get_http_status_code"):
         return bool(error.get_http_status_code() >= 500)
-    return bool(_AWAY.search(str(error)))
+    return bool(_NO_ANSWER.search(str(error)))
 
 
 def is_missing(error: Exception) -> bool:
@@ -84,7 +86,7 @@ def is_missing(error: Exception) -> bool:
     return isinstance(error, OSError) or code in _MISSING or "Not a proper" in str(error)
 
 
-def unusable(tracking_uri: str, error: Exception) -> UserError:
+def store_error(tracking_uri: str, error: Exception) -> UserError:
     """The error to raise instead of MLflow's: the store does not answer, or cannot be used."""
     complaint = f"MLflow store {tracking_uri!r} cannot be used"
     if is_outage(error):
@@ -98,7 +100,7 @@ def unusable(tracking_uri: str, error: Exception) -> UserError:
 
 
 def registered_version(client: Any, uri: str) -> Any:
-    """MLflow's entry of the version that ``models:/<name>/<version>``, ``@<alias>`` names.
+    """MLflow's entry of the version that ``models:/<name>/<version>`` or ``@<alias>`` names.
 
     The version may be ``latest``: the one with the highest number.
 

@@ -19,18 +19,20 @@ from typing import Any, TypeVar
 from runtime.errors import UnavailableError, UserError
 
 Place = str | Path
+"""A local path, or the URI of an object or a folder in a store."""
+
 Result = TypeVar("Result")
 
-PATIENCE_S, START_PATIENCE_S = 120.0, 10.0
-"""How long a request is retried if the store does not answer: during a job, and at its start."""
+RETRY_TIMEOUT_S, START_TIMEOUT_S = 120.0, 10.0
+"""How long a request is retried while the store does not answer: in a job, and at its start."""
 
 _SCHEMES = ("s3", "gs")
-_LONGEST_WAIT_S = 10.0
-_CONNECT_S, _SILENCE_S = 5, 20
+_MAX_BACKOFF_S = 10.0
+_CONNECT_TIMEOUT_S, _REQUEST_TIMEOUT_S = 5, 20
 """Timeouts: a store sends nothing for a while when it copies a large object."""
 
-_NOTES_EACH_S = 30.0
-_noted = [float("-inf")]
+_REPORT_INTERVAL_S = 30.0
+_last_report = [float("-inf")]
 
 _AWS_ERROR = re.compile(r"AWS Error (?P<code>\w+).*? during \w+ operation: (?P<text>.*)", re.DOTALL)
 _OUTAGE = re.compile(
@@ -43,15 +45,15 @@ _REFUSED = re.compile(
 )
 
 
-def object_of(place: Place) -> str:
+def bucket_and_key(place: Place) -> str:
     """Bucket and key of a place, in pyarrow's form."""
     return str(place).partition("://")[2].rstrip("/")
 
 
 def request(
-    place: Place, do: Callable[[Any, str], Result], patience_s: float | None = None
+    place: Place, operation: Callable[[Any, str], Result], timeout_s: float | None = None
 ) -> Result:
-    """Calls ``do`` with the file system and key of a place; retries if the store does not answer.
+    """Calls ``operation`` with the file system and key of a place; retries during an outage.
 
     Raises:
         FileNotFoundError: there is no such object or folder.
@@ -66,25 +68,27 @@ def request(
         raise UserError(f"{str(place)!r}: expected one slash between names, found two")
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_outage),
-        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_LONGEST_WAIT_S, jitter=1),
-        stop=tenacity.stop_after_delay(PATIENCE_S if patience_s is None else patience_s),
-        before_sleep=_note,
+        wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_BACKOFF_S, jitter=1),
+        stop=tenacity.stop_after_delay(RETRY_TIMEOUT_S if timeout_s is None else timeout_s),
+        before_sleep=_report_outage,
         reraise=True,
     )
     try:
-        return retrying(lambda: do(_store(scheme, rest.partition("/")[0]), object_of(place)))
+        return retrying(
+            lambda: operation(_store(scheme, rest.partition("/")[0]), bucket_and_key(place))
+        )
     except OSError as error:
         # With an errno, it comes from this machine, or means that there is no such object.
         if error.errno is not None:
             raise
-        raise _explained(str(place), error) from error
+        raise _translate(str(place), error) from error
 
 
-def _note(state: Any) -> None:
+def _report_outage(state: Any) -> None:
     """Prints from time to time that the store does not answer."""
     now = time.monotonic()
-    if state.seconds_since_start > START_PATIENCE_S and now - _noted[0] > _NOTES_EACH_S:
-        _noted[0] = now
+    if state.seconds_since_start > START_TIMEOUT_S and now - _last_report[0] > _REPORT_INTERVAL_S:
+        _last_report[0] = now
         print("the store does not answer; trying again", file=sys.stderr, flush=True)
 
 
@@ -92,27 +96,27 @@ def _is_outage(error: BaseException) -> bool:
     return isinstance(error, OSError) and bool(_OUTAGE.search(str(error)))
 
 
-def _explained(place: str, error: OSError) -> Exception:
+def _translate(place: str, error: OSError) -> Exception:
     """The exception to raise for an error of the store, or of pyarrow on its behalf."""
     found = _AWS_ERROR.search(str(error))
     code, text = (found["code"], found["text"]) if found else ("", str(error))
-    said = text.partition(" (Request ID")[0].splitlines()[0].removesuffix(".")
+    reason = text.partition(" (Request ID")[0].splitlines()[0].removesuffix(".")
     if _is_outage(error):
         return UnavailableError(
-            f"{place!r}: the store does not answer ({said}); run the same command again when it is "
-            "back, or name another by AWS_ENDPOINT_URL"
+            f"{place!r}: the store does not answer ({reason}); run the same command again when it "
+            "is back, or name another by AWS_ENDPOINT_URL"
         )
     if "NO_SUCH_KEY" in code or "No such file or directory" in text:
-        return FileNotFoundError(f"{place}: {said}")
+        return FileNotFoundError(f"{place}: {reason}")
     if "NO_SUCH_BUCKET" in code:
-        bucket = object_of(place).partition("/")[0]
+        bucket = bucket_and_key(place).partition("/")[0]
         return UserError(f"{place!r}: there is no bucket {bucket!r}; make it, or name another")
     if _REFUSED.search(f"{code} {text}"):
         return UserError(
-            f"{place!r}: the store refuses access ({code}: {said}); check {_credentials(place)} "
+            f"{place!r}: the store refuses access ({code}: {reason}); check {_credentials(place)} "
             "and what they may do there"
         )
-    return UserError(f"{place!r}: the store refuses: {said}")
+    return UserError(f"{place!r}: the store refuses: {reason}")
 
 
 def _credentials(place: str) -> str:
@@ -130,11 +134,11 @@ def _store(scheme: str, bucket: str) -> Any:
         raise UserError(
             f"{scheme}://{bucket}: expected s3://<bucket>/<prefix> or gs://<bucket>/<prefix>"
         )
-    known = os.environ.get
+    setting = os.environ.get
     if scheme == "gs":
         # By default it retries for a quarter of an hour.
-        patience = timedelta(seconds=_SILENCE_S)
-        http, _, emulator = known("STORAGE_EMULATOR_HOST", "").rpartition("://")
+        patience = timedelta(seconds=_REQUEST_TIMEOUT_S)
+        http, _, emulator = setting("STORAGE_EMULATOR_HOST", "").rpartition("://")
         if emulator:
             return fs.GcsFileSystem(
                 anonymous=True,
@@ -143,8 +147,8 @@ def _store(scheme: str, bucket: str) -> Any:
                 retry_time_limit=patience,
             )
         return fs.GcsFileSystem(retry_time_limit=patience)
-    endpoint = known("AWS_ENDPOINT_URL_S3") or known("AWS_ENDPOINT_URL")
-    region = known("AWS_REGION") or known("AWS_DEFAULT_REGION")
+    endpoint = setting("AWS_ENDPOINT_URL_S3") or setting("AWS_ENDPOINT_URL")
+    region = setting("AWS_REGION") or setting("AWS_DEFAULT_REGION")
     if not region and not endpoint:
         region = fs.resolve_s3_region(bucket)
     # Opened at the first write, an object that fits into one request takes only one.
@@ -152,11 +156,11 @@ def _store(scheme: str, bucket: str) -> Any:
         endpoint_override=endpoint,
         region=region,
         allow_delayed_open=True,
-        connect_timeout=_CONNECT_S,
-        request_timeout=_SILENCE_S,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        request_timeout=_REQUEST_TIMEOUT_S,
     )
 
 
-def forget() -> None:
+def clear_connections() -> None:
     """Drops all connections; the next request reads the environment again."""
     _store.cache_clear()

@@ -1,4 +1,4 @@
-"""What this machine's processor is fast at, without importing a framework."""
+"""Whether this machine's processor is fast at bfloat16, without importing a framework."""
 
 from __future__ import annotations
 
@@ -16,15 +16,11 @@ def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:
         cpuinfo: text of ``/proc/cpuinfo``; by default, that of this machine.
     """
     text = _read_cpuinfo() if cpuinfo is None else cpuinfo
-    facts = dict(_facts(line) for line in text.split("\n\n")[0].splitlines() if ":" in line)
-    flags = facts.get("flags", "").split()
-    amd = facts.get("vendor_id") == "AuthenticAMD"
+    fields = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    first_core = {name.strip(): value.strip() for name, _, value in fields}
+    flags = first_core.get("flags", "").split()
+    amd = first_core.get("vendor_id") == "AuthenticAMD"
     return "amx_bf16" in flags or ("avx512_bf16" in flags and amd)
-
-
-def _facts(line: str) -> tuple[str, str]:
-    name, _, value = line.partition(":")
-    return name.strip(), value.strip()
 
 
 def _read_cpuinfo() -> str:

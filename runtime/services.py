@@ -36,19 +36,19 @@ class Service(BaseModel):
     boot: str = Field(default_factory=_boot)
 
     def is_running(self) -> bool:
-        """Whether this process is still running, as opposed to a later one with the same id."""
+        """Whether this very process is running, not a later one with the same id."""
         return self.boot == _boot() and start_time(self.pid) == self.started
 
     def has_processes(self) -> bool:
         """Whether it is running, or has ended but left processes of its group behind."""
         # No other process gets a group's id as long as the group has members.
         is_ours = self.boot == _boot() and start_time(self.pid) in (self.started, None)
-        return is_ours and bool(members(self.pid))
+        return is_ours and bool(group_members(self.pid))
 
     def stop(self, grace_s: float) -> None:
         """Ends what is left of the process and its group, first with SIGTERM, then SIGKILL."""
         if self.has_processes():
-            end_group(self.pid, grace_s)
+            stop_process_group(self.pid, grace_s)
 
 
 class State(BaseModel):
@@ -86,32 +86,28 @@ class State(BaseModel):
         return f"http://127.0.0.1:{self.ports[name]}"
 
 
-def running_server(root: Path) -> str | None:
+def prefect_api_url(root: Path) -> str | None:
     """API address of the Prefect server that `make up` started here; None if it is not running."""
     state = State.load(root)
     return f"{state.url('prefect')}/api" if state.is_running("prefect") else None
 
 
-def end_group(group: int, grace_s: float) -> None:
-    """Asks the processes of a group to end; after ``grace_s`` seconds, kills those that remain."""
+def stop_process_group(group: int, grace_s: float) -> None:
+    """Sends SIGTERM to a process group, and SIGKILL to what is left after ``grace_s`` seconds."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(group, sign)
         deadline = time.monotonic() + grace_s
-        while members(group) and time.monotonic() < deadline:
+        while group_members(group) and time.monotonic() < deadline:
             time.sleep(_POLL_S)
-        if not members(group):
+        if not group_members(group):
             return
 
 
-def members(group: int) -> list[int]:
-    """Ids of the processes of a group that have not ended."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        fields = _stat(int(folder.name))
-        if fields and int(fields[_GROUP]) == group:
-            found.append(int(folder.name))
-    return found
+def group_members(group: int) -> list[int]:
+    """Ids of the running processes of a process group."""
+    pids = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+    return [pid for pid in pids if (fields := _stat(pid)) and int(fields[_GROUP]) == group]
 
 
 def start_time(pid: int) -> str | None:

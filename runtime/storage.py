@@ -1,4 +1,4 @@
-"""Files by their place: a local path, or a URI of an object store, ``s3://`` or ``gs://``.
+"""Reads and writes files by a local path or the URI of an object store, ``s3://`` or ``gs://``.
 
 On a store, files are written whole: a put makes all of an object visible, or nothing.
 """
@@ -19,20 +19,20 @@ from typing import Any
 
 from runtime import archive
 from runtime.errors import UserError
-from runtime.object_store import START_PATIENCE_S, Place, object_of, request
+from runtime.object_store import START_TIMEOUT_S, Place, bucket_and_key, request
 
 OUTPUTS = "outputs"
 """Default root of all outputs."""
 
-REQUESTS = 16
-"""Concurrent requests when many objects are moved: each waits for the network, not for a core."""
+CONCURRENT_REQUESTS = 16
+"""Threads that move many objects: each waits for the network, not for a core."""
 
 _CHUNK = 8 << 20
 
 _TRAILING = re.compile(r"(?<=[^:/])/+$")
 """Slashes at a place's end, but not those of ``s3://`` or the root folder."""
 
-_LEVELS = 8
+_MAX_NESTED_FOLDERS = 8
 """Nested folders that ``remove_tree`` can remove on a store."""
 
 
@@ -47,7 +47,7 @@ def absolute(place: Place) -> str:
     A shell does not expand it in ``--source=~/raw``, nor do flows' parameters pass through one.
 
     Raises:
-        UserError: it is empty, e.g. from an unset shell variable; that would mean this folder.
+        UserError: it is empty, e.g. from an unset shell variable; it would mean this folder.
     """
     if not str(place):
         raise UserError("expected a folder or a URI, found an empty name")
@@ -61,7 +61,7 @@ def join(root: Place, *parts: str) -> str:
     return "/".join((_TRAILING.sub("", str(root)), *parts))
 
 
-def on_this_machine(root: Place) -> str:
+def local_root(root: Place) -> str:
     """Root of files that must be local: ``root`` itself, or ``outputs`` if ``root`` is a URI."""
     return OUTPUTS if is_remote(root) else os.path.expanduser(root)
 
@@ -89,7 +89,7 @@ def read_bytes(place: Place) -> bytes:
 
 
 def read_range(place: Place, offset: int, length: int) -> bytes:
-    """Reads some bytes of a file on a store, and not the rest."""
+    """Reads ``length`` bytes of a file on a store, from ``offset`` on."""
 
     def read(store: Any, key: str) -> bytes:
         with store.open_input_file(key) as file:
@@ -141,7 +141,7 @@ def writing_folder(place: Place) -> Iterator[Path]:
     """
     with _scratch() as folder:
         yield folder
-        each(
+        map_concurrently(
             lambda path: _upload(path, join(place, path.relative_to(folder).as_posix())),
             [path for path in sorted(folder.rglob("*")) if path.is_file()],
         )
@@ -163,20 +163,20 @@ def fetch(place: Place, path: Path) -> None:
 def copy(source: Place, target: Place) -> None:
     """Copies a file; between two places of a store, the bytes do not leave it."""
     if is_remote(source) and is_remote(target):
-        request(target, lambda store, key: store.copy_file(object_of(source), key))
+        request(target, lambda store, key: store.copy_file(bucket_and_key(source), key))
     elif is_remote(target):
         _upload(Path(source), target)
     else:
         fetch(source, Path(target))
 
 
-def each(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-    """Calls ``work`` on items concurrently: it waits for a store more than it computes."""
-    known = list(items)
-    if len(known) == 1:
-        return [work(known[0])]
-    with ThreadPoolExecutor(REQUESTS) as pool:
-        return list(pool.map(work, known))
+def map_concurrently(work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """The results of ``work`` on each item, in order, by threads: they wait for a store."""
+    items = list(items)
+    if len(items) == 1:
+        return [work(items[0])]
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        return list(pool.map(work, items))
 
 
 def remove(place: Place) -> None:
@@ -195,7 +195,7 @@ def remove_tree(folder: Place) -> None:
         return
 
     def remove_all(store: Any, key: str) -> None:
-        for left in reversed(range(_LEVELS)):
+        for left in reversed(range(_MAX_NESTED_FOLDERS)):
             try:
                 store.delete_dir(key)
             except OSError as error:
@@ -260,18 +260,18 @@ def filesystem(place: Place) -> tuple[Any, str]:
     return request(place, lambda store, key: (store, key))
 
 
-def require_folder(place: Place, what: str) -> None:
-    """Raises UserError unless there is such a folder, or archive; on a store, one to list."""
+def require_folder(place: Place, label: str) -> None:
+    """Raises UserError, begun by ``label``, unless there is such a folder or archive."""
     if is_remote(place):
         found = _can_list(place)
     else:
         found = os.path.isdir(place) or archive.is_archive(place)
     if not found:
-        raise UserError(f"{what} {str(place)!r}: there is no such folder or archive")
+        raise UserError(f"{label} {str(place)!r}: there is no such folder or archive")
 
 
 def require_writable(place: Place) -> None:
-    """Lists, puts and deletes on a store, so that a job fails at its start if it may not.
+    """Lists, puts and deletes on a store, so that a job without the rights fails at its start.
 
     Raises:
         UserError: the store refuses.
@@ -280,7 +280,7 @@ def require_writable(place: Place) -> None:
     _can_list(place)
     probe = join(place, f".probe-{uuid.uuid4().hex}")
     try:
-        request(probe, lambda store, key: _put(store, key, b""), START_PATIENCE_S)
+        request(probe, lambda store, key: _put(store, key, b""), START_TIMEOUT_S)
     except FileNotFoundError as error:
         raise UserError(f"{str(place)!r}: there is no such bucket") from error
     remove(probe)
@@ -290,7 +290,7 @@ def _can_list(place: Place) -> bool:
     from pyarrow.fs import FileSelector
 
     try:
-        request(place, lambda store, key: store.get_file_info(FileSelector(key)), START_PATIENCE_S)
+        request(place, lambda store, key: store.get_file_info(FileSelector(key)), START_TIMEOUT_S)
     except FileNotFoundError:
         return False
     return True

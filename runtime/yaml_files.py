@@ -1,4 +1,4 @@
-"""YAML files that come with the project and are known by name, or that a user wrote."""
+"""Loads YAML files into pydantic models, by the name of a built-in file or by a user's path."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ Content = TypeVar("Content", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Named(Generic[Content]):
-    """A kind of such files.
+class YamlFiles(Generic[Content]):
+    """The YAML files of one kind.
 
     Attributes:
-        what: the word for one of them; model: what it holds; folder: where the project's own are.
-        remedy: what to do about a name that does not exist.
+        kind: what messages call one of them; model: of their content.
+        folder: where the built-in ones are.
+        remedy: advice in the message for an unknown name.
     """
 
-    what: str
+    kind: str
     model: type[Content]
     folder: Path
     remedy: str
 
     def names(self) -> list[str]:
-        """Names of those that come with the project."""
+        """Names of the built-in files."""
         return sorted(path.stem for path in self.folder.glob("*.yaml"))
 
     def load(self, name_or_path: str) -> Content:
-        """Reads one by its name, or a YAML file by its path.
+        """Reads a built-in file by its name, or any YAML file by its path.
 
         Raises:
             UserError: there is no such file, or it is invalid.
@@ -43,13 +44,13 @@ class Named(Generic[Content]):
             path = Path(name_or_path)
         if not path.is_file():
             raise UserError(
-                f"{self.what} {name_or_path!r} is neither one of {', '.join(self.names())} nor a "
+                f"{self.kind} {name_or_path!r} is neither one of {', '.join(self.names())} nor a "
                 f"YAML file; {self.remedy}"
             )
         try:
             return self.model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.what} file {path}: {explain(error)}") from error
+            raise UserError(f"{self.kind} file {path}: {explain(error)}") from error
 
 
 def explain(error: Exception) -> str:

@@ -12,7 +12,7 @@ from schemas.classes import VOID, Taxonomy, UInt8Array
 from schemas.stats import ConfusionMatrix
 
 HOOD_TOP = 496 / 600
-"""Where the hood begins, as a fraction of the height: row 496 of the challenge's 600."""
+"""Where the car's hood begins, as a fraction of the height: row 496 of the challenge's 600."""
 
 _VEHICLES, _ROAD = ("Vehicles",), ("Roads", "RoadLines")
 

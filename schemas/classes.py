@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from runtime.errors import UserError
-from runtime.yaml_files import Named
+from runtime.yaml_files import YamlFiles
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -32,10 +32,11 @@ Colour = tuple[Channel, Channel, Channel]
 
 
 class Expectation(BaseModel):
-    """What is usual of a class in a whole dataset; both are fractions, 0 to 1.
+    """What is usual for a class over a whole dataset.
 
-    ``share`` is the class's part of all pixels that are not void, ``upper`` the part of the class
-    that lies in the upper half of its picture.
+    Attributes:
+        share: fraction of all pixels that are not void.
+        upper: fraction of the class's pixels that lie in the upper half of their image.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,9 +54,9 @@ class ClassLabel(BaseModel):
     name: str = Field(min_length=1)
     colour: Colour
     usually: Literal["upper", "lower"] | None = None
-    """The half of a picture in which most of this class lies; checked against the data."""
+    """The half of an image in which most of this class lies; checked against the data."""
     expected: Expectation | None = None
-    """By which a mix-up with another numbering of the same simulator is found."""
+    """Reveals masks in another class numbering of the same simulator."""
 
 
 class ColourMeaning(BaseModel):
@@ -89,11 +90,11 @@ class Taxonomy(BaseModel):
         classes: ids 0 to n-1 in order; the id is the index of the logit.
         remap: raw mask value to class id, or to 255 for void. A raw value that is not a key here
             means the class of that id; if there is none, it is an error in the mask.
-        only_remapped: a raw value that is not a key of ``remap`` is always an error. For masks
-            whose values are another numbering than the class ids.
+        only_remapped: whether a raw value that is not a key of ``remap`` is always an error: for
+            masks whose values are not class ids.
         void_regions: rectangles in which one class becomes void.
-        colours: further colours of colour-coded masks; they come before the classes' own, which
-            are also those that pictures are drawn in.
+        colours: further colours of colour-coded masks. They take precedence over the classes' own,
+            in which pictures are drawn.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,9 +121,9 @@ class Taxonomy(BaseModel):
         for region in self.void_regions:
             if region.class_id >= len(ids):
                 raise ValueError(f"void region of class {region.class_id}, which does not exist")
-        for one in self.colours:
-            if not (one.to == VOID or one.to < len(ids)):
-                raise ValueError(f"colour {one.colour}: {one.to} is not the id of a class")
+        for coded in self.colours:
+            if not (coded.to == VOID or coded.to < len(ids)):
+                raise ValueError(f"colour {coded.colour}: {coded.to} is not the id of a class")
         if self.only_remapped and not self.remap:
             raise ValueError("only_remapped: a remap that lists the values is missing")
         return self
@@ -147,7 +148,7 @@ class Taxonomy(BaseModel):
         Models and datasets with the same mapping are compatible.
         """
         mapping = self.model_dump(mode="json", include={"remap", "void_regions"})
-        # That 255 is void goes for every dataset's masks.
+        # 255 is void in every dataset, whether a taxonomy lists it or not.
         mapping["remap"] = {
             raw: target for raw, target in self.remap.items() if (raw, target) != (VOID, VOID)
         }
@@ -163,7 +164,7 @@ class Taxonomy(BaseModel):
         return bytes(flat)
 
     @cached_property
-    def _table(self) -> npt.NDArray[np.uint16]:
+    def _id_by_raw_value(self) -> npt.NDArray[np.uint16]:
         table = np.full(256, _INVALID, np.uint16)
         if not self.only_remapped:
             table[: len(self)] = np.arange(len(self))
@@ -181,13 +182,13 @@ class Taxonomy(BaseModel):
         if self.is_identity and raw.max(initial=0) < len(self):
             return []
         present = np.flatnonzero(np.bincount(raw.ravel(), minlength=256))
-        return [int(value) for value in present if self._table[value] == _INVALID]
+        return [int(value) for value in present if self._id_by_raw_value[value] == _INVALID]
 
     def class_ids(self, raw: UInt8Array) -> UInt8Array:
         """Class ids of a raw mask, uint8 (height, width), void as 255. Values must be known."""
         if self.is_identity:
             return raw
-        return self._with_void_regions(self._table[raw].astype(np.uint8))
+        return self._with_void_regions(self._id_by_raw_value[raw].astype(np.uint8))
 
     def ids_of_colours(self, rgb: UInt8Array) -> tuple[UInt8Array, list[Colour]]:
         """Class ids of a colour-coded mask, by exact colour.
@@ -196,33 +197,33 @@ class Taxonomy(BaseModel):
             rgb: uint8 (height, width, 3).
 
         Returns:
-            Class ids, uint8 (height, width), void as 255; and the colours, ascending, that are in
-            the mask but not in this taxonomy, whose pixels are 255 too.
+            Class ids, uint8 (height, width), void as 255; and the mask's colours that are not in
+            this taxonomy, in ascending order. Their pixels are 255, too.
 
         Raises:
             UserError: one colour stands for two classes.
         """
-        colours, meanings = zip(*self.meaning_of_colours.items(), strict=True)
+        colours, class_ids = zip(*self.id_by_colour.items(), strict=True)
         packed = (rgb[..., 0].astype(np.uint32) << 16) | (rgb[..., 1].astype(np.uint32) << 8)
         packed |= rgb[..., 2]
-        places = _places(colours)[packed]
-        ids = np.array([VOID, *meanings], np.uint8)[places]
+        index = _colour_index(colours)[packed]
+        ids = np.array([VOID, *class_ids], np.uint8)[index]
         unknown: list[Colour] = []
-        if not places.all():
-            found = map(int, np.unique(packed[places == 0]))
-            unknown = [(one >> 16, one >> 8 & 255, one & 255) for one in found]
+        if not index.all():
+            missing = map(int, np.unique(packed[index == 0]))
+            unknown = [(colour >> 16, colour >> 8 & 255, colour & 255) for colour in missing]
         return self._with_void_regions(ids), unknown
 
     @cached_property
-    def meaning_of_colours(self) -> dict[Colour, int]:
+    def id_by_colour(self) -> dict[Colour, int]:
         """Class id, or 255 for void, of each colour of a colour-coded mask.
 
         Raises:
             UserError: one colour stands for two classes.
         """
-        meanings: dict[Colour, int] = {}
+        ids: dict[Colour, int] = {}
         for colour, target in self._colours():
-            earlier = meanings.setdefault(colour, target)
+            earlier = ids.setdefault(colour, target)
             if earlier != target:
                 raise UserError(
                     f"taxonomy {self.name}: colour {colour} stands for both "
@@ -230,13 +231,12 @@ class Taxonomy(BaseModel):
                     "cannot be read; give them different colours, or say under `colours` which "
                     "of them it means"
                 )
-        return meanings
+        return ids
 
     def _colours(self) -> list[tuple[Colour, int]]:
-        stated = [(one.colour, one.to) for one in self.colours]
-        known = {colour for colour, _ in stated}
-        own = [(label.colour, label.id) for label in self.classes if label.colour not in known]
-        return stated + own
+        further = [(coded.colour, coded.to) for coded in self.colours]
+        known = {colour for colour, _ in further}
+        return further + [(one.colour, one.id) for one in self.classes if one.colour not in known]
 
     def _name_of(self, target: int) -> str:
         return "void" if target == VOID else f"class {target} {self.names[target]}"
@@ -251,13 +251,14 @@ class Taxonomy(BaseModel):
             window[window == region.class_id] = VOID
         return ids
 
-    def told_from_rest(self, names: Sequence[str]) -> tuple[Taxonomy, UInt8Array]:
-        """Makes a binary taxonomy: the named classes merged into one, and the rest.
+    def one_vs_rest(self, names: Sequence[str]) -> tuple[Taxonomy, UInt8Array]:
+        """A binary taxonomy: the named classes merged into class 1 against the rest, class 0.
+
+        A void region is kept if its class is the only one named.
 
         Returns:
-            The taxonomy, which maps raw masks, and the table from this taxonomy's class ids to
-            the new ones, uint8 (256,); void stays void. A void region is kept if its class is
-            the only one named.
+            The taxonomy, which maps raw masks; and the table from this taxonomy's class ids to the
+            new ones, uint8 (256,), in which void stays void.
 
         Raises:
             UserError: a name is not in this taxonomy, or the names are none or all of its classes.
@@ -273,7 +274,7 @@ class Taxonomy(BaseModel):
         table[: len(self)] = 0
         table[[label.id for label in chosen]] = 1
         together = "+".join(label.name for label in chosen)
-        raw_values = np.flatnonzero(self._table != _INVALID)
+        raw_values = np.flatnonzero(self._id_by_raw_value != _INVALID)
         binary = Taxonomy(
             name=f"{self.name}-{together}",
             description=f"{together} against the rest of {self.name}.",
@@ -281,7 +282,7 @@ class Taxonomy(BaseModel):
                 ClassLabel(id=0, name="Rest", colour=(0, 0, 0)),
                 ClassLabel(id=1, name=together, colour=chosen[0].colour),
             ),
-            remap={int(raw): int(table[self._table[raw]]) for raw in raw_values},
+            remap={int(raw): int(table[self._id_by_raw_value[raw]]) for raw in raw_values},
             only_remapped=self.only_remapped,
             colours=tuple(
                 ColourMeaning(colour=colour, to=int(table[target]))
@@ -297,15 +298,15 @@ class Taxonomy(BaseModel):
 
 
 @lru_cache(maxsize=4)
-def _places(colours: tuple[Colour, ...]) -> npt.NDArray[np.uint16]:
-    """The place of each 24-bit colour in ``colours``, from 1; 0 for all others; (2**24,).
+def _colour_index(colours: tuple[Colour, ...]) -> npt.NDArray[np.uint16]:
+    """Index in ``colours``, from 1, of each 24-bit colour; 0 for all others; (2**24,).
 
-    Its pages stay unused, and take no memory, except where masks have colours.
+    The kernel gives it memory only at the colours that masks have.
     """
-    places = np.zeros(1 << 24, np.uint16)
-    for place, (red, green, blue) in enumerate(colours, 1):
-        places[red << 16 | green << 8 | blue] = place
-    return places
+    index = np.zeros(1 << 24, np.uint16)
+    for number, (red, green, blue) in enumerate(colours, 1):
+        index[red << 16 | green << 8 | blue] = number
+    return index
 
 
 def _sha256(content: object) -> str:
@@ -313,7 +314,7 @@ def _sha256(content: object) -> str:
 
 
 def builtin_taxonomies() -> list[str]:
-    """Names of the taxonomies that come with the project."""
+    """Names of the built-in taxonomies."""
     return _TAXONOMIES.names()
 
 
@@ -334,7 +335,7 @@ def with_void(taxonomy: Taxonomy, values: str) -> Taxonomy:
     return Taxonomy.model_validate({**taxonomy.model_dump(), "remap": remap})
 
 
-_TAXONOMIES = Named(
+_TAXONOMIES = YamlFiles(
     "taxonomy",
     Taxonomy,
     Path(__file__).with_name("taxonomies"),

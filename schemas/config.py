@@ -14,7 +14,7 @@ from schemas.layout import safe_name
 Resize = Literal["nearest", "bilinear", "area"]
 
 File = Annotated[str, AfterValidator(os.path.expanduser)]
-"""The path of a file, or a name that stands for one; ``~`` is the home folder."""
+"""The path of a file, with ``~`` expanded, or the name of a built-in one."""
 
 
 class JobConfig(BaseModel):
@@ -23,7 +23,7 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def sha256(self) -> str:
-        """Hash of all parameters, apart from where a list of the files is."""
+        """Hash of all parameters but ``inventory``: it changes no result."""
         return hashlib.sha256(self.model_dump_json(exclude={"inventory"}).encode()).hexdigest()
 
 
@@ -145,7 +145,7 @@ class IngestConfig(SourceConfig):
         return self
 
 
-_STEPS, _EPOCHS = 2_700, (18, 90)
+_TARGET_STEPS, _EPOCH_BOUNDS = 2_700, (18, 90)
 """Few images need many epochs: docs/training.md has the figures; the notebooks have 18 to 40."""
 
 
@@ -243,12 +243,12 @@ class TrainConfig(JobConfig):
         return self
 
     def for_images(self, images: int) -> TrainConfig:
-        """The parameters for a train split of this size: with epochs, where they are left open."""
+        """The parameters with ``epochs`` set for a train split of this size, unless they are."""
         if self.epochs:
             return self
         steps = -(-images // self.batch_size)
-        fewest, most = _EPOCHS
-        epochs = min(most, max(fewest, -(-_STEPS // max(1, steps))))
+        fewest, most = _EPOCH_BOUNDS
+        epochs = min(most, max(fewest, -(-_TARGET_STEPS // max(1, steps))))
         return self.model_copy(update={"epochs": epochs})
 
 

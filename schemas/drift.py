@@ -1,4 +1,4 @@
-"""How far the predictions of a run are from those that the model made when it was validated.
+"""Drift: how far a run's predictions are from those on the model's validation split.
 
 The distance between two distributions of pixels over classes is their total variation: half of the
 sum of the absolute differences of the shares, from 0 (equal) to 1 (no class in common). It is the
@@ -38,9 +38,9 @@ class Drift(BaseModel):
 
     Attributes:
         model: URI of the model.
-        partition: of the run, below each table.
-        now: over all images of the partition.
-        validation: None for a model that was registered without.
+        partition: folder of the run below each table.
+        now: predictions for all images of the partition.
+        validation: None for a model that was registered without one.
     """
 
     model_config = ConfigDict(frozen=True)

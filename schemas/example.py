@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import IO, Any, Literal, get_type_hints
 
 import google_crc32c
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
 
@@ -128,46 +128,35 @@ def _masked_crc(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
+_PROTO = """
+name: "lyft/example.proto" package: "lyft" syntax: "proto3"
+message_type { name: "BytesList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "FloatList"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_FLOAT } }
+message_type { name: "Int64List"
+  field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type { name: "Feature"
+  oneof_decl { name: "kind" }
+  field { name: "bytes_list" number: 1 type_name: ".lyft.BytesList" oneof_index: 0 }
+  field { name: "float_list" number: 2 type_name: ".lyft.FloatList" oneof_index: 0 }
+  field { name: "int64_list" number: 3 type_name: ".lyft.Int64List" oneof_index: 0 } }
+message_type { name: "Features"
+  nested_type { name: "FeatureEntry"
+    options { map_entry: true }
+    field { name: "key" number: 1 type: TYPE_STRING }
+    field { name: "value" number: 2 type_name: ".lyft.Feature" } }
+  field { name: "feature" number: 1 label: LABEL_REPEATED
+          type_name: ".lyft.Features.FeatureEntry" } }
+message_type { name: "Example"
+  field { name: "features" number: 1 type_name: ".lyft.Features" } }
+"""
+"""A FileDescriptorProto in text format."""
+
+
 def _declare_example() -> Any:
-    field = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(
-        name="lyft/example.proto", package="lyft", syntax="proto3"
-    )
-
-    def message(name: str, *fields: tuple[str, int, int, int, str | None]) -> Any:
-        declared = file.message_type.add(name=name)
-        for field_name, number, label, kind, type_name in fields:
-            declared.field.add(
-                name=field_name, number=number, label=label, type=kind, type_name=type_name
-            )
-        return declared
-
-    one, many = field.LABEL_OPTIONAL, field.LABEL_REPEATED
-    message("BytesList", ("value", 1, many, field.TYPE_BYTES, None))
-    message("FloatList", ("value", 1, many, field.TYPE_FLOAT, None))
-    message("Int64List", ("value", 1, many, field.TYPE_INT64, None))
-    feature = message(
-        "Feature",
-        ("bytes_list", 1, one, field.TYPE_MESSAGE, ".lyft.BytesList"),
-        ("float_list", 2, one, field.TYPE_MESSAGE, ".lyft.FloatList"),
-        ("int64_list", 3, one, field.TYPE_MESSAGE, ".lyft.Int64List"),
-    )
-    feature.oneof_decl.add(name="kind")
-    for declared in feature.field:
-        declared.oneof_index = 0
-    features = message(
-        "Features", ("feature", 1, many, field.TYPE_MESSAGE, ".lyft.Features.FeatureEntry")
-    )
-    entry = features.nested_type.add(name="FeatureEntry")
-    entry.options.map_entry = True
-    entry.field.add(name="key", number=1, label=one, type=field.TYPE_STRING)
-    entry.field.add(
-        name="value", number=2, label=one, type=field.TYPE_MESSAGE, type_name=".lyft.Feature"
-    )
-    message("Example", ("features", 1, one, field.TYPE_MESSAGE, ".lyft.Features"))
-
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
+    pool.Add(text_format.Parse(_PROTO, descriptor_pb2.FileDescriptorProto()))
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("lyft.Example"))
 
 

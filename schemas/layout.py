@@ -15,7 +15,7 @@ SPLIT_NAMES = {name: name for name in SPLITS} | {
     "valid": "validation",
     "testing": "test",
 }
-"""The split that a folder or a list means by each name, in lower case."""
+"""The split that each name of a folder, or in a list, stands for; names in lower case."""
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.parquet"
@@ -28,21 +28,21 @@ OPENVINO_GRAPH = "unet.xml"
 """The network in OpenVINO's format; its weights are beside it in ``unet.bin``."""
 
 VALIDATION = "validation"
-"""Key in a model's metadata: what it predicted for its validation split, a ``drift.Profile``."""
+"""Key in a model's metadata of its predictions on the validation split, a ``drift.Profile``."""
 
 GRAPH_SOURCE = "keras_sha256"
-"""Key in a graph's runtime info: hash of the ``.keras`` file it was exported from."""
+"""Key in a graph's runtime info of the hash of the ``.keras`` file it was exported from."""
 
-_LONGEST = 120
-"""Bytes in a folder's name: file systems take 255, with ``model=`` before it."""
+_MAX_NAME_BYTES = 120
+"""Of a folder's name: file systems take 255, with ``model=`` before it."""
 
-_NO_TEXT = re.compile(
+_LOOKS_TYPED = re.compile(
     r"_*((?=.*\d)[-+.\dTZ_e]+|true|false|yes|no|null|none|nan|na|n/a|inf|infinity)", re.IGNORECASE
 )
-"""Values that a reader may take for a number, a date, a time, a truth value or a missing one."""
+"""Values that a reader may take for a number, date, time, boolean or missing value."""
 
-FORMER_FOLDERS = {"rejects": "_rejects"}
-"""Folders that earlier versions gave to tables."""
+LEGACY_FOLDERS = {"rejects": "_rejects"}
+"""Folders of tables in earlier versions, by the table's name."""
 
 STAGING_PREFIX = ".staging-"
 """Prefix of folders that are work in progress; readers skip them."""
@@ -64,16 +64,16 @@ def partition_path(model: str, version: str, source: str) -> str:
     for key, value in parts.items():
         if value != safe_name(value):
             raise ValueError(f"{key} {value!r} cannot name a folder")
-    return "/".join(f"{key}={as_text(value)}" for key, value in parts.items())
+    return "/".join(f"{key}={partition_value(value)}" for key, value in parts.items())
 
 
-def as_text(value: str) -> str:
-    """A partition's value that every reader takes for text.
+def partition_value(value: str) -> str:
+    """A partition's value in a form that every reader takes for text.
 
     DuckDB reads ``2024-05-01`` as a date, Polars ``001`` as a number; with an underscore in front,
     they are text. Names that begin with one get another, so that no two values become the same.
     """
-    return f"_{value}" if _NO_TEXT.fullmatch(value) else value
+    return f"_{value}" if _LOOKS_TYPED.fullmatch(value) else value
 
 
 def dataset_source_name(name: str, fingerprint: str, split: str) -> str:
@@ -86,7 +86,7 @@ def folder_source_name(folder: str) -> str:
     return safe_name(os.path.abspath(folder).rpartition("/")[2])
 
 
-def part_name(run_id: str, index: int, parts: int) -> str:
+def part_file_name(run_id: str, index: int, parts: int) -> str:
     """File name of one part of a table inside a partition.
 
     It contains the run's id, so that a reader that listed one run's files never opens another's.
@@ -94,27 +94,28 @@ def part_name(run_id: str, index: int, parts: int) -> str:
     return f"{run_id}-{index:05d}-of-{parts:05d}.parquet"
 
 
-def part_of(key: str, parts: int) -> int:
+def part_index(key: str, parts: int) -> int:
     """Index of the part that holds the rows of a key: an image's id, a path."""
     digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
     return int.from_bytes(digest) * parts >> 64
 
 
 def safe_name(text: str) -> str:
-    """``text`` as the name of one folder, which no other text has.
+    """A folder name for a text; different texts have different names.
 
-    It has letters and digits of any script, dots, dashes and underscores. A text with anything else
-    in it, or a long one, ends with the start of its hash instead.
+    It consists of letters and digits of any script, dots, dashes and underscores. If anything else
+    was replaced, or the text was cut, the name ends with the first digits of the text's hash.
     """
     text = unicodedata.normalize("NFC", text)
-    kept = "".join(one if _is_plain(one) else " " for one in text)
+    kept = "".join(character if _is_plain(character) else " " for character in text)
     kept = re.sub(" +", "-", kept).strip(".-")
-    if kept and kept == text and len(kept.encode()) <= _LONGEST:
+    if kept and kept == text and len(kept.encode()) <= _MAX_NAME_BYTES:
         return text
-    start = kept.encode()[: _LONGEST - 9].decode(errors="ignore").rstrip(".-")
+    start = kept.encode()[: _MAX_NAME_BYTES - 9].decode(errors="ignore").rstrip(".-")
     return f"{start or 'unnamed'}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _is_plain(one: str) -> bool:
-    # Marks are part of the letters of many scripts.
-    return one.isalnum() or one in "._-" or unicodedata.category(one).startswith("M")
+def _is_plain(character: str) -> bool:
+    # Many scripts write letters with combining marks, category M.
+    is_mark = unicodedata.category(character).startswith("M")
+    return character.isalnum() or character in "._-" or is_mark

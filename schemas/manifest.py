@@ -16,22 +16,21 @@ from schemas.layout import MANIFEST
 
 SCHEMA_VERSION = 1
 
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 FEW_GROUPS = 10
 """With fewer groups of images, the metrics on a split say little of other places."""
 
 
-class ShardInfo(_Record):
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardInfo(_Frozen):
     """One TFRecord file.
 
     Attributes:
         sha256: of the file.
         source_sha256: hash over its source pairs, in order, and all that decides their records.
-        stats: PixelStats of its records, as integers.
+        stats: of its records, see ``PixelStats.to_json``.
     """
 
     name: str
@@ -43,7 +42,7 @@ class ShardInfo(_Record):
     stats: dict[str, Any]
 
 
-class SplitInfo(_Record):
+class SplitInfo(_Frozen):
     """One split: its number of records, its size, and its pixels by class name.
 
     Attributes:
@@ -57,8 +56,8 @@ class SplitInfo(_Record):
     groups: int = 0
 
 
-class NearDuplicates(_Record):
-    """Images that nearly show what one in another split shows; only given splits have any.
+class NearDuplicates(_Frozen):
+    """Near-duplicates of images in different splits; only given splits have any.
 
     Two images are near-duplicates when their 64-bit difference hashes differ in at most
     ``max_distance`` bits.
@@ -66,7 +65,7 @@ class NearDuplicates(_Record):
     Attributes:
         images_across_splits: images in any of the pairs.
         evaluation_images: those of them in validation or test.
-        frames_beside: frames next to one of another split in their sequence.
+        frames_beside: frames whose neighbour in the sequence is in another split.
         examples: ids of a few pairs.
     """
 
@@ -78,20 +77,20 @@ class NearDuplicates(_Record):
     examples: list[tuple[str, str]] = []
 
 
-class Manifest(_Record):
+class Manifest(_Frozen):
     """A dataset version.
 
     Attributes:
         fingerprint: hash over the hashes of all sources, the config and the software; the
             dataset's identity in MLflow and in every Parquet footer.
-        made_with: the software that decides the records, as ``schemas.software`` describes it.
+        made_with: the software that decides the records: ``schemas.software.of_records``.
         source: folder or URI of the raw pairs.
         channel_mean, channel_std: of R, G, B in the train split, on the scale 0 to 1.
         class_weights: median-frequency weights of the train split, by class name.
         rejects: number of rejected inputs by reason code.
-        doubtful: number of records about which something is doubtful; doubts: by code.
+        doubtful: number of doubtful records; doubts: their number by code.
         files_listed: files below the source: those of records and rejects, and those skipped.
-        skipped: number of files that are none of the job's business, by reason.
+        skipped: number of files that the job ignores, by reason.
         files: sha256 of the files other than shards and manifest, by name.
         warnings: what to look at before training on the dataset.
     """

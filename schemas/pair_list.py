@@ -16,7 +16,7 @@ from runtime.storage import local
 from schemas.layout import SPLIT_NAMES, SPLITS
 
 COLUMNS = ("image", "mask", "split", "group")
-"""All texts; the first two are required."""
+"""Columns of text; the first two are required."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +69,12 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
             strings_can_be_null=True,
         )
         with pyarrow.csv.open_csv(path, convert_options=convert) as file:
-            columns = _present(file.schema, path)
+            columns = _known_columns(file.schema, path)
             for batch in file:
                 yield batch.select(columns)
     elif suffix == ".parquet":
         with pq.ParquetFile(path) as file:
-            columns = _present(file.schema_arrow, path)
+            columns = _known_columns(file.schema_arrow, path)
             for batch in file.iter_batches(columns=columns):
                 yield pa.RecordBatch.from_arrays(
                     [column.cast(pa.string()) for column in batch.columns], columns
@@ -83,7 +83,7 @@ def _batches(path: Path) -> Iterator[pa.RecordBatch]:
         raise UserError(f"--pairs {path.name!r}: expected a name that ends in .csv or .parquet")
 
 
-def _present(schema: pa.Schema, path: Path) -> list[str]:
+def _known_columns(schema: pa.Schema, path: Path) -> list[str]:
     missing = [name for name in COLUMNS[:2] if name not in schema.names]
     if missing:
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from runtime.errors import UserError
-from runtime.yaml_files import Named, explain
+from runtime.yaml_files import YamlFiles, explain
 from schemas.config import SourceConfig
 from schemas.layout import SPLIT_NAMES
 
@@ -36,20 +36,20 @@ def _checked(pattern: str) -> str:
 Pattern = Annotated[str, AfterValidator(_checked)]
 
 
-class Found(NamedTuple):
-    """What a path is in a layout.
+class PathMatch(NamedTuple):
+    """What a layout takes a path for.
 
     Attributes:
         id: the pair's id, the path without what the pattern spells out.
         key: equal for the image and the masks of one pair only.
         is_mask: whether the path is a mask's.
-        fits: whether the suffix is the pattern's; if not, the file only lies where others do.
+        suffix_fits: whether the suffix is the pattern's; if not, only the folder is.
     """
 
     id: str
     key: str
     is_mask: bool
-    fits: bool
+    suffix_fits: bool
 
 
 class RawLayout(BaseModel):
@@ -74,28 +74,27 @@ class RawLayout(BaseModel):
     taxonomy: str | None = None
 
     @cached_property
-    def _compiled(self) -> tuple[_Compiled, ...]:
-        ours = [(pattern, False) for pattern in self.images]
-        ours += [(pattern, True) for pattern in self.masks]
-        return tuple(_Compiled.of(pattern, is_mask) for pattern, is_mask in ours)
+    def _compiled(self) -> tuple[_CompiledPattern, ...]:
+        images = (_CompiledPattern.of(pattern, is_mask=False) for pattern in self.images)
+        masks = (_CompiledPattern.of(pattern, is_mask=True) for pattern in self.masks)
+        return (*images, *masks)
 
-    def find(self, path: str) -> Found | None:
-        """What a path is; None if it lies outside of the layout's places.
+    def match(self, path: str) -> PathMatch | None:
+        """What a path is; None if no pattern matches it.
 
         Of several patterns that match, the one that spells out most of the path decides, and a
         mask's before an image's: a mask must never be taken for an image.
         """
-        best: tuple[tuple[bool, int, bool], Found] | None = None
-        for one in self._compiled:
-            match = one.expression.fullmatch(path)
-            if not match:
+        best: tuple[tuple[bool, int, bool], PathMatch] | None = None
+        for pattern in self._compiled:
+            if not (match := pattern.regex.fullmatch(path)):
                 continue
             groups = match.groupdict()
             above, name = groups["above"], groups["id"]
             split = f"{groups['split']}/" if "split" in groups else ""
-            fits = groups["fits"] is not None
-            found = Found(above + split + name, f"{above}\0{split}{name}", one.is_mask, fits)
-            rank = (fits, -len(name), one.is_mask)
+            fits, is_mask = groups["fits"] is not None, pattern.is_mask
+            found = PathMatch(above + split + name, f"{above}\0{split}{name}", is_mask, fits)
+            rank = (fits, -len(name), is_mask)
             if best is None or rank > best[0]:
                 best = rank, found
         return best[1] if best else None
@@ -107,12 +106,12 @@ class RawLayout(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
-    expression: re.Pattern[str]
+class _CompiledPattern:
+    regex: re.Pattern[str]
     is_mask: bool
 
     @classmethod
-    def of(cls, pattern: str, is_mask: bool) -> _Compiled:
+    def of(cls, pattern: str, is_mask: bool) -> _CompiledPattern:
         rest = pattern.removeprefix(_ANY_DEPTH)
         stem, dot, suffix = rest.rpartition(".")
         *folders, name = stem.split("/")
@@ -120,35 +119,34 @@ class _Compiled:
         if rest != pattern:
             text = "(?P<above>(?:.*/)?)"
             if folders and "{" not in folders[0]:
-                # A folder within one of the same name is the same place: CameraRGB/CameraRGB.
-                first = f"{_expression(folders.pop(0))}/"
+                # A folder in one of the same name counts as one: CameraRGB/CameraRGB.
+                first = f"{_regex_of(folders.pop(0))}/"
                 text = f"(?P<above>(?:(?:.*/)?(?!{first})[^/]+/)?)(?:{first})+"
-        text += "".join(f"{_expression(folder)}/" for folder in folders) + _expression(name)
-        # A name without a suffix, or with another one, lies in the same place.
-        text += rf"(?:(?P<fits>{re.escape(dot)}{_expression(suffix)})|(?:\.[^./]*)?)"
+        text += "".join(f"{_regex_of(folder)}/" for folder in folders) + _regex_of(name)
+        # A name with another suffix, or without one, matches but does not fit.
+        text += rf"(?:(?P<fits>{re.escape(dot)}{_regex_of(suffix)})|(?:\.[^./]*)?)"
         return cls(re.compile(text, re.IGNORECASE | re.DOTALL), is_mask)
 
 
-def _expression(pattern: str) -> str:
-    """A part of a pattern as a regular expression."""
-    pieces = re.split(r"(\{id\}|\*|\{[^{}]*\})", pattern)
-    found = ""
-    for piece in pieces:
+def _regex_of(pattern: str) -> str:
+    """A part of a pattern as a regular regex."""
+    regex = ""
+    for piece in re.split(r"(\*|\{[^{}]*\})", pattern):
         if piece == _ID:
-            found += "(?P<id>.+?)"
+            regex += "(?P<id>.+?)"
         elif piece == _SPLIT:
-            found += f"(?P<split>{'|'.join(SPLIT_NAMES)})"
+            regex += f"(?P<split>{'|'.join(SPLIT_NAMES)})"
         elif piece == "*":
-            found += "[^/]*"
+            regex += "[^/]*"
         elif piece.startswith("{"):
-            found += f"(?:{'|'.join(map(re.escape, piece[1:-1].split(',')))})"
+            regex += f"(?:{'|'.join(map(re.escape, piece[1:-1].split(',')))})"
         else:
-            found += re.escape(piece)
-    return found
+            regex += re.escape(piece)
+    return regex
 
 
 def builtin_layouts() -> list[str]:
-    """Names of the layouts that come with the project."""
+    """Names of the built-in layouts."""
     return _LAYOUTS.names()
 
 
@@ -175,7 +173,7 @@ def layout_of(config: SourceConfig) -> RawLayout:
         raise UserError(f"--images and --masks: {explain(error)}") from error
 
 
-_LAYOUTS = Named(
+_LAYOUTS = YamlFiles(
     "layout",
     RawLayout,
     Path(__file__).with_name("layouts"),

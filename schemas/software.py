@@ -1,7 +1,7 @@
-"""The code that decides what is published: formats of our own, and versions of libraries.
+"""Versions of the software that decides what is published: our formats, and the libraries.
 
-What is published is identified by it, beside input and parameters, so that nothing made before a
-change of the code passes for what the code makes now.
+They identify what is published, beside input and parameters, so that output of older software is
+never taken for that of the present one.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from importlib.metadata import version
 from runtime.errors import UserError
 
 IMAGES = 1
-"""Raise it with a change after which the same file or size gives other pixels or class ids."""
+"""Raise it when the same file or size gives other pixels or class ids than before."""
 
 RECORDS = 1
-"""Raise it with a change after which the same pixels give another record, split or reject."""
+"""Raise it when the same pixels give another record, split or reject than before."""
 
 ROWS = 2
-"""Raise it with a change after which the same pixels and network give other rows of a table."""
+"""Raise it when the same pixels and network give other rows of a table than before."""
 
-_READING = ("kornia-rs", "numpy", "pillow")
+_DECODERS = ("kornia-rs", "numpy", "pillow")
 _ENGINES = {"openvino": ("openvino",), "tensorflow": ("keras", "tensorflow")}
 
 
 def of_records() -> str:
-    """What makes a dataset's records here, e.g. ``images 1, records 1, numpy 2.4.1, …``."""
-    return f"images {IMAGES}, records {RECORDS}, {_versions(*_READING)}"
+    """The software here that makes a dataset's records: ``images 1, records 1, numpy 2.4.1, …``."""
+    return f"images {IMAGES}, records {RECORDS}, {_versions(*_DECODERS)}"
 
 
 def of_rows(engine: str) -> str:
-    """What makes the rows of predictions here, with the engine ``openvino`` or ``tensorflow``."""
-    return f"images {IMAGES}, rows {ROWS}, {_versions(*_READING, *_ENGINES[engine])}"
+    """The software here that makes rows of predictions, with engine openvino or tensorflow."""
+    return f"images {IMAGES}, rows {ROWS}, {_versions(*_DECODERS, *_ENGINES[engine])}"
 
 
 def check(started_with: str, here: str) -> None:
-    """Refuses to work on a job that was started with other software than there is here.
+    """Checks in a worker that it has the software of the process that started the job.
 
     Raises:
-        UserError: names what differs.
+        UserError: it has not; the message names what differs.
     """
     if started_with == here:
         return
@@ -52,6 +52,6 @@ def check(started_with: str, here: str) -> None:
 
 def _versions(*packages: str) -> str:
     found = {name: version(name) for name in packages}
-    # It decides how well a PNG is compressed, not what it shows.
+    # zlib decides the bytes of a PNG, not its pixels.
     found["zlib"] = zlib.ZLIB_RUNTIME_VERSION
     return ", ".join(f"{name} {found[name]}" for name in sorted(found))

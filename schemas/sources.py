@@ -1,4 +1,4 @@
-"""One row for each pair that an ingest saw: ``sources.parquet`` of a dataset."""
+"""The lineage table of a dataset, ``sources.parquet``: a row for each pair that an ingest saw."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _TYPES = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """A pair: its files, and its place in a shard or the reason why it has none.
+    """A pair: its files, and either its position in a shard or the reason for its reject.
 
     Attributes:
         image_path, mask_path: relative to the source root.
         image_size, mask_size: in bytes.
         image_modified, mask_modified: in seconds since the epoch.
         split, shard: where the record is; shard is null for a reject.
-        group: images that are in one split because they belong together, e.g. a stretch of a drive.
+        group: images that stay in one split since they belong together, e.g. a stretch of a drive.
         offset, length: bytes of the shard at which the record begins, and that it takes.
         classes: ids of the classes that the mask has, separated by commas; empty if there is none.
         source_height, source_width: pixels, before resizing.
         dhash: 64-bit difference hash of the resized image, 16 hex digits.
         picture: hash of the resized image's pixels, 32 hex digits.
         doubts: codes of what is doubtful about the pair, separated by commas; empty if nothing is.
-        cells, agreeing: parts of the picture in which image and mask could be compared, and those
-            in which their edges agree.
+        cells, agreeing: cells of a grid in which image and mask can be compared, and those in which
+            their edges agree.
         blue_tilt: how much bluer the upper third is than the rest, in steps of 255.
         reject_path, reject_code, reject_message: null for a record.
     """
@@ -79,7 +79,6 @@ SOURCES = pa.schema(
         for kind, _, nullable in [str(field.type).partition(" | ")]
     ]
 )
-
 
 _CHUNK = 1_000
 

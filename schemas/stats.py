@@ -1,8 +1,8 @@
-"""Class statistics as monoids with a zero and a ``+``: partial results add up in any grouping."""
+"""Class statistics and confusion matrices that merge: ``+`` gives the same in any grouping."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,8 @@ class PixelStats:
         class_image_pixels: all non-void pixels of the images that contain the class (classes,).
         upper_pixels: pixels of each class in the upper half of their image (classes,).
         channel_sum: sums over R, G, B values from 0 to 255, int64 (3,).
-        channel_square_sum: of their squares, Python's integers (3,): in 64 bits they would end at
-            295 million white images of 800x600.
+        channel_square_sum: of their squares, Python's integers (3,): 64 bits would overflow at 295
+            million white images of 800x600.
     """
 
     class_pixels: Int64Array
@@ -40,14 +40,8 @@ class PixelStats:
     @classmethod
     def zero(cls, classes: int) -> PixelStats:
         """The statistics of zero images."""
-
-        def zeros(length: int) -> Int64Array:
-            return np.zeros(length, np.int64)
-
-        return cls(
-            *(zeros(classes), 0, zeros(classes), zeros(classes), zeros(classes), zeros(3)),
-            np.array([0, 0, 0], object),
-        )
+        none, channels = np.zeros(classes, np.int64), np.zeros(3, np.int64)
+        return cls(none, 0, none, none, none, channels, channels.astype(object))
 
     @classmethod
     def of(cls, image: UInt8Array, mask: UInt8Array, classes: int) -> PixelStats:
@@ -69,15 +63,8 @@ class PixelStats:
         )
 
     def __add__(self, other: PixelStats) -> PixelStats:
-        return PixelStats(
-            self.class_pixels + other.class_pixels,
-            self.void_pixels + other.void_pixels,
-            self.images + other.images,
-            self.class_image_pixels + other.class_image_pixels,
-            self.upper_pixels + other.upper_pixels,
-            self.channel_sum + other.channel_sum,
-            self.channel_square_sum + other.channel_square_sum,
-        )
+        names = (field.name for field in fields(PixelStats))
+        return PixelStats(*(getattr(self, name) + getattr(other, name) for name in names))
 
     @property
     def pixels(self) -> int:
@@ -168,18 +155,15 @@ class ConfusionMatrix:
 
     def iou(self) -> Float64Array:
         """Intersection over union of each class (classes,), NaN where the union is empty."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.intersection / self.union, np.float64)
+        return iou_by_class(self.counts)
 
     def precision(self) -> Float64Array:
         """Share of each class's predictions that are correct (classes,), NaN if it has none."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.intersection / self.counts.sum(axis=0), np.float64)
+        return _ratio(self.intersection, self.counts.sum(axis=0))
 
     def recall(self) -> Float64Array:
         """Share of each class's true pixels that are found (classes,), NaN if it has none."""
-        with np.errstate(invalid="ignore"):
-            return np.asarray(self.intersection / self.true_pixels, np.float64)
+        return _ratio(self.intersection, self.true_pixels)
 
     def frequency_weighted_iou(self) -> float:
         """Mean IoU weighted by the share of each class in the truth; NaN if there are no pixels."""
@@ -199,3 +183,15 @@ class ConfusionMatrix:
         """Share of correctly predicted pixels; NaN if there are no pixels."""
         total = int(self.counts.sum())
         return float(self.intersection.sum() / total) if total else float("nan")
+
+
+def iou_by_class(counts: npt.NDArray[Any]) -> Float64Array:
+    """IoU (…, classes) of confusion matrices (…, classes, classes), NaN where a union is empty."""
+    hits = np.diagonal(counts, axis1=-2, axis2=-1)
+    return _ratio(hits, counts.sum(axis=-1) + counts.sum(axis=-2) - hits)
+
+
+def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> Float64Array:
+    """The quotient, NaN where the denominator is 0."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(part / whole, np.float64)

@@ -16,7 +16,7 @@ from beam.infer.table_parts import RowRef
 from beam.shared.pairing import Reject
 from runtime import storage
 from runtime.parquet import read_table
-from schemas.layout import part_of
+from schemas.layout import part_index
 from schemas.published import files_of
 
 _IDENTITY = ("image_id", "source_uri", "image_sha256", "truth_sha256")
@@ -132,7 +132,7 @@ def _index(root: str, partition: str, without: frozenset[str]) -> pa.Table:
                     pa.array([_key(one) for one in ids], pa.uint64()),
                     *(rows[name] for name in _IDENTITY),
                     pa.array([file] * len(ids), pa.string()),
-                    pa.array([class_files[part_of(one, len(class_files))] for one in ids]),
+                    pa.array([class_files[part_index(one, len(class_files))] for one in ids]),
                     rows["mask_size"].cast(pa.int64()),
                 ],
                 schema=_INDEX,

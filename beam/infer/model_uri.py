@@ -16,10 +16,16 @@ from typing import Any, NamedTuple
 
 from images.png import resize_image
 from runtime import storage
-from runtime.child_processes import ends_with_this_process
+from runtime.child_processes import child_environment
 from runtime.errors import UserError, first_line
 from runtime.mlflow_registry import NotReadError, registry
-from runtime.mlflow_store import database, is_missing, prepare, registered_version, unusable
+from runtime.mlflow_store import (
+    is_missing,
+    prepare_store,
+    registered_version,
+    sqlite_file,
+    store_error,
+)
 from schemas.classes import Taxonomy, UInt8Array, load_taxonomy
 from schemas.config import InferConfig, Resize
 from schemas.drift import Profile
@@ -117,7 +123,7 @@ def _from_mlflow(
     uri: str, config: InferConfig, tracking_uri: str, scratch: str | None
 ) -> ResolvedModel:
     # A look-up must not create an empty store.
-    if (file := database(tracking_uri)) and not file.exists():
+    if (file := sqlite_file(tracking_uri)) and not file.exists():
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
     found = _in_place(uri, tracking_uri) or _by_mlflow(uri, tracking_uri, scratch)
     metadata = found.metadata
@@ -164,7 +170,7 @@ def _in_place(uri: str, tracking_uri: str) -> _Found | None:
         return None
     try:
         with registry(tracking_uri) as opened:
-            found = opened.named(uri)
+            found = opened.version_by_uri(uri)
             about = found.description
     except NotReadError:
         return None
@@ -185,7 +191,7 @@ def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    prepare(tracking_uri)
+    prepare_store(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     try:
         # Without dst_path, MLflow leaves downloads in the system's temporary folder for good. The
@@ -198,7 +204,7 @@ def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
         info = mlflow.models.Model.load(folder)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         if not is_missing(error):
-            raise unusable(tracking_uri, error) from error
+            raise store_error(tracking_uri, error) from error
         raise UserError(
             f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
         ) from error
@@ -212,17 +218,17 @@ def trained_on(tracking_uri: str) -> dict[str, str]:
         UserError: MLflow's store cannot be used.
         UnavailableError: MLflow does not answer.
     """
-    if (file := database(tracking_uri)) and not file.exists():
+    if (file := sqlite_file(tracking_uri)) and not file.exists():
         return {}
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    prepare(tracking_uri)
+    prepare_store(tracking_uri)
     try:
         found = mlflow.MlflowClient(tracking_uri).search_model_versions()
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise unusable(tracking_uri, error) from error
+        raise store_error(tracking_uri, error) from error
     return {
         one.tags["dataset_fingerprint"]: f"models:/{one.name}/{one.version}"
         for one in found
@@ -246,7 +252,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
         capture_output=True,
         text=True,
         check=False,
-        env=ends_with_this_process(),
+        env=child_environment(),
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]

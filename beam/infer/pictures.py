@@ -97,7 +97,7 @@ def read_shard(
             yield ref
             continue
         try:
-            image = png.decode_image(example.image, png.ANY_SIZE)
+            image = png.decode_image(example.image, png.NO_PIXEL_LIMIT)
         except RejectError as error:
             yield Reject(example.id, path, "read", error.code, error.message, image_sha256)
             continue
@@ -256,7 +256,7 @@ def _truth_of(
         return None, mask.reject
     try:
         check_crash(pair.mask.path, crashed)
-        return masks.read_mask_of(mask.data, image, taxonomy, config), None
+        return masks.read_mask_for(mask.data, image, taxonomy, config), None
     except RejectError as error:
         path = pair.mask.path
         return None, Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, mask.sha256)

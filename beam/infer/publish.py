@@ -29,7 +29,7 @@ from runtime import listing, storage
 from runtime.command_line import log
 from runtime.locks import lock
 from runtime.storage import is_remote, join
-from schemas.layout import FORMER_FOLDERS
+from schemas.layout import LEGACY_FOLDERS
 from schemas.published import RUN_FILE, checksums, run_file
 
 _GRACE_S = 0.1
@@ -113,7 +113,7 @@ def _complete(pending: Path, root: Path, partition: str) -> None:
     """Publishes pending tables, continuing where a killed job stopped."""
     if not pending.is_dir():
         return
-    for table, former in FORMER_FOLDERS.items():
+    for table, former in LEGACY_FOLDERS.items():
         if (pending / former).is_dir():
             os.rename(pending / former, pending / table)
     for table in TABLES:
@@ -131,7 +131,7 @@ def _complete(pending: Path, root: Path, partition: str) -> None:
 
 def _move_former(root: Path) -> None:
     """Moves tables of an earlier version; those that have been published since are removed."""
-    for table, name in FORMER_FOLDERS.items():
+    for table, name in LEGACY_FOLDERS.items():
         former = root / name
         for left in sorted(former.glob("model=*/version=*/source=*")):
             final = root / table / left.relative_to(former)
@@ -159,10 +159,10 @@ def _put(tables: str, root: str, partition: str, mark: str) -> None:
         if table != "runs"
         for file in listing.files(join(tables, table))
     }
-    storage.each(lambda staged: storage.copy(staged, moves[staged]), moves)
+    storage.map_concurrently(lambda staged: storage.copy(staged, moves[staged]), moves)
     storage.copy(join(tables, "runs", RUN_FILE), run_file(root, partition))
     published = set(moves.values())
-    storage.each(storage.remove, replaced - published)
+    storage.map_concurrently(storage.remove, replaced - published)
     for table in TABLES:
         folder = join(root, table, partition)
         for file in listing.files(folder):

@@ -19,7 +19,7 @@ from beam.shared.list_pairs import UNPAIRED, ListPairs
 from beam.shared.pairing import Pair, Reject
 from beam.shared.prefetch import ReadTogether
 from beam.shared.progress import CountingDoFn
-from runtime.storage import each
+from runtime.storage import map_concurrently
 from schemas import software
 from schemas.layout import SPLITS
 
@@ -147,7 +147,7 @@ class _ReadPng(_Reader):
         pairs = [pair for _, pair in element]
         paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
         with self._journal.holding(paths) as crashing:
-            found = each(partial(self._read, crashed=self._crashed | crashing), pairs)
+            found = map_concurrently(partial(self._read, crashed=self._crashed | crashing), pairs)
         for one in found:
             yield from self._deal(one)
 

@@ -19,7 +19,7 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam.infer.table_parts import Columns, Row, RowRef, write_part
 from beam.shared.atomic_writes import whole_file
 from runtime.storage import join, writing
-from schemas.layout import part_name, part_of
+from schemas.layout import part_file_name, part_index
 from schemas.prediction import CLASS_STATS, MASKS, plain
 
 PartKey = tuple[str, int, int]
@@ -126,7 +126,7 @@ class GatherRows(beam.PTransform):
 
     def _keys(self, ref: RowRef, totals: list[int]) -> Iterator[tuple[PartKey, RowRef]]:
         for table, parts in self._parts(totals).items():
-            yield (table, part_of(ref.image_id, parts), parts), ref
+            yield (table, part_index(ref.image_id, parts), parts), ref
 
     def _every(self, _: None, totals: list[int]) -> Iterator[tuple[PartKey, None]]:
         for table, parts in self._parts(totals).items():
@@ -135,7 +135,7 @@ class GatherRows(beam.PTransform):
 
     def _write(self, key: PartKey, refs: Iterable[RowRef | None]) -> tuple[str, str]:
         table, part, parts = key
-        place = join(self.folder, table, part_name(self.run_id, part, parts))
+        place = join(self.folder, table, part_file_name(self.run_id, part, parts))
         with whole_file(place, self.folder) as path:
             rows = filter(None, refs)
             write_part(path, table, rows, self.schemas[table], self.row_group_bytes)

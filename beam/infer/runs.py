@@ -64,7 +64,7 @@ def count(staging: str, tables: str) -> dict[str, int]:
     Raises:
         RuntimeError: the predicted and rejected images do not add up to those of the source.
     """
-    predicted = sum(storage.each(_rows_in, _staged(tables, "masks")))
+    predicted = sum(storage.map_concurrently(_rows_in, _staged(tables, "masks")))
     rejects = read_table(_staged(tables, "rejects"), columns=["stage"])
     rejected = int(pc.sum(pc.not_equal(rejects["stage"], TRUTH_STAGE)).as_py() or 0)
     read, reused = (_noted(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
@@ -156,7 +156,7 @@ def write_run(
         mark: as in ``marked``.
     """
     staged = [place for table in TABLES for place in _staged(tables, table)]
-    digests = storage.each(storage.file_sha256, staged)
+    digests = storage.map_concurrently(storage.file_sha256, staged)
     names = [marked(place.removeprefix(f"{tables}/"), mark) for place in staged]
     files = dict(zip(names, digests, strict=True))
     schema = with_footer(RUNS, **footer)

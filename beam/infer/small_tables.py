@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from beam.shared.atomic_writes import whole_file
 from runtime.storage import join
-from schemas.layout import part_name
+from schemas.layout import part_file_name
 
 Row = dict[str, Any]
 
@@ -46,7 +46,7 @@ class WriteSmallTables(beam.PTransform):
         )
 
     def _write(self, table: str, groups: Iterable[tuple[str, list[Row]] | None]) -> str:
-        place = join(self.folder, table, part_name(self.run_id, 0, 1))
+        place = join(self.folder, table, part_file_name(self.run_id, 0, 1))
         ordered = sorted((group for group in groups if group is not None), key=lambda one: one[0])
         rows = [row for _, rows in ordered for row in rows]
         schema = self.schemas[table]

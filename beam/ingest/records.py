@@ -217,7 +217,7 @@ def make_record(
     with blame(row.image_path):
         image = png.read_image(image_bytes, config)
     with blame(row.mask_path):
-        mask = masks.read_mask_of(mask_bytes, image, recipe.taxonomy, config)
+        mask = masks.read_mask_for(mask_bytes, image, recipe.taxonomy, config)
         height, width = mask.shape
     target = (config.height or height, config.width or width)
     sample = Sample(

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from beam.shared.atomic_writes import whole_file
 from beam.shared.pairing import Reject
 from runtime.storage import join
-from schemas.layout import part_of
+from schemas.layout import part_index
 from schemas.prediction import REJECTS
 from schemas.sources import SourceRow, source_table
 
@@ -53,7 +53,7 @@ class WriteRejects(beam.PTransform):
         """The graph: count, key by file, group, write."""
         count = beam.pvalue.AsSingleton(found | "Count" >> beam.combiners.Count.Globally())
         keyed = found | "KeyByFile" >> beam.Map(
-            lambda one, count: (part_of(_path(one), _files(count)), one), count
+            lambda one, count: (part_index(_path(one), _files(count)), one), count
         )
         every = (
             found.pipeline

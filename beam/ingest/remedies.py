@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from images import png
-from images.masks import numbers_of
+from images.masks import classify_encoding
 from runtime.errors import RejectError
 from schemas.classes import VOID, Taxonomy, UInt8Array, builtin_taxonomies, load_taxonomy
 
@@ -33,10 +33,10 @@ def remedy(code: str, data: bytes, taxonomy: Taxonomy) -> str:
     if code not in ("unknown_class", "mask_colours", "mask_channels"):
         return ""
     try:
-        pixels = png.decode_pixels(data, png.ANY_SIZE)
+        pixels = png.decode_pixels(data, png.NO_PIXEL_LIMIT)
     except RejectError:
         return ""
-    _, numbers = numbers_of(pixels)
+    _, numbers = classify_encoding(pixels)
     return _of_colours(data, pixels) if numbers is None else _of_numbers(numbers, taxonomy)
 
 
@@ -79,7 +79,7 @@ def _of_colours(data: bytes, pixels: UInt8Array) -> str:
             "compression or smooth resizing: check that these files are the class masks"
         )
     try:
-        png.decode_stored(data, png.ANY_SIZE)
+        png.decode_stored(data, png.NO_PIXEL_LIMIT)
     except RejectError:
         return "write the colours into a --taxonomy file (docs/taxonomies.md)"
     return "if the palette's indices are the class ids: --mask_encoding index"

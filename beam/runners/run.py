@@ -27,9 +27,9 @@ from google.protobuf.struct_pb2 import Struct
 
 from beam import tools
 from beam.runners.boot import process_environment
-from runtime.child_processes import PARENT
-from runtime.errors import MENDABLE_ERRNOS, UnavailableError, UserError
-from runtime.log_filters import WithoutTracebacks
+from runtime.child_processes import PARENT_VARIABLE
+from runtime.errors import USER_FIXABLE_ERRNOS, UnavailableError, UserError
+from runtime.log_filters import TracebackFilter
 
 LOCAL_RUNNER = "FnApiRunner"
 FLINK_RUNNER = "FlinkRunner"
@@ -41,7 +41,7 @@ _USER_ERROR, _UNAVAILABLE = (
 )
 _INVALID = re.compile(r"ValueError: Pipeline has validations errors: \s*(.+)")
 _OS_ERROR = re.compile(
-    rf"(?:OSError|PermissionError): \[Errno (?:{'|'.join(map(str, MENDABLE_ERRNOS))})\] (.+)"
+    rf"(?:OSError|PermissionError): \[Errno (?:{'|'.join(map(str, USER_FIXABLE_ERRNOS))})\] (.+)"
 )
 
 
@@ -169,7 +169,7 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     mode = direct.direct_running_mode
     try:
         with (
-            contextlib.redirect_stderr(cast(Any, WithoutTracebacks(sys.stderr))),
+            contextlib.redirect_stderr(cast(Any, TracebackFilter(sys.stderr))),
             _silent_threads() if is_local(options) else _sigterm_interrupts(),
             beam.Pipeline(_runner(options), options) as root,
         ):
@@ -253,7 +253,8 @@ def _runner(options: PipelineOptions) -> PipelineRunner | str:
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=quiet)
     return FnApiRunner(
         SubprocessSDKEnvironment.from_command_string(
-            f"exec env {PARENT}={os.getpid()} {shlex.quote(sys.executable)} -m beam.runners.worker"
+            f"exec env {PARENT_VARIABLE}={os.getpid()} "
+            f"{shlex.quote(sys.executable)} -m beam.runners.worker"
         ),
         provision_info=ExtendedProvisionInfo(provision),
     )

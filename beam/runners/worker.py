@@ -14,7 +14,7 @@ from typing import Any, cast
 
 from beam.runners.malloc import tune_malloc
 from runtime.child_processes import end_with_parent
-from runtime.log_filters import WithoutTracebacks
+from runtime.log_filters import TracebackFilter
 
 
 class _Hidden(MetaPathFinder):
@@ -41,7 +41,7 @@ def prepare() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     tune_malloc()
     sys.meta_path.insert(0, _Hidden("pandas", "pymongo"))
-    sys.stderr = cast(Any, WithoutTracebacks(sys.stderr))
+    sys.stderr = cast(Any, TracebackFilter(sys.stderr))
 
 
 def run() -> None:

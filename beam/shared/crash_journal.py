@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from images import masks, png
-from runtime.child_processes import end_with_parent, ends_with_this_process
+from runtime.child_processes import child_environment, end_with_parent
 from runtime.command_line import log
 from runtime.errors import RejectError, UserError
 from runtime.storage import join, read_bytes
@@ -177,7 +177,7 @@ def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
             input=json.dumps(job),
             capture_output=True,
             text=True,
-            env=ends_with_this_process(),
+            env=child_environment(),
             check=False,
         )
         begun = done.stdout.splitlines()
@@ -199,7 +199,7 @@ def _read(reading: Reading, pairs: Iterable[Paths]) -> None:
             if mask_path is not None:
                 data = read_bytes(join(reading.source, mask_path))
                 print(json.dumps((number, mask_path)), flush=True)
-                masks.read_mask_of(data, image, reading.taxonomy, reading.config)
+                masks.read_mask_for(data, image, reading.taxonomy, reading.config)
 
 
 def main() -> None:

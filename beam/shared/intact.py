@@ -27,7 +27,7 @@ def intact(files: Mapping[str, str], last: str) -> set[str]:
     """
     trusted = _older(files, storage.modified(last)) if is_remote(last) else set()
     rest = [place for place in files if place not in trusted]
-    matching = storage.each(lambda place: has_digest(place, files[place]), rest)
+    matching = storage.map_concurrently(lambda place: has_digest(place, files[place]), rest)
     return trusted | {place for place, fine in zip(rest, matching, strict=True) if fine}
 
 
@@ -46,5 +46,5 @@ def _older(files: Mapping[str, str], published: float) -> set[str]:
         except FileNotFoundError:
             return False
 
-    older = storage.each(is_older, files)
+    older = storage.map_concurrently(is_older, files)
     return {place for place, fine in zip(files, older, strict=True) if fine}

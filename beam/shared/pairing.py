@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from runtime.errors import RejectError
 from runtime.listing import SourceFile
 from schemas.config import SourceConfig
-from schemas.raw_layout import Found, RawLayout
+from schemas.raw_layout import PathMatch, RawLayout
 
 _IMAGES = frozenset(
     {".avif", ".bmp", ".exr", ".gif", ".heic", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".npy"}
@@ -101,7 +101,7 @@ def candidate(  # noqa: PLR0911 - one line for each kind of file
     if file.skipped:
         return Skip(file.path, file.skipped)
     path = PurePosixPath(file.path)
-    found = layout.find(file.path)
+    found = layout.match(file.path)
     if found is None and not (loose and is_png(file.path)):
         return Skip(file.path, "outside the layout")
     sample_id = found.id if found else str(path.with_suffix(""))
@@ -112,14 +112,14 @@ def candidate(  # noqa: PLR0911 - one line for each kind of file
         shown, shown_id = ascii(file.path)[1:-1], ascii(sample_id)[1:-1]
         message = "expected a file name in UTF-8"
         return Reject(shown_id, shown, "pair", "name", message, is_mask=is_mask)
-    if found and not found.fits:
+    if found and not found.suffix_fits:
         return _unfit(file, found, layout)
     if found:
         return Candidate(sample_id, found.key, found.is_mask, file)
     return Candidate(sample_id, sample_id, is_mask=False, file=file)
 
 
-def _unfit(file: SourceFile, found: Found, layout: RawLayout) -> Reject | Skip:
+def _unfit(file: SourceFile, found: PathMatch, layout: RawLayout) -> Reject | Skip:
     """What becomes of a file that lies where images or masks do, but has another suffix."""
     path = PurePosixPath(file.path)
     suffix = path.suffix.strip().lower()

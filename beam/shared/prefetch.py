@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import apache_beam as beam
 
-from runtime.storage import REQUESTS, is_remote
+from runtime.storage import CONCURRENT_REQUESTS, is_remote
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,10 +46,10 @@ def prefetch(
     if not is_remote(place):
         yield from ((item, partial(work, item)) for item in items)
         return
-    with ThreadPoolExecutor(REQUESTS) as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
         begun: deque[tuple[Item, Callable[[], Result]]] = deque()
         for item in items:
             begun.append((item, pool.submit(work, item).result))
-            if len(begun) > REQUESTS:
+            if len(begun) > CONCURRENT_REQUESTS:
                 yield begun.popleft()
         yield from begun

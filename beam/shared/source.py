@@ -10,7 +10,7 @@ from beam.shared.pairing import Candidate, Reject, Skip, candidate
 from beam.shared.staged_listing import read_listing, write_listing
 from runtime import listing
 from runtime.archive import is_archive
-from runtime.inventory import read_inventory, tables_of
+from runtime.inventory import inventory_tables, read_inventory
 from runtime.listing import SourceFile
 from runtime.storage import absolute, is_remote, join
 from schemas.config import SourceConfig
@@ -40,7 +40,7 @@ class RawSource:
         """Parts of the listing that workers can read at the same time."""
         if self.listed:
             return list(self.listed)
-        return tables_of(self.inventory) if self.inventory else [""]
+        return inventory_tables(self.inventory) if self.inventory else [""]
 
     def files(self, part: str = "") -> Iterator[SourceFile]:
         """Yields all files below the source, or those of a part, also those that are skipped.

@@ -126,8 +126,8 @@ def _fitting(source: RawSource) -> str | None:
         if file.skipped or file.error:
             continue
         for one in others:
-            found = one.find(file.path)
-            if found and found.fits:
+            found = one.match(file.path)
+            if found and found.suffix_fits:
                 seen[one.name][found.is_mask].add(found.key)
     pairs = {name: len(images & masks) for name, (images, masks) in seen.items()}
     best = max(pairs, key=lambda name: pairs[name])

@@ -192,7 +192,7 @@ def publish(staged: str, final: str, last: str) -> None:
     """
     if is_remote(final):
         names = [file.path for file in listing.files(staged)]
-        storage.each(
+        storage.map_concurrently(
             lambda name: storage.copy(join(staged, name), join(final, name)),
             [name for name in names if name != last],
         )

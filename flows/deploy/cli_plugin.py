@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.deploy.watching import print_reason_last
-from runtime.services import ROOT, running_server
+from runtime.services import ROOT, prefect_api_url
 
 _COMMAND = ["deployment", "run"]
 _SWITCHES = ("--watch", "--no-watch", "--help")
@@ -31,7 +31,7 @@ async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Prepares ``prefect deployment run``; the server defaults to the local one."""
     if not _is_prefect(sys.argv):
         return None
-    local = None if ctx.api_url else running_server(Path(ROOT))
+    local = None if ctx.api_url else prefect_api_url(Path(ROOT))
     name = deployment_name(sys.argv)
     if name:
         if not (api_url := ctx.api_url or local):

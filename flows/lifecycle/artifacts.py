@@ -22,7 +22,7 @@ from prefect.client.schemas.filters import (
 )
 
 from flows.lifecycle.summary import ClassSummary, class_rows
-from runtime.errors import without_password
+from runtime.errors import redact_credentials
 from runtime.storage import absolute, is_remote, join, read_bytes
 
 _MODEL = "model"
@@ -133,7 +133,7 @@ def publish_links(dataset: str, model: str, predictions: str, tracking_uri: str)
                 "| what | where |",
                 "| --- | --- |",
                 f"| dataset | `{dataset}` |",
-                f"| model | `{model}` in `{without_password(tracking_uri)}` |",
+                f"| model | `{model}` in `{redact_credentials(tracking_uri)}` |",
                 f"| tables | `{predictions}` |",
             ]
         ),

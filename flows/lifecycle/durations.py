@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.lifecycle.job_process import Watch, run_job
-from runtime.storage import on_this_machine
+from runtime.storage import local_root
 from schemas.config import IngestConfig, TrainConfig
 
 _FILE = "durations.json"
@@ -49,7 +49,7 @@ def timed_job(
 def record(output: str, key: str, items: int, seconds: float) -> None:
     """Records a duration in place of the last one with the same key."""
     known = recorded(output) | {key: {"items": items, "seconds": round(seconds, 1)}}
-    file = Path(on_this_machine(output)) / _FILE
+    file = Path(local_root(output)) / _FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(f".{os.getpid()}")
     new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -59,7 +59,7 @@ def record(output: str, key: str, items: int, seconds: float) -> None:
 def recorded(output: str) -> dict[str, dict[str, float]]:
     """All recorded durations by key; empty if the file is missing or damaged."""
     try:
-        found = json.loads((Path(on_this_machine(output)) / _FILE).read_text(encoding="utf-8"))
+        found = json.loads((Path(local_root(output)) / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

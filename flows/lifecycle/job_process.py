@@ -16,10 +16,10 @@ from contextlib import suppress
 from queue import Empty, Queue
 from typing import NamedTuple
 
-from runtime.child_processes import ends_with_this_process
-from runtime.command_line import TRY_AGAIN
+from runtime.child_processes import child_environment
+from runtime.command_line import EX_TEMPFAIL
 from runtime.errors import UnavailableError, UserError
-from runtime.services import end_group
+from runtime.services import stop_process_group
 
 _NOTHING_TO_DO = "nothing has changed"
 """What a job prints if it finds its output published and intact."""
@@ -71,7 +71,7 @@ def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**ends_with_this_process(), "PYTHONUNBUFFERED": "1"},
+        env={**child_environment(), "PYTHONUNBUFFERED": "1"},
         start_new_session=True,
     )
     last: deque[str] = deque(maxlen=_LAST_LINES)
@@ -95,11 +95,11 @@ def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
             code = process.wait()
         except BaseException:
             # Its workers are in its process group.
-            end_group(process.pid, _GRACE_S)
+            stop_process_group(process.pid, _GRACE_S)
             raise
         for reader in readers:
             reader.join()
-    if code in (2, TRY_AGAIN):
+    if code in (2, EX_TEMPFAIL):
         said = (last or ["the job refused its arguments"])[-1].removeprefix("error: ")
         raise UserError(said) if code == 2 else UnavailableError(said)
     if code != 0:

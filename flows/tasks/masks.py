@@ -8,7 +8,7 @@ from prefect import get_run_logger, task
 
 from flows.lifecycle.job_process import Watch, run_job
 from flows.lifecycle.retries import HOUR_S, RETRIED
-from runtime.storage import absolute, join, on_this_machine
+from runtime.storage import absolute, join, local_root
 
 MaskFiles = Literal["none", "palette", "index", "colour", "coco"]
 """Forms of ``python -m analysis.masks``; ``none`` writes no files."""
@@ -20,7 +20,7 @@ def write_masks(output: str, predictions: str, partition: str, form: MaskFiles) 
 
     It is on this machine, below ``outputs``, if ``output`` is a URI.
     """
-    folder = join(absolute(on_this_machine(output)), "masks", partition)
+    folder = join(absolute(local_root(output)), "masks", partition)
     arguments = [f"--predictions={predictions}", f"--partition={partition}", f"--form={form}"]
     return run_job(
         "analysis.masks", [*arguments, f"--output={folder}"], Watch(get_run_logger().info)

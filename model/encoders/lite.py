@@ -18,7 +18,7 @@ from model.encoders.torch_file import Tensor, read_tensors
 
 
 class _Stage(NamedTuple):
-    """Blocks of one width: the first one strides, all expand their channels by a factor."""
+    """Blocks of one width: the first has the stride; all expand their channels by a factor."""
 
     blocks: int
     kernel: int
@@ -54,17 +54,17 @@ def encoder() -> keras.Model:
     x = _relu6(_norm(x, "stem_norm"), "stem_relu")
     features = []
     number = 0
-    for at, stage in enumerate(_STAGES):
+    for index, stage in enumerate(_STAGES):
         for block in range(stage.blocks):
             x = _block(x, stage, stage.stride if block == 0 else 1, f"block{number}")
             number += 1
-        if at == len(_STAGES) - 1 or _STAGES[at + 1].stride == 2:
+        if index == len(_STAGES) - 1 or _STAGES[index + 1].stride == 2:
             features.append(x)
     return keras.Model(images, features, name=ENCODER)
 
 
 def _block(x: Any, stage: _Stage, stride: int, name: str) -> Any:
-    """Expand by 1x1, filter each channel, project by 1x1; with a shortcut where shapes agree."""
+    """Inverted residual: expand by 1x1, depthwise, project by 1x1; a shortcut if shapes agree."""
     start, channels = x, x.shape[-1]
     if stage.expansion > 1:
         wide = channels * stage.expansion
@@ -90,7 +90,7 @@ def _relu6(x: Any, name: str) -> Any:
 
 
 def load(encoder: keras.Model, path: Path) -> None:
-    """Takes the weights of a ``.pth`` file.
+    """Loads the weights of a ``.pth`` file.
 
     Raises:
         ValueError: the file is not one of EfficientNet-Lite0.
@@ -105,9 +105,9 @@ def load(encoder: keras.Model, path: Path) -> None:
 
 
 def _name_in_file(layer: str) -> str:
-    """The file's name of a layer with weights; empty for any other."""
-    ours, _, part = layer.partition("_")
-    if ours == "stem":
+    """A layer's name in the ``.pth`` file; empty for a layer without weights."""
+    block, _, part = layer.partition("_")
+    if block == "stem":
         return {"": "_conv_stem", "norm": "_bn0"}.get(part, "")
     names = {
         "expand": "_expand_conv",
@@ -117,9 +117,9 @@ def _name_in_file(layer: str) -> str:
         "project": "_project_conv",
         "project_norm": "_bn2",
     }
-    if not ours.startswith("block") or part not in names:
+    if not block.startswith("block") or part not in names:
         return ""
-    return f"_blocks.{ours.removeprefix('block')}.{names[part]}"
+    return f"_blocks.{block.removeprefix('block')}.{names[part]}"
 
 
 def _weights(layer: keras.Layer, name: str, tensors: Mapping[str, Tensor]) -> list[Tensor]:

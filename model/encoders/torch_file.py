@@ -18,15 +18,15 @@ import numpy.typing as npt
 Tensor = npt.NDArray[Any]
 """float32 or int64."""
 
-_FACTS = 3
+_HEADER_PICKLES = 3
 _DTYPES: dict[str, np.dtype[Any]] = {
     "FloatStorage": np.dtype("<f4"),
     "LongStorage": np.dtype("<i8"),
 }
 
 
-class _Stored(NamedTuple):
-    """A tensor by the key of its storage; offset and strides count elements."""
+class _TensorRef(NamedTuple):
+    """A reference to a tensor in a storage; offset and strides count elements."""
 
     storage: str
     kind: str
@@ -43,28 +43,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            for _ in range(_FACTS):
-                _Tensors(file).load()
-            stored: dict[str, _Stored] = _Tensors(file).load()
+            for _ in range(_HEADER_PICKLES):
+                _TensorUnpickler(file).load()
+            stored: dict[str, _TensorRef] = _TensorUnpickler(file).load()
             kinds = {tensor.storage: _DTYPES[tensor.kind] for tensor in stored.values()}
             storages = {}
-            for key in _Tensors(file).load():
+            for key in _TensorUnpickler(file).load():
                 elements = int(np.frombuffer(file.read(8), "<i8")[0])
                 size = elements * kinds[key].itemsize
                 storages[key] = np.frombuffer(file.read(size), kinds[key])
-            return {name: _tensor(storages[one.storage], one) for name, one in stored.items()}
+            return {name: _tensor(storages[ref.storage], ref) for name, ref in stored.items()}
     except (pickle.UnpicklingError, LookupError, EOFError, TypeError) as error:
         raise ValueError(f"{path} does not hold PyTorch tensors: {error}") from error
 
 
-class _Tensors(pickle.Unpickler):
-    """An unpickler that knows tensors alone."""
+class _TensorUnpickler(pickle.Unpickler):
+    """An unpickler that builds tensors only and runs no code of the file."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return _rebuild
+            return _make_ref
         if module == "torch" and name in _DTYPES:
             return name
         raise pickle.UnpicklingError(f"found {module}.{name}")
@@ -74,13 +74,13 @@ class _Tensors(pickle.Unpickler):
         return key, kind
 
 
-def _rebuild(
+def _make_ref(
     storage: tuple[str, str], offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: Any
-) -> _Stored:
-    return _Stored(*storage, offset, shape, strides)
+) -> _TensorRef:
+    return _TensorRef(*storage, offset, shape, strides)
 
 
-def _tensor(storage: Tensor, stored: _Stored) -> Tensor:
+def _tensor(storage: Tensor, stored: _TensorRef) -> Tensor:
     last = sum((size - 1) * step for size, step in zip(stored.shape, stored.strides, strict=True))
     if min(stored.offset, *stored.strides, last, 0) < 0 or stored.offset + last >= len(storage):
         raise pickle.UnpicklingError(f"{stored} lies outside its {len(storage)} elements")

@@ -1,4 +1,4 @@
-"""Where an encoder's weights are; imports no Keras, so that a plan can check them."""
+"""Finds the file of an encoder's initial weights; imports no Keras, so that a plan can check it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ KERAS_ENCODERS = (
     *("ResNet50", "ResNet101", "ResNet152", "ResNet50V2", "ResNet101V2", "ResNet152V2"),
     *("VGG16", "VGG19"),
 )
-"""Networks of ``keras.applications`` whose features halve from one to the next.
+"""Networks of ``keras.applications`` whose features halve in size from one to the next.
 
-Those of Inception, NASNet and Xception do not, since they do not pad.
+Those of Inception, NASNet and Xception do not halve exactly, since they do not pad.
 """
 
 

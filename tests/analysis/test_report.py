@@ -17,7 +17,7 @@ from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
 from beam.infer import pipeline as infer
 from beam.runners.run import pipeline_options
-from images.panels import UNJUDGED, WRONG
+from images.panels import VOID_COLOUR, WRONG_COLOUR
 from schemas.classes import VOID, load_taxonomy
 from schemas.config import InferConfig
 
@@ -232,7 +232,7 @@ def test_scenes_hold_what_the_tables_say(database, scenes: Path) -> None:
         assert scene.image_id == image_id
         assert np.array_equal(scene.image, _pixels(uri))
         assert np.array_equal(scene.truth, _pixels(scenes / "CameraSeg" / Path(uri).name)[..., 0])
-        wrong = (scene.errors() == WRONG).all(axis=-1)
+        wrong = (scene.errors() == WRONG_COLOUR).all(axis=-1)
         assert 1 - wrong.mean() == pytest.approx(accuracy)
         blend = (scene.image.astype(int) + scene.coloured_truth()) // 2
         right = scene.mask == scene.truth
@@ -260,8 +260,8 @@ def test_void_is_neither_right_nor_wrong() -> None:
     mask = np.array([[0, 0], [1, 2]], np.uint8)
     scene = Scene("a", None, mask, truth, load_taxonomy("carla-0.8"))
     errors = scene.errors()
-    assert tuple(errors[0, 1]) == UNJUDGED
-    assert tuple(errors[1, 1]) == WRONG
+    assert tuple(errors[0, 1]) == VOID_COLOUR
+    assert tuple(errors[1, 1]) == WRONG_COLOUR
     assert (errors[[0, 1], [0, 0]] == 248).all()
 
 

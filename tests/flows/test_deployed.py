@@ -27,7 +27,7 @@ from operated import (
     until,
 )
 
-from model.recorded import KEY_TAG
+from model.version_tags import KEY_TAG
 from runtime.mlflow_registry import NotReadError, registry
 from runtime.services import State, start_time
 
@@ -61,12 +61,12 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     read = []
     for store in (server, f"sqlite:///{work}/outputs/mlflow/mlflow.db"):
         with registry(store) as opened:
-            champion = opened.aliased("shared", "champion")
-            assert champion == opened.named(second) == opened.version("shared", 2)
-            assert opened.tagged("shared", KEY_TAG, champion.tags[KEY_TAG]) == [champion]
+            champion = opened.version_by_alias("shared", "champion")
+            assert champion == opened.version_by_uri(second) == opened.version("shared", 2)
+            assert opened.versions_by_tag("shared", KEY_TAG, champion.tags[KEY_TAG]) == [champion]
             read.append((champion, champion.description, opened.run(champion.run_id)))
             with pytest.raises(NotReadError):
-                opened.named("models:/shared/3")
+                opened.version_by_uri("models:/shared/3")
     assert read[0] == read[1]
     assert read[0][2][0] == "FINISHED"
 

@@ -18,7 +18,7 @@ from servers import answering, free_port
 from flows import doctor
 from flows.doctor import Finding
 from runtime.errors import UserError
-from runtime.mlflow_files import follow
+from runtime.mlflow_files import rewrite_paths
 
 
 def _levels(findings) -> dict[str, str]:
@@ -149,7 +149,7 @@ def test_a_store_that_was_moved_is_said_and_repaired(
     with closing(sqlite3.connect(store)) as opened:
         assert str(before) not in "\n".join(opened.iterdump())
     # A second time, there is nothing to do.
-    assert follow(store) is None
+    assert rewrite_paths(store) is None
 
 
 def test_the_command_says_what_to_do_and_fails_where_it_must(tmp_path) -> None:

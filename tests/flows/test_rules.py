@@ -23,7 +23,14 @@ from servers import answering, ask, free_port, until
 
 from flows.lifecycle.job_process import JobError, Watch, run_job
 from runtime.errors import UnavailableError, UserError
-from runtime.services import Service, State, end_group, members, running_server, start_time
+from runtime.services import (
+    Service,
+    State,
+    group_members,
+    prefect_api_url,
+    start_time,
+    stop_process_group,
+)
 
 
 @pytest.mark.parametrize(
@@ -322,17 +329,17 @@ def test_the_whole_group_is_ended(script, kills_leader) -> None:
                 leader.kill()
                 leader.wait()
                 assert not service.is_running()
-            assert members(leader.pid)
+            assert group_members(leader.pid)
             before = service.model_copy(update={"boot": "of another start of the machine"})
             before.stop(0.5)
-            assert members(leader.pid)
+            assert group_members(leader.pid)
             assert service.has_processes()
             service.stop(0.5)
-            until(lambda: not members(leader.pid), "the end of those that were killed")
+            until(lambda: not group_members(leader.pid), "the end of those that were killed")
             assert not service.has_processes()
             service.stop(0.5)
         finally:
-            end_group(leader.pid, 0)
+            stop_process_group(leader.pid, 0)
 
 
 def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
@@ -343,16 +350,16 @@ def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
         state = State(ports={"prefect": 4321}, services={"prefect": other})
         state.save(tmp_path)
         assert State.load(tmp_path) == state
-        assert running_server(tmp_path) is None
+        assert prefect_api_url(tmp_path) is None
         other.stop(1)
         time.sleep(0.2)
         assert process.poll() is None
 
         state.services["prefect"] = ours
         state.save(tmp_path)
-        assert running_server(tmp_path) == "http://127.0.0.1:4321/api"
+        assert prefect_api_url(tmp_path) == "http://127.0.0.1:4321/api"
         ours.stop(60)
         process.wait()
-        assert running_server(tmp_path) is None
+        assert prefect_api_url(tmp_path) is None
     (tmp_path / "state.json").write_text("{")
     assert State.load(tmp_path) == State()

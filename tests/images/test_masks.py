@@ -87,7 +87,7 @@ def test_one_channel_holds_the_class(mask: np.ndarray) -> None:
         assert np.array_equal(read_mask(palette, LIMIT, CARLA, encoding), mask)
 
 
-def test_what_is_stored_counts_only_if_it_is_asked_for() -> None:
+def test_stored_values_count_only_with_encoding_index() -> None:
     mask = np.array([[7, 10, 0]], np.uint8)
     reordered = _palette(_red(mask), 1, 4)
     assert not np.array_equal(png.decode_stored(reordered, LIMIT), mask)
@@ -125,7 +125,7 @@ def test_a_channel_can_be_named() -> None:
         (np.array([[[128, 64, 128], [7, 0, 0]]], np.uint8), "mask_colours"),
     ],
 )
-def test_what_fits_no_encoding_is_a_reject(pixels: np.ndarray, code: str) -> None:
+def test_masks_of_no_encoding_are_rejects(pixels: np.ndarray, code: str) -> None:
     with pytest.raises(RejectError, match=code):
         read_mask(_save(Image.fromarray(pixels)), LIMIT, CARLA)
 

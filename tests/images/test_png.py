@@ -1,3 +1,5 @@
+"""Decoding, encoding and resizing of PNG and JPEG files, against Pillow; codes of rejects."""
+
 import io
 import struct
 import zlib
@@ -30,6 +32,13 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def _png(width: int, height: int, bits: int, colour_type: int, rows: bytes, interlace=0) -> bytes:
+    """A PNG of rows with their filter types."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlace)
+    chunks = _chunk(b"IHDR", header) + _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
 def _code(data: bytes, decode=png.decode_image, limit: int = LIMIT) -> str:
     with pytest.raises(RejectError) as caught:
         decode(data, limit)
@@ -48,7 +57,7 @@ def test_images_survive_the_codec(pixels) -> None:
 
 
 @given(rgb, st.tuples(st.integers(1, 100), st.integers(1, 100)))
-def test_nearest_is_pillows(pixels, size) -> None:
+def test_nearest_neighbour_equals_pillows(pixels, size) -> None:
     height, width = size
     theirs = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
     assert np.array_equal(png.resize_nearest(pixels, height, width), np.asarray(theirs))
@@ -65,7 +74,7 @@ def test_other_resizing() -> None:
     assert set(np.unique(png.resize_image(halves, 3, 3, "nearest"))) <= {0, 100}
 
 
-def test_kinds_that_are_handled() -> None:
+def test_grey_palette_alpha_and_one_bit_images() -> None:
     image = Image.fromarray(PIXELS)
     opaque = image.copy()
     opaque.putalpha(255)
@@ -77,29 +86,14 @@ def test_kinds_that_are_handled() -> None:
     assert np.array_equal(png.decode_stored(_save(few_bits), LIMIT), PIXELS[..., 0] % 2)
 
 
-def _interlaced() -> bytes:
-    """An interlaced image; at 1x1, only its header differs from one without Adam7."""
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 1))
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + header
-        + _chunk(b"IDAT", zlib.compress(b"\0\1\2\3"))
-        + _chunk(b"IEND", b"")
-    )
-
-
 def test_interlaced_images_are_read() -> None:
-    assert png.decode_image(_interlaced(), LIMIT).tolist() == [[[1, 2, 3]]]
+    """At 1x1, only the header differs from that of an image without Adam7."""
+    data = _png(1, 1, 8, 2, b"\0\1\2\3", interlace=1)
+    assert png.decode_image(data, LIMIT).tolist() == [[[1, 2, 3]]]
 
 
-def test_four_bits_are_shown_stretched_and_stored_as_they_are() -> None:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 4, 0, 0, 0, 0))
-    data = (
-        b"\x89PNG\r\n\x1a\n"
-        + header
-        + _chunk(b"IDAT", zlib.compress(b"\0\x7c"))
-        + _chunk(b"IEND", b"")
-    )
+def test_four_bits_are_viewed_stretched_and_stored_unchanged() -> None:
+    data = _png(2, 1, 4, 0, b"\0\x7c")
     assert png.decode_pixels(data, LIMIT).tolist() == [[7 * 17, 12 * 17]]
     assert png.decode_stored(data, LIMIT).tolist() == [[7, 12]]
 
@@ -121,24 +115,21 @@ def test_an_orientation_is_applied_as_viewers_do() -> None:
 
 
 @pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (6, 4)])
-def test_pixels_that_end_at_a_row_are_no_image(colour_type: int, channels: int) -> None:
+def test_missing_rows_are_rejected(colour_type: int, channels: int) -> None:
     """Pillow would leave the rows below black."""
-    rows = b"".join(b"\0" + bytes([200]) * 4 * channels for _ in range(3))
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, colour_type, 0, 0, 0))
-    data = b"\x89PNG\r\n\x1a\n" + header
-    data += _chunk(b"IDAT", zlib.compress(rows)) + _chunk(b"IEND", b"")
+    data = _png(4, 4, 8, colour_type, 3 * (b"\0" + bytes([200]) * 4 * channels))
     assert _code(data) == "truncated"
     assert _code(data, png.decode_pixels) == "truncated"
 
 
 @pytest.mark.parametrize("colour_type", [0, 2])
-def test_a_bit_that_flipped_in_the_pixels_is_seen(colour_type: int) -> None:
+def test_a_flipped_bit_in_the_pixels_is_noticed(colour_type: int) -> None:
     data = bytearray(_save(Image.fromarray(PIXELS if colour_type else PIXELS[..., 0])))
     data[-20] ^= 1
     assert _code(bytes(data)) == "corrupt"
 
 
-def test_transparency_by_chunk_is_seen() -> None:
+def test_transparency_by_chunk_is_noticed() -> None:
     data = _save(Image.fromarray(PIXELS), transparency=tuple(int(v) for v in PIXELS[0, 0]))
     assert _code(data) == "transparent"
 
@@ -165,9 +156,7 @@ def test_reasons_of_rejects() -> None:
 
 
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-    bomb = b"\x89PNG\r\n\x1a\n" + header + _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
-    assert _code(bomb, limit=64_000_000) == "too_large"
+    assert _code(_png(100_000, 100_000, 8, 2, b""), limit=64_000_000) == "too_large"
 
 
 def test_every_real_image_decodes_as_pillow_decodes_it(real) -> None:

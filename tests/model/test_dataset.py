@@ -1,3 +1,5 @@
+"""tf.data input: order, memory cache, augmentation, padding, and damaged shards."""
+
 import shutil
 from pathlib import Path
 
@@ -13,6 +15,20 @@ from schemas.geometry import Geometry
 from schemas.manifest import load_manifest
 
 
+@pytest.fixture(scope="module")
+def augment():
+    from model.augment import augment
+
+    return augment
+
+
+@pytest.fixture(scope="module")
+def dataset_input() -> type:
+    from model.dataset import DatasetInput
+
+    return DatasetInput
+
+
 def _plain(**changes) -> TrainConfig:
     return TrainConfig(
         **{"architecture": "unet", "batch_size": 5, "augment": "off", "epochs": 3, **changes}
@@ -20,9 +36,9 @@ def _plain(**changes) -> TrainConfig:
 
 
 def _batches(dataset: Path, config: TrainConfig, first_epoch: int = 0) -> list:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
-    source = Input(plan(str(dataset), config))
+    source = DatasetInput(plan(str(dataset), config))
     return [(image.numpy(), mask.numpy()) for image, mask in source.training(first_epoch)]
 
 
@@ -46,14 +62,14 @@ def test_each_epoch_yields_each_record_once_in_an_order_of_its_own(dataset, cach
 
 
 @pytest.mark.parametrize(("cache_mib", "passes"), [(2048, 1), (0, 6)])
-def test_what_fits_memory_is_decoded_once(dataset, monkeypatch, cache_mib, passes) -> None:
+def test_pixels_that_fit_memory_are_decoded_once(
+    dataset, dataset_input, monkeypatch, cache_mib, passes
+) -> None:
     import tensorflow as tf
 
-    from model.dataset import Input
+    decode, decoded = dataset_input._decode, []
 
-    decode, decoded = Input._decode, []
-
-    def counted(source: Input, records: tf.data.Dataset) -> tf.data.Dataset:
+    def counted(source, records: tf.data.Dataset) -> tf.data.Dataset:
         def note(record: bytes) -> bytes:
             decoded.append(record)
             return record
@@ -63,8 +79,8 @@ def test_what_fits_memory_is_decoded_once(dataset, monkeypatch, cache_mib, passe
 
         return decode(source, records.map(noted))
 
-    monkeypatch.setattr(Input, "_decode", counted)
-    source = Input(plan(str(dataset), _plain(cache_mib=cache_mib)))
+    monkeypatch.setattr(dataset_input, "_decode", counted)
+    source = dataset_input(plan(str(dataset), _plain(cache_mib=cache_mib)))
     first, again = (
         [image.tobytes() for images, _ in source.training() for image in images.numpy()]
         for _ in range(2)
@@ -88,7 +104,7 @@ def test_augmentation_follows_from_the_seed(dataset: Path, cache_mib: int) -> No
 
 @pytest.mark.parametrize("cache_mib", [2048, 0])
 def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) -> None:
-    from model.dataset import Input, damage_is_named
+    from model.dataset import DatasetInput, damaged_shards_as_user_errors
     from model.fit import fit
 
     place = Path(shutil.copytree(dataset, tmp_path / "copy"))
@@ -99,7 +115,7 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
     shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
 
     def train() -> None:
-        with damage_is_named(chosen):
+        with damaged_shards_as_user_errors(chosen):
             fit(chosen, Checkpoint(tmp_path), lambda _: None, lambda _: None)
 
     with pytest.raises(UserError, match=f"shard {name} is damaged; ingest again"):
@@ -107,16 +123,14 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
     shard.write_bytes(whole[:-1])
     expected = f"shard {name} has {len(whole) - 1:,} bytes, expected {len(whole):,}; ingest again"
     with pytest.raises(UserError, match=expected):
-        next(Input(chosen).pairs("train"))
+        next(DatasetInput(chosen).pairs("train"))
     shard.unlink()
     with pytest.raises(UserError, match=f"shard {name} cannot be read .No such file"):
         train()
-    assert next(Input(chosen).pairs("test"))
+    assert next(DatasetInput(chosen).pairs("test"))
 
 
-def test_image_and_mask_move_together() -> None:
-    from model.augment import augment
-
+def test_image_and_mask_move_together(augment) -> None:
     random = np.random.default_rng(0)
     # Blocks of one class, drawn in that class's grey, so that each pixel gives its mask's value.
     masks = np.kron(random.integers(0, 6, (8, 4, 4)), np.ones((8, 8))).astype(np.uint8)[..., None]
@@ -129,9 +143,7 @@ def test_image_and_mask_move_together() -> None:
     assert not np.array_equal(moved_masks, masks)
 
 
-def test_without_crop_and_colour_only_the_flip_is_left() -> None:
-    from model.augment import augment
-
+def test_without_crop_and_colour_only_the_flip_is_left(augment) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 6, 8, 3)).astype(np.uint8)
     masks = images[..., :1] % 13
     moved, moved_masks = augment(images, masks, (0, 1), crop=1.0, colour=0.0)
@@ -146,9 +158,7 @@ def test_without_crop_and_colour_only_the_flip_is_left() -> None:
     assert 8 <= flipped <= 24
 
 
-def test_colour_changes_images_within_bounds_and_no_mask() -> None:
-    from model.augment import augment
-
+def test_colour_changes_images_within_bounds_and_no_mask(augment) -> None:
     images = np.full((16, 4, 4, 3), (200, 100, 50), np.uint8)
     masks = np.full((16, 4, 4, 1), 3, np.uint8)
     moved, moved_masks = augment(images, masks, (0, 1), crop=1.0, colour=0.2)
@@ -160,9 +170,7 @@ def test_colour_changes_images_within_bounds_and_no_mask() -> None:
     assert moved.numpy().max() <= 255
 
 
-def test_other_weather_changes_light_and_air_and_no_mask() -> None:
-    from model.augment import augment
-
+def test_weather_changes_images_and_no_mask(augment) -> None:
     ramp = np.broadcast_to(np.arange(0, 256, 4, dtype=np.uint8)[:, None, None], (64, 64, 3))
     images = np.stack([ramp] * 32)
     masks = np.full((32, 64, 64, 1), 3, np.uint8)
@@ -192,11 +200,9 @@ def test_other_weather_changes_light_and_air_and_no_mask() -> None:
     assert np.ptp(rows[:, 32, 0] / rows[:, 32, 2]) > 0.2
 
 
-def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path) -> None:
-    from model.dataset import Input
-
+def test_other_sizes_than_the_networks_are_padded(dataset: Path, dataset_input) -> None:
     geometry = Geometry(multiple=20, remainder=0, margin=3)
-    source = Input(plan(str(dataset), _plain()), geometry)
+    source = dataset_input(plan(str(dataset), _plain()), geometry)
     images, masks = next(iter(source.evaluation("test")))
     plain_image, plain_mask = next(source.pairs("test"))
     assert plain_image.shape == (32, 48, 3)
@@ -209,12 +215,10 @@ def test_sizes_that_a_network_does_not_take_are_mirrored_and_void(dataset: Path)
     assert np.all(masks[0, :, 48:] == VOID)
 
 
-def test_a_target_is_told_from_the_rest(dataset: Path) -> None:
-    from model.dataset import Input
-
+def test_a_target_is_one_class_against_the_rest(dataset: Path, dataset_input) -> None:
     chosen = plan(str(dataset), _plain(target="Roads,RoadLines"))
     assert chosen.taxonomy.names == ("Rest", "RoadLines+Roads")
-    whole = Input(plan(str(dataset), _plain())).pairs("train")
-    for (_, binary), (_, mask) in zip(Input(chosen).pairs("train"), whole, strict=True):
+    whole = dataset_input(plan(str(dataset), _plain())).pairs("train")
+    for (_, binary), (_, mask) in zip(dataset_input(chosen).pairs("train"), whole, strict=True):
         assert np.array_equal(binary, np.isin(mask, (6, 7)))
         assert np.array_equal(binary, chosen.taxonomy.class_ids(mask))

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from model import hardware
 from model.encoders.torch_file import read_tensors
 from model.encoders.weights import KERAS_ENCODERS, weights_file
-from model.plan import training_key
+from model.plan import plan, training_key
 from runtime.errors import UserError
 from schemas.config import TrainConfig
+from schemas.manifest import load_manifest
 
 VEHICLES_AND_LIGHTS = {475, 705, 867, 920}
 """ImageNet's classes car mirror, passenger car, trailer truck and traffic light."""
@@ -77,7 +79,7 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, imagenet: Path) -> No
             read_tensors(cut)
 
 
-def test_the_encoder_sees_what_imagenet_names(imagenet: Path, real: Path) -> None:
+def test_the_encoder_classifies_as_on_imagenet(imagenet: Path, real: Path) -> None:
     """The classifier that the file holds, on our features: right only if every layer is."""
     from images.png import decode_image, resize_image
     from model.encoders import lite
@@ -97,10 +99,10 @@ def test_the_encoder_sees_what_imagenet_names(imagenet: Path, real: Path) -> Non
 
 def test_a_new_network_begins_with_the_weights_of_the_package(imagenet: Path) -> None:
     from model.encoders.lite import ENCODER
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     network = build(LITE0, 13)
-    take_encoder_weights(network, LITE0)
+    load_encoder_weights(network, LITE0)
     stem = network.get_layer(ENCODER).get_layer("stem").get_weights()[0]
     assert np.array_equal(stem.transpose(3, 2, 0, 1), read_tensors(imagenet)["_conv_stem.weight"])
     assert network.compute_output_shape((None, 96, 128, 3)) == (None, 96, 128, 13)
@@ -125,7 +127,6 @@ def test_statistics_of_imagenet_stay_as_they_are_and_others_are_learnt() -> None
 def test_a_cpu_trains_the_encoder_in_float32_beside_a_decoder_in_16_bits() -> None:
     import keras
 
-    from model import hardware
     from model.encoders.lite import ENCODER
     from model.unet import build
 
@@ -139,23 +140,23 @@ def test_a_cpu_trains_the_encoder_in_float32_beside_a_decoder_in_16_bits() -> No
 
 
 def test_another_file_of_weights_is_refused_by_name(tmp_path: Path) -> None:
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     other = _write_file(tmp_path / "other.pth", _tensor("(I6\nt", "(I1\nt"), [0, 1, 2, 3, 4, 5])
     config = LITE0.model_copy(update={"encoder_weights": str(other)})
     with pytest.raises(UserError, match=r"other\.pth is no EfficientNet-Lite0: it holds no '_conv"):
-        take_encoder_weights(build(config, 3), config)
+        load_encoder_weights(build(config, 3), config)
 
 
 @pytest.mark.parametrize("name", ["MobileNetV2", "ResNet50", "ConvNeXtTiny", "VGG16"])
 def test_networks_of_keras_are_encoders_whose_files_load_safely(name: str, tmp_path: Path) -> None:
     import keras
 
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     config = TrainConfig(architecture=f"unet-{name}", encoder_weights="none", filters=2)
     network = build(config, 13)
-    take_encoder_weights(network, config)
+    load_encoder_weights(network, config)
     assert network.compute_output_shape((None, 64, 96, 3)) == (None, 64, 96, 13)
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 96, 3), np.uint8)
     path = tmp_path / "unet.keras"
@@ -168,19 +169,19 @@ def test_weights_of_keras_are_taken_from_a_file(tmp_path: Path) -> None:
     import keras
 
     from model.encoders.lite import ENCODER
-    from model.unet import build, take_encoder_weights
+    from model.unet import build, load_encoder_weights
 
     source = keras.applications.MobileNetV2(include_top=False, weights=None)
     path = tmp_path / "mobilenet.weights.h5"
     source.save_weights(path)
     config = TrainConfig(architecture="unet-MobileNetV2", encoder_weights=str(path), filters=2)
     network = build(config, 13)
-    take_encoder_weights(network, config)
+    load_encoder_weights(network, config)
     found = network.get_layer(ENCODER).get_weights()
     assert all(np.array_equal(*pair) for pair in zip(found, source.get_weights(), strict=True))
     wrong = config.model_copy(update={"architecture": "unet-MobileNet"})
     with pytest.raises(UserError, match=r"mobilenet\.weights\.h5' of MobileNet cannot be had"):
-        take_encoder_weights(build(wrong, 13), wrong)
+        load_encoder_weights(build(wrong, 13), wrong)
 
 
 def test_every_encoder_of_keras_exists() -> None:
@@ -189,9 +190,7 @@ def test_every_encoder_of_keras_exists() -> None:
     assert all(hasattr(keras.applications, name) for name in KERAS_ENCODERS)
 
 
-def test_what_cannot_be_trained_is_refused_before_it_starts(dataset: Path) -> None:
-    from model.plan import plan
-
+def test_unknown_encoders_and_missing_weights_are_refused(dataset: Path) -> None:
     with pytest.raises(UserError, match=r"'unet-Xception': expected unet, unet-2015, .*MobileNet"):
         plan(str(dataset), TrainConfig(architecture="unet-Xception"))
     none = LITE0.model_copy(update={"encoder_weights": "/none.pth"})
@@ -217,9 +216,9 @@ def test_missing_and_damaged_weights_say_what_to_do(
         weights_file(LITE0)
 
 
-def test_a_training_is_known_by_the_bytes_of_its_weights(dataset: Path, tmp_path: Path) -> None:
-    from schemas.manifest import load_manifest
-
+def test_the_training_key_depends_on_the_bytes_of_the_weights(
+    dataset: Path, tmp_path: Path
+) -> None:
     manifest, path = load_manifest(dataset), tmp_path / "a.pth"
 
     def key(text: str) -> str:

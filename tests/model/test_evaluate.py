@@ -14,6 +14,7 @@ import pytest
 from ingesting import run_ingest
 from jobs import SMALL, Job, Trained
 
+from model.evaluate import run
 from model.frames import FramesMissingError, frames
 from runtime.errors import UserError
 from schemas.layout import SOURCES
@@ -84,7 +85,7 @@ def test_the_figures_at_the_frames_size_are_those_of_the_tables(
     assert found != {name: at_network_size[name] for name in found}
 
 
-def test_no_figures_of_frames_that_are_not_what_they_were(
+def test_changed_source_files_give_no_frame_metrics(
     trained: Trained, copy: Path, tmp_path: Path, job: Job
 ) -> None:
     folder = run_ingest(copy, tmp_path / "out", SMALL.model_copy(update={"name": "changed"}))
@@ -104,7 +105,7 @@ def test_no_figures_of_frames_that_are_not_what_they_were(
         list(frames(str(folder), load_manifest(folder), "test"))
 
 
-def test_another_drive_is_judged_whole(
+def test_a_dataset_without_test_split_is_evaluated_whole(
     trained: Trained, copy: Path, tmp_path: Path, job: Job
 ) -> None:
     """A dataset without a test split, of which all images count."""
@@ -123,11 +124,9 @@ def test_another_drive_is_judged_whole(
     assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
 
 
-def test_what_cannot_be_judged_is_refused(
+def test_missing_models_and_other_classes_are_refused(
     trained: Trained, dataset: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    from model.evaluate import run
-
     with pytest.raises(UserError, match="models:/none/1"):
         run("models:/none/1", str(dataset), trained.tracking_uri)
     with pytest.raises(UserError, match="there is no such folder"):

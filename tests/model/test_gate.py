@@ -1,3 +1,5 @@
+"""The promotion gate: bootstrap, critical classes, concurrent champions, rollback."""
+
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +11,10 @@ from ingesting import records_of
 from jobs import ANY_MODEL
 
 from model.decision import Decision, decide
-from model.gate import judge
+from model.gate import check_champion, main, run_gate
 from model.groups import groups_of
+from model.plan import plan
+from model.train import run
 from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
@@ -68,7 +72,7 @@ def test_the_interval_is_that_of_a_plain_bootstrap() -> None:
     assert decision.high == pytest.approx(high, abs=2e-3)
 
 
-def test_what_is_not_better_stays_challenger() -> None:
+def test_a_version_that_is_not_better_is_not_promoted() -> None:
     worse, better = _network({1: 0.3}), _network({1: 0.1}, seed=1)
     same = _decide(worse, worse)
     assert not same.promoted
@@ -109,7 +113,7 @@ def test_a_critical_class_must_not_fall() -> None:
         _decide(challenger, champion, GateConfig(critical="Roads,Unicorns"))
 
 
-def test_a_class_that_is_no_longer_found_has_fallen() -> None:
+def test_a_critical_class_that_is_never_predicted_has_fallen() -> None:
     champion = _network({})
     blind = champion.copy()
     blind[:, 0, 0] += blind[:, 2].sum(axis=-1)
@@ -189,10 +193,12 @@ class _Registry:
     def is_damaged(self, _: str) -> bool:
         return False
 
-    def refused_before(self, *_: object) -> None:
+    def earlier_refusal(self, *_: object) -> None:
         return None
 
-    def conclude(self, _: str, champion: str | None, decision: Decision, __: GateConfig) -> bool:
+    def record_decision(
+        self, _: str, champion: str | None, decision: Decision, __: GateConfig
+    ) -> bool:
         if len(self.champions) > 1:
             self.champions.pop(0)
         if self.champions[0] != champion:
@@ -214,7 +220,9 @@ class _Registry:
         (["models:/m/1", "models:/m/9"], True, 0),
     ],
 )
-def test_a_champion_that_comes_meanwhile_is_met(monkeypatch, champions, promoted, told) -> None:
+def test_a_champion_that_changes_meanwhile_is_compared_with(
+    monkeypatch, champions, promoted, told
+) -> None:
     import model
     from model import gate
 
@@ -237,7 +245,7 @@ def test_a_champion_that_comes_meanwhile_is_met(monkeypatch, champions, promoted
     monkeypatch.setattr(gate, "groups_of", lambda *_: [str(index) for index in range(40)])
     plan = SimpleNamespace(config=SimpleNamespace(model_name="m"), taxonomy=STREET, folder="")
     lines: list[str] = []
-    chosen = judge("models:/m/9", plan, GateConfig(), lines.append)
+    chosen = run_gate("models:/m/9", plan, GateConfig(), lines.append)
     assert chosen == ("models:/m/9" if promoted else "models:/m/2")
     assert evaluated.count("models:/m/9") == 1
     assert sum("the champion has changed meanwhile" in line for line in lines) == told
@@ -264,9 +272,6 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking
-    from model.gate import check_champion, main
-    from model.plan import plan
-    from model.train import run
     from schemas.config import TrainConfig
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
@@ -304,7 +309,7 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     assert decision.promoted
     # A decision against a version that is no longer champion changes no alias.
     tracking.connect(store)
-    assert not registry.conclude("models:/turns/3", "models:/turns/1", decision, ANY_MODEL)
+    assert not registry.record_decision("models:/turns/3", "models:/turns/1", decision, ANY_MODEL)
     assert alias("champion") == "2"
 
     arguments = [f"--tracking_uri={store}"]
@@ -312,7 +317,7 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     assert alias("champion") == "1"
     lines: list[str] = []
     chosen = plan(str(dataset), TrainConfig(model_name="turns"))
-    assert judge("models:/turns/2", chosen, ANY_MODEL, lines.append) == "models:/turns/1"
+    assert run_gate("models:/turns/2", chosen, ANY_MODEL, lines.append) == "models:/turns/1"
     assert lines == ["not promoted: It was rolled back."]
     with pytest.raises(UserError, match="is the first champion"):
         main(["--rollback=turns", *arguments])
@@ -330,7 +335,7 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     ):
         main(["--model=models:/turns/3", f"--dataset={_renamed(dataset, tmp_path)}", *arguments])
 
-    roads, _ = chosen.taxonomy.told_from_rest(["Roads"])
+    roads, _ = chosen.taxonomy.one_vs_rest(["Roads"])
     with pytest.raises(UserError, match="they cannot be compared"):
         check_champion("turns", roads)
     # Another kind of model under the same name, promoted on request, needs no comparison.

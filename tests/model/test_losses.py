@@ -1,8 +1,17 @@
+"""Losses and metrics against plain numpy, Keras and scikit-learn."""
+
 import numpy as np
 import pytest
 
 from schemas.classes import VOID
 from schemas.stats import ConfusionMatrix
+
+
+@pytest.fixture(scope="module")
+def segmentation_loss() -> type:
+    from model.losses import SegmentationLoss
+
+    return SegmentationLoss
 
 
 def _batch(classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -19,36 +28,30 @@ def _reference(truth: np.ndarray, logits: np.ndarray) -> tuple[np.ndarray, np.nd
     return truth[..., 0][known], exponents / exponents.sum(axis=-1, keepdims=True)
 
 
-def test_cross_entropy_is_the_mean_over_known_pixels() -> None:
+def test_cross_entropy_is_the_mean_over_known_pixels(segmentation_loss) -> None:
     import keras
-
-    from model.losses import SegmentationLoss
 
     truth, logits = _batch()
     true, p = _reference(truth, logits)
     expected = -np.log(p[np.arange(len(true)), true]).mean()
-    assert float(SegmentationLoss()(truth, logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(segmentation_loss()(truth, logits)) == pytest.approx(expected, rel=1e-5)
     theirs = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=VOID)
-    assert float(SegmentationLoss()(truth, logits)) == pytest.approx(
+    assert float(segmentation_loss()(truth, logits)) == pytest.approx(
         float(theirs(truth, logits)), rel=1e-5
     )
 
 
-def test_class_weights_weigh_pixels_and_keep_the_scale() -> None:
-    from model.losses import SegmentationLoss
-
+def test_class_weights_weigh_pixels_and_keep_the_scale(segmentation_loss) -> None:
     truth, logits = _batch()
     true, p = _reference(truth, logits)
     weights = np.array([1.0, 5.0, 0.5, 7.0])
     each = -np.log(p[np.arange(len(true)), true])
     expected = (weights[true] * each).sum() / weights[true].sum()
-    assert float(SegmentationLoss(weights)(truth, logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(segmentation_loss(weights)(truth, logits)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(("extra", "alpha"), [("dice", 0.5), ("tversky", 0.3)])
-def test_overlap_losses_are_taken_over_the_classes_that_are_there(extra: str, alpha: float) -> None:
-    from model.losses import SegmentationLoss
-
+def test_overlap_losses_average_the_classes_in_the_truth(segmentation_loss, extra, alpha) -> None:
     truth, logits = _batch()
     true, p = _reference(truth, logits)
     terms = []
@@ -57,43 +60,37 @@ def test_overlap_losses_are_taken_over_the_classes_that_are_there(extra: str, al
         hits = p[of_class, class_id].sum()
         wrong, missed = p[~of_class, class_id].sum(), (1 - p[of_class, class_id]).sum()
         terms.append(1 - (hits + 1) / (hits + alpha * wrong + (1 - alpha) * missed + 1))
-    added = SegmentationLoss(extra=extra, extra_weight=2.0)(truth, logits)
-    plain = SegmentationLoss()(truth, logits)
+    added = segmentation_loss(extra=extra, extra_weight=2.0)(truth, logits)
+    plain = segmentation_loss()(truth, logits)
     assert float(added - plain) == pytest.approx(2 * np.mean(terms), rel=1e-4)
 
 
-def test_focal_loss_looks_away_from_what_is_sure() -> None:
-    from model.losses import SegmentationLoss
-
+def test_focal_loss_weighs_down_confident_pixels(segmentation_loss) -> None:
     truth, logits = _batch()
     true, p = _reference(truth, logits)
-    sure = p[np.arange(len(true)), true]
-    expected = (-((1 - sure) ** 2) * np.log(sure)).mean()
-    added = SegmentationLoss(extra="focal")(truth, logits) - SegmentationLoss()(truth, logits)
+    confident = p[np.arange(len(true)), true]
+    expected = (-((1 - confident) ** 2) * np.log(confident)).mean()
+    added = segmentation_loss(extra="focal")(truth, logits) - segmentation_loss()(truth, logits)
     assert float(added) == pytest.approx(expected, rel=1e-4)
 
 
-def test_one_logit_is_binary_cross_entropy() -> None:
+def test_one_logit_is_binary_cross_entropy(segmentation_loss) -> None:
     import keras
-
-    from model.losses import SegmentationLoss
 
     random = np.random.default_rng(0)
     truth = random.integers(0, 2, (2, 4, 4, 1)).astype(np.uint8)
     logits = random.normal(size=(2, 4, 4, 1)).astype(np.float32)
     theirs = keras.losses.BinaryCrossentropy(from_logits=True)(truth.astype(np.float32), logits)
-    assert float(SegmentationLoss()(truth, logits)) == pytest.approx(float(theirs), rel=1e-5)
+    assert float(segmentation_loss()(truth, logits)) == pytest.approx(float(theirs), rel=1e-5)
 
 
-def test_a_batch_of_void_alone_has_no_loss_and_finite_gradients() -> None:
+def test_a_batch_of_void_alone_has_no_loss_and_finite_gradients(segmentation_loss) -> None:
     import tensorflow as tf
-
-    from model.losses import SegmentationLoss
 
     truth = np.full((1, 2, 2, 1), VOID, np.uint8)
     logits = tf.Variable(np.ones((1, 2, 2, 3), np.float32))
     with tf.GradientTape() as tape:
-        loss = SegmentationLoss(extra="dice")(truth, logits)
+        loss = segmentation_loss(extra="dice")(truth, logits)
     assert np.isfinite(tape.gradient(loss, logits)).all()
     assert float(loss) == pytest.approx(1.0)
 

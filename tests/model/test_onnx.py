@@ -1,4 +1,4 @@
-"""A model as an ONNX file: what it says and predicts, and when none is published."""
+"""Export to ONNX: metadata, predictions, verification before publishing."""
 
 import io
 import json
@@ -74,7 +74,7 @@ def test_the_documents_snippet_names_the_classes(
     assert (np.asarray(enlarged) == _pixels(mask)).mean() > 0.999
 
 
-def test_a_file_says_what_it_takes_and_gives(trained: Trained, exported: Path) -> None:
+def test_a_file_describes_input_output_and_classes(trained: Trained, exported: Path) -> None:
     session = _session(exported)
     (image,) = session.get_inputs()
     assert (image.name, image.type) == ("image", "tensor(uint8)")
@@ -129,7 +129,7 @@ def test_every_architecture(
     assert "onnx: logits differ from Keras's by at most " in capsys.readouterr().err
 
 
-def test_what_only_encoders_of_keras_have(tmp_path: Path) -> None:
+def test_constants_grouped_convolutions_and_gelu(tmp_path: Path) -> None:
     """Constants beside the weights, grouped convolutions and GELU: as in ConvNeXt, but small."""
     import keras
     from keras import layers
@@ -195,7 +195,7 @@ def test_other_classes_are_found(tmp_path: Path) -> None:
         onnx.compare(file, network, PADDED, SIZE)
 
 
-def test_what_the_runtime_refuses_is_found(tmp_path: Path) -> None:
+def test_a_file_that_onnx_runtime_refuses(tmp_path: Path) -> None:
     file = tmp_path / "unet.onnx"
     file.write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"^ONNX Runtime refuses it: "):

@@ -11,6 +11,8 @@ import pytest
 from jobs import ANY_MODEL, QUICK, ROOT, python
 from servers import PATIENCE_S, Gate, free_port, serving
 
+from model.checkpoint import Checkpoint, Progress, checkpoint
+from model.train import run
 from runtime.errors import UnavailableError, UserError
 from schemas.config import InferConfig, TrainConfig
 
@@ -33,7 +35,7 @@ from runtime.command_line import run_main
 undisturbed, steps_to_live = sys.argv.pop(1), int(sys.argv.pop(1))
 if undisturbed:
     print(train.main([one.replace("/killed/", f"/{undisturbed}/") for one in sys.argv[1:]]))
-watch = callbacks.StopOnBadLoss.on_train_batch_end
+watch = callbacks.StopOnNonFiniteLoss.on_train_batch_end
 
 def count(self, batch, logs=None):
     global steps_to_live
@@ -42,7 +44,7 @@ def count(self, batch, logs=None):
         os.kill(os.getpid(), signal.SIGKILL)
     watch(self, batch, logs)
 
-callbacks.StopOnBadLoss.on_train_batch_end = count
+callbacks.StopOnNonFiniteLoss.on_train_batch_end = count
 sys.exit(run_main(train.main))
 """
 
@@ -115,7 +117,6 @@ def test_a_kill_between_best_weights_and_state_leaves_them_in_step(tmp_path, mon
     import keras
 
     from model import checkpoint
-    from model.checkpoint import Checkpoint, Progress
 
     def network(value: float) -> keras.Model:
         made = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
@@ -153,17 +154,16 @@ def test_a_kill_between_best_weights_and_state_leaves_them_in_step(tmp_path, mon
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best-00002.npz", "state.npz"]
 
 
-def test_weights_are_kept_where_no_score_is_a_number(tmp_path: Path) -> None:
+def test_weights_are_kept_even_if_scores_are_nan(tmp_path: Path) -> None:
     import keras
 
-    from model.callbacks import KeepState
-    from model.checkpoint import Checkpoint, Progress
+    from model.callbacks import SaveCheckpoint
 
     network = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     network.compile("sgd")
     network.optimizer.build(network.trainable_variables)
     kept, progress = Checkpoint(tmp_path), Progress()
-    keep = KeepState(TrainConfig(keep="loss"), progress, kept, lambda _: None)
+    keep = SaveCheckpoint(TrainConfig(keep="loss"), progress, kept, lambda _: None)
     keep.set_model(network)
     best = []
     for epoch, loss in enumerate([float("nan"), float("nan"), 3.0, float("nan"), 2.0]):
@@ -174,9 +174,7 @@ def test_weights_are_kept_where_no_score_is_a_number(tmp_path: Path) -> None:
     assert best == [1, 1, 3, 3, 5]
 
 
-def test_two_trainings_of_the_same_do_not_meet(tmp_path: Path) -> None:
-    from model.checkpoint import checkpoint
-
+def test_the_same_training_cannot_run_twice_at_once(tmp_path: Path) -> None:
     with (
         checkpoint(str(tmp_path), "a" * 64),
         checkpoint(str(tmp_path), "b" * 64),
@@ -186,9 +184,7 @@ def test_two_trainings_of_the_same_do_not_meet(tmp_path: Path) -> None:
         pass
 
 
-def test_a_state_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
-    from model.checkpoint import checkpoint
-
+def test_a_state_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(UserError, match="cannot be written"),
@@ -257,7 +253,7 @@ def test_an_mlflow_server_that_goes_away_loses_no_epoch(dataset, tmp_path, monke
         seen.append((len(epochs), len(run._sent)))
 
     monkeypatch.setattr(tracking.Run, "log_epochs", log)
-    monkeypatch.setattr(train, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(train, "OUTAGE_TIMEOUT_S", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", str(PATIENCE_S))
     config = SMALL.model_copy(update={"deterministic": "off", **QUICK, "epochs": 6})
@@ -318,7 +314,7 @@ def test_trainings_that_start_together_share_a_fresh_store(tmp_path: Path) -> No
     assert [process.returncode for process in processes] == [0, 0], ends
 
 
-def test_an_experiment_that_comes_meanwhile_is_taken(tmp_path: Path, monkeypatch) -> None:
+def test_a_concurrently_created_experiment_is_used(tmp_path: Path, monkeypatch) -> None:
     """This can happen on a server, where no lock on this machine helps."""
     import mlflow
 
@@ -332,7 +328,7 @@ def test_an_experiment_that_comes_meanwhile_is_taken(tmp_path: Path, monkeypatch
     assert [one.name for one in experiments].count(tracking.EXPERIMENT) == 1
 
 
-def test_an_mlflow_server_that_is_not_there_is_said_at_the_start(dataset, job) -> None:
+def test_an_mlflow_server_that_is_down_is_an_error_at_the_start(dataset, job) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     done = job("model.train", f"--dataset={dataset}", f"--tracking_uri={uri}")
     assert done.returncode == 75
@@ -348,12 +344,11 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
     import mlflow
     import tensorflow as tf
 
-    from model.dataset import Input
-    from model.train import run
+    from model.dataset import DatasetInput
 
-    stream = Input.training
+    stream = DatasetInput.training
 
-    def poisoned(source: Input, first_epoch: int = 0) -> tf.data.Dataset:
+    def poisoned(source: DatasetInput, first_epoch: int = 0) -> tf.data.Dataset:
         """Makes the tenth batch, the second of epoch 2, NaN."""
         return (
             stream(source, first_epoch)
@@ -361,7 +356,7 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
             .map(lambda step, batch: (batch[0] * tf.where(step == 9, np.nan, 1.0), batch[1]))
         )
 
-    monkeypatch.setattr(Input, "training", poisoned)
+    monkeypatch.setattr(DatasetInput, "training", poisoned)
     store = f"sqlite:///{tmp_path}/mlflow.db"
     said = r"at step 2 of epoch 2; the weights of epoch 1 are kept .* or set or lower --clip_norm"
     with pytest.raises(UserError, match=said):

@@ -1,4 +1,4 @@
-"""What a training finds of earlier attempts and of others: versions, runs, checkpoints."""
+"""Trainings that meet versions, runs and checkpoints of earlier or concurrent attempts."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +7,9 @@ import pytest
 from jobs import ANY_MODEL
 from servers import until
 
+from model.checkpoint import checkpoint
+from model.plan import plan
+from model.train import run
 from schemas.config import TrainConfig
 
 CONFIG = TrainConfig(architecture="unet", model_name="cut-off", epochs=1, filters=2)
@@ -19,8 +22,6 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     import mlflow
 
     from model import registry
-    from model.plan import plan
-    from model.train import run
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
     config = TrainConfig(
@@ -53,15 +54,13 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     assert registry.find_trained("damaged", key) is None
 
 
-def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
+def test_a_concurrent_training_is_waited_for_and_reused(
     dataset, trained, tmp_path, monkeypatch
 ) -> None:
     from model import registry, tracking, train
-    from model.checkpoint import checkpoint
-    from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
-    key = registry.pinned(plan(str(dataset), trained.config)).key
+    key = registry.with_pinned_start(plan(str(dataset), trained.config)).key
     said: list[str] = []
     monkeypatch.setattr(train, "log", said.append)
     find = registry.find_trained
@@ -74,7 +73,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
         with checkpoint(str(tmp_path), key) as other:
             # While the other one trains, there is no version yet.
             monkeypatch.setattr(registry, "find_trained", lambda *_: None)
-            monkeypatch.setattr(train, "known_result", lambda *_: None)
+            monkeypatch.setattr(train, "find_reusable_result", lambda *_: None)
             waiting = pool.submit(run)
             until(lambda: said or waiting.done())
             assert "another process trains on this dataset" in said[0]
@@ -85,7 +84,7 @@ def test_a_training_that_goes_on_elsewhere_is_waited_for_and_reused(
     assert not list(tmp_path.iterdir())
 
 
-def test_an_attempt_cut_off_while_its_run_is_described_goes_on_in_it(
+def test_an_attempt_cut_off_while_parameters_are_logged_continues_its_run(
     dataset, tmp_path, monkeypatch
 ) -> None:
     import mlflow
@@ -112,15 +111,13 @@ def test_an_attempt_cut_off_while_its_run_is_described_goes_on_in_it(
     assert len(run.inputs.dataset_inputs) == 1
 
 
-def test_what_an_attempt_left_that_had_registered_is_cleaned_up(dataset, trained, tmp_path) -> None:
+def test_an_attempt_cut_off_after_registering_is_cleaned_up(dataset, trained, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking, train
-    from model.checkpoint import checkpoint
-    from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
-    key = registry.pinned(plan(str(dataset), trained.config)).key
+    key = registry.with_pinned_start(plan(str(dataset), trained.config)).key
     client = mlflow.MlflowClient()
     run_id = client.get_model_version("small-unet", trained.version[1:]).run_id
     # MLflow went away between the registration and the end of the run.

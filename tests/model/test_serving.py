@@ -84,7 +84,7 @@ IMAGE = np.full((1, 30, 50, 3), 200, np.uint8)
         ({"picture": IMAGE}, "expected a column named image, found .'picture'"),
     ],
 )
-def test_what_cannot_be_served_right_is_refused(served, given: Any, said: str) -> None:
+def test_ambiguous_or_invalid_input_is_refused(served, given: Any, said: str) -> None:
     from mlflow.exceptions import MlflowException
 
     with pytest.raises(MlflowException, match=said):

@@ -29,10 +29,10 @@ def on_store(bucket: Store, dataset: Path) -> str:
 
 
 def test_the_input_is_that_of_this_machine(on_store: str, dataset: Path, cache: Path) -> None:
-    from model.dataset import Input
+    from model.dataset import DatasetInput
 
     config = TrainConfig(architecture="unet", batch_size=8, epochs=1, filters=2)
-    ours, theirs = (Input(plan(place, config)) for place in (on_store, str(dataset)))
+    ours, theirs = (DatasetInput(plan(place, config)) for place in (on_store, str(dataset)))
     for split in SPLITS:
         pairs = zip(ours.pairs(split), theirs.pairs(split), strict=True)
         for (image, mask), (other_image, other_mask) in pairs:
@@ -46,7 +46,7 @@ def test_the_input_is_that_of_this_machine(on_store: str, dataset: Path, cache: 
 
 
 @pytest.mark.usefixtures("cache")
-def test_what_was_staged_is_kept_and_checked(bucket, on_store: str) -> None:
+def test_cached_shards_are_reused_and_verified(bucket, on_store: str) -> None:
     manifest = load_manifest(on_store)
     first = shards.shard_paths(on_store, manifest.shards)
     Path(first[0]).write_bytes(b"damaged")
@@ -61,7 +61,7 @@ def test_what_was_staged_is_kept_and_checked(bucket, on_store: str) -> None:
 
 
 @pytest.mark.usefixtures("cache")
-def test_what_was_not_used_for_a_month_goes(on_store: str) -> None:
+def test_shards_unused_for_a_month_are_deleted(on_store: str) -> None:
     manifest = load_manifest(on_store)
     first = [Path(path) for path in shards.shard_paths(on_store, manifest.shards)]
     old = time.time() - 31 * 24 * 3600

@@ -45,7 +45,7 @@ def _another_programs(file: Path, _: Trained) -> None:
         (_another_programs, OTHER_VERSION),
     ],
 )
-def test_a_file_that_is_no_store_is_said_at_once(
+def test_a_file_that_is_no_store_is_refused_at_once(
     make: Callable[[Path, Trained], None], complaint: str, trained: Trained, tmp_path: Path
 ) -> None:
     from beam.infer.model_uri import resolve_model
@@ -82,7 +82,7 @@ def test_commands_say_it_in_one_line(
         assert "cannot be used" in done.stderr
 
 
-def test_a_place_where_no_store_can_be_made(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_created(tmp_path: Path) -> None:
     from model import tracking
 
     (tmp_path / "file").touch()
@@ -169,7 +169,7 @@ def test_a_model_that_is_missing_is_no_outage(trained: Trained, tmp_path: Path) 
             assert not isinstance(caught.value, UnavailableError)
 
 
-def test_an_outage_after_the_start_is_said_as_well(
+def test_an_outage_after_the_start_is_unavailable(
     asked: str, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from model import gate, sweep, tracking, train
@@ -193,7 +193,7 @@ def test_an_outage_after_the_start_is_said_as_well(
 
 
 @pytest.mark.usefixtures("asked")
-def test_what_is_asked_patiently_waits_for_metadata_too(trained: Trained) -> None:
+def test_retries_during_an_outage_cover_metadata(trained: Trained) -> None:
     import mlflow
 
     from model import registry, tracking
@@ -204,7 +204,7 @@ def test_what_is_asked_patiently_waits_for_metadata_too(trained: Trained) -> Non
         said.append(text)
         mlflow.set_tracking_uri(trained.tracking_uri)
 
-    found = tracking.patiently(lambda: registry.metadata(trained.model), 10, log)
+    found = tracking.retry_during_outage(lambda: registry.metadata(trained.model), 10, log)
     assert found["geometry"]
     assert len(said) == 1
     assert "MLflow does not answer" in said[0]

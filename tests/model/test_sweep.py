@@ -1,3 +1,5 @@
+"""Sweeps: the grid's configurations, failed trainings, the parent run."""
+
 import subprocess
 from pathlib import Path
 
@@ -32,7 +34,7 @@ def test_a_grid_is_the_product_of_its_axes() -> None:
 @pytest.mark.parametrize(
     ("code", "error"), [(75, UnavailableError), (2, UserError), (-9, UserError)]
 )
-def test_what_a_training_ends_with_is_passed_on(monkeypatch, code: int, error: type) -> None:
+def test_the_exit_code_of_a_training_decides_the_error(monkeypatch, code: int, error: type) -> None:
     """A flow retries a sweep if a service was unavailable, as it does a single training."""
     done = subprocess.CompletedProcess([], code, stdout="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)

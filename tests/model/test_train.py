@@ -1,3 +1,5 @@
+"""Training: plan, schedule, precision, early stopping, initial weights, what MLflow holds."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,11 @@ import numpy as np
 import pytest
 from jobs import ANY_MODEL, IN_MEMORY, ROOT, SMALL
 
+from model import hardware
+from model.checkpoint import Checkpoint
+from model.hardware import precision
+from model.plan import plan
+from model.train import run, starting_weights
 from runtime.errors import UserError
 from schemas.config import GateConfig, InferConfig, TrainConfig
 from schemas.layout import SPLITS
@@ -26,9 +33,7 @@ def _changed(dataset: Path, folder: Path, **changes) -> str:
     return str(folder)
 
 
-def test_what_cannot_be_trained_on_is_refused_before_any_work(dataset, tmp_path) -> None:
-    from model.plan import plan
-
+def test_unusable_datasets_are_refused_before_training(dataset, tmp_path) -> None:
     manifest = load_manifest(dataset)
     anysize = manifest.config.model_copy(update={"height": 0, "width": 0})
     with pytest.raises(UserError, match="holds images of any size"):
@@ -44,8 +49,6 @@ def test_what_cannot_be_trained_on_is_refused_before_any_work(dataset, tmp_path)
 
 
 def test_class_weights_are_bounded(dataset: Path) -> None:
-    from model.plan import plan
-
     none = TrainConfig(class_weights="none")
     assert plan(str(dataset), none).class_weights() is None
     weighted = TrainConfig(class_weights="manifest", max_class_weight=2)
@@ -63,7 +66,6 @@ def test_class_weights_are_bounded(dataset: Path) -> None:
 
 def test_the_learning_rate_warms_up_and_falls(dataset: Path) -> None:
     from model.fit import optimizer
-    from model.plan import plan
 
     def rates(**changes) -> list[float]:
         config = TrainConfig(learning_rate=0.1, warmup=0.1, clip_norm=0.5, **changes)
@@ -88,17 +90,13 @@ def test_the_learning_rate_warms_up_and_falls(dataset: Path) -> None:
         ([(9, 0), (7, 0)], "mixed_float16"),
     ],
 )
-def test_the_precision_is_what_all_gpus_are_fast_at(capabilities, policy) -> None:
-    from model.hardware import precision
-
+def test_the_precision_is_fast_on_all_gpus(capabilities, policy) -> None:
     assert precision(TrainConfig(), capabilities) == policy
     assert precision(TrainConfig(precision="float32"), capabilities) == "float32"
 
 
 @pytest.mark.parametrize(("fast", "policy"), [(True, "mixed_bfloat16"), (False, "float32")])
-def test_the_precision_on_a_cpu_is_what_it_is_fast_at(fast, policy, monkeypatch) -> None:
-    from model import hardware
-
+def test_the_precision_on_a_cpu(fast, policy, monkeypatch) -> None:
     monkeypatch.setattr(hardware, "has_fast_bfloat16", lambda: fast)
     assert hardware.precision(TrainConfig(), []) == policy
     assert hardware.precision(TrainConfig(precision="float32"), []) == "float32"
@@ -149,21 +147,20 @@ def test_a_trained_model_in_mlflow(trained, dataset: Path) -> None:
     assert info.saved_input_example_info is not None
 
 
-def test_the_best_epoch_is_what_is_registered(trained, dataset: Path) -> None:
+def test_the_best_epoch_is_registered(trained, dataset: Path) -> None:
     """Evaluated again from the file, the registered network has the metrics of its best epoch."""
     import keras
     import mlflow
 
     from model import registry, tracking
-    from model.dataset import Input
+    from model.dataset import DatasetInput
     from model.evaluation import evaluate
-    from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
     chosen = plan(str(dataset), trained.config)
     with registry.keras_file(trained.model) as path:
         network = keras.saving.load_model(path, compile=False)
-    found = evaluate(network, Input(chosen), chosen.taxonomy, "validation").metrics("val_")
+    found = evaluate(network, DatasetInput(chosen), chosen.taxonomy, "validation").metrics("val_")
     client = mlflow.MlflowClient()
     run_id = client.get_model_version("small-unet", trained.version[1:]).run_id
     history = [one.value for one in client.get_metric_history(run_id, "val_mean_iou")]
@@ -181,7 +178,6 @@ def test_every_network_can_be_trained_served_and_used(
 
     from beam.infer import pipeline as infer
     from beam.runners.run import pipeline_options
-    from model.train import run
 
     config = TrainConfig(
         architecture=architecture,
@@ -227,9 +223,7 @@ def test_every_network_can_be_trained_served_and_used(
 
 
 def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
-    from model.checkpoint import Checkpoint
     from model.fit import fit
-    from model.plan import plan
 
     # At this learning rate nothing is learnt, so no epoch after the first is better.
     config = TrainConfig(
@@ -247,16 +241,12 @@ def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
 
 
 def test_training_again_with_reuse_returns_the_same_version(trained, dataset: Path) -> None:
-    from model.train import run
-
     again = run(str(dataset), trained.config, trained.tracking_uri, ANY_MODEL, reuse=True)
     assert again == trained.model
 
 
-def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_path) -> None:
+def test_a_training_starts_from_the_weights_of_another(trained, dataset, tmp_path) -> None:
     from model import registry, tracking
-    from model.plan import plan
-    from model.train import run, starting_weights
 
     tracking.connect(trained.tracking_uri)
 
@@ -280,17 +270,16 @@ def test_a_training_begins_with_the_weights_of_another(trained, dataset, tmp_pat
         run(str(dataset), larger, trained.tracking_uri, state=str(tmp_path))
 
 
-def test_other_weights_to_begin_with_make_another_training(trained, dataset, tmp_path) -> None:
+def test_the_training_key_depends_on_the_initial_weights(trained, dataset, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking
-    from model.plan import plan
 
     tracking.connect(trained.tracking_uri)
 
     def key(start_from: str) -> str:
         config = trained.config.model_copy(update={"start_from": start_from})
-        return registry.pinned(plan(str(dataset), config)).key
+        return registry.with_pinned_start(plan(str(dataset), config)).key
 
     client = mlflow.MlflowClient()
     made = client.get_model_version("small-unet", trained.version[1:])
@@ -317,8 +306,6 @@ def test_other_weights_to_begin_with_make_another_training(trained, dataset, tmp
 
 
 def test_a_champion_of_another_taxonomy_is_refused_before_training(trained, dataset) -> None:
-    from model.train import run
-
     config = trained.config.model_copy(update={"target": "Roads"})
     with pytest.raises(UserError, match="they cannot be compared; choose another --model_name"):
         run(str(dataset), config, trained.tracking_uri, GateConfig())

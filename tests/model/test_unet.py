@@ -1,3 +1,5 @@
+"""U-Nets: parameters, layers, and logits for every pixel of any image size."""
+
 import numpy as np
 import pytest
 

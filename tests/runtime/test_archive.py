@@ -1,4 +1,4 @@
-"""Archives are read in place, in one process or several; what is odd in them is told."""
+"""Zip and tar archives read in place, by one process or several, with odd or damaged members."""
 
 import multiprocessing
 import os
@@ -78,7 +78,7 @@ def test_forked_processes_read_at_the_same_time(tmp_path: Path) -> None:
         assert all(pool.map(_reads, [f"{path}/n{number}" for number in range(4)]))
 
 
-def test_what_is_odd_in_an_archive(tmp_path: Path) -> None:
+def test_hidden_escaping_damaged_and_encrypted_members_are_marked(tmp_path: Path) -> None:
     path = tmp_path / "odd.zip"
     with zipfile.ZipFile(path, "w") as file:
         for name in ("__MACOSX/CameraRGB/._1.png", "../CameraRGB/2.png", "CameraRGB\\3.png"):
@@ -111,7 +111,7 @@ def test_links_in_a_tar_are_skipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
-def test_what_is_no_such_archive_is_refused(tmp_path: Path, name: str) -> None:
+def test_compressed_tars_and_truncated_zips_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with tarfile.open(path, "w:gz") as file:
         file.add(__file__, "test.py")

@@ -14,7 +14,7 @@ from jobs import ROOT
 from operated import children, job_of, processes
 from servers import until
 
-from runtime.child_processes import PARENT, end_with_parent, ends_with_this_process
+from runtime.child_processes import PARENT_VARIABLE, child_environment, end_with_parent
 from runtime.services import start_time
 
 FLOW = """
@@ -32,13 +32,13 @@ JOB = """
 import subprocess, sys, time
 from pathlib import Path
 from runtime.command_line import run_main
-from runtime.child_processes import tied_to_me
+from runtime.child_processes import child_environment
 
 def main(arguments):
     *rest, file = arguments
     Path(file).touch()
     if rest:
-        subprocess.run([sys.executable, "-m", "endless", *rest], env=ends_with_this_process())
+        subprocess.run([sys.executable, "-m", "endless", *rest], env=child_environment())
     time.sleep(3600)
     return ""
 
@@ -96,22 +96,22 @@ def _workers(job: int) -> list[int]:
     return sorted(set(children(job)) & set(processes("beam.runners.worker")))
 
 
-def test_a_process_whose_parent_is_gone_before_it_looked_ends() -> None:
+def test_a_process_ends_whose_parent_has_ended_before_it_looked() -> None:
     script = (
         "from runtime.child_processes import end_with_parent; end_with_parent(); print('alive')"
     )
     done = subprocess.run(
         [sys.executable, "-c", script],
         cwd=ROOT,
-        env={**os.environ, PARENT: "1"},
+        env={**os.environ, PARENT_VARIABLE: "1"},
         capture_output=True,
         check=False,
     )
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, b"")
 
 
-def test_a_job_that_a_person_starts_is_tied_to_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PARENT, raising=False)
+def test_a_job_that_a_user_starts_depends_on_no_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PARENT_VARIABLE, raising=False)
     end_with_parent()
-    assert ends_with_this_process()[PARENT] == str(os.getpid())
-    assert PARENT not in os.environ
+    assert child_environment()[PARENT_VARIABLE] == str(os.getpid())
+    assert PARENT_VARIABLE not in os.environ

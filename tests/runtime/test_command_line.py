@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from runtime.command_line import Parser, add_config, add_tracking_uri, checked, run_main
+from runtime.command_line import Parser, add_config, add_tracking_uri, run_main, validated
 from runtime.errors import UserError
 from runtime.mlflow_store import TRACKING_URI
 from schemas.config import TrainConfig
@@ -25,7 +25,7 @@ from schemas.config import TrainConfig
         (["--tracking_uri=sqlite:///a.db"], "http://mlflow:5000", "sqlite:///a.db"),
     ],
 )
-def test_mlflow_is_named_by_argument_environment_or_nobody(
+def test_the_tracking_uri_is_the_argument_the_variable_or_the_default(
     given: list[str], environment: str | None, found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -39,13 +39,13 @@ def test_mlflow_is_named_by_argument_environment_or_nobody(
 
 def test_a_value_out_of_bounds_is_named() -> None:
     with pytest.raises(UserError, match=r"^epochs: Input should be greater.*, found -1$"):
-        checked(TrainConfig, epochs=-1)
+        validated(TrainConfig, epochs=-1)
     # The tables could not be named after such a model.
     with pytest.raises(UserError, match=r"^model_name: .*, found 'lyft-'$"):
-        checked(TrainConfig, model_name="lyft-")
+        validated(TrainConfig, model_name="lyft-")
 
 
-def test_an_interruption_claims_nothing_of_what_was_published(
+def test_an_interruption_says_that_published_output_is_intact(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def main(_: object) -> str:
@@ -82,7 +82,7 @@ def test_a_mistake_in_the_arguments_is_one_line(
 @pytest.mark.parametrize(
     ("number", "code"), [(errno.ENOSPC, 2), (errno.EACCES, 2), (errno.EIO, None)]
 )
-def test_a_disk_that_takes_no_more_is_one_line(
+def test_a_full_or_read_only_disk_is_one_line(
     number: int,
     code: int | None,
     monkeypatch: pytest.MonkeyPatch,
@@ -101,7 +101,7 @@ def test_a_disk_that_takes_no_more_is_one_line(
         assert capsys.readouterr().err == expected
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     job = (
         "from runtime.command_line import run_main\n"
         "raise SystemExit(run_main(lambda _: 'row\\n' * 10**6))"

@@ -1,3 +1,5 @@
+"""A SQLite store whose writer was killed."""
+
 import signal
 import sqlite3
 import subprocess
@@ -5,7 +7,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from runtime.mlflow_store import prepare
+from runtime.mlflow_store import prepare_store
 
 KILLED = """
 import os, signal, sqlite3, sys
@@ -21,6 +23,6 @@ def test_a_store_whose_writer_was_killed_can_be_used(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(store)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert Path(f"{store}-journal").exists()
-    prepare(f"sqlite:///{store}")
+    prepare_store(f"sqlite:///{store}")
     with closing(sqlite3.connect(store)) as found:
         assert found.execute("SELECT count(*) FROM runs").fetchall() == [(0,)]

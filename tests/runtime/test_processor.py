@@ -1,3 +1,5 @@
+"""Which processors are fast at bfloat16."""
+
 import pytest
 
 from runtime.processor import has_fast_bfloat16

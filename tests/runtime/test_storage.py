@@ -35,12 +35,12 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir("/")
     assert storage.absolute("~/raw") == f"{tmp_path}/raw"
-    assert storage.on_this_machine("~/out") == f"{tmp_path}/out"
+    assert storage.local_root("~/out") == f"{tmp_path}/out"
     assert storage.absolute("a~b") == "/a~b"
     assert storage.absolute("s3://bucket/~/raw/") == "s3://bucket/~/raw"
 
 
-def test_what_was_written_is_read(root: str) -> None:
+def test_written_bytes_are_read_back(root: str) -> None:
     place = storage.join(root, "file")
     # Larger than one part of an upload.
     data = bytes(range(256)) * 80_000
@@ -61,7 +61,7 @@ def test_a_local_place_is_written_where_it_is(tmp_path: Path) -> None:
             assert path == tmp_path / "file"
 
 
-def test_an_object_that_is_not_finished_is_not_there(bucket: Store) -> None:
+def test_an_unfinished_write_leaves_no_object(bucket: Store) -> None:
     place = bucket.uri("unfinished")
 
     def write_half() -> None:
@@ -74,7 +74,7 @@ def test_an_object_that_is_not_finished_is_not_there(bucket: Store) -> None:
     assert not storage.is_file(place)
 
 
-def test_folders_are_listed_without_what_is_hidden(root: str) -> None:
+def test_folders_are_listed_without_hidden_files(root: str) -> None:
     paths = {"b/1.png", "b/c/2.png", "a/ü+ %.png", "3.png"}
     _write(root, *paths, ".hidden/4.png", "b/.hidden.png")
     found = list(listing.walk(root))
@@ -122,7 +122,7 @@ def test_tables_are_read_by_columns_and_rows(root: str) -> None:
     assert [batch.num_rows for batch in batches(places[0], 1, ["x"])] == [1, 1]
 
 
-def test_a_store_that_comes_back_is_waited_for(bucket: Store) -> None:
+def test_requests_are_retried_until_the_store_is_back(bucket: Store) -> None:
     storage.write_bytes(bucket.uri("patience/1"), b"before")
     bucket.stop()
     began = threading.Event()
@@ -137,8 +137,8 @@ def test_a_store_that_comes_back_is_waited_for(bucket: Store) -> None:
     assert len(listing.files(bucket.uri("patience"))) == 2
 
 
-def test_a_store_that_stays_away_is_one_line(bucket: Store, monkeypatch) -> None:
-    monkeypatch.setattr(object_store, "PATIENCE_S", 0.5)
+def test_an_outage_that_lasts_is_one_line(bucket: Store, monkeypatch) -> None:
+    monkeypatch.setattr(object_store, "RETRY_TIMEOUT_S", 0.5)
     bucket.stop()
     try:
         with pytest.raises(
@@ -159,17 +159,17 @@ def test_a_store_that_stays_away_is_one_line(bucket: Store, monkeypatch) -> None
 )
 def test_wrong_credentials_are_one_line(bucket, monkeypatch, variable, value, complaint) -> None:
     monkeypatch.setenv(variable, value)
-    object_store.forget()
+    object_store.clear_connections()
     try:
         with pytest.raises(UserError, match=complaint) as caught:
             storage.require_writable(bucket.uri("somewhere"))
         assert not isinstance(caught.value, UnavailableError)
         assert "\n" not in str(caught.value)
     finally:
-        object_store.forget()
+        object_store.clear_connections()
 
 
-def test_places_that_are_none_are_named(bucket: Store) -> None:
+def test_missing_buckets_and_invalid_uris_are_named(bucket: Store) -> None:
     for check in (storage.require_writable, lambda place: storage.require_folder(place, "source")):
         with pytest.raises(UserError, match="there is no bucket 'none'"):
             check("s3://none/somewhere")
@@ -202,7 +202,7 @@ def test_the_check_of_an_output_leaves_nothing(bucket: Store) -> None:
     assert bucket.files("probed") == {}
 
 
-def test_only_an_outage_is_tried_again(bucket: Store) -> None:
+def test_only_an_outage_is_retried(bucket: Store) -> None:
     place = bucket.uri("x")
     for text, calls in (("NETWORK_CONNECTION", 2), ("SLOW_DOWN", 2), ("ACCESS_DENIED", 1)):
         seen: list[str] = []
@@ -221,7 +221,7 @@ def test_only_an_outage_is_tried_again(bucket: Store) -> None:
         assert len(seen) == calls
 
 
-def test_work_ahead_keeps_its_order(root: str) -> None:
+def test_prefetched_files_keep_their_order(root: str) -> None:
     paths = [f"ahead/{number}" for number in range(40)]
     _write(root, *paths)
     places = [storage.join(root, path) for path in (*paths, "ahead/none")]
@@ -232,7 +232,9 @@ def test_work_ahead_keeps_its_order(root: str) -> None:
     ((_, read),) = found
     with pytest.raises(FileNotFoundError):
         read()
-    assert storage.each(storage.read_bytes, places[:40]) == [path.encode() for path in paths]
+    assert storage.map_concurrently(storage.read_bytes, places[:40]) == [
+        path.encode() for path in paths
+    ]
 
 
 def test_a_full_disk_is_not_the_stores_fault(bucket: Store) -> None:

@@ -1,3 +1,5 @@
+"""The challenge's score against F scores computed from pixels."""
+
 import numpy as np
 import pytest
 
@@ -32,7 +34,7 @@ def test_the_challenge_score_from_the_pixels() -> None:
     assert score["challenge_score"] == pytest.approx((vehicles + road) / 2)
 
 
-def test_a_class_that_is_never_there_scores_nothing() -> None:
+def test_an_absent_class_scores_zero() -> None:
     assert f_score(ConfusionMatrix.zero(3), [1], 2) == 0
 
 

@@ -1,3 +1,5 @@
+"""Taxonomies: class ids of raw values and colours, void, hashes, invalid files."""
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_masks_of_their_colours(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["carla-0.8", "carla-0.9"])
-def test_what_is_expected_is_the_whole_picture(name: str) -> None:
+def test_expected_shares_add_up_to_one(name: str) -> None:
     shares = [one.expected.share for one in load_taxonomy(name).classes if one.expected]
     assert sum(shares) == pytest.approx(1, abs=0.002)
 
@@ -84,7 +86,7 @@ def test_only_remapped_values_are_allowed() -> None:
     assert one.unknown_values(raw) == [0, 1]
     assert Taxonomy(name="x", classes=classes, remap=remap).unknown_values(raw) == []
     assert one.mapping_sha256 != Taxonomy(name="x", classes=classes, remap=remap).mapping_sha256
-    binary, _ = one.told_from_rest(["Roads"])
+    binary, _ = one.one_vs_rest(["Roads"])
     assert binary.unknown_values(raw) == [0, 1]
     assert binary.class_ids(raw[:, 2:]).tolist() == [[1, 0, 0]]
 
@@ -94,7 +96,7 @@ def test_camvid_calls_11_void_and_has_32_colours() -> None:
     raw = np.arange(12, dtype=np.uint8)[None]
     assert taxonomy.class_ids(raw).tolist() == [[*range(11), VOID]]
     assert taxonomy.unknown_values(np.full((1, 1), 12, np.uint8)) == [12]
-    assert len(taxonomy.meaning_of_colours) == 32
+    assert len(taxonomy.id_by_colour) == 32
     colours = np.array([[(0, 0, 0), (128, 0, 192), (64, 128, 192), (192, 0, 192)]], np.uint8)
     assert taxonomy.ids_of_colours(colours)[0].tolist() == [[VOID, 3, 8, 10]]
 
@@ -124,7 +126,7 @@ def test_one_colour_of_two_classes() -> None:
     rgb = np.full((1, 1, 3), 70, np.uint8)
     with pytest.raises(UserError, match="both class 1 Buildings and class 11 Walls"):
         taxonomy.ids_of_colours(rgb)
-    binary, _ = taxonomy.told_from_rest(["Walls"])
+    binary, _ = taxonomy.one_vs_rest(["Walls"])
     with pytest.raises(UserError, match="class 0 Rest and class 1 Walls"):
         binary.ids_of_colours(rgb)
     values["colours"] = [*values["colours"], {"colour": (70, 70, 70), "to": 11}]
@@ -133,14 +135,14 @@ def test_one_colour_of_two_classes() -> None:
 
 def test_a_binary_taxonomy_reads_the_same_colours() -> None:
     taxonomy = load_taxonomy("cityscapes")
-    binary, table = taxonomy.told_from_rest(["car", "bus"])
-    rgb = np.array([list(taxonomy.meaning_of_colours)], np.uint8)
+    binary, table = taxonomy.one_vs_rest(["car", "bus"])
+    rgb = np.array([list(taxonomy.id_by_colour)], np.uint8)
     ids, unknown = taxonomy.ids_of_colours(rgb)
     assert unknown == []
     assert np.array_equal(binary.ids_of_colours(rgb)[0], table[ids])
 
 
-def test_a_file_of_the_users(tmp_path) -> None:
+def test_a_users_own_file(tmp_path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text(
         "name: mine\nclasses:\n- {id: 0, name: a, colour: [0, 0, 0]}\n"
@@ -199,7 +201,7 @@ def test_the_hash_follows_the_mapping() -> None:
     assert load_taxonomy("carla-0.8").sha256 == taxonomy.sha256
 
 
-def test_what_is_only_looked_at_is_not_in_the_hash_of_the_mapping() -> None:
+def test_colours_and_descriptions_are_not_in_the_hash_of_the_mapping() -> None:
     taxonomy = load_taxonomy("carla-0.8")
     other = taxonomy.model_dump() | {"description": "Corrected."}
     other["classes"][7]["colour"] = (1, 2, 3)

@@ -1,4 +1,4 @@
-"""What parameters that are left open come to."""
+"""Parameters that are derived: epochs, and paths below the home folder."""
 
 import pytest
 
@@ -15,11 +15,11 @@ def test_epochs_follow_from_the_number_of_images(images, batch_size, epochs) -> 
 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 10**9])
-def test_any_number_of_images_has_some(images: int) -> None:
+def test_any_number_of_images_gives_epochs_within_bounds(images: int) -> None:
     assert 18 <= TrainConfig().for_images(images).epochs <= 90
 
 
-def test_epochs_that_are_named_stay() -> None:
+def test_configured_epochs_are_kept() -> None:
     assert TrainConfig(epochs=7).for_images(10).epochs == 7
 
 

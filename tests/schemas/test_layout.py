@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from schemas.layout import as_text, partition_path, safe_name
+from schemas.layout import partition_path, partition_value, safe_name
 
 KEPT = ("lyft-unet", "drive_1.v2", "路面", "शहर-१", "été", "Ñandú", "2024-05-01")
 
@@ -37,18 +37,18 @@ def test_one_text_in_two_encodings_has_one_name() -> None:
     "value",
     ["2024-05-01", "001", "1_000", "1e5", "3.10", "20240501T120000Z", "True", "none", "NaN"],
 )
-def test_what_a_reader_may_take_for_something_else_is_text(value: str) -> None:
-    assert as_text(value) == f"_{value}"
-    assert as_text(f"_{value}") == f"__{value}"
+def test_values_like_dates_and_numbers_are_marked_as_text(value: str) -> None:
+    assert partition_value(value) == f"_{value}"
+    assert partition_value(f"_{value}") == f"__{value}"
     assert partition_path("m", "v1", value) == f"model=m/version=v1/source=_{value}"
 
 
 @pytest.mark.parametrize("value", ["lyft", "v3", "drive-1", "nano", "路面", "2024-05-01-cam"])
-def test_other_values_stay(value: str) -> None:
-    assert as_text(value) == value
+def test_other_values_are_unchanged(value: str) -> None:
+    assert partition_value(value) == value
 
 
-def test_a_partition_has_no_other_names() -> None:
+def test_a_partition_takes_safe_names_only() -> None:
     good = ("路面", "v3", "drive-1")
     assert partition_path(*good) == "model=路面/version=v3/source=drive-1"
     for at, bad in itertools.product(range(3), ("a/b", "..", "a b", "")):

@@ -1,3 +1,5 @@
+"""Lists of pairs, CSV and Parquet, and the messages for invalid ones."""
+
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,7 +65,7 @@ def test_mistakes_are_one_line(tmp_path: Path, text: str, why: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_list_is_refused(tmp_path: Path) -> None:
+def test_missing_and_unreadable_lists_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         list(read_pair_list(str(tmp_path / "none.csv")))
     (tmp_path / "pairs.txt").write_text("image,mask\n")

@@ -1,10 +1,12 @@
+"""Layouts of raw pairs: which paths are images, masks or neither."""
+
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import UserError
 from schemas.config import IngestConfig
-from schemas.raw_layout import Found, builtin_layouts, layout_of, load_layout
+from schemas.raw_layout import PathMatch, builtin_layouts, layout_of, load_layout
 
 
 def test_the_layouts_that_come_with_the_project() -> None:
@@ -28,16 +30,18 @@ def test_the_layouts_that_come_with_the_project() -> None:
         ("camvid", "701_StillsRaw_full/a.png", "LabeledApproved_full/a_L.png", "a"),
     ],
 )
-def test_an_image_and_its_mask_meet(layout: str, image: str, mask: str, sample_id: str) -> None:
-    images, masks = (load_layout(layout).find(path) for path in (image, mask))
+def test_an_image_and_its_mask_have_the_same_key(
+    layout: str, image: str, mask: str, sample_id: str
+) -> None:
+    images, masks = (load_layout(layout).match(path) for path in (image, mask))
     assert images
     assert masks
     assert images.id == masks.id
     assert images.id.startswith(sample_id)
     assert images.key == masks.key
     assert (images.is_mask, masks.is_mask) == (False, True)
-    assert images.fits
-    assert masks.fits
+    assert images.suffix_fits
+    assert masks.suffix_fits
 
 
 @pytest.mark.parametrize(
@@ -49,23 +53,27 @@ def test_an_image_and_its_mask_meet(layout: str, image: str, mask: str, sample_i
         ("camvid", "CamVid/train.txt"),
     ],
 )
-def test_what_lies_elsewhere_is_nothing(layout: str, path: str) -> None:
-    assert load_layout(layout).find(path) is None
+def test_other_paths_match_nothing(layout: str, path: str) -> None:
+    assert load_layout(layout).match(path) is None
 
 
 def test_two_patterns_are_a_layout_in_which_a_mask_is_no_image() -> None:
     layout = layout_of(IngestConfig(images="**/{id}.png", masks="**/{id}_L.png"))
-    assert layout.find("a/7.png") == Found("a/7", "a/\0" + "7", is_mask=False, fits=True)
-    assert layout.find("a/7_L.png") == Found("a/7", "a/\0" + "7", is_mask=True, fits=True)
+    assert layout.match("a/7.png") == PathMatch(
+        "a/7", "a/\0" + "7", is_mask=False, suffix_fits=True
+    )
+    assert layout.match("a/7_L.png") == PathMatch(
+        "a/7", "a/\0" + "7", is_mask=True, suffix_fits=True
+    )
     with pytest.raises(ValueError, match="go together"):
         IngestConfig(images="{id}.png")
 
 
-def test_a_file_of_the_users(tmp_path: Path) -> None:
+def test_a_users_own_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("{name: mine, images: ['x/{id}.jpg'], masks: ['y/{id}.png']}")
-    found = load_layout(str(file)).find("x/7.jpg")
-    assert found == Found("7", "\0" + "7", is_mask=False, fits=True)
+    found = load_layout(str(file)).match("x/7.jpg")
+    assert found == PathMatch("7", "\0" + "7", is_mask=False, suffix_fits=True)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def _images(_: Path) -> list[bytes]:
     """Pixels of files of several kinds, and of the same at other sizes."""
     config, mask = IngestConfig(), np.stack([IDS, IDS * 0, IDS * 0], axis=2)
     found = [png.read_image(png.encode(IMAGE), config), png.decode_ids(png.encode(IDS))]
-    found.append(masks.read_mask_of(png.encode(mask), IMAGE, TAXONOMY, config))
+    found.append(masks.read_mask_for(png.encode(mask), IMAGE, TAXONOMY, config))
     found += [png.resize_image(IMAGE, 24, 36, how) for how in ("nearest", "bilinear", "area")]
     found.append(png.resize_nearest(IDS, 24, 36))
     return [array.tobytes() for array in found]
@@ -85,7 +85,7 @@ GOLDEN = {
 @pytest.mark.parametrize(
     ("name", "make"), [("IMAGES", _images), ("RECORDS", _records), ("ROWS", _rows)]
 )
-def test_other_bytes_have_another_number(name: str, make, tmp_path: Path) -> None:
+def test_changed_output_needs_another_format_number(name: str, make, tmp_path: Path) -> None:
     """If this fails and the change is meant: raise the number, and note the new digest here."""
     digest = hashlib.sha256(b"\0".join(make(tmp_path))).hexdigest()
     assert GOLDEN.get((name, getattr(software, name))) == digest

@@ -1,3 +1,5 @@
+"""Pixel statistics and confusion matrices, against counting and under addition."""
+
 import json
 import math
 
@@ -84,7 +86,7 @@ def test_class_weights_are_median_frequency() -> None:
     assert np.allclose(stats.class_weights(), [median / (5 / 8), median / (3 / 4), 0])
 
 
-def test_sums_of_squares_do_not_end_at_64_bits() -> None:
+def test_sums_of_squares_do_not_overflow_64_bits() -> None:
     """With as many pixels as 1.4 billion images of 800x600."""
     random = np.random.default_rng(0)
     image = random.integers(0, 256, (60, 80, 3), np.uint8)

@@ -157,7 +157,7 @@ def _classes(image: Image.Image, taxonomy: Taxonomy) -> np.ndarray:
     red, others = shown[..., 0], shown[..., 1:]
     if (not others.any() or (others == red[..., None]).all()) and red.max() < len(taxonomy):
         return red
-    meanings = taxonomy.meaning_of_colours
+    meanings = taxonomy.id_by_colour
     return np.array([[meanings[tuple(map(int, one))] for one in row] for row in shown])
 
 

@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
-from runtime.services import end_group
+from runtime.services import stop_process_group
 
 PATIENCE_S = 500
 """Longest wait for an expected event: long enough for a busy machine, but below a test's limit."""
@@ -101,7 +101,7 @@ def ask(request: urllib.request.Request) -> Any:
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """Stops a server and its workers, which are in its process group."""
-    end_group(process.pid, 20)
+    stop_process_group(process.pid, 20)
     process.wait()
 
 

@@ -131,7 +131,7 @@ class Store:
 @contextmanager
 def store(folder: Path) -> Iterator[Store]:
     """Runs a store during a block; this process and its children are set up to use it."""
-    from runtime.object_store import forget
+    from runtime.object_store import clear_connections
 
     started = Store(folder)
     started.start()
@@ -141,9 +141,9 @@ def store(folder: Path) -> Iterator[Store]:
                 patch.delenv(name)
         for name, value in started.environment.items():
             patch.setenv(name, value)
-        forget()
+        clear_connections()
         try:
             yield started
         finally:
             started.stop()
-    forget()
+    clear_connections()

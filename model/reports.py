@@ -1,4 +1,4 @@
-"""Pictures and tables of a training for its MLflow run: curves, confusion matrix, classes, card."""
+"""Reports for MLflow: training curves, confusion matrix, table of classes, model card, Markdown."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def draw_confusion(matrix: ConfusionMatrix, names: tuple[str, ...], path: Path) 
 def write_class_table(evaluation: Evaluation, path: Path) -> None:
     """CSV of the test split: class, true pixels, IoU, precision, recall; empty if undefined.
 
-    pandas needs ``keep_default_na=False, na_values=[""]``, or the class None is a missing value.
+    pandas needs ``keep_default_na=False, na_values=[""]``, or takes class None for a missing value.
     """
     lines = ["class_id,class_name,true_pixels,iou,precision,recall"]
     lines += [
@@ -80,47 +80,28 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
     """
     config, manifest = plan.config, plan.manifest
     counts = {split: info.records for split, info in manifest.splits.items()}
-    described = (
+    model = (
         f"{config.architecture}, {config.filters} filters, normalisation {config.normalisation}, "
         f"{parameters:,} parameters. RGB of any size in; logits of {len(plan.taxonomy)} classes "
         f"of {plan.taxonomy.name} out."
     )
-    trained_on = (
+    data = (
         f"Dataset {manifest.name}, fingerprint `{manifest.fingerprint}`: {counts['train']:,} "
         f"training, {counts['validation']:,} validation and {counts['test']:,} test images of "
         f"{manifest.config.width}x{manifest.config.height}, split by {manifest.config.split_by}; "
         f"the test images are of {manifest.splits['test'].groups:,} groups that belong together."
     )
-    return "\n".join(
-        [
-            f"# {config.model_name}",
-            "",
-            "## Model",
-            "",
-            described,
-            "",
-            "## Intended use",
-            "",
-            _INTENDED_USE,
-            "",
-            "## Training data",
-            "",
-            trained_on,
-            *(f"- {warning}" for warning in manifest.warnings),
-            "",
-            "## Recipe",
-            "",
-            "| parameter | value |",
-            "| --- | --- |",
-            *(f"| {name} | {value} |" for name, value in config.model_dump().items()),
-            "",
-            f"The weights of epoch {best_epoch} were kept (`keep={config.keep}`).",
-            "",
-            "## Test split",
-            "",
-            *_figures(evaluation),
-        ]
-    )
+    recipe = (f"| {name} | {value} |" for name, value in config.model_dump().items())
+    sections = [
+        f"# {config.model_name}",
+        f"## Model\n\n{model}",
+        f"## Intended use\n\n{_INTENDED_USE}",
+        "\n".join(["## Training data", "", data, *(f"- {text}" for text in manifest.warnings)]),
+        "\n".join(["## Recipe", "", "| parameter | value |", "| --- | --- |", *recipe]),
+        f"The weights of epoch {best_epoch} were kept (`keep={config.keep}`).",
+        "\n".join(["## Test split", "", *_figures(evaluation)]),
+    ]
+    return "\n\n".join(sections)
 
 
 def evaluation_report(
@@ -137,22 +118,15 @@ def evaluation_report(
     )
     if groups < FEW_GROUPS:
         images += f", fewer than {FEW_GROUPS}: they say little of other places"
-    return "\n".join(
-        [
-            f"# {uri} on {manifest.name} {manifest.fingerprint[:12]}, {', '.join(splits)}",
-            "",
-            f"{images}.",
-            "",
-            *_figures(evaluation),
-        ]
-    )
+    title = f"# {uri} on {manifest.name} {manifest.fingerprint[:12]}, {', '.join(splits)}"
+    return "\n".join([title, "", f"{images}.", "", *_figures(evaluation)])
 
 
 def _figures(evaluation: Evaluation) -> list[str]:
     """Lines of Markdown: metrics over all images, and those of each class."""
     metrics = evaluation.metrics("")
-    found = list(class_rows(evaluation.matrix, evaluation.taxonomy))
-    absent = [row["class_name"] for row in found if math.isnan(row["iou"])]
+    classes = list(class_rows(evaluation.matrix, evaluation.taxonomy))
+    absent = [row["class_name"] for row in classes if math.isnan(row["iou"])]
     left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
     frames = evaluation.frames
     sizes = (
@@ -165,7 +139,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
     rows = [
         [row["class_name"], f"{row['true_pixels']:,}"]
         + [_cell(row[name], 3) for name in ("iou", "precision", "recall")]
-        for row in found
+        for row in classes
     ]
     if frames:
         columns.append("IoU at the frames' size")
@@ -179,7 +153,7 @@ def _figures(evaluation: Evaluation) -> list[str]:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table whose first column is text, and an empty one."""
+    """Lines of a Markdown table, numbers right-aligned after the first column, and a blank line."""
     lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
     return [*(f"| {' | '.join(line)} |" for line in lines), ""]
 

@@ -1,4 +1,4 @@
-"""What trainings and the gate record with a registered version, and how it is read back."""
+"""Aliases and tags of registered versions, by which trainings and the gate know earlier results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from runtime.storage import file_sha256
 from schemas.config import GateConfig
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-"""Aliases."""
 
 KEY_TAG, CONFIG_TAG, FILES_TAG = "train_key", "train_config", "files_sha256"
 BEFORE_TAG, ROLLED_BACK_TAG, GATE_TAG = "champion_before", "rolled_back", "gate"
@@ -20,20 +19,20 @@ DECISION = "gate.md"
 
 
 def checksums(folder: Path) -> str:
-    """sha256 of all files of a folder by path below it, as JSON."""
+    """SHA-256 of all files in a folder, by path below it, as JSON."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return json.dumps({path.relative_to(folder).as_posix(): file_sha256(path) for path in files})
 
 
-def reason_before(
+def refusal_reason(
     tags: Mapping[str, str], champion_uri: str | None, config: GateConfig
 ) -> str | None:
-    """Why the gate refuses a version with these tags without evaluating it, or None.
+    """Why the gate refuses a version with these tags without evaluating it; None if it does not.
 
     It was rolled back, or refused before against the same champion with the same config.
     """
     if ROLLED_BACK_TAG in tags:
         return "It was rolled back."
-    seen = json.loads(tags.get(GATE_TAG, "{}"))
-    same = (seen.get("against"), seen.get("gate")) == (champion_uri, config.sha256())
-    return str(seen["reason"]) if same and not seen["promoted"] else None
+    earlier = json.loads(tags.get(GATE_TAG, "{}"))
+    same = (earlier.get("against"), earlier.get("gate")) == (champion_uri, config.sha256())
+    return str(earlier["reason"]) if same and not earlier["promoted"] else None

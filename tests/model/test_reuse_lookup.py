@@ -1,4 +1,4 @@
-"""A rerun of a training that only reads: the same answer as the usual way, or none."""
+"""The look-up of a reusable training without MLflow: the same result as with it, or None."""
 
 import json
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import mlflow
 import pytest
 from jobs import ANY_MODEL, Trained
 
-from model.known import known_result
 from model.plan import plan
-from model.recorded import GATE_TAG, ROLLED_BACK_TAG
+from model.reuse import find_reusable_result
 from model.train import run
+from model.version_tags import GATE_TAG, ROLLED_BACK_TAG
 from schemas.config import GateConfig
 
 NAME = "small-unet"
@@ -25,7 +25,9 @@ def ask(dataset: Path, trained: Trained, tmp_path: Path) -> Callable[..., str | 
         said.clear()
         chosen = plan(str(dataset), trained.config)
         state, decision = str(tmp_path / "state"), str(tmp_path / "decision.md")
-        return known_result(chosen, gate, trained.tracking_uri, state, decision, said.append)
+        return find_reusable_result(
+            chosen, gate, trained.tracking_uri, state, decision, said.append
+        )
 
     said: list[str] = []
     known.said = said
@@ -37,7 +39,7 @@ def client(trained: Trained) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(trained.tracking_uri)
 
 
-def test_the_answer_is_that_of_the_usual_way(ask, dataset, trained, tmp_path, monkeypatch) -> None:
+def test_the_result_equals_that_of_mlflow(ask, dataset, trained, tmp_path, monkeypatch) -> None:
     assert ask() == trained.model
     assert ask.said == [
         f"nothing has changed: {trained.model} was trained on this dataset with this configuration"
@@ -45,14 +47,14 @@ def test_the_answer_is_that_of_the_usual_way(ask, dataset, trained, tmp_path, mo
     decision = tmp_path / "decision.md"
     quick = decision.read_text(encoding="utf-8")
     decision.unlink()
-    monkeypatch.setattr("model.train.known_result", lambda *_: None)
+    monkeypatch.setattr("model.train.find_reusable_result", lambda *_: None)
     given = (str(dataset), trained.config, trained.tracking_uri, ANY_MODEL)
     assert run(*given, state=str(tmp_path), reuse=True, decision=str(decision)) == trained.model
     assert decision.read_text(encoding="utf-8") == quick
 
 
 @pytest.mark.parametrize("name", ["artifacts/unet.keras", "artifacts/openvino/unet.bin", "MLmodel"])
-def test_damage_goes_the_usual_way(name: str, ask, client, trained) -> None:
+def test_damaged_files_are_left_to_mlflow(name: str, ask, client, trained) -> None:
     assert ask() == trained.model
     version = client.get_model_version_download_uri(NAME, "1")
     file = Path(version.removeprefix("file://"), name)
@@ -67,7 +69,7 @@ def test_damage_goes_the_usual_way(name: str, ask, client, trained) -> None:
     assert ask() == trained.model
 
 
-def test_an_open_run_and_a_champion_that_changed_go_the_usual_way(ask, client, trained) -> None:
+def test_open_runs_and_changed_champions_are_left_to_mlflow(ask, client, trained) -> None:
     first = client.get_model_version(NAME, "1")
     client.update_run(first.run_id, "RUNNING")
     assert ask() is None
@@ -104,6 +106,6 @@ def test_an_open_run_and_a_champion_that_changed_go_the_usual_way(ask, client, t
     assert ask() is None
 
 
-def test_a_deleted_version_is_not_known(ask, client) -> None:
+def test_a_deleted_version_is_not_reused(ask, client) -> None:
     client.delete_model_version(NAME, "1")
     assert ask() is None

@@ -1,68 +1,67 @@
-"""What ``python -m model.train --reuse`` returns when nothing is left to do, without MLflow.
+"""Finds the result of ``python -m model.train --reuse`` if nothing is left to do, without MLflow.
 
-It changes nothing in the registry: where a run, an alias or a decision is to be made or moved,
-where a file is damaged or out of reach, and where anything is to be explained to a user, the answer
-is None, and the training goes its usual way through ``model.registry`` and ``model.gate``.
+It only reads the registry. If anything must be written, repaired or explained to a user, the result
+is None, and the training takes its usual way through ``model.registry`` and ``model.gate``.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 
 from model.checkpoint import discard
 from model.plan import REGISTERED, Plan
-from model.recorded import (
+from model.version_tags import (
     CHALLENGER,
     CHAMPION,
     DECISION,
     FILES_TAG,
     KEY_TAG,
     checksums,
-    reason_before,
+    refusal_reason,
 )
+from runtime.command_line import Log
 from runtime.mlflow_registry import NotReadError, Registry, Version, local_folder, registry
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
 
 
-def known_result(
+def find_reusable_result(
     chosen: Plan,
     gate: GateConfig,
     tracking_uri: str,
     state: str,
     decision: str | None,
-    log: Callable[[str], None],
+    log: Log,
 ) -> str | None:
-    """URI of the version to predict with, or None if more than reading is needed to tell.
+    """URI of the version to predict with, or None if reading does not suffice.
 
-    Verifies the same as ``registry.find_trained`` and ``gate.judge``: the checksums of the
+    Verifies the same as ``registry.find_trained`` and ``gate.run_gate``: the checksums of the
     version's files, the end of its run, the champion and the decision against it.
 
     Args:
         state: folder of unfinished trainings, from which this one's is removed.
         decision: file to which the gate's decision is copied, if there is one.
     """
-    # ``registry.pinned`` resolves aliases of initial weights.
+    # Only MLflow can resolve an alias of initial weights: ``registry.with_pinned_start``.
     if chosen.config.start_from.startswith(REGISTERED):
         return None
     name = chosen.config.model_name
     try:
         with registry(tracking_uri) as opened:
-            found = opened.tagged(name, KEY_TAG, chosen.key)[0]
+            found = opened.versions_by_tag(name, KEY_TAG, chosen.key)[0]
             status, files = opened.run(found.run_id)
             if status != "FINISHED" or not _is_intact(found):
                 return None
-            result, said = _judged(opened, found, gate, chosen.taxonomy)
-    # The last one: what was recorded has another form.
+            result, refusal = _gate_result(opened, found, gate, chosen.taxonomy)
+    # ValueError: a tag or the metadata has another form.
     except (NotReadError, IndexError, ValueError):
         return None
     if result is None:
         return None
     log(f"nothing has changed: {found.uri} was trained on this dataset with this configuration")
-    if said:
-        log(f"not promoted: {said}")
+    if refusal:
+        log(f"not promoted: {refusal}")
     discard(state, chosen.key)
     if decision:
         # It is only for display.
@@ -77,12 +76,12 @@ def _is_intact(version: Version) -> bool:
     return bool(version.description) and recorded == checksums(version.folder / "artifacts")
 
 
-def _judged(
+def _gate_result(
     opened: Registry, version: Version, gate: GateConfig, taxonomy: Taxonomy
 ) -> tuple[str | None, str]:
-    """What ``gate.judge`` returns, if it would only read, and why it refuses the version."""
+    """What ``gate.run_gate`` returns if it would only read, and the reason if it refuses."""
     try:
-        champion = opened.aliased(version.name, CHAMPION)
+        champion = opened.version_by_alias(version.name, CHAMPION)
     except NotReadError:
         return None, ""
     if gate.promote == "gate":
@@ -91,8 +90,8 @@ def _judged(
             return None, ""
     if gate.promote == "never" or champion.uri == version.uri:
         return version.uri, ""
-    challenger = opened.aliased(version.name, CHALLENGER)
-    reason = reason_before(version.tags, champion.uri, gate)
+    challenger = opened.version_by_alias(version.name, CHALLENGER)
+    reason = refusal_reason(version.tags, champion.uri, gate)
     if gate.promote == "always" or challenger.uri != version.uri or not reason:
         return None, ""
     return champion.uri, reason
