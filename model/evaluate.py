@@ -17,7 +17,6 @@ from model.groups import groups_of
 from model.plan import Plan, plan
 from runtime.command_line import Parser, add_tracking_uri, log, log_as, run_main
 from runtime.errors import UserError
-from runtime.log_filters import import_tensorflow
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import TrainConfig
@@ -126,16 +125,13 @@ def evaluate_version(
         The network, the dataset as its input, the results.
     """
     from model import registry
-
-    import_tensorflow()
-    import keras
-
     from model.dataset import DatasetInput, damaged_shards_as_user_errors
     from model.evaluation import evaluate
+    from model.export import load_network
 
     facts = registry.metadata(uri)
     with registry.keras_file(uri) as path:
-        network = keras.saving.load_model(path, compile=False, safe_mode=True)
+        network = load_network(path)
     source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]))
     with damaged_shards_as_user_errors(chosen):
         return network, source, evaluate(network, source, chosen.taxonomy, *splits)

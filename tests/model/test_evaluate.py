@@ -137,3 +137,14 @@ def test_missing_models_and_other_classes_are_refused(
         UserError, match=r"predicts taxonomy carla-0\.8, but dataset .* holds carla-"
     ):
         run(trained.model, str(newer), trained.tracking_uri)
+
+
+def test_a_damaged_model_is_one_line(trained: Trained, dataset: Path, job: Job) -> None:
+    store = Path(trained.tracking_uri.removeprefix("sqlite:///")).parent
+    (file,) = store.rglob("*.keras")
+    file.write_bytes(file.read_bytes()[:1000])
+    asked = (f"--model={trained.model}", f"--dataset={dataset}")
+    done = job("model.evaluate", *asked, f"--tracking_uri={trained.tracking_uri}")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith(f"error: model file '{file}' cannot be loaded")
+    assert "Traceback" not in done.stderr
