@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from beam.infer.engines.base import Engine, Runtime
-from beam.infer.engines.choice import choose, load_engine
+from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.infer.pictures import Picture, read_shard
 from beam.infer.plan import check_taxonomy
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError("expected one split: --split=train, validation or test")
     with tempfile.TemporaryDirectory(prefix="lyft-parity-") as scratch:
         model = resolve_model(args.model, config, args.tracking_uri, scratch)
-        runtimes = [choose(one, processes=1) for one in configs]
+        runtimes = [choose_runtime(one, processes=1) for one in configs]
         if any(runtime.engine == "openvino" for runtime in runtimes):
             model = with_graph(model, Path(scratch))
         return report(model, args.dataset, config.split, runtimes)

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from beam.infer.model_uri import trained_on
+from beam.infer.model_uri import training_datasets
 from beam.shared import staging
 from runtime import listing, storage
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
@@ -30,13 +30,13 @@ class Version:
     """A version of a dataset.
 
     Attributes:
-        kept: why it stays; empty if it may go.
+        kept_because: why it stays; empty if it may go.
     """
 
     folder: str
     manifest: Manifest
     modified: float
-    kept: str = ""
+    kept_because: str = ""
 
     @property
     def size(self) -> int:
@@ -58,13 +58,13 @@ def main(arguments: Sequence[str]) -> str:
     if args.keep < 1:
         raise UserError(f"--keep={args.keep}: expected at least 1, the version that is in use")
     used = references(args.tracking_uri, args.predictions)
-    found = [one for name in names(args.datasets) for one in decide(name, used, args.keep)]
+    found = [one for name in dataset_folders(args.datasets) for one in list_versions(name, used, args.keep)]
     if not found:
         raise UserError(f"{args.datasets!r} holds no dataset")
     if args.delete:
         for one in found:
-            if not one.kept:
-                remove(one)
+            if not one.kept_because:
+                remove_version(one)
     return "\n".join(_lines(found, deleted=args.delete))
 
 
@@ -76,17 +76,17 @@ def references(tracking_uri: str, predictions: Sequence[str]) -> dict[str, str]:
             columns = ["dataset_fingerprint", "training_fingerprint"]
             (row,) = read_table(run_file(root, partition), columns=columns).to_pylist()
             used |= {one: f"{root}: {partition}" for one in row.values() if one}
-    return used | trained_on(tracking_uri)
+    return used | training_datasets(tracking_uri)
 
 
-def names(root: str) -> Iterator[str]:
+def dataset_folders(root: str) -> Iterator[str]:
     """Folders of the datasets below their root."""
     for name in listing.folders(root):
         if not name.startswith("."):
             yield join(root, name)
 
 
-def decide(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
+def list_versions(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
     """The versions of a dataset, newest first, each with the reason why it stays, if any."""
     found = []
     running = False
@@ -111,7 +111,7 @@ def decide(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
     ]
 
 
-def remove(version: Version) -> None:
+def remove_version(version: Version) -> None:
     """Removes a version: first its manifest, without which it is no dataset, then the rest."""
     log(f"removing {version.folder}")
     storage.remove(join(version.folder, MANIFEST))
@@ -121,8 +121,8 @@ def remove(version: Version) -> None:
 def _lines(found: Sequence[Version], *, deleted: bool) -> Iterator[str]:
     totals: dict[bool, list[int]] = defaultdict(list)
     for one in found:
-        totals[bool(one.kept)].append(one.size)
-        what = f"stays: {one.kept}" if one.kept else "removed" if deleted else "may go"
+        totals[bool(one.kept_because)].append(one.size)
+        what = f"stays: {one.kept_because}" if one.kept_because else "removed" if deleted else "may go"
         records = f"{one.manifest.records:,} records, {one.size / _MIB:,.1f} MiB"
         yield f"{one.folder}  {records}  {what}"
     gone = totals[False]

@@ -44,7 +44,7 @@ _NOT_MERGED = ("/", "META-INF/MANIFEST.MF", ".SF", ".DSA", ".RSA", "module-info.
 """Folders, signatures and files that describe a jar as a whole."""
 
 
-def folder() -> Path:
+def tools_folder() -> Path:
     """The folder in which everything is kept."""
     return Path(os.environ.get("LYFT_TOOLS", "outputs/tools")).absolute()
 
@@ -55,7 +55,7 @@ def flink_jars() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    return _kept(f"flink-{FLINK}", _fetch_flink)
+    return _fetch_once(f"flink-{FLINK}", _fetch_flink)
 
 
 def flink_runner() -> Path:
@@ -64,7 +64,7 @@ def flink_runner() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    return _kept("beam-flink-runner.jar", _fetch_flink_runner)
+    return _fetch_once("beam-flink-runner.jar", _fetch_flink_runner)
 
 
 def spark_job_server() -> Path:
@@ -73,7 +73,7 @@ def spark_job_server() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    return _kept("beam-spark-runner", _fetch_spark) / _SPARK_JAR
+    return _fetch_once("beam-spark-runner", _fetch_spark) / _SPARK_JAR
 
 
 def java() -> str:
@@ -89,9 +89,9 @@ def java() -> str:
     return found
 
 
-def _kept(name: str, fetch: Callable[[Path, Path], None]) -> Path:
+def _fetch_once(name: str, fetch: Callable[[Path, Path], None]) -> Path:
     """The file or folder of this name; if missing, it is fetched beside it, then moved whole."""
-    kept = folder() / name
+    kept = tools_folder() / name
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         with lock(kept.parent / f"{name}.lock", wait=True):
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> str:
         flink_runner()
     else:
         spark_job_server()
-    return str(folder())
+    return str(tools_folder())
 
 
 if __name__ == "__main__":

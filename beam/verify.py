@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from beam.ingest.incremental import digests
+from beam.ingest.incremental import file_digests
 from beam.shared.intact import has_digest
 from runtime import listing, storage
 from runtime.command_line import Parser, log, run_main
@@ -54,7 +54,7 @@ def published_below(place: str) -> Iterator[tuple[str, dict[str, str]]]:
         path = PurePosixPath(file.path)
         folder = join(place, str(path.parent)) if path.parent.name else place
         if path.name == MANIFEST:
-            yield folder, digests(folder, load_manifest(folder))
+            yield folder, file_digests(folder, load_manifest(folder))
         elif path.name == RUN_FILE:
             root, _, partition = folder.rpartition("/runs/")
             yield folder, checksums(root, partition)

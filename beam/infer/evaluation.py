@@ -16,7 +16,7 @@ from schemas.stats import ConfusionMatrix
 Row = dict[str, Any]
 
 
-def matrices(table: str, place: str) -> Iterator[tuple[str, ConfusionMatrix]]:
+def matrices_by_split(table: str, place: str) -> Iterator[tuple[str, ConfusionMatrix]]:
     """Sums the matrices in a file of ``masks`` for each split (``""`` outside a dataset).
 
     Files of other tables yield nothing. The column ``confusion`` holds classes * classes counts,

@@ -11,7 +11,7 @@ from apache_beam.ml.inference.base import ModelHandler
 from beam.infer import sliding_windows
 from beam.infer.engines.base import Engine, Predicted, Runtime, is_out_of_memory
 from beam.infer.engines.choice import load_engine
-from beam.infer.model_uri import ResolvedModel, fetched
+from beam.infer.model_uri import ResolvedModel, local_model
 from beam.infer.pictures import Picture, Prediction, Unpredicted
 from runtime.errors import first_line
 
@@ -26,7 +26,7 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
 
     def load_model(self) -> Engine:
         """Loads the engine, once for each process, or once for all if the runtime shares it."""
-        with fetched(self._model) as model:
+        with local_model(self._model) as model:
             return load_engine(model, self._runtime)
 
     def run_inference(
@@ -70,7 +70,7 @@ def predict(
         try:
             found = _predict(some, engine, size)
         except Exception as error:  # noqa: BLE001 - engines raise many types
-            if is_out_of_memory(error) and engine.halve():
+            if is_out_of_memory(error) and engine.halve_batch():
                 waiting.append(some)
             elif len(some) > 1:
                 middle = len(some) // 2

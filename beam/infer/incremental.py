@@ -52,12 +52,12 @@ class PreviousRun:
     images_root: str = ""
     classes: int = 0
 
-    def open(self) -> Known:
+    def open(self) -> PreviousResults:
         """Maps the index into memory and reads the rejects."""
-        return Known(self)
+        return PreviousResults(self)
 
 
-class Known:
+class PreviousResults:
     """Looks up images and rejects by their names and the hashes of their bytes."""
 
     def __init__(self, previous: PreviousRun) -> None:
@@ -70,7 +70,7 @@ class Known:
         self._keys = self._rows["key"].to_numpy()
         self._rejects = dict(_rejects(previous))
 
-    def image(
+    def find_image(
         self, image_id: str, uri: str, image_sha256: str, truth_sha256: str | None
     ) -> RowRef | None:
         """A reference to the rows of the same image, at the same place, and truth; or None."""
@@ -86,7 +86,7 @@ class Known:
                 return RowRef(image_id, files, self._classes, row["size"])
         return None
 
-    def reject(self, path: str, sha256: str | None) -> Reject | None:
+    def find_reject(self, path: str, sha256: str | None) -> Reject | None:
         """The earlier reject of the same file with the same bytes, or None."""
         reject = self._rejects.get(path)
         return reject if reject and sha256 and reject.sha256 == sha256 else None
@@ -109,7 +109,7 @@ def find_previous(
         index: where the index is written.
         retry_rejects: whether to leave out the rejects, and the images whose truth was rejected.
     """
-    if runs.recipe_of(root, partition) != recipe or not runs.is_whole(root, partition):
+    if runs.recipe_of(root, partition) != recipe or not runs.is_intact(root, partition):
         return PreviousRun()
     rejects = files_of(root, "rejects", partition)
     table = _index(root, partition, _truth_rejects(rejects) if retry_rejects else frozenset())

@@ -119,7 +119,7 @@ def _from_mlflow(
     # A look-up must not create an empty store.
     if (file := database(tracking_uri)) and not file.exists():
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
-    found = _in_place(uri, tracking_uri) or _by_mlflow(uri, tracking_uri, scratch)
+    found = _from_local_registry(uri, tracking_uri) or _from_mlflow_api(uri, tracking_uri, scratch)
     metadata = found.metadata
     files = sorted(found.folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
@@ -147,7 +147,7 @@ def _from_mlflow(
     )
 
 
-class _Found(NamedTuple):
+class _LoggedModel(NamedTuple):
     """A model in MLflow; the version is ``v3``, or empty for a run's."""
 
     uri: str
@@ -158,7 +158,7 @@ class _Found(NamedTuple):
     metadata: dict[str, Any]
 
 
-def _in_place(uri: str, tracking_uri: str) -> _Found | None:
+def _from_local_registry(uri: str, tracking_uri: str) -> _LoggedModel | None:
     """A registered version whose files are on this machine; None if MLflow must be asked."""
     if not uri.startswith("models:/"):
         return None
@@ -168,7 +168,7 @@ def _in_place(uri: str, tracking_uri: str) -> _Found | None:
             about = found.description
     except NotReadError:
         return None
-    return _Found(
+    return _LoggedModel(
         uri=found.uri,
         name=found.name,
         version=f"v{found.number}",
@@ -178,7 +178,7 @@ def _in_place(uri: str, tracking_uri: str) -> _Found | None:
     )
 
 
-def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
+def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _LoggedModel:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from alembic.util import CommandError
@@ -202,10 +202,10 @@ def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
         raise UserError(
             f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
         ) from error
-    return _Found(found, name, version, folder, info.run_id, info.metadata or {})
+    return _LoggedModel(found, name, version, folder, info.run_id, info.metadata or {})
 
 
-def trained_on(tracking_uri: str) -> dict[str, str]:
+def training_datasets(tracking_uri: str) -> dict[str, str]:
     """Fingerprints of the datasets of all registered versions, each with the URI of one of them.
 
     Raises:
@@ -254,7 +254,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
     return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
 
 
-def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
+def copy_model(model: ResolvedModel, folder: str) -> ResolvedModel:
     """Copies the model's files to a folder, local or on a store, and returns the copy."""
     if not storage.is_remote(folder):
         os.makedirs(folder, exist_ok=True)
@@ -268,13 +268,13 @@ def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
 
 
 @contextmanager
-def fetched(model: ResolvedModel) -> Iterator[ResolvedModel]:
+def local_model(model: ResolvedModel) -> Iterator[ResolvedModel]:
     """The model with its files on this machine; it must be loaded before the block ends."""
     if not storage.is_remote(model.keras_file):
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as folder:
-        yield copied(model, folder)
+        yield copy_model(model, folder)
 
 
 def _weights(graph: str) -> str:

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beam.infer.incremental import Known, PreviousRun
+from beam.infer.incremental import PreviousResults, PreviousRun
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.runs import TRUTH_STAGE
 from beam.infer.table_parts import RowRef
-from beam.shared.crash_journal import check_crash
-from beam.shared.pairing import Pair, Reject, check_bytes
+from beam.shared.crash_journal import check_no_crash
+from beam.shared.pairing import Pair, Reject, check_size
 from images import masks, png
 from runtime.errors import RejectError, UserError, first_line
 from runtime.parquet import read_table
@@ -36,7 +36,7 @@ class Picture:
         path: of the source PNG, below the source root.
         pixels: RGB at the size at which it is predicted, uint8 (height, width, 3).
         width, height: size of the image that was read.
-        truth: class ids at the size that was read, uint8 (height, width), if known.
+        truth: class ids at the size that was read, uint8 (height, width), if previous.
         image_sha256: hash of the bytes of the source PNG.
         truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask, if there is one.
     """
@@ -70,17 +70,17 @@ class Unpredicted(NamedTuple):
 
 
 def read_shard(
-    dataset: str, split: str, name: str, model: ResolvedModel, known: Known | None = None
+    dataset: str, split: str, name: str, model: ResolvedModel, previous: PreviousResults | None = None
 ) -> Iterator[Picture | RowRef | Reject]:
     """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 
     Args:
-        known: images of an earlier run that need not be processed again.
+        previous: images of an earlier run that need not be processed again.
 
     Raises:
         UserError: the dataset is damaged or incomplete.
     """
-    known = known or PreviousRun().open()
+    previous = previous or PreviousRun().open()
     manifest = load_manifest(dataset)
     paths = _source_paths(dataset, name)
     table = None
@@ -91,8 +91,8 @@ def read_shard(
         (path, mask_path), image_sha256 = paths[example.id], example.source_sha256
         truth_sha256 = sha256(example.mask)
         uri = join(manifest.source, path)
-        if ref := known.image(example.id, uri, image_sha256, truth_sha256):
-            if reject := known.reject(mask_path, truth_sha256):
+        if ref := previous.find_image(example.id, uri, image_sha256, truth_sha256):
+            if reject := previous.find_reject(mask_path, truth_sha256):
                 yield reject
             yield ref
             continue
@@ -160,7 +160,7 @@ def read_pair(
     source: str,
     model: ResolvedModel,
     config: SourceConfig,
-    known: Known,
+    previous: PreviousResults,
     crashed: frozenset[str] = frozenset(),
 ) -> Iterator[Picture | RowRef | Reject]:
     """Reads the image of a pair, with its truth if there is a usable mask.
@@ -175,7 +175,7 @@ def read_pair(
     """
     uri, path = join(source, pair.image.path), pair.image.path
     try:
-        check_bytes(pair.image.size, config)
+        check_size(pair.image.size, config)
         data = read_bytes(uri)
     except RejectError as error:
         yield Reject(pair.id, path, "read", error.code, error.message)
@@ -184,21 +184,21 @@ def read_pair(
         yield Reject(pair.id, path, "read", "unreadable", str(error))
         return
     image_sha256 = sha256(data)
-    if reject := known.reject(path, image_sha256):
+    if reject := previous.find_reject(path, image_sha256):
         yield reject
         return
     mask = _read_mask(pair, source, config)
-    if ref := known.image(pair.id, uri, image_sha256, mask.sha256):
+    if ref := previous.find_image(pair.id, uri, image_sha256, mask.sha256):
         # Whether a mask can be used depends on its image too, so its reject is kept only with it.
         reject = mask.reject
         if pair.mask and not reject:
-            reject = known.reject(pair.mask.path, mask.sha256)
+            reject = previous.find_reject(pair.mask.path, mask.sha256)
         if reject:
             yield reject
         yield ref
         return
     try:
-        check_crash(path, crashed)
+        check_no_crash(path, crashed)
         image = png.read_image(data, config)
         truth, reject = _truth_of(pair, mask, image, model.taxonomy, config, crashed)
     except RejectError as error:
@@ -232,7 +232,7 @@ def _read_mask(pair: Pair, source: str, config: SourceConfig) -> _Mask:
     if pair.mask is None:
         return _Mask()
     try:
-        check_bytes(pair.mask.size, config)
+        check_size(pair.mask.size, config)
         data = read_bytes(join(source, pair.mask.path))
     except RejectError as error:
         reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, error.code, error.message)
@@ -255,7 +255,7 @@ def _truth_of(
     if pair.mask is None or mask.data is None:
         return None, mask.reject
     try:
-        check_crash(pair.mask.path, crashed)
+        check_no_crash(pair.mask.path, crashed)
         return masks.read_mask_of(mask.data, image, taxonomy, config), None
     except RejectError as error:
         path = pair.mask.path

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beam.infer.engines.base import Runtime
-from beam.infer.engines.choice import choose
+from beam.infer.engines.choice import choose_runtime
 from beam.infer.model_uri import ResolvedModel, resolve_model
 from beam.shared.source import RawSource, source_of
 from beam.shared.source_digest import digest_images
@@ -30,7 +30,7 @@ class Job:
         manifest: of the dataset; None for raw PNGs.
         source_name: name of the source in the tables' partitions.
         raw: the source of raw images; None for a dataset.
-        loose: whether every PNG is an image, for a source without the layout's places.
+        any_png: whether every PNG is an image, for a source without the layout's places.
         images: number of images to read.
         runtime: the chosen engine, precision and batch size.
         made_with: the software that decides the rows, as ``schemas.software`` describes it.
@@ -47,7 +47,7 @@ class Job:
     manifest: Manifest | None
     source_name: str
     raw: RawSource | None
-    loose: bool
+    any_png: bool
     images: int
     runtime: Runtime
     made_with: str
@@ -78,7 +78,7 @@ class Job:
         }
 
 
-def plan(
+def plan_job(
     model: str,
     source: str | None,
     dataset: str | None,
@@ -99,7 +99,7 @@ def plan(
     if (source is None) == (dataset is None):
         raise UserError("expected either --source or --dataset")
     manifest = None
-    loose = False
+    any_png = False
     raw = None
     if dataset is not None:
         place = storage.absolute(dataset)
@@ -115,15 +115,15 @@ def plan(
         storage.require_folder(place, "source")
         raw = source_of(place, config)
         found = digest_images(raw, scratch)
-        loose = not found.images
-        images = found.images or found.loose_pngs
+        any_png = not found.images
+        images = found.images or found.other_pngs
         identity, name = found.digest, folder_source_name(place)
     resolved = resolve_model(model, config, tracking_uri, scratch)
     if manifest is not None:
         check_taxonomy(resolved, place, manifest)
     else:
         resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
-    runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
+    runtime = choose_runtime(config, processes, Path(resolved.keras_file).stat().st_size)
     made_with = software.of_rows(runtime.engine)
     recipe = _hash(
         SCHEMA_VERSION,
@@ -150,7 +150,7 @@ def plan(
         manifest=manifest,
         source_name=config.source_name or name,
         raw=raw,
-        loose=loose,
+        any_png=any_png,
         images=images,
         runtime=runtime,
         made_with=made_with,

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from beam.infer.runs import TABLES, marked
+from beam.infer.runs import TABLES, with_suffix
 from beam.shared import staging
 from runtime import listing, storage
 from runtime.command_line import log
@@ -54,7 +54,7 @@ def partition_lock(place: str, partition: str) -> Iterator[None]:
         yield
         return
     root = Path(place)
-    _move_former(root)
+    _move_former_folders(root)
     for pending in sorted(root.glob(f"{_PENDING}*")):
         left = _partition_of(pending)
         if left is None:
@@ -80,20 +80,20 @@ def partition_lock(place: str, partition: str) -> Iterator[None]:
         yield
 
 
-def mark_for(root: str) -> str:
+def unique_suffix(root: str) -> str:
     """Suffix for the names of a job's files on a store, so that they replace no other job's."""
     return uuid.uuid4().hex[:8] if is_remote(root) else ""
 
 
-def publish(tables: str, place: str, partition: str, mark: str = "") -> None:
+def publish(tables: str, place: str, partition: str, suffix: str = "") -> None:
     """Publishes the staged tables; the caller holds the partition's lock.
 
     Args:
         tables: staged folder that holds one folder per table, and nothing else.
-        mark: the mark with which the staged row of ``runs`` was written.
+        suffix: the suffix with which the staged row of ``runs`` was written.
     """
     if is_remote(place):
-        _put(tables, place, partition, mark)
+        _publish_on_store(tables, place, partition, suffix)
         return
     staged, root = Path(tables), Path(place)
     for table in TABLES:
@@ -105,7 +105,7 @@ def publish(tables: str, place: str, partition: str, mark: str = "") -> None:
     pending = _pending(root, partition)
     staging.sync(staged)
     staged.rename(pending)
-    staging.sync_one(str(root))
+    staging.sync_path(str(root))
     _complete(pending, root, partition)
 
 
@@ -129,7 +129,7 @@ def _complete(pending: Path, root: Path, partition: str) -> None:
     shutil.rmtree(pending, ignore_errors=True)
 
 
-def _move_former(root: Path) -> None:
+def _move_former_folders(root: Path) -> None:
     """Moves tables of an earlier version; those that have been published since are removed."""
     for table, name in FORMER_FOLDERS.items():
         former = root / name
@@ -149,12 +149,12 @@ def _move_former(root: Path) -> None:
                 os.rmdir(folder)
 
 
-def _put(tables: str, root: str, partition: str, mark: str) -> None:
+def _publish_on_store(tables: str, root: str, partition: str, suffix: str) -> None:
     replaced: set[str] = set()
     with suppress(OSError, ValueError):
         replaced.update(checksums(root, partition))
     moves = {
-        join(tables, table, file.path): join(root, table, partition, marked(file.path, mark))
+        join(tables, table, file.path): join(root, table, partition, with_suffix(file.path, suffix))
         for table in TABLES
         if table != "runs"
         for file in listing.files(join(tables, table))
@@ -171,7 +171,7 @@ def _put(tables: str, root: str, partition: str, mark: str) -> None:
             if (
                 table != "runs"
                 and join(folder, file.path) not in published
-                and staging.is_old(file.modified)
+                and staging.is_abandoned(file.modified)
             ):
                 storage.remove(join(folder, file.path))
 

@@ -17,7 +17,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam.infer.table_parts import Columns, Row, RowRef, write_part
-from beam.shared.atomic_writes import whole_file
+from beam.shared.atomic_writes import atomic_file
 from runtime.storage import join, writing
 from schemas.layout import part_name, part_of
 from schemas.prediction import CLASS_STATS, MASKS, plain
@@ -136,7 +136,7 @@ class GatherRows(beam.PTransform):
     def _write(self, key: PartKey, refs: Iterable[RowRef | None]) -> tuple[str, str]:
         table, part, parts = key
         place = join(self.folder, table, part_name(self.run_id, part, parts))
-        with whole_file(place, self.folder) as path:
+        with atomic_file(place, self.folder) as path:
             rows = filter(None, refs)
             write_part(path, table, rows, self.schemas[table], self.row_group_bytes)
         return table, place

@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam.infer.model_uri import ResolvedModel
-from beam.shared.atomic_writes import whole_file
-from beam.shared.intact import intact
+from beam.shared.atomic_writes import atomic_file
+from beam.shared.intact import intact_files
 from beam.shared.pairing import Reject
 from runtime import listing, storage
 from runtime.command_line import log
@@ -33,11 +33,11 @@ TRUTH_STAGE = "truth"
 PREDICT_STAGE = "predict"
 """Stage of images that were read, but that the network failed on."""
 
-UNSETTLED = ("unreadable", "failed", "out_of_memory")
+TRANSIENT_CODES = ("unreadable", "failed", "out_of_memory")
 """Codes of rejects that the machine may be at fault for, not the file: the next run tries again."""
 
 IMAGES_READ, IMAGES_REUSED = "images_read", "images_reused"
-"""Names of files in the staging folder, written by ``note_count``."""
+"""Names of files in the staging folder, written by ``write_count``."""
 
 CLASSES_FILE = "classes.parquet"
 
@@ -52,13 +52,13 @@ def is_lost_image(reject: Reject) -> bool:
     return reject.stage != TRUTH_STAGE
 
 
-def note_count(name: str, count: int, folder: str = "") -> None:
-    """Writes a number that was counted in the graph, for ``count`` to read."""
-    with whole_file(join(folder, name), folder) as path:
+def write_count(name: str, count: int, folder: str = "") -> None:
+    """Writes a number that was counted in the graph, for ``count_images`` to read."""
+    with atomic_file(join(folder, name), folder) as path:
         path.write_text(str(count), encoding="utf-8")
 
 
-def count(staging: str, tables: str) -> dict[str, int]:
+def count_images(staging: str, tables: str) -> dict[str, int]:
     """Counts images: predicted and rejected from the staged tables, read and reused as noted.
 
     Raises:
@@ -103,7 +103,7 @@ def check_failures(tables: str, images: int, limit: float) -> None:
         )
 
 
-def check_names(root: str, partition: str, source: str, model: ResolvedModel) -> None:
+def check_same_origin(root: str, partition: str, source: str, model: ResolvedModel) -> None:
     """Refuses to replace the rows of another source or another model that has the same name.
 
     Raises:
@@ -148,16 +148,16 @@ def write_classes(
 
 
 def write_run(
-    tables: str, facts: Mapping[str, Any], footer: Mapping[str, str | None], mark: str = ""
+    tables: str, facts: Mapping[str, Any], footer: Mapping[str, str | None], suffix: str = ""
 ) -> None:
     """Stages the row of ``runs``; its footer holds the checksums of all other staged files.
 
     Args:
-        mark: as in ``marked``.
+        suffix: as in ``with_suffix``.
     """
     staged = [place for table in TABLES for place in _staged(tables, table)]
     digests = storage.each(storage.file_sha256, staged)
-    names = [marked(place.removeprefix(f"{tables}/"), mark) for place in staged]
+    names = [with_suffix(place.removeprefix(f"{tables}/"), suffix) for place in staged]
     files = dict(zip(names, digests, strict=True))
     schema = with_footer(RUNS, **footer)
     schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
@@ -166,9 +166,9 @@ def write_run(
         pq.write_table(row, path, compression="zstd")
 
 
-def marked(name: str, mark: str) -> str:
-    """The name under which a staged file is published: with ``mark`` appended, if there is one."""
-    return f"{name.removesuffix('.parquet')}-{mark}.parquet" if mark else name
+def with_suffix(name: str, suffix: str) -> str:
+    """The name under which a staged file is published: with ``suffix`` appended, if there is one."""
+    return f"{name.removesuffix('.parquet')}-{suffix}.parquet" if suffix else name
 
 
 def recipe_of(root: str, partition: str) -> str | None:
@@ -199,15 +199,15 @@ def is_published(root: str, partition: str, run_id: str) -> bool:
         rejects = read_table(files_of(root, "rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False
-    settled = not set(rejects["code"].to_pylist()) & set(UNSETTLED)
-    return bool(run["run_id"].to_pylist() == [run_id]) and settled and is_whole(root, partition)
+    settled = not set(rejects["code"].to_pylist()) & set(TRANSIENT_CODES)
+    return bool(run["run_id"].to_pylist() == [run_id]) and settled and is_intact(root, partition)
 
 
-def is_whole(root: str, partition: str) -> bool:
+def is_intact(root: str, partition: str) -> bool:
     """True if all files of the published run are intact."""
     try:
         expected = checksums(root, partition)
-        return intact(expected, run_file(root, partition)) == expected.keys()
+        return intact_files(expected, run_file(root, partition)) == expected.keys()
     except (OSError, ValueError, TypeError):
         return False
 
@@ -222,7 +222,7 @@ def _rows_in(place: str) -> int:
 
 
 def _noted(place: str) -> int:
-    """The number that ``note_count`` wrote; 0 if nothing was counted and there is no such file."""
+    """The number that ``write_count`` wrote; 0 if nothing was counted and there is no such file."""
     try:
         return int(storage.read_bytes(place))
     except FileNotFoundError:

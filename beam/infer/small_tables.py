@@ -10,7 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam.shared.atomic_writes import whole_file
+from beam.shared.atomic_writes import atomic_file
 from runtime.storage import join
 from schemas.layout import part_name
 
@@ -51,7 +51,7 @@ class WriteSmallTables(beam.PTransform):
         rows = [row for _, rows in ordered for row in rows]
         schema = self.schemas[table]
         with (
-            whole_file(place, self.folder) as path,
+            atomic_file(place, self.folder) as path,
             pq.ParquetWriter(path, schema, compression="zstd") as writer,
         ):
             # Hugging Face's reader fails on a row group without rows.

@@ -38,7 +38,7 @@ def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[
         "mask": {"bytes": mask_png, "path": f"{picture.image_id}.png"},
         "mask_size": len(mask_png),
         "mean_confidence": float(sums.sum() / mask.size),
-        "pixel_accuracy": _or_none(matrix.pixel_accuracy()) if matrix else None,
+        "pixel_accuracy": _nan_to_none(matrix.pixel_accuracy()) if matrix else None,
         "confusion": matrix.counts.ravel().tolist() if matrix else None,
         "image_sha256": picture.image_sha256,
         "truth_sha256": picture.truth_sha256,
@@ -59,11 +59,11 @@ def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[
         "true_pixel_count": matrix.true_pixels.tolist() if matrix else nothing,
         "intersection": matrix.intersection.tolist() if matrix else nothing,
         "union": matrix.union.tolist() if matrix else nothing,
-        "iou": [_or_none(one) for one in matrix.iou().tolist()] if matrix else nothing,
+        "iou": [_nan_to_none(one) for one in matrix.iou().tolist()] if matrix else nothing,
         "run_id": [run_id] * classes,
     }
     return mask_row, class_columns
 
 
-def _or_none(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

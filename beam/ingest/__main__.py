@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from beam.ingest.incremental import prepare, unchanged
+from beam.ingest.incremental import prepare, find_unchanged
 from runtime.command_line import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str]) -> str:
     options = _options(beam_arguments) if beam_arguments else None
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(args.source, args.output, config, listing)
-        if published := unchanged(job):
+        if published := find_unchanged(job):
             return published
         from beam.ingest.pipeline import publish_version
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from beam.ingest.doubt_report import MEANING
-from beam.ingest.records import decoded
+from beam.ingest.records import decode_example
 from images.panels import MARGIN, overlay
 from runtime.storage import join, local
 from schemas.classes import Taxonomy
@@ -163,7 +163,7 @@ def _first(folder: str, manifest: Manifest, split: str) -> Iterator[Example]:
 
 
 def _tile(example: Example, taxonomy: Taxonomy) -> Image.Image:
-    image, mask = decoded(example)
+    image, mask = decode_example(example)
     most = (_WIDTH - MARGIN) // _COLUMNS - MARGIN
     height, width = mask.shape
     # At most twice as high as a tile is wide, at least one pixel each way: any shape may occur.

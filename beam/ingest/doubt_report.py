@@ -21,7 +21,7 @@ from beam.ingest.doubts import (
     edges_disagree,
 )
 from beam.ingest.record_files import RecordRef, read_frames, unframe
-from beam.ingest.records import decoded
+from beam.ingest.records import decode_example
 from images.panels import PanelRow, overlay, panel
 from runtime.command_line import log
 from runtime.errors import UserError
@@ -163,4 +163,4 @@ def pictures_of(shards: str, row: dict[str, Any]) -> tuple[UInt8Array, UInt8Arra
         shards: folder of the dataset's shards; row: of its table of sources.
     """
     ref = RecordRef(join(shards, row["shard"]), row["offset"], row["length"])
-    return decoded(parse(unframe(ref, read_frames(ref))[0]))
+    return decode_example(parse(unframe(ref, read_frames(ref))[0]))

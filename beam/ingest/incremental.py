@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from beam.ingest.record_files import RecordRef
-from beam.ingest.records import LOSSLESS, TRANSIENT, Made, Recipe, recipe_of
-from beam.shared.intact import intact
+from beam.ingest.records import REDUNDANT_CODES, TRANSIENT_CODES, ProcessedPair, Recipe, recipe_of
+from beam.shared.intact import intact_files
 from beam.shared.source import source_of
 from beam.shared.source_digest import SourceDigest, digest_pairs
 from beam.shared.staging import make_output, remove_dead_staging
@@ -46,14 +46,14 @@ class Job:
 
     Attributes:
         datasets: folder of the dataset's versions.
-        survey: of the source.
+        source_digest: of the source's listing.
         listing: local folder with the files of its listing.
         published: versions made by the same recipe, newest first.
     """
 
     recipe: Recipe
     datasets: str
-    source: SourceDigest
+    source_digest: SourceDigest
     listing: str
     published: list[tuple[str, Manifest]]
 
@@ -74,10 +74,10 @@ def prepare(source: str, output: str, config: IngestConfig, listing: str) -> Job
     return Job(recipe, datasets, found, listing, published_versions(datasets, recipe))
 
 
-def unchanged(job: Job) -> str | None:
+def find_unchanged(job: Job) -> str | None:
     """Folder of the version that a run would publish again, after verifying it; or None."""
     for folder, manifest in job.published:
-        if is_unchanged(folder, manifest, job.source.digest):
+        if is_unchanged(folder, manifest, job.source_digest.digest):
             # A job that was killed just after publishing may have left its staging folder.
             remove_dead_staging(job.datasets)
             log(f"nothing has changed: {manifest.records} records, all files intact")
@@ -102,7 +102,7 @@ def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifes
     return [(folder, manifest) for _, folder, manifest in sorted(versions, reverse=True)]
 
 
-def place_of(datasets: str, manifest: Manifest) -> str:
+def version_folder(datasets: str, manifest: Manifest) -> str:
     """The folder of a version; pairs with the same bytes from another source keep theirs."""
     name = version_name(manifest.fingerprint)
     with suppress(UserError):
@@ -113,24 +113,24 @@ def place_of(datasets: str, manifest: Manifest) -> str:
 
 def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
     """True if a run would publish the same files: same listing, and all are intact."""
-    if TRANSIENT & manifest.rejects.keys():
+    if TRANSIENT_CODES & manifest.rejects.keys():
         return False
     try:
         if read_footer(join(folder, SOURCES)).metadata[LISTING_KEY] != listing.encode():
             return False
-        expected = digests(folder, manifest)
-        return intact(expected, join(folder, MANIFEST)) == expected.keys()
+        expected = file_digests(folder, manifest)
+        return intact_files(expected, join(folder, MANIFEST)) == expected.keys()
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
-def digests(folder: str, manifest: Manifest) -> dict[str, str]:
+def file_digests(folder: str, manifest: Manifest) -> dict[str, str]:
     """SHA-256 of each file of a version but its manifest, by its place."""
     files = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
     return {join(folder, name): digest for name, digest in files.items()}
 
 
-def known_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[str, Made]]:
+def previous_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[str, ProcessedPair]]:
     """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
 
     Args:
@@ -150,12 +150,12 @@ def known_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[
     for row in rows_of(table):
         if row.shard and row.offset is not None and row.length is not None:
             file = join(previous.folder, row.shard)
-            yield row.id, Made(row, RecordRef(file, row.offset, row.length))
-        elif row.reject_code and row.reject_code not in TRANSIENT | LOSSLESS:
-            yield row.id, Made(row, None)
+            yield row.id, ProcessedPair(row, RecordRef(file, row.offset, row.length))
+        elif row.reject_code and row.reject_code not in TRANSIENT_CODES | REDUNDANT_CODES:
+            yield row.id, ProcessedPair(row, None)
 
 
 def _is_intact(shard: str, previous: PublishedShards) -> bool:
     (digest,) = (one.sha256 for one in previous.shards.values() if one.name == shard)
     place = join(previous.folder, shard)
-    return bool(intact({place: digest}, join(previous.folder, MANIFEST)))
+    return bool(intact_files({place: digest}, join(previous.folder, MANIFEST)))

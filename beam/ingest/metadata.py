@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from beam.ingest.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
 from beam.ingest.doubt_report import Doubts, draw_doubtful, with_same_pictures
-from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, Remaining
-from beam.ingest.records import LOSSLESS, Recipe
+from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, RemainingLeaks
+from beam.ingest.records import REDUNDANT_CODES, Recipe
 from beam.ingest.reject_files import RejectFile
 from beam.ingest.split_checks import draw_leaks
 from beam.ingest.split_rules import wanted_splits
-from beam.shared.atomic_writes import whole_files
+from beam.shared.atomic_writes import atomic_files
 from runtime.parquet import read_table
 from runtime.storage import file_sha256, join
 from schemas.example import FEATURES
@@ -47,7 +47,7 @@ def write_metadata(
     repeated: Iterable[str],
     groups: Mapping[str, int],
     files: Mapping[str, int],
-    leaks: Iterable[Remaining],
+    leaks: Iterable[RemainingLeaks],
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards are in ``folder``, one shard's rows at a time.
 
@@ -63,11 +63,11 @@ def write_metadata(
     Raises:
         RuntimeError: the files do not add up: one is neither in a record nor accounted for.
     """
-    remaining = Remaining.sum(leaks)
+    remaining = RemainingLeaks.sum(leaks)
     shards = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
     left_out = sorted(left_out)
-    with whole_files(folder, rows_folder, MANIFEST) as made:
-        contents = Contents(recipe, frozenset(repeated))
+    with atomic_files(folder, rows_folder, MANIFEST) as made:
+        contents = DatasetContents(recipe, frozenset(repeated))
         places = [join(rows_folder, f"{shard.name}.parquet") for shard in shards]
         tables = map(read_table, [*places, *(one.sources for one in left_out)])
         _write_table(
@@ -78,7 +78,7 @@ def write_metadata(
         rejects = map(read_table, [one.rejects for one in left_out])
         _write_table(made / REJECTS, REJECTS_SCHEMA, map(contents.add_rejects, rejects))
         manifest = make_manifest(recipe, shards, contents, left_out, groups, files, remaining)
-        account_for(
+        check_file_counts(
             manifest, sum(one.pairs for one in left_out), sum(one.files for one in left_out)
         )
         write_json(made / "features.json", tfds_features(recipe))
@@ -96,7 +96,7 @@ def write_metadata(
     return manifest
 
 
-class Contents:
+class DatasetContents:
     """What the tables of a dataset add up to, as they pass by.
 
     Attributes:
@@ -143,7 +143,7 @@ def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
             writer.write_table(table.cast(schema), row_group_size=_ROW_GROUP)
 
 
-def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
+def check_file_counts(manifest: Manifest, pairs: int, alone: int) -> None:
     """Checks that every listed file is in a record, in a reject or skipped for a reason.
 
     Args:
@@ -165,11 +165,11 @@ def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
 def make_manifest(
     recipe: Recipe,
     shards: Sequence[ShardInfo],
-    contents: Contents,
+    contents: DatasetContents,
     left_out: Sequence[RejectFile],
     groups: Mapping[str, int],
     files: Mapping[str, int],
-    remaining: Remaining,
+    remaining: RemainingLeaks,
 ) -> Manifest:
     """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
 
@@ -232,7 +232,7 @@ def make_manifest(
 
 def reject_fraction(manifest: Manifest) -> float:
     """Fraction of the inputs that were lost; good files left out for others are not counted."""
-    lost = sum(count for code, count in manifest.rejects.items() if code not in LOSSLESS)
+    lost = sum(count for code, count in manifest.rejects.items() if code not in REDUNDANT_CODES)
     return lost / max(1, lost + manifest.records)
 
 
@@ -337,7 +337,7 @@ def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]
     return warnings
 
 
-def leak_warnings(remaining: Remaining) -> list[str]:
+def leak_warnings(remaining: RemainingLeaks) -> list[str]:
     """Warns of what leaks between splits: they were given, or max_leak allows it."""
     warnings = []
     if remaining.pairs:

@@ -26,7 +26,7 @@ _BAND_BITS = 64 // _BANDS
 _BLOCK = 256
 """Number of hashes compared at once with the rest of their group; it bounds the memory."""
 
-_MANY = 4 * _BLOCK
+_MAX_ALL_PAIRS = 4 * _BLOCK
 """Number of hashes in a band above which they are not all compared with each other."""
 
 _EXAMPLES = 6
@@ -59,21 +59,21 @@ class Node(NamedTuple):
         return self.dhash, self.split, self.given
 
 
-class Twin(NamedTuple):
+class Leak(NamedTuple):
     """A near-duplicate in another split, or a frame next to it.
 
     Attributes:
         bits: in which the hashes differ.
-        leaves: whether the image is left out for it; if not, both splits were given.
+        left_out: whether the image is left out for it; if not, both splits were given.
     """
 
     id: str
     split: str
     bits: int
-    leaves: bool = True
+    left_out: bool = True
 
 
-class Remaining(NamedTuple):
+class RemainingLeaks(NamedTuple):
     """Near-duplicates across splits that stay, because their splits were given.
 
     Attributes:
@@ -90,7 +90,7 @@ class Remaining(NamedTuple):
     examples: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def sum(cls, parts: Iterable[Remaining]) -> Remaining:
+    def sum(cls, parts: Iterable[RemainingLeaks]) -> RemainingLeaks:
         """Adds up; the result does not depend on the order."""
         total = cls()
         for part in parts:
@@ -100,18 +100,18 @@ class Remaining(NamedTuple):
         return total
 
 
-def rank(split: str) -> int:
+def split_rank(split: str) -> int:
     """Order in which splits keep their images: test before validation before train."""
     return SPLITS.index(split)
 
 
 @dataclass
 class FindLeaks(beam.PTransform):
-    """From nodes, finds the twins of each, as (key of the node, Twin)."""
+    """From nodes, finds the leaks of each, as (key of the node, Leak)."""
 
     def expand(
         self, nodes: beam.PCollection[Node]
-    ) -> tuple[beam.PCollection[tuple[NodeKey, Twin]], beam.PCollection[Remaining]]:
+    ) -> tuple[beam.PCollection[tuple[NodeKey, Leak]], beam.PCollection[RemainingLeaks]]:
         """The graph: compare within bands, decide on each pair; also the pairs that remain."""
         pairs = (
             nodes
@@ -119,8 +119,8 @@ class FindLeaks(beam.PTransform):
             | "GroupByBand" >> beam.GroupByKey()
             | "Compare" >> beam.FlatMapTuple(across_splits)
         )
-        twins = pairs | "Twins" >> beam.FlatMapTuple(twins_of)
-        return twins, pairs | "Remain" >> beam.FlatMapTuple(remaining_of)
+        leaks = pairs | "Leaks" >> beam.FlatMapTuple(leaks_of)
+        return leaks, pairs | "Remain" >> beam.FlatMapTuple(remaining_of)
 
 
 def bands(node: Node) -> Iterator[tuple[tuple[int, int], Node]]:
@@ -140,25 +140,25 @@ def across_splits(band: tuple[int, int], nodes: Iterable[Node]) -> Iterator[tupl
     """
     known = sorted(nodes)
     hashes = np.array([int(node.dhash, 16) for node in known], np.uint64)
-    splits = np.array([rank(node.split) for node in known])
+    splits = np.array([split_rank(node.split) for node in known])
     images = np.array([node.images for node in known])
     weights = np.zeros(len(known), np.int64)
-    for one, other in _close(hashes, splits, band[0]):
+    for one, other in _close_pairs(hashes, splits, band[0]):
         np.add.at(weights, one, images[other])
         np.add.at(weights, other, images[one])
 
     def stays(index: int) -> tuple[bool, int, int, Node]:
         node = known[index]
-        return node.given, -int(weights[index]), rank(node.split), node
+        return node.given, -int(weights[index]), split_rank(node.split), node
 
-    for ones, others in _close(hashes, splits, band[0]):
+    for ones, others in _close_pairs(hashes, splits, band[0]):
         for pair in zip(ones.tolist(), others.tolist(), strict=True):
             if _first_band(hashes[pair[0]] ^ hashes[pair[1]]) == band[0]:
                 first, second = sorted(pair, key=stays)
                 yield known[first], known[second]
 
 
-def _close(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[IntArray, IntArray]]:
+def _close_pairs(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[IntArray, IntArray]]:
     """Pairs of near-duplicates in different splits among hashes that share a band.
 
     Of many hashes, only those are compared that share a part of their other bits too: of four
@@ -167,7 +167,7 @@ def _close(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[I
     Yields:
         Indices of the first and of the second of some pairs; each pair once.
     """
-    if len(hashes) <= _MANY:
+    if len(hashes) <= _MAX_ALL_PAIRS:
         yield from _compare(hashes, splits, np.arange(len(hashes)))
         return
     parts = _parts(hashes, band)
@@ -215,17 +215,17 @@ def _first_band(differing: np.uint64) -> int:
     return next(band for band in range(_BANDS) if not bits >> band * _BAND_BITS & mask)
 
 
-def twins_of(first: Node, second: Node) -> Iterator[tuple[NodeKey, Twin]]:
-    """The twin of the node that gives way, or of both if both were given."""
+def leaks_of(first: Node, second: Node) -> Iterator[tuple[NodeKey, Leak]]:
+    """The leak of the node that gives way, or of both if both were given."""
     bits = (int(first.dhash, 16) ^ int(second.dhash, 16)).bit_count()
-    leaves = not first.given
-    yield first.key, Twin(second.example, second.split, bits, leaves)
-    if not leaves:
-        yield second.key, Twin(first.example, first.split, bits, leaves)
+    left_out = not first.given
+    yield first.key, Leak(second.example, second.split, bits, left_out)
+    if not left_out:
+        yield second.key, Leak(first.example, first.split, bits, left_out)
 
 
-def remaining_of(first: Node, second: Node) -> Iterator[Remaining]:
+def remaining_of(first: Node, second: Node) -> Iterator[RemainingLeaks]:
     """A pair that stays, because both splits were given."""
     if first.given:
         pairs = first.images * second.images
-        yield Remaining(pairs, examples=((first.example, second.example),))
+        yield RemainingLeaks(pairs, examples=((first.example, second.example),))

@@ -16,20 +16,20 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam.ingest.doubt_report import check_doubts
-from beam.ingest.incremental import Job, PublishedShards, known_pairs, place_of, prepare, unchanged
+from beam.ingest.incremental import Job, PublishedShards, previous_pairs, version_folder, prepare, find_unchanged
 from beam.ingest.metadata import write_metadata
 from beam.ingest.numbering import check_numbering
 from beam.ingest.record_files import RecordFiles
 from beam.ingest.records import (
     DUPLICATE,
-    Made,
+    ProcessedPair,
     Recipe,
-    blame,
+    blame_file,
     deduplicate,
-    make,
+    process_pair,
     read_pair,
     row_of,
-    still_known,
+    reuse_if_unchanged,
 )
 from beam.ingest.reject_checks import check_rejects
 from beam.ingest.reject_files import WriteRejects
@@ -40,14 +40,14 @@ from beam.runners.run import pipeline_options, run_pipeline
 from beam.shared import staging as stages
 from beam.shared.crash_journal import (
     CrashJournal,
-    Reading,
-    check_crash,
+    ReadSettings,
+    check_no_crash,
     run_without_crashing_files,
 )
 from beam.shared.list_pairs import FILES, UNPAIRED, ListPairs
 from beam.shared.pairing import Pair
-from beam.shared.prefetch import ReadTogether, prefetch
-from beam.shared.progress import CountingDoFn, watched
+from beam.shared.prefetch import BatchReads, prefetch
+from beam.shared.progress import CountingDoFn, show_progress
 from beam.shared.source import source_of
 from beam.shared.staged_listing import staged_listing
 from runtime.command_line import log
@@ -88,8 +88,8 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
     pairs = (
         listed["pairs"]
-        | "JoinKnown" >> JoinKnown(staging.previous)
-        | "ReadTogether" >> ReadTogether(recipe.source)
+        | "JoinPrevious" >> JoinPrevious(staging.previous)
+        | "BatchReads" >> BatchReads(recipe.source)
         | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
@@ -148,7 +148,7 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(source, output, config, listing)
-        return unchanged(job) or publish_version(job, options or pipeline_options([]))
+        return find_unchanged(job) or publish_version(job, options or pipeline_options([]))
 
 
 @disk_errors_as_user_errors()
@@ -158,17 +158,17 @@ def publish_version(job: Job, options: PipelineOptions) -> str:
     Raises:
         UserError: too many inputs are bad, or the output cannot be written.
     """
-    with stages.staging(job.datasets) as work, stages.own_folder(work) as own:
+    with stages.staging_folder(job.datasets) as work, stages.local_work_folder(work) as own:
         staging = Staging(
             join(work, "dataset"),
             join(work, "rows"),
             progress=str(own / "progress"),
-            listing=job.source.digest,
+            listing=job.source_digest.digest,
             listed=staged_listing(job.listing, work),
             previous=PublishedShards.of(*job.published[0]) if job.published else None,
         )
-        manifest = _stage(job.recipe, staging, job.source.images, options)
-        final = place_of(job.datasets, manifest)
+        manifest = _stage(job.recipe, staging, job.source_digest.images, options)
+        final = version_folder(job.datasets, manifest)
         stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:
         log(f"warning: {warning}")
@@ -188,14 +188,14 @@ def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptio
     folders = (staging.dataset, staging.rows)
     stages.make_folders(*folders)
     progress = Path(staging.progress)
-    with watched("ingest", progress, images, "pairs"):
+    with show_progress("ingest", progress, images, "pairs"):
         run_without_crashing_files(
             lambda crashed: run_pipeline(
                 lambda root: build(root, recipe, replace(staging, crashed=crashed)), options
             ),
-            lambda: stages.clear(*folders),
+            lambda: stages.empty_folders(*folders),
             progress,
-            Reading(recipe.source, recipe.config, recipe.taxonomy),
+            ReadSettings(recipe.source, recipe.config, recipe.taxonomy),
         )
     manifest = load_manifest(staging.dataset)
     check_rejects(manifest, staging.dataset)
@@ -228,8 +228,8 @@ def summary(manifest: Manifest) -> str:
 
 
 @dataclass
-class JoinKnown(beam.PTransform):
-    """Joins pairs, keyed by id, with what an earlier version knows: (pair, Made or None).
+class JoinPrevious(beam.PTransform):
+    """Joins pairs, keyed by id, with what an earlier version knows: (pair, ProcessedPair or None).
 
     Attributes:
         previous: the earlier version; None if there is none, which saves a shuffle.
@@ -239,24 +239,24 @@ class JoinKnown(beam.PTransform):
 
     def expand(
         self, pairs: beam.PCollection[tuple[str, Pair]]
-    ) -> beam.PCollection[tuple[Pair, Made | None]]:
+    ) -> beam.PCollection[tuple[Pair, ProcessedPair | None]]:
         """The graph: read what is known, group with the pairs, match."""
         if self.previous is None:
-            return pairs | "NothingKnown" >> beam.Map(lambda one: (one[1], None))
+            return pairs | "NoPrevious" >> beam.Map(lambda one: (one[1], None))
         shards = [shard.name for shard in self.previous.shards.values()]
         known = (
             pairs.pipeline
             | "Previous" >> beam.Create([*shards, None], reshuffle=True)
-            | "KnownPairs" >> beam.FlatMap(known_pairs, self.previous)
+            | "PreviousPairs" >> beam.FlatMap(previous_pairs, self.previous)
         )
         return (
             {"pairs": pairs, "known": known}
-            | "GroupKnown" >> beam.CoGroupByKey()
+            | "GroupById" >> beam.CoGroupByKey()
             | "Match" >> beam.FlatMap(_match)
         )
 
 
-def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, Made | None]]:
+def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, ProcessedPair | None]]:
     known = next(iter(group[1]["known"]), None)
     for pair in group[1]["pairs"]:
         yield pair, known
@@ -265,7 +265,7 @@ def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, 
 class Repeated(beam.PTransform):
     """Hashes of the pictures that several records show."""
 
-    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[str]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[str]:
         """The graph: count each, filter."""
         return (
             records
@@ -279,7 +279,7 @@ class Repeated(beam.PTransform):
 class CountGroups(beam.PTransform):
     """Number of groups of images by split."""
 
-    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[tuple[str, int]]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[tuple[str, int]]:
         """The graph: find the groups, count them."""
         return (
             records
@@ -304,21 +304,21 @@ class _MakeRecords(CountingDoFn):
         super().setup()
         recipe = self._recipe
         self._journal = CrashJournal(
-            self._notes, Reading(recipe.source, recipe.config, recipe.taxonomy)
+            self._notes, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
         )
         software.check(self._recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
         self._files = RecordFiles(self._folder)
 
-    def process(self, element: list[tuple[Pair, Made | None]]) -> Iterator[tuple[str, Made]]:
+    def process(self, element: list[tuple[Pair, ProcessedPair | None]]) -> Iterator[tuple[str, ProcessedPair]]:
         rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
-        found = [known and still_known(row, known) for row, known in rows]
+        found = [known and reuse_if_unchanged(row, known) for row, known in rows]
         new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
-        with self._journal.holding([(row.image_path, row.mask_path) for row in new]) as crashing:
+        with self._journal.recording([(row.image_path, row.mask_path) for row in new]) as crashing:
             read_one = partial(self._read, crashed=self._crashed | crashing)
             made = [
-                make(row, self._recipe, read, self._files)
+                process_pair(row, self._recipe, read, self._files)
                 for row, read in prefetch(read_one, new, self._recipe.source)
             ]
         for known in found:
@@ -332,8 +332,8 @@ class _MakeRecords(CountingDoFn):
 
     def _read(self, row: SourceRow, crashed: frozenset[str]) -> tuple[bytes, bytes]:
         for path in (row.image_path, row.mask_path):
-            with blame(path):
-                check_crash(path, crashed)
+            with blame_file(path):
+                check_no_crash(path, crashed)
         return read_pair(row, self._recipe.source, self._recipe.config)
 
     def finish_bundle(self) -> None:
@@ -347,7 +347,7 @@ class _Deduplicate(CountingDoFn):
     def __init__(self, progress: str) -> None:
         super().__init__("ingest", progress)
 
-    def process(self, element: tuple[str, Iterable[Made]]) -> Iterator[Made]:
+    def process(self, element: tuple[str, Iterable[ProcessedPair]]) -> Iterator[ProcessedPair]:
         for made in deduplicate(element[1]):
             if made.row.reject_code == DUPLICATE:
                 self.counters.add("left out")

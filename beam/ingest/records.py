@@ -13,7 +13,7 @@ from PIL import Image
 
 from beam.ingest import doubts
 from beam.ingest.record_files import RecordFiles, RecordRef
-from beam.shared.pairing import Pair, check_bytes
+from beam.shared.pairing import Pair, check_size
 from images import masks, png
 from runtime.errors import RejectError
 from runtime.storage import absolute, is_remote, join, modified, read_bytes, sha256
@@ -32,10 +32,10 @@ DUPLICATE = "duplicate"
 LEAK = "leak"
 """Code of images that are left out because another split has one that is nearly the same."""
 
-LOSSLESS = frozenset({DUPLICATE, LEAK})
+REDUNDANT_CODES = frozenset({DUPLICATE, LEAK})
 """Codes that depend on other pairs: the files are good, and nothing that they show is lost."""
 
-TRANSIENT = frozenset({"unreadable", "changed"})
+TRANSIENT_CODES = frozenset({"unreadable", "changed"})
 """Codes of errors that may not occur again in the next run, even if no file has changed."""
 
 
@@ -68,7 +68,7 @@ def recipe_of(source: str, config: IngestConfig) -> Recipe:
     return Recipe(absolute(source), config, taxonomy, software.of_records())
 
 
-class Made(NamedTuple):
+class ProcessedPair(NamedTuple):
     """A pair after its files were read: its row, and where its record is; None for a reject."""
 
     row: SourceRow
@@ -101,7 +101,7 @@ def given_split(sample_id: str) -> str | None:
     return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), None)
 
 
-def still_known(row: SourceRow, known: Made) -> Made | None:
+def reuse_if_unchanged(row: SourceRow, known: ProcessedPair) -> ProcessedPair | None:
     """What an earlier run made of a pair, for a new row; None if the files look different.
 
     They look the same if their paths, sizes and modification times are.
@@ -112,17 +112,17 @@ def still_known(row: SourceRow, known: Made) -> Made | None:
     if known.record is None:
         # A reject has neither split nor group.
         return known
-    return Made(replace(old, split=row.split, group=row.group), known.record)
+    return ProcessedPair(replace(old, split=row.split, group=row.group), known.record)
 
 
-def deduplicate(pairs: Iterable[Made]) -> list[Made]:
+def deduplicate(pairs: Iterable[ProcessedPair]) -> list[ProcessedPair]:
     """Of pairs with the same bytes, keeps the first by id and rejects the others."""
     first, *others = sorted(pairs, key=lambda made: made.row.id)
     if first.record is None:
         # Each says itself what is wrong with it.
         return [first, *others]
     copy = RejectError(DUPLICATE, f"same image and mask as {first.row.id}, which is kept")
-    return [first, *(Made(reject_row(made.row, copy), None) for made in others)]
+    return [first, *(ProcessedPair(reject_row(made.row, copy), None) for made in others)]
 
 
 def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
@@ -154,8 +154,8 @@ def read_pair(row: SourceRow, source: str, config: IngestConfig) -> tuple[bytes,
         RejectError: too_large, unreadable, or changed since they were listed.
     """
     for path, size in ((row.image_path, row.image_size), (row.mask_path, row.mask_size)):
-        with blame(path):
-            check_bytes(size, config)
+        with blame_file(path):
+            check_size(size, config)
     try:
         image, mask = (read_bytes(join(source, path)) for path in (row.image_path, row.mask_path))
     except OSError as error:
@@ -165,9 +165,9 @@ def read_pair(row: SourceRow, source: str, config: IngestConfig) -> tuple[bytes,
     return image, mask
 
 
-def make(
+def process_pair(
     row: SourceRow, recipe: Recipe, read: Callable[[], tuple[bytes, bytes]], files: RecordFiles
-) -> Made:
+) -> ProcessedPair:
     """Makes a pair's record, which then waits in ``files``, or a reject.
 
     Args:
@@ -178,17 +178,17 @@ def make(
         row = replace(row, image_sha256=sha256(image), mask_sha256=sha256(mask))
         row, sample, example = make_record(row, recipe, image, mask)
     except RejectError as error:
-        return Made(reject_row(row, error), None)
+        return ProcessedPair(reject_row(row, error), None)
     stats = PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
-    return Made(row, files.add(encode(example), stats))
+    return ProcessedPair(row, files.add(encode(example), stats))
 
 
 def stats_of(example: Example, classes: int) -> PixelStats:
     """The statistics of a record, from its pictures."""
-    return PixelStats.of(*decoded(example), classes)
+    return PixelStats.of(*decode_example(example), classes)
 
 
-def decoded(example: Example) -> tuple[UInt8Array, UInt8Array]:
+def decode_example(example: Example) -> tuple[UInt8Array, UInt8Array]:
     """Image (height, width, 3) and mask (height, width) of a record."""
     image, mask = (np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask))
     return image, mask
@@ -214,9 +214,9 @@ def make_record(
         RejectError: the pair cannot be used in the dataset; says why.
     """
     config = recipe.config
-    with blame(row.image_path):
+    with blame_file(row.image_path):
         image = png.read_image(image_bytes, config)
-    with blame(row.mask_path):
+    with blame_file(row.mask_path):
         mask = masks.read_mask_of(mask_bytes, image, recipe.taxonomy, config)
         height, width = mask.shape
     target = (config.height or height, config.width or width)
@@ -267,7 +267,7 @@ def difference_hash(image: UInt8Array) -> str:
 
 
 @contextmanager
-def blame(path: str) -> Iterator[None]:
+def blame_file(path: str) -> Iterator[None]:
     """Adds the path of the file at fault to a RejectError."""
     try:
         yield

@@ -11,14 +11,14 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam.shared.atomic_writes import whole_file
+from beam.shared.atomic_writes import atomic_file
 from beam.shared.pairing import Reject
 from runtime.storage import join
 from schemas.layout import part_of
 from schemas.prediction import REJECTS
 from schemas.sources import SourceRow, source_table
 
-_MOST = 50_000
+_MAX_REJECTS = 50_000
 """Rejects in a file, which its worker holds in memory."""
 
 
@@ -83,14 +83,14 @@ class WriteRejects(beam.PTransform):
         places = {}
         for name, table in tables.items():
             places[name] = join(self.folder, f"left-out-{index:05d}.{name}.parquet")
-            with whole_file(places[name], self.folder) as path:
+            with atomic_file(places[name], self.folder) as path:
                 pq.write_table(table, path)
         codes = dict(Counter(one.code for one in rejects))
         return RejectFile(**places, pairs=len(rows), files=len(alone), codes=codes)
 
 
 def _files(count: int) -> int:
-    return max(1, -(-count // _MOST))
+    return max(1, -(-count // _MAX_REJECTS))
 
 
 def _path(one: SourceRow | Reject) -> str:

@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from beam.ingest import split_rules
-from beam.ingest.near_duplicates import FindLeaks, Node, NodeKey, Remaining, Twin, rank
-from beam.ingest.records import LEAK, Made, reject_row
+from beam.ingest.near_duplicates import FindLeaks, Node, NodeKey, RemainingLeaks, Leak, split_rank
+from beam.ingest.records import LEAK, ProcessedPair, reject_row
 from beam.ingest.sequences import folder_of, frame_of, step_of
-from beam.ingest.split_rules import Balance, Group, GroupContent
+from beam.ingest.split_rules import ClassBalance, Group, GroupContent
 from beam.shared.progress import CountingDoFn
 from runtime.errors import RejectError
 from schemas.config import IngestConfig
 
 LEFT_OUT, REMAINING, _CONTENTS = "left_out", "remaining", "contents"
 
-_NEXT_TO = 1.5
+_ADJACENT_STEPS = 1.5
 """Frames at most as many usual steps apart are next to each other, and so are those between which
 there is none."""
 
@@ -38,7 +38,7 @@ class Neighbour(NamedTuple):
     split: str | None
 
 
-class Grouped(NamedTuple):
+class GroupedRecord(NamedTuple):
     """A record with its group.
 
     Attributes:
@@ -46,24 +46,24 @@ class Grouped(NamedTuple):
         neighbours: frames of other groups next to it.
     """
 
-    made: Made
+    made: ProcessedPair
     group: Group
     split: str | None
     neighbours: tuple[Neighbour, ...] = ()
 
 
-class Chosen(NamedTuple):
+class SplitRecord(NamedTuple):
     """A record with its split.
 
     Attributes:
         given: whether it stays in its split, which was given from outside, or leaks are allowed.
-        twin: the frame of another split next to it for which it is left out.
+        leak: the frame of another split next to it for which it is left out.
         beside_given: whether there is one beside which it stays.
     """
 
-    made: Made
+    made: ProcessedPair
     given: bool
-    twin: Twin | None
+    leak: Leak | None
     beside_given: bool
 
 
@@ -81,7 +81,7 @@ class SplitWithoutLeaks(beam.PTransform):
     config: IngestConfig
     progress: str
 
-    def expand(self, records: beam.PCollection[Made]) -> dict[str, beam.PCollection[Any]]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> dict[str, beam.PCollection[Any]]:
         """The graph: group, balance, drop neighbours, drop near-duplicates."""
         groups = (
             records
@@ -92,19 +92,19 @@ class SplitWithoutLeaks(beam.PTransform):
         moved = groups[_CONTENTS] | "Balance" >> beam.CombineGlobally(_BalanceFn(self.config))
         chosen = (
             groups.grouped
-            | "Choose" >> beam.Map(choose, self.config, beam.pvalue.AsSingleton(moved))
+            | "AssignSplit" >> beam.Map(assign_split, self.config, beam.pvalue.AsSingleton(moved))
             | "KeyByHash" >> beam.Map(lambda one: (node_key(one), one))
         )
-        twins, pairs = (
+        leaks, pairs = (
             chosen
-            | "Stay" >> beam.Filter(lambda one: one[1].twin is None)
+            | "Stay" >> beam.Filter(lambda one: one[1].leak is None)
             | "Ids" >> beam.MapTuple(lambda key, one: (key, (1, one.made.row.id)))
             | "Nodes" >> beam.CombinePerKey(_count_and_first)
             | "AsNodes" >> beam.MapTuple(lambda key, of: Node(*key, *of))
             | "FindLeaks" >> FindLeaks()
         )
         ended = (
-            {"chosen": chosen, "twins": twins}
+            {"chosen": chosen, "leaks": leaks}
             | "GroupByHash" >> beam.CoGroupByKey()
             | "LeaveOut"
             >> beam.ParDo(_LeaveOut(self.progress)).with_outputs(LEFT_OUT, REMAINING, main="kept")
@@ -116,7 +116,7 @@ class SplitWithoutLeaks(beam.PTransform):
         }
 
 
-def sequence_of(made: Made, config: IngestConfig) -> str:
+def sequence_of(made: ProcessedPair, config: IngestConfig) -> str:
     """Key of the records that must be seen together to form groups: a sequence, or a group."""
     named = _named_group(made, config)
     return f"group {named.name}" if named else f"sequence {frame_of(made.row.id).sequence}"
@@ -129,8 +129,8 @@ class _Groups(beam.DoFn):
         self._config = config
 
     def process(
-        self, element: tuple[str, Iterable[Made]]
-    ) -> Iterator[Grouped | beam.pvalue.TaggedOutput]:
+        self, element: tuple[str, Iterable[ProcessedPair]]
+    ) -> Iterator[GroupedRecord | beam.pvalue.TaggedOutput]:
         contents: dict[tuple[Group, str | None], set[int]] = {}
         for one in group_sequence(element[1], self._config):
             contents.setdefault((one.group, one.split), set()).update(classes_in(one.made))
@@ -140,7 +140,7 @@ class _Groups(beam.DoFn):
             yield beam.pvalue.TaggedOutput(_CONTENTS, content)
 
 
-def group_sequence(records: Iterable[Made], config: IngestConfig) -> Iterator[Grouped]:
+def group_sequence(records: Iterable[ProcessedPair], config: IngestConfig) -> Iterator[GroupedRecord]:
     """The records of a sequence, each with its group and its neighbours in other groups."""
     ordered = []
     for made in records:
@@ -148,7 +148,7 @@ def group_sequence(records: Iterable[Made], config: IngestConfig) -> Iterator[Gr
         named = _named_group(made, config)
         if named or frame.instant is None:
             group = named or split_rules.named_group("image", made.row.id, config)
-            yield Grouped(made, group, made.row.split)
+            yield GroupedRecord(made, group, made.row.split)
         else:
             ordered.append((frame.instant, made.row.id, frame, made))
     if not ordered:
@@ -156,20 +156,20 @@ def group_sequence(records: Iterable[Made], config: IngestConfig) -> Iterator[Gr
     ordered.sort(key=lambda one: one[:2])
     step = step_of((frame.camera, instant) for instant, _, frame, _ in ordered)
     grouped = [
-        Grouped(made, split_rules.block(frame.sequence, instant, step, config), made.row.split)
+        GroupedRecord(made, split_rules.block(frame.sequence, instant, step, config), made.row.split)
         for instant, _, frame, made in ordered
     ]
     instants = [instant for instant, *_ in ordered]
     for index, one in enumerate(grouped):
         beside = dict.fromkeys(
             Neighbour(grouped[other].made.row.id, grouped[other].group, grouped[other].split)
-            for other in _next_to(index, instants, _NEXT_TO * step)
+            for other in _adjacent(index, instants, _ADJACENT_STEPS * step)
             if (grouped[other].group, grouped[other].split) != (one.group, one.split)
         )
         yield one._replace(neighbours=tuple(beside))
 
 
-def _named_group(made: Made, config: IngestConfig) -> Group | None:
+def _named_group(made: ProcessedPair, config: IngestConfig) -> Group | None:
     """The group of a record; None if it is a block of its sequence."""
     sample_id = made.row.id
     if made.row.group:
@@ -186,7 +186,7 @@ def _named_group(made: Made, config: IngestConfig) -> Group | None:
     return None
 
 
-def _next_to(index: int, instants: list[int], most: float) -> Iterator[int]:
+def _adjacent(index: int, instants: list[int], most: float) -> Iterator[int]:
     """Indices of the frames next to one, in both directions: one of each instant after another."""
     for step in (-1, 1):
         other = index + step
@@ -201,7 +201,7 @@ def _next_to(index: int, instants: list[int], most: float) -> Iterator[int]:
             other += step
 
 
-def classes_in(made: Made) -> list[int]:
+def classes_in(made: ProcessedPair) -> list[int]:
     """Ids of the classes in a record's mask."""
     return [int(label) for label in str(made.row.classes or "").split(",") if label]
 
@@ -212,24 +212,24 @@ class _BalanceFn(beam.CombineFn):
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
 
-    def create_accumulator(self) -> Balance:
-        return Balance()
+    def create_accumulator(self) -> ClassBalance:
+        return ClassBalance()
 
-    def add_input(self, found: Balance, content: GroupContent) -> Balance:
+    def add_input(self, found: ClassBalance, content: GroupContent) -> ClassBalance:
         found.add(content, self._config)
         return found
 
-    def merge_accumulators(self, parts: Iterable[Balance]) -> Balance:
-        merged = Balance()
+    def merge_accumulators(self, parts: Iterable[ClassBalance]) -> ClassBalance:
+        merged = ClassBalance()
         for part in parts:
             merged.merge(part)
         return merged
 
-    def extract_output(self, found: Balance) -> dict[str, str]:
-        return split_rules.balance(found, self._config)
+    def extract_output(self, found: ClassBalance) -> dict[str, str]:
+        return split_rules.rebalance(found, self._config)
 
 
-def choose(one: Grouped, config: IngestConfig, moved: dict[str, str]) -> Chosen:
+def assign_split(one: GroupedRecord, config: IngestConfig, moved: dict[str, str]) -> SplitRecord:
     """A record with its split, and the neighbour for which it is left out, if there is one.
 
     Of two frames next to each other, a given one stays, and else the one of train gives way to
@@ -237,7 +237,7 @@ def choose(one: Grouped, config: IngestConfig, moved: dict[str, str]) -> Chosen:
     """
 
     def split_of(group: Group, split: str | None) -> str:
-        return split or moved.get(group.name) or split_rules.split_at(group.place, config)
+        return split or moved.get(group.name) or split_rules.split_at(group.position, config)
 
     split = split_of(one.group, one.split)
     row = replace(one.made.row, split=split, group=one.group.name)
@@ -247,19 +247,19 @@ def choose(one: Grouped, config: IngestConfig, moved: dict[str, str]) -> Chosen:
         if split_of(near.group, near.split) != split
     ]
     given = one.split is not None or config.max_leak > 0
-    twin = next(
+    leak = next(
         (
-            Twin(near.id, other, 0)
+            Leak(near.id, other, 0)
             for near, other in others
-            if not given and (near.split or rank(other) > rank(split))
+            if not given and (near.split or split_rank(other) > split_rank(split))
         ),
         None,
     )
     beside_given = given and any(near.split or config.max_leak > 0 for near, _ in others)
-    return Chosen(one.made._replace(row=row), given, twin, beside_given)
+    return SplitRecord(one.made._replace(row=row), given, leak, beside_given)
 
 
-def node_key(one: Chosen) -> NodeKey:
+def node_key(one: SplitRecord) -> NodeKey:
     """What the images of a node have in common: hash, split, and whether that was given."""
     return str(one.made.row.dhash), str(one.made.row.split), one.given
 
@@ -277,19 +277,19 @@ class _LeaveOut(CountingDoFn):
 
     def process(
         self, element: tuple[NodeKey, dict[str, Iterable[Any]]]
-    ) -> Iterator[Made | beam.pvalue.TaggedOutput]:
-        twins = sorted(element[1]["twins"])
-        near = next((twin for twin in twins if twin.leaves), None)
+    ) -> Iterator[ProcessedPair | beam.pvalue.TaggedOutput]:
+        leaks = sorted(element[1]["leaks"])
+        near = next((leak for leak in leaks if leak.left_out), None)
         for one in element[1]["chosen"]:
-            twin = one.twin or near
-            if twin is None:
+            leak = one.leak or near
+            if leak is None:
                 yield one.made
                 evaluation = one.made.row.split != "train"
-                if twins or one.beside_given:
-                    in_pair = int(bool(twins))
+                if leaks or one.beside_given:
+                    in_pair = int(bool(leaks))
                     yield beam.pvalue.TaggedOutput(
                         REMAINING,
-                        Remaining(
+                        RemainingLeaks(
                             images=in_pair,
                             evaluation=in_pair * evaluation,
                             beside=int(one.beside_given),
@@ -297,8 +297,8 @@ class _LeaveOut(CountingDoFn):
                     )
                 continue
             self.counters.add("left out")
-            how = "next to" if one.twin else f"near-duplicate ({twin.bits} of 64 bits differ) of"
-            reason = f"{how} {twin.id}, which is in {twin.split}"
+            how = "next to" if one.leak else f"near-duplicate ({leak.bits} of 64 bits differ) of"
+            reason = f"{how} {leak.id}, which is in {leak.split}"
             yield beam.pvalue.TaggedOutput(
                 LEFT_OUT, reject_row(one.made.row, RejectError(LEAK, reason))
             )

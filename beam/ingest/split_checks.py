@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from beam.ingest.doubt_report import pictures_of
-from beam.ingest.near_duplicates import Remaining
+from beam.ingest.near_duplicates import RemainingLeaks
 from beam.ingest.records import given_split
 from beam.ingest.split_rules import wanted_splits
 from images.panels import PanelRow, overlay, panel
@@ -56,7 +56,7 @@ def check_splits(manifest: Manifest, staged: str) -> None:
     )
 
 
-def draw_leaks(shards: str, sources: Path, remaining: Remaining, taxonomy: Taxonomy) -> Image.Image:
+def draw_leaks(shards: str, sources: Path, remaining: RemainingLeaks, taxonomy: Taxonomy) -> Image.Image:
     """The pictures of a few near-duplicates in different splits, side by side.
 
     Args:

@@ -1,8 +1,8 @@
 """Which split and which shard an image belongs to: pure functions.
 
-Images that belong together form a group, and a group has a place from 0 to 1, a salted hash. The
-place decides the split, so an image does not change its split when others are added. Only where a
-split would have no group, or would lack a class, groups are assigned otherwise (``balance``).
+Images that belong together form a group, and a group has a position from 0 to 1, a salted hash. The
+position decides the split, so an image does not change its split when others are added. Only where a
+split would have no group, or would lack a class, groups are assigned otherwise (``rebalance``).
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class Group(NamedTuple):
 
     Attributes:
         name: unique in the dataset.
-        place: from 0 to 1; decides the split.
+        position: from 0 to 1; decides the split.
     """
 
     name: str
-    place: float
+    position: float
 
 
 def named_group(kind: str, name: str, config: IngestConfig) -> Group:
@@ -66,11 +66,11 @@ def _order_of_slots(seed: int, sequence: str, cycle: int) -> list[int]:
     return sorted(range(_CYCLE), key=lambda slot: _hash("slot", seed, sequence, cycle, slot))
 
 
-def split_at(place: float, config: IngestConfig) -> str:
-    """The split to which a place from 0 to 1 belongs: ``train``, ``validation`` or ``test``."""
-    if place < config.test:
+def split_at(position: float, config: IngestConfig) -> str:
+    """The split to which a position from 0 to 1 belongs: ``train``, ``validation`` or ``test``."""
+    if position < config.test:
         return "test"
-    if place < config.test + config.validation:
+    if position < config.test + config.validation:
         return "validation"
     return "train"
 
@@ -79,7 +79,7 @@ class GroupContent(NamedTuple):
     """What a group holds.
 
     Attributes:
-        split: as given from outside; None if its place decides.
+        split: as given from outside; None if its position decides.
         classes: ids of the classes in any of its masks.
     """
 
@@ -93,7 +93,7 @@ _CANDIDATES = 8
 
 
 @dataclass
-class Balance:
+class ClassBalance:
     """Which splits have groups with a class; partial results add up in any grouping.
 
     Attributes:
@@ -106,13 +106,13 @@ class Balance:
 
     def add(self, content: GroupContent, config: IngestConfig) -> None:
         """Adds one group, which must not be in yet."""
-        split = content.split or split_at(content.group.place, config)
+        split = content.split or split_at(content.group.position, config)
         for label in content.classes | {_ANY}:
             self.counts[label, split] += 1
             if content.split is None:
                 self._propose(label, content)
 
-    def merge(self, other: Balance) -> None:
+    def merge(self, other: ClassBalance) -> None:
         """Adds the groups of another balance."""
         self.counts.update(other.counts)
         for label, contents in other.candidates.items():
@@ -127,7 +127,7 @@ class Balance:
 
 
 def _by_place(content: GroupContent) -> tuple[float, str]:
-    return content.group.place, content.group.name
+    return content.group.position, content.group.name
 
 
 _ANY = -1
@@ -140,16 +140,16 @@ def wanted_splits(config: IngestConfig) -> list[str]:
     return [split for split in SPLITS if shares[split]]
 
 
-def balance(found: Balance, config: IngestConfig) -> dict[str, str]:
-    """Groups that get another split than their place says: split by name of the group.
+def rebalance(found: ClassBalance, config: IngestConfig) -> dict[str, str]:
+    """Groups that get another split than their position says: split by name of the group.
 
     Rule: no split is without a group, and a class that occurs in at least as many groups as there
-    are splits occurs in each split. Where one lacks a class, the group with the lowest place that
+    are splits occurs in each split. Where one lacks a class, the group with the lowest position that
     has it moves there from a split that keeps all classes of the group. The rarest class is first.
     With moved groups, validation and test have at most twice their share of all groups, or one.
     """
     wanted = wanted_splits(config)
-    moving = _Moving(Counter(found.counts), config)
+    moving = _Moves(Counter(found.counts), config)
     groups = moving.groups_with(_ANY)
     shares = {"train": 1.0, "validation": 2 * config.validation, "test": 2 * config.test}
     labels = sorted(
@@ -167,7 +167,7 @@ def balance(found: Balance, config: IngestConfig) -> dict[str, str]:
 
 
 @dataclass
-class _Moving:
+class _Moves:
     """Groups by class and split while groups move, and the moves."""
 
     counts: Counter[tuple[int, str]]
@@ -192,7 +192,7 @@ class _Moving:
         self.moved[one.group.name] = split
 
     def _split_of(self, one: GroupContent) -> str:
-        return self.moved.get(one.group.name) or split_at(one.group.place, self.config)
+        return self.moved.get(one.group.name) or split_at(one.group.position, self.config)
 
     def _can_leave(self, one: GroupContent, kept: frozenset[int]) -> bool:
         return all(self.counts[label, self._split_of(one)] > 1 for label in kept | {_ANY})

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from beam.ingest import split_rules
 from beam.ingest.incremental import PublishedShards
 from beam.ingest.record_files import read_frames, unframe
-from beam.ingest.records import Made, Recipe, stats_of
-from beam.shared.atomic_writes import take_whole, whole_file
+from beam.ingest.records import ProcessedPair, Recipe, stats_of
+from beam.shared.atomic_writes import atomic_copy, atomic_file
 from beam.shared.prefetch import prefetch
 from beam.shared.progress import CountingDoFn
 from runtime.storage import file_sha256, join
@@ -50,7 +50,7 @@ class WriteShards(beam.PTransform):
     progress: str
     previous: PublishedShards | None = None
 
-    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[ShardInfo]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[ShardInfo]:
         """The graph: count, key by shard, group, write."""
         config = self.recipe.config
         counts = (
@@ -113,16 +113,16 @@ def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -
 
 
 class _WriteShard(CountingDoFn):
-    def __init__(self, into: WriteShards) -> None:
-        super().__init__("ingest", into.progress)
-        self._recipe = into.recipe
-        self._folder = into.folder
-        self._rows_folder = into.rows_folder
-        self._previous = into.previous
+    def __init__(self, transform: WriteShards) -> None:
+        super().__init__("ingest", transform.progress)
+        self._recipe = transform.recipe
+        self._folder = transform.folder
+        self._rows_folder = transform.rows_folder
+        self._previous = transform.previous
 
     def process(
         self,
-        element: tuple[ShardKey, Iterable[Made | None]],
+        element: tuple[ShardKey, Iterable[ProcessedPair | None]],
         sizes: dict[str, tuple[int, int]],
     ) -> Iterator[ShardInfo]:
         (split, index), grouped = element
@@ -134,16 +134,16 @@ class _WriteShard(CountingDoFn):
         shards = shards_of(split, sizes, config)
         name = shard_name(config.name, split, index, shards)
         source_sha256 = shard_source_sha256(split, (made.row for made in records), self._recipe)
-        info, rows = self._take_over(name, source_sha256, records) or self._write(
+        info, rows = self._reuse(name, source_sha256, records) or self._write(
             name, split, source_sha256, records
         )
         # Rows stay out of the shuffle: the metadata step reads them from these files.
-        with whole_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
+        with atomic_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
             pq.write_table(source_table(rows), path)
         yield info
 
-    def _take_over(
-        self, name: str, source_sha256: str, records: list[Made]
+    def _reuse(
+        self, name: str, source_sha256: str, records: list[ProcessedPair]
     ) -> tuple[ShardInfo, list[SourceRow]] | None:
         """Reuses the shard of the previous version, if all its records are still in it."""
         old = self._previous and self._previous.shards.get(source_sha256)
@@ -152,21 +152,21 @@ class _WriteShard(CountingDoFn):
         shard = join(self._previous.folder, old.name)
         if any(made.record is None or made.record.file != shard for made in records):
             return None
-        take_whole(shard, join(self._folder, name), self._rows_folder)
+        atomic_copy(shard, join(self._folder, name), self._rows_folder)
         self.counters.add("written", old.records)
         return old.model_copy(update={"name": name}), [
             replace(made.row, shard=name) for made in records
         ]
 
     def _write(
-        self, name: str, split: str, source_sha256: str, records: list[Made]
+        self, name: str, split: str, source_sha256: str, records: list[ProcessedPair]
     ) -> tuple[ShardInfo, list[SourceRow]]:
         classes = len(self._recipe.taxonomy)
         stats = PixelStats.zero(classes)
         rows = []
         size = 0
         # A retried bundle replaces what the first attempt left with the same bytes.
-        with whole_file(join(self._folder, name), self._rows_folder) as path:
+        with atomic_file(join(self._folder, name), self._rows_folder) as path:
             with open(path, "wb") as file:
                 for made, read in prefetch(_read, records, self._folder):
                     record, known = read()
@@ -189,7 +189,7 @@ class _WriteShard(CountingDoFn):
         return info, rows
 
 
-def _read(made: Made) -> tuple[bytes, PixelStats | None]:
+def _read(made: ProcessedPair) -> tuple[bytes, PixelStats | None]:
     if made.record is None:
         raise ValueError(f"{made.row.id}: a pair without a record has no shard")
     return unframe(made.record, read_frames(made.record))

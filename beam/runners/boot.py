@@ -23,9 +23,9 @@ _ANSWER_S = 60
 
 def process_environment() -> tuple[str, dict[str, str]]:
     """Command and variables of Beam's PROCESS environment, for workers of this installation."""
-    package = Path(__file__).parent
-    variables = {"WORKER_PYTHON": sys.executable, "PYTHONPATH": str(package.parent)}
-    return str(package / "boot.sh"), variables
+    here = Path(__file__)
+    variables = {"WORKER_PYTHON": sys.executable, "PYTHONPATH": str(here.parents[2])}
+    return str(here.with_name("boot.sh")), variables
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -109,12 +109,12 @@ class FlinkRunner(PortableRunner):
     """Runs pipelines to completion.
 
     Args:
-        is_final: tells from an error's text whether a retry would fail as well.
+        is_permanent: tells from an error's text whether a retry would fail as well.
     """
 
-    def __init__(self, is_final: Callable[[str], bool]) -> None:
+    def __init__(self, is_permanent: Callable[[str], bool]) -> None:
         super().__init__()
-        self._is_final = is_final
+        self._is_final = is_permanent
 
     def default_environment(self, options: PipelineOptions) -> environments.Environment:
         """The user's choice; by default, processes of this installation beside each TaskManager."""
@@ -197,7 +197,7 @@ def _is_cancelled(cluster: FlinkCluster, job: str) -> bool:
         cluster.cancel(job)
     except Exception:  # noqa: BLE001 - the error that ends the job is the one to report
         with suppress(Exception):
-            return cluster.state(job, patient=False) in _ENDED
+            return cluster.state(job, retry=False) in _ENDED
         return False
     return True
 

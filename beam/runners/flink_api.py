@@ -111,9 +111,9 @@ class FlinkCluster:
         content = {"entryClass": main_class, "jobId": job, "parallelism": parallelism}
         self._ask("POST", f"jars/{jar}/run", content, seconds=_START_S)
 
-    def state(self, job: str, *, patient: bool = True) -> str:
+    def state(self, job: str, *, retry: bool = True) -> str:
         """State of a job, e.g. ``RUNNING``."""
-        return str(self._ask("GET", f"jobs/{job}/status", patient=patient)["status"])
+        return str(self._ask("GET", f"jobs/{job}/status", retry=retry)["status"])
 
     def failure(self, job: str) -> str:
         """Stack trace of a job's last failure; empty if there was none.
@@ -121,7 +121,7 @@ class FlinkCluster:
         Earlier ones say nothing about a job that has failed again since: a store that did not
         answer, for example, may be back.
         """
-        found = self._ask("GET", f"jobs/{job}/exceptions", patient=True)
+        found = self._ask("GET", f"jobs/{job}/exceptions", retry=True)
         newest = [entry["stacktrace"] for entry in found["exceptionHistory"]["entries"][:1]]
         return "\n".join([found.get("root-exception") or "", *newest]).strip()
 
@@ -142,12 +142,12 @@ class FlinkCluster:
         content: dict[str, Any] | None = None,
         *,
         seconds: float = _ANSWER_S,
-        patient: bool = False,
+        retry: bool = False,
     ) -> Any:
         """Sends a request and returns the JSON of the answer.
 
         Raises:
-            UnavailableError: there is no answer; with ``patient``, none for a minute, or the
+            UnavailableError: there is no answer; with ``retry``, none for a minute, or the
                 JobManager does not know the job that is asked about.
             RuntimeError: the answer is an error.
         """
@@ -157,7 +157,7 @@ class FlinkCluster:
             headers={"Content-Type": "application/json"},
             method=method,
         )
-        deadline = time.monotonic() + (_PATIENCE_S if patient else 0)
+        deadline = time.monotonic() + (_PATIENCE_S if retry else 0)
         while True:
             try:
                 with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
@@ -166,7 +166,7 @@ class FlinkCluster:
             except (OSError, http.client.HTTPException) as error:
                 # A JobManager answers 503 while one of several is elected.
                 if isinstance(error, urllib.error.HTTPError) and error.code != 503:
-                    if not patient or error.code != 404:
+                    if not retry or error.code != 404:
                         raise RuntimeError(_said(error)) from error
                     raise UnavailableError(
                         f"Flink at {self.url} no longer knows job {path.split('/')[1]}: its "

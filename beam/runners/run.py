@@ -242,7 +242,7 @@ def _runner(options: PipelineOptions) -> PipelineRunner | str:
     if name == FLINK_RUNNER:
         from beam.runners.flink import FlinkRunner
 
-        return FlinkRunner(is_final=lambda text: _mistake(text) is not None)
+        return FlinkRunner(is_permanent=lambda text: _mistake(text) is not None)
     direct = options.view_as(DirectOptions)
     if name != LOCAL_RUNNER or direct.direct_running_mode != "multi_processing":
         return name

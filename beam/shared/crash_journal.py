@@ -30,17 +30,17 @@ from schemas.config import SourceConfig
 CRASHED = "crashed"
 """Code of rejects whose decoding ends the process."""
 
-_NOTES = "*.hand"
+_JOURNALS = "*.journal"
 _DEAD_WORKER = re.compile(r"Channel closed prematurely|Worker subprocess exited")
-_NOTE_BYTES = 1 << 18
-_MOST = 20
+_JOURNAL_BYTES = 1 << 18
+_MAX_CRASHING_FILES = 20
 
-Paths = tuple[str, str | None]
-"""Paths of an image and of its mask, below the source."""
+PairPaths = tuple[str, str | None]
+"""PairPaths of an image and of its mask, below the source."""
 
 
 @dataclass(frozen=True)
-class Reading:
+class ReadSettings:
     """What a job reads, and how."""
 
     source: str
@@ -54,24 +54,24 @@ class CrashJournal:
     It is a mapped file: to write it costs no system call.
     """
 
-    def __init__(self, folder: str, reading: Reading) -> None:
-        self._reading = reading
+    def __init__(self, folder: str, settings: ReadSettings) -> None:
+        self._settings = settings
         self._note: mmap.mmap | None = None
-        self._suspects = set(_noted(Path(folder)))
+        self._suspects = set(_recorded_pairs(Path(folder)))
         # A worker on another machine may not see the driver's folder.
-        with suppress(OSError), open(Path(folder, f"{uuid.uuid4().hex}.hand"), "w+b") as file:
-            file.truncate(_NOTE_BYTES)
-            self._note = mmap.mmap(file.fileno(), _NOTE_BYTES)
+        with suppress(OSError), open(Path(folder, f"{uuid.uuid4().hex}.journal"), "w+b") as file:
+            file.truncate(_JOURNAL_BYTES)
+            self._note = mmap.mmap(file.fileno(), _JOURNAL_BYTES)
 
     @contextmanager
-    def holding(self, pairs: Sequence[Paths]) -> Iterator[frozenset[str]]:
+    def recording(self, pairs: Sequence[PairPaths]) -> Iterator[frozenset[str]]:
         """Notes the files that are read during the block, which must not decode those it yields."""
-        crashing = _crashing([one for one in pairs if one in self._suspects], self._reading)
+        crashing = _find_crashing([one for one in pairs if one in self._suspects], self._settings)
         if self._note is None:
             yield crashing
             return
         text = json.dumps(pairs).encode()
-        if len(text) < _NOTE_BYTES:
+        if len(text) < _JOURNAL_BYTES:
             self._note[: len(text) + 1] = text + b"\0"
         try:
             yield crashing
@@ -79,7 +79,7 @@ class CrashJournal:
             self._note[0] = 0
 
 
-def check_crash(path: str, crashed: frozenset[str]) -> None:
+def check_no_crash(path: str, crashed: frozenset[str]) -> None:
     """Refuses a file on which a decoder crashes.
 
     Raises:
@@ -93,7 +93,7 @@ def run_without_crashing_files(
     attempt: Callable[[frozenset[str]], None],
     reset: Callable[[], None],
     folder: Path,
-    reading: Reading,
+    settings: ReadSettings,
 ) -> None:
     """Runs a pipeline, and again without the files that crash it.
 
@@ -112,13 +112,13 @@ def run_without_crashing_files(
         except UserError:
             raise
         except Exception as error:
-            found = _at_fault(folder, reading, error)
+            found = _find_cause(folder, settings, error)
             if not found:
                 raise
             crashed |= found
-            if len(crashed) > _MOST:
+            if len(crashed) > _MAX_CRASHING_FILES:
                 raise UserError(
-                    f"the decoders crash on more than {_MOST} files of {reading.source!r}, among "
+                    f"the decoders crash on more than {_MAX_CRASHING_FILES} files of {settings.source!r}, among "
                     f"them {min(crashed)}; nothing was published: an installed decoder may be "
                     "damaged, or the files are made to harm"
                 ) from None
@@ -131,14 +131,14 @@ def run_without_crashing_files(
             return
 
 
-def _at_fault(folder: Path, reading: Reading, error: Exception) -> frozenset[str]:
+def _find_cause(folder: Path, settings: ReadSettings, error: Exception) -> frozenset[str]:
     """The files that have ended a pipeline with an error; none if it has other reasons.
 
     Raises:
         UserError: a worker was killed, and no file is to blame.
     """
-    found = _crashing(list(_noted(folder)), reading)
-    for note in folder.glob(_NOTES):
+    found = _find_crashing(list(_recorded_pairs(folder)), settings)
+    for note in folder.glob(_JOURNALS):
         note.unlink()
     if not found and _DEAD_WORKER.search(str(error)):
         raise UserError(
@@ -149,9 +149,9 @@ def _at_fault(folder: Path, reading: Reading, error: Exception) -> frozenset[str
     return found
 
 
-def _noted(folder: Path) -> Iterator[Paths]:
+def _recorded_pairs(folder: Path) -> Iterator[PairPaths]:
     """The files that workers have in hand, or had when they ended."""
-    for path in sorted(folder.glob(_NOTES)):
+    for path in sorted(folder.glob(_JOURNALS)):
         # A worker may be writing its note.
         with suppress(OSError, ValueError), path.open("rb") as note:
             # Most have nothing in hand.
@@ -161,15 +161,15 @@ def _noted(folder: Path) -> Iterator[Paths]:
                 yield from ((image, mask) for image, mask in pairs)
 
 
-def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
+def _find_crashing(pairs: Sequence[PairPaths], settings: ReadSettings) -> frozenset[str]:
     """The paths among these on which a process crashes that reads them one after the other."""
     found = set()
     while pairs:
         names = set(SourceConfig.model_fields)
         job = {
-            "source": reading.source,
-            "config": reading.config.model_dump(mode="json", include=names),
-            "taxonomy": reading.taxonomy.model_dump(mode="json"),
+            "source": settings.source,
+            "config": settings.config.model_dump(mode="json", include=names),
+            "taxonomy": settings.taxonomy.model_dump(mode="json"),
             "pairs": pairs,
         }
         done = subprocess.run(
@@ -190,16 +190,16 @@ def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
     return frozenset(found)
 
 
-def _read(reading: Reading, pairs: Iterable[Paths]) -> None:
+def _read(settings: ReadSettings, pairs: Iterable[PairPaths]) -> None:
     """Reads files as the jobs do; prints each pair's number and path first."""
     for number, (image_path, mask_path) in enumerate(pairs):
         print(json.dumps((number, image_path)), flush=True)
         with suppress(RejectError, OSError):
-            image = png.read_image(read_bytes(join(reading.source, image_path)), reading.config)
+            image = png.read_image(read_bytes(join(settings.source, image_path)), settings.config)
             if mask_path is not None:
-                data = read_bytes(join(reading.source, mask_path))
+                data = read_bytes(join(settings.source, mask_path))
                 print(json.dumps((number, mask_path)), flush=True)
-                masks.read_mask_of(data, image, reading.taxonomy, reading.config)
+                masks.read_mask_of(data, image, settings.taxonomy, settings.config)
 
 
 def main() -> None:
@@ -207,8 +207,8 @@ def main() -> None:
     end_with_parent()
     job = json.load(sys.stdin)
     config = SourceConfig.model_validate(job["config"])
-    reading = Reading(job["source"], config, Taxonomy.model_validate(job["taxonomy"]))
-    _read(reading, job["pairs"])
+    settings = ReadSettings(job["source"], config, Taxonomy.model_validate(job["taxonomy"]))
+    _read(settings, job["pairs"])
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ _RESOLUTION_S = 1.0
 """Stores tell the time of a put in whole seconds."""
 
 
-def intact(files: Mapping[str, str], last: str) -> set[str]:
+def intact_files(files: Mapping[str, str], last: str) -> set[str]:
     """Those of the files whose content is the published one.
 
     On this machine, each file is hashed. A store would have to send all of them for that; there, an

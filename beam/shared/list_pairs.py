@@ -22,7 +22,7 @@ class ListPairs(beam.PTransform):
     Attributes:
         job: name of the counters; progress: their folder.
         need_mask: whether an image without a mask is a reject.
-        loose: whether PNGs outside of the layout's places are images.
+        any_png: whether PNGs outside of the layout's places are images.
 
     Returns a dict: ``pairs``, as (id, Pair); ``unpaired``, rejects of files that form no pair;
     ``files``, the number of files that were listed, under "", and of those skipped, by reason.
@@ -32,7 +32,7 @@ class ListPairs(beam.PTransform):
     job: str
     progress: str
     need_mask: bool = True
-    loose: bool = False
+    any_png: bool = False
 
     def expand(
         self, root: beam.pvalue.PBegin
@@ -41,8 +41,8 @@ class ListPairs(beam.PTransform):
         files = (
             root
             | "Listings" >> beam.Create(self.source.parts(), reshuffle=True)
-            | "ListFiles" >> beam.FlatMap(_entries, self.source, self.loose)
-            | "Deal" >> beam.ParDo(_Deal(self)).with_outputs(UNPAIRED, FILES, main="candidates")
+            | "ListFiles" >> beam.FlatMap(_entries, self.source, self.any_png)
+            | "Route" >> beam.ParDo(_Route(self)).with_outputs(UNPAIRED, FILES, main="candidates")
         )
         paired = (
             files.candidates
@@ -54,15 +54,15 @@ class ListPairs(beam.PTransform):
         return {"pairs": paired.pairs, UNPAIRED: unpaired, FILES: counts}
 
 
-def _entries(part: str, source: RawSource, loose: bool) -> Iterator[Candidate | Reject | Skip]:
-    return (found for _, found in source.entries(part, loose=loose))
+def _entries(part: str, source: RawSource, any_png: bool) -> Iterator[Candidate | Reject | Skip]:
+    return (found for _, found in source.entries(part, any_png=any_png))
 
 
-class _Deal(CountingDoFn):
+class _Route(CountingDoFn):
     """Counts each file and sends it where its kind belongs."""
 
-    def __init__(self, into: ListPairs) -> None:
-        super().__init__(into.job, into.progress)
+    def __init__(self, transform: ListPairs) -> None:
+        super().__init__(transform.job, transform.progress)
 
     def process(
         self, element: Candidate | Reject | Skip
@@ -78,14 +78,14 @@ class _Deal(CountingDoFn):
 
 
 class _Pair(CountingDoFn):
-    def __init__(self, into: ListPairs) -> None:
-        super().__init__(into.job, into.progress)
-        self._need_mask = into.need_mask
+    def __init__(self, transform: ListPairs) -> None:
+        super().__init__(transform.job, transform.progress)
+        self._need_mask = transform.need_mask
 
     def process(
         self, element: tuple[str, Iterable[Candidate]]
     ) -> Iterator[tuple[str, Pair] | beam.pvalue.TaggedOutput]:
-        for one in pairing.pair(element[1], need_mask=self._need_mask):
+        for one in pairing.pair_candidates(element[1], need_mask=self._need_mask):
             if isinstance(one, Pair):
                 self.counters.add("paired")
                 yield one.id, one

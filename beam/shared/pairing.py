@@ -73,7 +73,7 @@ class Skip:
     reason: str
 
 
-def check_bytes(size: int, config: SourceConfig) -> None:
+def check_size(size: int, config: SourceConfig) -> None:
     """Refuses a file by its listed size, in bytes, before it is read.
 
     Raises:
@@ -90,19 +90,19 @@ def is_png(path: str) -> bool:
     return path.lower().endswith(".png")
 
 
-def candidate(  # noqa: PLR0911 - one line for each kind of file
-    file: SourceFile, layout: RawLayout, *, loose: bool = False
+def classify_file(  # noqa: PLR0911 - one line for each kind of file
+    file: SourceFile, layout: RawLayout, *, any_png: bool = False
 ) -> Candidate | Reject | Skip:
     """Classifies a file: an image or a mask, a reject, or a file to skip.
 
     Args:
-        loose: treats every PNG outside of the layout's places as an image.
+        any_png: treats every PNG outside of the layout's places as an image.
     """
     if file.skipped:
         return Skip(file.path, file.skipped)
     path = PurePosixPath(file.path)
     found = layout.find(file.path)
-    if found is None and not (loose and is_png(file.path)):
+    if found is None and not (any_png and is_png(file.path)):
         return Skip(file.path, "outside the layout")
     sample_id = found.id if found else str(path.with_suffix(""))
     is_mask = found is not None and found.is_mask
@@ -141,7 +141,7 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
+def pair_candidates(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
     """Yields the pair that an id's candidates form, or a reject for each file if they form none.
 
     If an id has several images (or masks), or an image and a mask whose folders differ elsewhere,

@@ -16,11 +16,11 @@ from runtime.storage import REQUESTS, is_remote
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SEVERAL = 32
+_BATCH_SIZE = 32
 
 
 @dataclass
-class ReadTogether(beam.PTransform):
+class BatchReads(beam.PTransform):
     """Groups elements into lists: of several if their files are on a store, else of one.
 
     Attributes:
@@ -32,7 +32,7 @@ class ReadTogether(beam.PTransform):
     def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[list[Any]]:
         """The graph: one step."""
         if is_remote(self.source):
-            return elements | "Several" >> beam.BatchElements(_SEVERAL, _SEVERAL)
+            return elements | "Several" >> beam.BatchElements(_BATCH_SIZE, _BATCH_SIZE)
         return elements | "Alone" >> beam.Map(lambda one: [one])
 
 

@@ -22,7 +22,7 @@ from apache_beam.metrics import Metrics
 
 _INTERVAL_S = 1.0
 
-_ENDED = ("read", "kept", "predicted")
+_DONE = ("read", "kept", "predicted")
 _REJECTED = "rejected."
 
 
@@ -70,7 +70,7 @@ class CountingDoFn(beam.DoFn):
 
 
 @contextmanager
-def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
+def show_progress(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
     """Prints the sum of all workers' counters to standard error while the block runs.
 
     Args:
@@ -82,7 +82,7 @@ def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
     started = time.monotonic()
 
     def report(last: str) -> str:
-        line = describe(_total(folder), total, unit)
+        line = progress_line(_total(folder), total, unit)
         if line != last:
             elapsed = time.monotonic() - started
             print(f"{job}: {elapsed:5.1f} s  {line}", file=sys.stderr, flush=True)
@@ -103,15 +103,15 @@ def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
         report("")
 
 
-def describe(counts: Counter[str], total: int, unit: str) -> str:
+def progress_line(counts: Counter[str], total: int, unit: str) -> str:
     """One line: the share that is done, then each counter that is not zero."""
     if not counts:
         return "starting workers"
     rejected = sorted(name for name in counts if name.startswith(_REJECTED))
-    done = sum(counts[name] for name in (*_ENDED, *rejected))
+    done = sum(counts[name] for name in (*_DONE, *rejected))
     parts = [f"{min(done, total):,} of {total:,} {unit} done ({min(done / total, 1):.0%})"]
     parts += [
-        f"{counts[name]:,} {name}" for name in ("paired", *_ENDED, "left out") if counts[name]
+        f"{counts[name]:,} {name}" for name in ("paired", *_DONE, "left out") if counts[name]
     ]
     if counts["written"]:
         parts.append(f"{counts['written']:,} written")

@@ -58,14 +58,14 @@ class RawSource:
             yield from listing.walk_all(self.place)
 
     def entries(
-        self, part: str = "", *, loose: bool = False, into: str = ""
+        self, part: str = "", *, any_png: bool = False, listing_folder: str = ""
     ) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
         """Yields each file with what it is; it opens none.
 
         Args:
             part: one of ``parts``; all of them by default.
-            loose: treats every PNG outside of the layout's places as an image.
-            into: local folder in which the listing is written.
+            any_png: treats every PNG outside of the layout's places as an image.
+            listing_folder: local folder in which the listing is written.
 
         Raises:
             UserError: a folder cannot be listed, or the list of pairs or files is invalid.
@@ -74,8 +74,8 @@ class RawSource:
             yield from self._listed()
             return
         files = self.files(part)
-        for file in write_listing(files, into) if into else files:
-            yield file, candidate(file, self.layout, loose=loose)
+        for file in write_listing(files, listing_folder) if into else files:
+            yield file, classify_file(file, self.layout, any_png=any_png)
 
     def _listed(self) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
         find = _finder(self.place)

@@ -22,23 +22,23 @@ class SourceDigest:
 
     Attributes:
         images, masks: files in the layout's places.
-        loose_pngs: PNG files outside of them.
+        other_pngs: PNG files outside of them.
         size: total bytes of the files that matter to a job.
         digest: of path, size and modification time of these files, whatever their order.
     """
 
     images: int
     masks: int
-    loose_pngs: int
+    other_pngs: int
     size: int
     digest: str
 
 
-def digest_source(source: RawSource, into: str = "") -> SourceDigest:
+def digest_source(source: RawSource, listing_folder: str = "") -> SourceDigest:
     """Lists a source once, one file at a time; ``into`` as in ``RawSource.entries``."""
     found = {True: 0, False: 0}
-    loose = size = total = 0
-    for file, one in source.entries(into=into):
+    other_pngs = size = total = 0
+    for file, one in source.entries(listing_folder=listing_folder):
         text = f"{file.path}\0{file.size}\0{file.modified}"
         if isinstance(one, Candidate):
             if source.pairs:
@@ -48,19 +48,19 @@ def digest_source(source: RawSource, into: str = "") -> SourceDigest:
         elif isinstance(one, Skip):
             if file.skipped or not pairing.is_png(file.path):
                 continue
-            loose += 1
+            other_pngs += 1
         size += file.size
         total += int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=16).digest())
-    return SourceDigest(found[False], found[True], loose, size, f"{total % 2**128:032x}")
+    return SourceDigest(found[False], found[True], other_pngs, size, f"{total % 2**128:032x}")
 
 
-def digest_pairs(source: RawSource, into: str = "") -> SourceDigest:
+def digest_pairs(source: RawSource, listing_folder: str = "") -> SourceDigest:
     """Lists a source that holds pairs.
 
     Raises:
         UserError: there is no image, or no mask, in the layout's places; names a layout that fits.
     """
-    found = digest_source(source, into)
+    found = digest_source(source, listing_folder)
     if source.pairs and not (found.images and found.masks):
         raise UserError(
             f"--pairs {source.pairs!r} names no pair whose files are below {source.place!r}: found "
@@ -74,14 +74,14 @@ def digest_pairs(source: RawSource, into: str = "") -> SourceDigest:
     return found
 
 
-def digest_images(source: RawSource, into: str = "") -> SourceDigest:
+def digest_images(source: RawSource, listing_folder: str = "") -> SourceDigest:
     """Lists a source of images to predict, with or without masks.
 
     Raises:
         UserError: there is no image; or none in the layout's places, but masks of another layout,
             which must not be taken for images.
     """
-    found = digest_source(source, into)
+    found = digest_source(source, listing_folder)
     if source.pairs:
         if not found.images:
             raise UserError(f"--pairs {source.pairs!r} names no image below {source.place!r}")
@@ -91,7 +91,7 @@ def digest_images(source: RawSource, into: str = "") -> SourceDigest:
             f"source {source.place!r} holds no images in {source.layout.places}, but images and "
             f"masks of layout {other}: pass --layout {other}, or a folder of images alone"
         )
-    if not found.images and not found.loose_pngs:
+    if not found.images and not found.other_pngs:
         raise UserError(
             f"source {source.place!r}{_named(source)} holds no PNG image{_packed(source)}"
         )

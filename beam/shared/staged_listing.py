@@ -16,7 +16,7 @@ from runtime.listing import SourceFile
 from runtime.parquet import read_table
 from runtime.storage import join
 
-_MOST = 100_000
+_MAX_FILES = 100_000
 """Files of the source in each file of the listing."""
 
 # A name need not be valid UTF-8.
@@ -35,7 +35,7 @@ def write_listing(files: Iterable[SourceFile], folder: str) -> Iterator[SourceFi
     """Passes files on, and writes them to ``listing-00000.parquet`` and so on in a local folder."""
     stream = iter(files)
     number = 0
-    while some := list(islice(stream, _MOST)):
+    while some := list(islice(stream, _MAX_FILES)):
         rows = [
             (os.fsencode(one.path), one.size, one.modified, one.skipped, one.error) for one in some
         ]

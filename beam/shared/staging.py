@@ -29,16 +29,16 @@ from schemas.layout import STAGING_PREFIX
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
-_DEAD_AFTER_S = 7 * 24 * 3600
+_ABANDONED_AFTER_S = 7 * 24 * 3600
 """Age, in seconds, at which unfinished work on a store can no longer belong to a running job."""
 
 _HEARTBEAT = "heartbeat"
 """Object in a staging folder on a store that a running job keeps writing."""
 
-_BEAT_S, _SILENT_S = 300.0, 24 * 3600
+_HEARTBEAT_S, _HEARTBEAT_TIMEOUT_S = 300.0, 24 * 3600
 """Seconds from one beat to the next, and without one after which the job is dead."""
 
-_TIME = "%Y%m%dT%H%M%S"
+_TIME_FORMAT = "%Y%m%dT%H%M%S"
 
 
 def make_output(output: str) -> str:
@@ -67,7 +67,7 @@ def make_folders(*folders: str) -> None:
             Path(folder).mkdir(parents=True)
 
 
-def clear(*folders: str) -> None:
+def empty_folders(*folders: str) -> None:
     """Empties folders of the staging folder."""
     for folder in folders:
         if is_remote(folder):
@@ -78,7 +78,7 @@ def clear(*folders: str) -> None:
 
 
 @contextmanager
-def staging(parent: str) -> Iterator[str]:
+def staging_folder(parent: str) -> Iterator[str]:
     """A folder for work in progress below ``parent``; it is removed when the block ends.
 
     A killed process leaves its folder behind, and the next process that stages there removes it. A
@@ -87,7 +87,7 @@ def staging(parent: str) -> Iterator[str]:
     """
     remove_dead_staging(parent)
     if is_remote(parent):
-        folder = join(parent, f"{STAGING_PREFIX}{datetime.now(UTC):{_TIME}}-{uuid.uuid4().hex[:8]}")
+        folder = join(parent, f"{STAGING_PREFIX}{datetime.now(UTC):{_TIME_FORMAT}}-{uuid.uuid4().hex[:8]}")
         try:
             with _heartbeat(folder):
                 yield folder
@@ -109,7 +109,7 @@ def staging(parent: str) -> Iterator[str]:
 
 
 @contextmanager
-def own_folder(staging: str) -> Iterator[Path]:
+def local_work_folder(staging: str) -> Iterator[Path]:
     """A local folder that no other machine needs: the staging folder itself, if it is local."""
     if not is_remote(staging):
         yield Path(staging)
@@ -133,9 +133,9 @@ def remove_dead_staging(parent: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def is_old(modified: float) -> bool:
+def is_abandoned(modified: float) -> bool:
     """True if a job that wrote to a store at this time (epoch seconds) can no longer be running."""
-    return time.time() - modified > _DEAD_AFTER_S
+    return time.time() - modified > _ABANDONED_AFTER_S
 
 
 @contextmanager
@@ -149,7 +149,7 @@ def _heartbeat(folder: str) -> Iterator[None]:
             storage.write_bytes(join(folder, _HEARTBEAT), b"")
 
     def keep_beating() -> None:
-        while not stop.wait(_BEAT_S):
+        while not stop.wait(_HEARTBEAT_S):
             beat()
 
     beat()
@@ -165,10 +165,10 @@ def _heartbeat(folder: str) -> Iterator[None]:
 
 def _is_dead(folder: str) -> bool:
     with suppress(OSError):
-        return time.time() - storage.modified(join(folder, _HEARTBEAT)) > _SILENT_S
+        return time.time() - storage.modified(join(folder, _HEARTBEAT)) > _HEARTBEAT_TIMEOUT_S
     started = folder.rpartition(STAGING_PREFIX)[2].partition("-")[0]
     try:
-        return is_old(datetime.strptime(started, _TIME).replace(tzinfo=UTC).timestamp())
+        return is_abandoned(datetime.strptime(started, _TIME_FORMAT).replace(tzinfo=UTC).timestamp())
     except ValueError:
         return False
 
@@ -210,10 +210,10 @@ def sync(folder: Path) -> None:
     """
     for base, _, names in os.walk(folder):
         for path in (*(os.path.join(base, name) for name in names), base):
-            sync_one(path)
+            sync_path(path)
 
 
-def sync_one(path: str) -> None:
+def sync_path(path: str) -> None:
     """Has the kernel write a file, or the names in a folder, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
@@ -234,7 +234,7 @@ def swap(staged: Path, final: Path) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         _exchange(staged, final)
-    sync_one(str(final.parent))
+    sync_path(str(final.parent))
 
 
 def _exchange(first: Path, second: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_nothing_refers_to_may_go(
 
 def test_an_ingest_that_runs_may_read_any_version(versions: list[Path], tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/none.db"
-    with staging.staging(str(tmp_path / "datasets/small")):
+    with staging.staging_folder(str(tmp_path / "datasets/small")):
         lines = _prune(tmp_path, store, "--delete", "--keep=1")
         assert sum(line.endswith("an ingest is running, which may read it") for line in lines) == 4
     assert all(version.is_dir() for version in versions)

@@ -261,8 +261,8 @@ def test_a_job_that_beats_is_not_dead_however_long_it_takes(
     bucket: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = bucket.uri("beating")
-    monkeypatch.setattr(staging, "_BEAT_S", 0.05)
-    with staging.staging(parent) as own:
+    monkeypatch.setattr(staging, "_HEARTBEAT_S", 0.05)
+    with staging.staging_folder(parent) as own:
         beat = storage.join(own, "heartbeat")
         first = storage.modified(beat)
         until(lambda: storage.modified(beat) > first, "a second beat")
@@ -286,7 +286,7 @@ def test_what_a_dead_job_has_left_goes_after_a_week(bucket: Store) -> None:
     names = [".staging-20200101T000000-dead", f".staging-{datetime.now(UTC):%Y%m%dT%H%M%S}-alive"]
     for name in names:
         storage.write_bytes(storage.join(parent, name, "file"), b"")
-    with staging.staging(parent) as own:
+    with staging.staging_folder(parent) as own:
         assert own.startswith(f"{parent}/.staging-")
         storage.write_bytes(storage.join(own, "file"), b"")
         assert storage.is_file(storage.join(own, "file"))

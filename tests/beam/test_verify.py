@@ -22,7 +22,7 @@ def test_a_file_of_this_machine_is_hashed_whatever_its_time(tmp_path: Path) -> N
     files = {places[name]: storage.sha256(b"published") for name in names[:3]}
     (tmp_path / "damaged").write_bytes(b"damaged")
     os.utime(tmp_path / "damaged", (0, 0))
-    assert intact.intact(files, places["last"]) == {places["same"]}
+    assert intact.intact_files(files, places["last"]) == {places["same"]}
 
 
 def test_on_a_store_only_later_puts_are_hashed(
@@ -50,7 +50,7 @@ def test_on_a_store_only_later_puts_are_hashed(
 
     monkeypatch.setattr(storage, "modified", modified)
     monkeypatch.setattr(intact, "has_digest", counting)
-    fine = intact.intact(files, last)
+    fine = intact.intact_files(files, last)
     assert {place.rpartition("/")[2] for place in fine} == {*names} - {"replaced", "missing"}
     assert sorted(hashed) == sorted(names[1:])
 

@@ -67,7 +67,7 @@ class Runtime:
         the machine's memory.
         """
         copies = (self.processes or _cores()) * _COPIES
-        return self._on_gpu or copies * self.model_bytes > memory() / 3
+        return self._on_gpu or copies * self.model_bytes > total_memory() / 3
 
     @property
     def threads(self) -> int:
@@ -99,7 +99,7 @@ class Engine(ABC):
         self._geometry = self._find_geometry()
         self._input = self._input_of(self._geometry)
         self._call: Compiled | None = None
-        self._compile_what_fits()
+        self._compile_largest_batch()
 
     @abstractmethod
     def _logits_shape(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
@@ -125,16 +125,16 @@ class Engine(ABC):
         with self._lock:
             return self._predict(images)
 
-    def halve(self) -> bool:
+    def halve_batch(self) -> bool:
         """Recompiles for half the batch size, to use less memory; False if it is already 1."""
         with self._lock:
             if self.batch_size == 1:
                 return False
             self.batch_size //= 2
-            self._compile_what_fits()
+            self._compile_largest_batch()
             return True
 
-    def _compile_what_fits(self) -> None:
+    def _compile_largest_batch(self) -> None:
         """Compiles for the batch size, or the largest half, quarter … that fits into the memory.
 
         Raises:
@@ -217,7 +217,7 @@ def has_gpu() -> bool:
     return not hidden and bool(glob.glob("/dev/nvidia[0-9]*")) and find_spec("nvidia") is not None
 
 
-def memory() -> float:
+def total_memory() -> float:
     """Bytes of this machine's memory; infinity if the kernel does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()

@@ -9,7 +9,7 @@ from beam.infer.model_uri import ResolvedModel
 from runtime.processor import has_fast_bfloat16
 from schemas.config import InferConfig
 
-_BATCH = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
+_BATCH_SIZE = {("openvino", "cpu"): 4, ("tensorflow", "cpu"): 16, ("tensorflow", "gpu"): 64}
 """OpenVINO is as fast with few images, and a small last batch of a bundle needs less padding."""
 
 
@@ -28,7 +28,7 @@ def load_engine(model: ResolvedModel, runtime: Runtime) -> Engine:
     return TensorFlowEngine(model, runtime)
 
 
-def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime:
+def choose_runtime(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime:
     """Chooses whatever the config leaves open.
 
     Args:
@@ -48,7 +48,7 @@ def choose(config: InferConfig, processes: int, model_bytes: int = 0) -> Runtime
     return Runtime(
         engine=engine,
         precision=precision,
-        batch_size=config.batch_size or _BATCH[engine, "gpu" if gpu else "cpu"],
+        batch_size=config.batch_size or _BATCH_SIZE[engine, "gpu" if gpu else "cpu"],
         flip=config.flip == "on",
         processes=processes,
         model_bytes=model_bytes,

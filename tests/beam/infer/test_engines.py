@@ -14,7 +14,7 @@ from jobs import ROOT, Job
 from beam import parity
 from beam.infer.engines import base, choice
 from beam.infer.engines.base import Engine, Runtime
-from beam.infer.engines.choice import choose, load_engine
+from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.engines.openvino import OpenVINOEngine
 from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.infer.pictures import Picture
@@ -103,9 +103,9 @@ def test_a_size_that_the_network_does_not_take_is_mirrored(
 def test_half_the_batch_finds_the_same(model, images, name: str) -> None:
     engine = _engine(model, name)
     ids, _ = engine.predict(images)
-    assert [engine.halve(), engine.batch_size] == [True, 2]
+    assert [engine.halve_batch(), engine.batch_size] == [True, 2]
     assert (engine.predict(images)[0] == ids).mean() > 0.999
-    assert [engine.halve(), engine.halve(), engine.batch_size] == [True, False, 1]
+    assert [engine.halve_batch(), engine.halve_batch(), engine.batch_size] == [True, False, 1]
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -238,23 +238,23 @@ def test_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(choice, "has_gpu", lambda: False)
     plain = Runtime("openvino", "float32", 4, processes=1000)
-    assert choose(InferConfig(), 1000) == plain
+    assert choose_runtime(InferConfig(), 1000) == plain
     fastest = InferConfig(precision="auto")
-    assert choose(fastest, 1000) == dataclasses.replace(plain, precision="bfloat16")
+    assert choose_runtime(fastest, 1000) == dataclasses.replace(plain, precision="bfloat16")
     named = InferConfig(engine="tensorflow", batch_size=5)
-    assert choose(named, 1000) == Runtime("tensorflow", "float32", 5, processes=1000)
+    assert choose_runtime(named, 1000) == Runtime("tensorflow", "float32", 5, processes=1000)
     monkeypatch.setattr(choice, "has_gpu", lambda: True)
     on_gpu = Runtime("tensorflow", "float32", 64, processes=1000)
-    assert choose(InferConfig(), 1000) == on_gpu
-    assert choose(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
+    assert choose_runtime(InferConfig(), 1000) == on_gpu
+    assert choose_runtime(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
     # Workers on other machines have other processors.
-    assert choose(fastest, 0) == choose(InferConfig(), 0) == dataclasses.replace(plain, processes=0)
+    assert choose_runtime(fastest, 0) == choose_runtime(InferConfig(), 0) == dataclasses.replace(plain, processes=0)
 
 
 def test_threads_are_those_of_the_machine_that_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "has_gpu", lambda: False)
-    runtime = pickle.loads(pickle.dumps(choose(InferConfig(), 4)))
-    elsewhere = pickle.loads(pickle.dumps(choose(InferConfig(engine="tensorflow"), 0)))
+    runtime = pickle.loads(pickle.dumps(choose_runtime(InferConfig(), 4)))
+    elsewhere = pickle.loads(pickle.dumps(choose_runtime(InferConfig(engine="tensorflow"), 0)))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert (runtime.threads, runtime.shared) == (3, False)
     assert (elsewhere.threads, elsewhere.shared) == (1, False)
@@ -264,13 +264,13 @@ def test_threads_are_those_of_the_machine_that_predicts(monkeypatch: pytest.Monk
 
 
 def test_a_large_model_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "memory", lambda: 1.5e9)
-    assert not choose(InferConfig(), 4, 35_000_000).shared
-    large = choose(InferConfig(), 4, 50_000_000)
+    monkeypatch.setattr(base, "total_memory", lambda: 1.5e9)
+    assert not choose_runtime(InferConfig(), 4, 35_000_000).shared
+    large = choose_runtime(InferConfig(), 4, 50_000_000)
     assert large.shared
     assert large.threads == len(os.sched_getaffinity(0))
     monkeypatch.undo()
-    assert base.memory() > 1e6
+    assert base.total_memory() > 1e6
 
 
 def _pictures(images: np.ndarray) -> Iterator[Picture]:

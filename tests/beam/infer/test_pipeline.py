@@ -403,7 +403,7 @@ def test_an_alias_that_moves_meanwhile_names_one_version(
         return download(uri, **options)
 
     # As for files that are not on this machine.
-    monkeypatch.setattr("beam.infer.model_uri._in_place", lambda *_: None)
+    monkeypatch.setattr("beam.infer.model_uri._from_local_registry", lambda *_: None)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", moved)
     try:
         found = resolve_model("models:/small-unet@moving", InferConfig(), trained.tracking_uri)

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import clusters
+import poison
+import pyarrow.parquet as pq
 import pytest
 from jobs import IN_MEMORY, REAL, ROOT, Job, started
 from servers import until
@@ -25,8 +27,11 @@ from flows.flink import cluster as flink
 from flows.flink_demo import published_digests
 from flows.scenes import write_scenes
 from runtime.services import start_time
+from schemas.layout import REJECTS
+from schemas.manifest import load_manifest
 
 PAIRS = 24
+POISONED = (("RGB", 3), ("Seg", 10))
 INGEST = ["--name=lyft", "--block_length=1", "--max_leak=1"]
 INFER = ["--height=96", "--width=128", "--part_mib=0.02"]
 
@@ -244,3 +249,25 @@ def test_mistakes_about_the_cluster_are_one_line(
         assert done.returncode == code, done.stderr
         assert done.stderr.count("\n") == 1, done.stderr
         assert complaint in done.stderr
+
+
+def test_a_file_that_crashes_a_decoder_is_left_out(
+    cluster: Path, pairs: Path, tmp_path: Path, job: Job
+) -> None:
+    """Flink starts a worker anew, which reads the files of its predecessor in a second process."""
+    raw = Path(shutil.copytree(pairs, tmp_path / "raw"))
+    image, mask = (sorted((raw / f"Camera{kind}").iterdir())[index] for kind, index in POISONED)
+    poison.add_to(raw, *(str(path.relative_to(raw)) for path in (image, mask)))
+    program, variables = process_environment()
+    variables["PYTHONPATH"] = f"{poison.site(tmp_path)}:{variables['PYTHONPATH']}"
+    config = json.dumps({"command": program, "env": variables})
+    environment = ["--environment_type=PROCESS", f"--environment_config={config}"]
+    arguments = ["--max_reject_fraction=0.2", *_on(cluster), *environment]
+    done = job(*_ingest(raw, tmp_path / "out"), *arguments)
+    assert done.returncode == 0, done.stderr
+    folder = Path(done.stdout.splitlines()[-1])
+    rejects = pq.read_table(folder / REJECTS).to_pylist()
+    assert [(one["source_uri"], one["code"]) for one in rejects] == [
+        (str(path), "crashed") for path in (image, mask)
+    ]
+    assert load_manifest(folder).records == PAIRS - 2

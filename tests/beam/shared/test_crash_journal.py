@@ -5,56 +5,24 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import poison
 import pyarrow.parquet as pq
 import pytest
 from inference import query, run_infer
 from ingesting import run_ingest
 from jobs import ROOT, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, python
-from PIL import Image, PngImagePlugin
 
 from beam.infer import pictures
 from beam.ingest import records
 from beam.shared import crash_journal
-from beam.shared.crash_journal import CrashJournal, Reading, run_without_crashing_files
+from beam.shared.crash_journal import CrashJournal, ReadSettings, run_without_crashing_files
 from runtime.errors import UserError
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, IngestConfig
 from schemas.layout import REJECTS
 from schemas.manifest import load_manifest
 
-POISON = """
-import ctypes, os, sys
-from importlib.abc import MetaPathFinder
-from importlib.util import find_spec
-
-class Poisoned(MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name != "images.png":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            for name in ("decode_image", "decode_pixels"):
-                setattr(module, name, fragile(getattr(module, name)))
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-def fragile(decode):
-    def decoded(data, *others):
-        if b"POISON" in data and not os.path.exists(%(once)r):
-            if %(once)r:
-                open(%(once)r, "w").close()
-            ctypes.string_at(0)  # As a decoder's fault, it stops the thread where it is.
-        return decode(data, *others)
-    return decoded
-
-sys.meta_path.insert(0, Poisoned())
-"""
-"""A sitecustomize module, whose decoders end the process on files with a certain comment."""
+NAMES = ("CameraRGB/000_0007.png", "CameraSeg/000_0023.png")
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -64,9 +32,8 @@ def run(tmp_path: Path) -> Run:
     """Runs a job in real processes, whose decoders crash on poisoned files, or ``once`` alone."""
 
     def started(*arguments: str, once: str = "") -> subprocess.CompletedProcess[str]:
-        (tmp_path / "site").mkdir(exist_ok=True)
-        (tmp_path / "site/sitecustomize.py").write_text(POISON % {"once": once})
-        path = f"{tmp_path}/site{os.pathsep}{ROOT}"
+        site = poison.site(tmp_path, once)
+        path = f"{site}{os.pathsep}{ROOT}"
         return python("-m", *arguments, *TWO_WORKERS, env={**os.environ, "PYTHONPATH": path})
 
     return started
@@ -75,11 +42,7 @@ def run(tmp_path: Path) -> Run:
 @pytest.fixture
 def poisoned(copy: Path) -> Path:
     """The scenes with an image and a mask, of two pairs, on which decoders crash."""
-    comment = PngImagePlugin.PngInfo()
-    comment.add_text("Comment", "POISON")
-    for name in ("CameraRGB/000_0007.png", "CameraSeg/000_0023.png"):
-        image = Image.open(copy / name)
-        image.save(copy / name, pnginfo=comment)
+    poison.add_to(copy, *NAMES)
     return copy
 
 
@@ -92,12 +55,11 @@ def test_ingest_leaves_out_what_crashes_a_decoder(run: Run, poisoned: Path, tmp_
     done = run(*command, "--max_reject_fraction=0.1")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    names = ("CameraRGB/000_0007.png", "CameraSeg/000_0023.png")
-    assert all(CRASH.format(name) in done.stderr for name in names)
+    assert all(CRASH.format(name) in done.stderr for name in NAMES)
     folder = Path(done.stdout.splitlines()[-1])
     rejects = pq.read_table(folder / REJECTS).to_pylist()
     assert [(one["source_uri"], one["code"]) for one in rejects] == [
-        (f"{poisoned}/{name}", "crashed") for name in names
+        (f"{poisoned}/{name}", "crashed") for name in NAMES
     ]
     assert load_manifest(folder).records == 38
     # It is known by now, and nothing crashes.
@@ -147,21 +109,21 @@ def test_more_crashes_than_make_sense_end_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
-    reading = Reading("raw", IngestConfig(), load_taxonomy("carla-0.8"))
+    settings = ReadSettings("raw", IngestConfig(), load_taxonomy("carla-0.8"))
 
     def attempt(crashed: frozenset[str]) -> None:
         attempts.append(len(crashed))
-        with CrashJournal(str(tmp_path), reading).holding([(f"{len(crashed)}.png", None)]):
+        with CrashJournal(str(tmp_path), settings).recording([(f"{len(crashed)}.png", None)]):
             # As a killed process would, the note stays.
-            for note in tmp_path.glob("*.hand"):
-                (tmp_path / f"{note.name}.hand").write_bytes(note.read_bytes())
+            for note in tmp_path.glob("*.journal"):
+                (tmp_path / f"{note.name}.journal").write_bytes(note.read_bytes())
         raise RuntimeError
 
     monkeypatch.setattr(
-        crash_journal, "_crashing", lambda pairs, _: frozenset(one for one, _ in pairs)
+        crash_journal, "_find_crashing", lambda pairs, _: frozenset(one for one, _ in pairs)
     )
     with pytest.raises(UserError, match="crash on more than 20 files of 'raw'"):
-        run_without_crashing_files(attempt, lambda: None, tmp_path, reading)
+        run_without_crashing_files(attempt, lambda: None, tmp_path, settings)
     assert attempts == list(range(21))
 
 
@@ -170,21 +132,19 @@ def test_the_next_worker_finds_out_what_ended_the_last(
     poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Flink, where a job outlives its workers."""
-    reading = Reading(str(poisoned), IngestConfig(), load_taxonomy("carla-0.8"))
-    pairs: list[crash_journal.Paths] = [
+    settings = ReadSettings(str(poisoned), IngestConfig(), load_taxonomy("carla-0.8"))
+    pairs: list[crash_journal.PairPaths] = [
         (f"CameraRGB/000_{number:04}.png", f"CameraSeg/000_{number:04}.png")
         for number in (0, 7, 23)
     ]
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site/sitecustomize.py").write_text(POISON % {"once": ""})
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}/site{os.pathsep}{ROOT}")
-    with CrashJournal(str(tmp_path), reading).holding(pairs) as crashing:
+    monkeypatch.setenv("PYTHONPATH", f"{poison.site(tmp_path)}{os.pathsep}{ROOT}")
+    with CrashJournal(str(tmp_path), settings).recording(pairs) as crashing:
         assert not crashing
         # That worker is still at it, or has ended here.
-        following = CrashJournal(str(tmp_path), reading)
-    with following.holding(pairs) as crashing:
+        following = CrashJournal(str(tmp_path), settings)
+    with following.recording(pairs) as crashing:
         assert crashing == {pairs[1][0], pairs[2][1]}
-    with CrashJournal(str(tmp_path), reading).holding(pairs) as crashing:
+    with CrashJournal(str(tmp_path), settings).recording(pairs) as crashing:
         assert not crashing
 
 
