@@ -58,7 +58,11 @@ def main(arguments: Sequence[str]) -> str:
     if args.keep < 1:
         raise UserError(f"--keep={args.keep}: expected at least 1, the version that is in use")
     used = references(args.tracking_uri, args.predictions)
-    found = [one for name in dataset_folders(args.datasets) for one in list_versions(name, used, args.keep)]
+    found = [
+        one
+        for name in dataset_folders(args.datasets)
+        for one in list_versions(name, used, args.keep)
+    ]
     if not found:
         raise UserError(f"{args.datasets!r} holds no dataset")
     if args.delete:
@@ -122,7 +126,9 @@ def _lines(found: Sequence[Version], *, deleted: bool) -> Iterator[str]:
     totals: dict[bool, list[int]] = defaultdict(list)
     for one in found:
         totals[bool(one.kept_because)].append(one.size)
-        what = f"stays: {one.kept_because}" if one.kept_because else "removed" if deleted else "may go"
+        what = (
+            f"stays: {one.kept_because}" if one.kept_because else "removed" if deleted else "may go"
+        )
         records = f"{one.manifest.records:,} records, {one.size / _MIB:,.1f} MiB"
         yield f"{one.folder}  {records}  {what}"
     gone = totals[False]

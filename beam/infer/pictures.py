@@ -70,7 +70,11 @@ class Unpredicted(NamedTuple):
 
 
 def read_shard(
-    dataset: str, split: str, name: str, model: ResolvedModel, previous: PreviousResults | None = None
+    dataset: str,
+    split: str,
+    name: str,
+    model: ResolvedModel,
+    previous: PreviousResults | None = None,
 ) -> Iterator[Picture | RowRef | Reject]:
     """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 

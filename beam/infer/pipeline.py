@@ -22,7 +22,7 @@ from beam.infer.incremental import PreviousRun, find_previous
 from beam.infer.model_uri import copy_model, with_graph
 from beam.infer.pictures import Prediction, Unpredicted
 from beam.infer.plan import Job, plan_job
-from beam.infer.publish import unique_suffix, partition_lock, publish
+from beam.infer.publish import partition_lock, publish, unique_suffix
 from beam.infer.read_pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
 from beam.infer.row_files import GatherRows, WriteRowFiles
 from beam.infer.small_tables import WriteSmallTables

@@ -153,4 +153,6 @@ class _ReadPng(_Reader):
 
     def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | RowRef | Reject]:
         job = self._job
-        return list(read_pair(pair, job.source, job.model, job.config, self._previous_results, crashed))
+        return list(
+            read_pair(pair, job.source, job.model, job.config, self._previous_results, crashed)
+        )

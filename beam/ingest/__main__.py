@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from beam.ingest.incremental import prepare, find_unchanged
+from beam.ingest.incremental import find_unchanged, prepare
 from runtime.command_line import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 

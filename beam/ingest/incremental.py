@@ -130,7 +130,9 @@ def file_digests(folder: str, manifest: Manifest) -> dict[str, str]:
     return {join(folder, name): digest for name, digest in files.items()}
 
 
-def previous_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[str, ProcessedPair]]:
+def previous_pairs(
+    shard: str | None, previous: PublishedShards
+) -> Iterator[tuple[str, ProcessedPair]]:
     """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
 
     Args:

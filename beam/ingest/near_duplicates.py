@@ -158,7 +158,9 @@ def across_splits(band: tuple[int, int], nodes: Iterable[Node]) -> Iterator[tupl
                 yield known[first], known[second]
 
 
-def _close_pairs(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[IntArray, IntArray]]:
+def _close_pairs(
+    hashes: UInt64Array, splits: IntArray, band: int
+) -> Iterator[tuple[IntArray, IntArray]]:
     """Pairs of near-duplicates in different splits among hashes that share a band.
 
     Of many hashes, only those are compared that share a part of their other bits too: of four

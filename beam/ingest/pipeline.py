@@ -16,7 +16,14 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam.ingest.doubt_report import check_doubts
-from beam.ingest.incremental import Job, PublishedShards, previous_pairs, version_folder, prepare, find_unchanged
+from beam.ingest.incremental import (
+    Job,
+    PublishedShards,
+    find_unchanged,
+    prepare,
+    previous_pairs,
+    version_folder,
+)
 from beam.ingest.metadata import write_metadata
 from beam.ingest.numbering import check_numbering
 from beam.ingest.record_files import RecordFiles
@@ -28,8 +35,8 @@ from beam.ingest.records import (
     deduplicate,
     process_pair,
     read_pair,
-    row_of,
     reuse_if_unchanged,
+    row_of,
 )
 from beam.ingest.reject_checks import check_rejects
 from beam.ingest.reject_files import WriteRejects
@@ -256,7 +263,9 @@ class JoinPrevious(beam.PTransform):
         )
 
 
-def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, ProcessedPair | None]]:
+def _match(
+    group: tuple[str, dict[str, Iterable[Any]]],
+) -> Iterator[tuple[Pair, ProcessedPair | None]]:
     known = next(iter(group[1]["known"]), None)
     for pair in group[1]["pairs"]:
         yield pair, known
@@ -311,7 +320,9 @@ class _MakeRecords(CountingDoFn):
     def start_bundle(self) -> None:
         self._files = RecordFiles(self._folder)
 
-    def process(self, element: list[tuple[Pair, ProcessedPair | None]]) -> Iterator[tuple[str, ProcessedPair]]:
+    def process(
+        self, element: list[tuple[Pair, ProcessedPair | None]]
+    ) -> Iterator[tuple[str, ProcessedPair]]:
         rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
         found = [known and reuse_if_unchanged(row, known) for row, known in rows]
         new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]

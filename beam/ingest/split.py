@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 
 from beam.ingest import split_rules
-from beam.ingest.near_duplicates import FindLeaks, Node, NodeKey, RemainingLeaks, Leak, split_rank
+from beam.ingest.near_duplicates import FindLeaks, Leak, Node, NodeKey, RemainingLeaks, split_rank
 from beam.ingest.records import LEAK, ProcessedPair, reject_row
 from beam.ingest.sequences import folder_of, frame_of, step_of
 from beam.ingest.split_rules import ClassBalance, Group, GroupContent
@@ -140,7 +140,9 @@ class _Groups(beam.DoFn):
             yield beam.pvalue.TaggedOutput(_CONTENTS, content)
 
 
-def group_sequence(records: Iterable[ProcessedPair], config: IngestConfig) -> Iterator[GroupedRecord]:
+def group_sequence(
+    records: Iterable[ProcessedPair], config: IngestConfig
+) -> Iterator[GroupedRecord]:
     """The records of a sequence, each with its group and its neighbours in other groups."""
     ordered = []
     for made in records:
@@ -156,7 +158,9 @@ def group_sequence(records: Iterable[ProcessedPair], config: IngestConfig) -> It
     ordered.sort(key=lambda one: one[:2])
     step = step_of((frame.camera, instant) for instant, _, frame, _ in ordered)
     grouped = [
-        GroupedRecord(made, split_rules.block(frame.sequence, instant, step, config), made.row.split)
+        GroupedRecord(
+            made, split_rules.block(frame.sequence, instant, step, config), made.row.split
+        )
         for instant, _, frame, made in ordered
     ]
     instants = [instant for instant, *_ in ordered]

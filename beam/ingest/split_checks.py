@@ -56,7 +56,9 @@ def check_splits(manifest: Manifest, staged: str) -> None:
     )
 
 
-def draw_leaks(shards: str, sources: Path, remaining: RemainingLeaks, taxonomy: Taxonomy) -> Image.Image:
+def draw_leaks(
+    shards: str, sources: Path, remaining: RemainingLeaks, taxonomy: Taxonomy
+) -> Image.Image:
     """The pictures of a few near-duplicates in different splits, side by side.
 
     Args:

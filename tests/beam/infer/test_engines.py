@@ -248,7 +248,11 @@ def test_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_runtime(InferConfig(), 1000) == on_gpu
     assert choose_runtime(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
     # Workers on other machines have other processors.
-    assert choose_runtime(fastest, 0) == choose_runtime(InferConfig(), 0) == dataclasses.replace(plain, processes=0)
+    assert (
+        choose_runtime(fastest, 0)
+        == choose_runtime(InferConfig(), 0)
+        == dataclasses.replace(plain, processes=0)
+    )
 
 
 def test_threads_are_those_of_the_machine_that_predicts(monkeypatch: pytest.MonkeyPatch) -> None:

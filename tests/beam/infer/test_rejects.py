@@ -189,7 +189,9 @@ def test_one_model_may_serve_all_processes(
     alone = run_infer(trained, tmp_path / "alone", source=scenes)
     # Each worker decides by the same figures, for the machine on which it runs.
     monkeypatch.setattr(
-        plan, "choose_runtime", lambda *asked: dataclasses.replace(choose_runtime(*asked), model_bytes=1 << 60)
+        plan,
+        "choose_runtime",
+        lambda *asked: dataclasses.replace(choose_runtime(*asked), model_bytes=1 << 60),
     )
     options = pipeline_options(TWO_WORKERS)
     arguments = (str(scenes), None, str(tmp_path / "out"), InferConfig(), trained.tracking_uri)

@@ -14,7 +14,13 @@ from PIL import Image
 from beam.ingest.incremental import PublishedShards, previous_pairs
 from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS
 from beam.ingest.record_files import RecordRef
-from beam.ingest.records import ProcessedPair, difference_hash, read_pair, row_of, reuse_if_unchanged
+from beam.ingest.records import (
+    ProcessedPair,
+    difference_hash,
+    read_pair,
+    reuse_if_unchanged,
+    row_of,
+)
 from beam.shared.pairing import Pair
 from beam.shared.progress import progress_line
 from runtime.errors import RejectError

@@ -9,10 +9,10 @@ from beam.ingest.split_rules import (
     ClassBalance,
     Group,
     GroupContent,
-    rebalance,
     block,
     named_group,
     order_key,
+    rebalance,
     shard_count,
     shard_of,
     split_at,
@@ -153,7 +153,9 @@ def _balanced(
     halves[0].merge(halves[1])
     moved = rebalance(halves[0], config)
     return moved, {
-        one.group.name: moved.get(one.group.name) or one.split or split_at(one.group.position, config)
+        one.group.name: moved.get(one.group.name)
+        or one.split
+        or split_at(one.group.position, config)
         for one in groups
     }
 

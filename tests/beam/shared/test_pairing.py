@@ -64,7 +64,9 @@ def test_images_that_cannot_be_read_are_rejects(path: str, code: str) -> None:
 
 def _pair(*paths: str, need_mask: bool = True) -> list[Pair | Reject]:
     found = [classify_file(_file(path), LYFT) for path in paths]
-    return list(pair_candidates([one for one in found if isinstance(one, Candidate)], need_mask=need_mask))
+    return list(
+        pair_candidates([one for one in found if isinstance(one, Candidate)], need_mask=need_mask)
+    )
 
 
 def test_pairs_and_what_makes_none() -> None:
