@@ -1,4 +1,4 @@
-"""The command line of the ingest job; it imports Beam only if there is work."""
+"""Command line of the ingest job; imports Beam only if there is work."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> str:
     add_config(parser, IngestConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(IngestConfig, args)
-    # Beam alone knows its options, and refuses those that are wrong.
+    # Parsed first, so that a wrong option ends the command before the source is listed.
     options = _options(beam_arguments) if beam_arguments else None
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(args.source, args.output, config, listing)

@@ -1,4 +1,4 @@
-"""Published versions of a dataset, and whether one of them is still up to date."""
+"""Incremental ingest: finds published versions that are up to date, or whose records are reused."""
 
 from __future__ import annotations
 
@@ -28,11 +28,14 @@ from schemas.sources import SOURCES as SOURCES_SCHEMA
 
 @dataclass(frozen=True)
 class PublishedShards:
-    """A published version whose records and shards may be reused."""
+    """A published version whose records and shards may be reused.
+
+    Attributes:
+        shards: by the hash of their sources.
+    """
 
     folder: str
     shards: dict[str, ShardInfo]
-    """The shards by the hash of their sources."""
 
     @classmethod
     def of(cls, folder: str, manifest: Manifest) -> PublishedShards:
@@ -42,12 +45,12 @@ class PublishedShards:
 
 @dataclass(frozen=True)
 class Job:
-    """What an ingest knows before it reads any file.
+    """An ingest before it reads any file.
 
     Attributes:
         datasets: folder of the dataset's versions.
         source_digest: of the source's listing.
-        listing: local folder with the files of its listing.
+        listing: local folder with the parts of the listing.
         published: versions made by the same recipe, newest first.
     """
 
@@ -70,15 +73,15 @@ def prepare(source: str, output: str, config: IngestConfig, listing: str) -> Job
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     datasets = join(make_output(output), config.name)
-    found = digest_pairs(source_of(source, config), listing)
-    return Job(recipe, datasets, found, listing, published_versions(datasets, recipe))
+    digest = digest_pairs(source_of(source, config), listing)
+    return Job(recipe, datasets, digest, listing, published_versions(datasets, recipe))
 
 
 def find_unchanged(job: Job) -> str | None:
-    """Folder of the version that a run would publish again, after verifying it; or None."""
+    """Folder of an intact version that a run would publish again; None if there is none."""
     for folder, manifest in job.published:
         if is_unchanged(folder, manifest, job.source_digest.digest):
-            # A job that was killed just after publishing may have left its staging folder.
+            # Left by a job that was killed just after publishing.
             remove_dead_staging(job.datasets)
             log(f"nothing has changed: {manifest.records} records, all files intact")
             return folder
@@ -103,7 +106,7 @@ def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifes
 
 
 def version_folder(datasets: str, manifest: Manifest) -> str:
-    """The folder of a version; pairs with the same bytes from another source keep theirs."""
+    """The folder for a version; it has a suffix if another source has the same fingerprint."""
     name = version_name(manifest.fingerprint)
     with suppress(UserError):
         if load_manifest(join(datasets, name)).source != manifest.source:
@@ -112,7 +115,7 @@ def version_folder(datasets: str, manifest: Manifest) -> str:
 
 
 def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
-    """True if a run would publish the same files: same listing, and all are intact."""
+    """True if a run would publish the same files: the listing is the same, and all are intact."""
     if TRANSIENT_CODES & manifest.rejects.keys():
         return False
     try:
@@ -125,7 +128,7 @@ def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
 
 
 def file_digests(folder: str, manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of each file of a version but its manifest, by its place."""
+    """SHA-256 of each file of a version but its manifest, by path or URI."""
     files = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
     return {join(folder, name): digest for name, digest in files.items()}
 
@@ -133,11 +136,11 @@ def file_digests(folder: str, manifest: Manifest) -> dict[str, str]:
 def previous_pairs(
     shard: str | None, previous: PublishedShards
 ) -> Iterator[tuple[str, ProcessedPair]]:
-    """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
+    """Pairs of an earlier version that need not be read again, by id; none if it is damaged.
 
     Args:
-        shard: name of the one whose records are yielded if it is intact; None for what was rejected
-            for what its files contain.
+        shard: name of the shard whose records are yielded; None for the rejects that the content
+            of their files explains.
     """
     sources = join(previous.folder, SOURCES)
     try:

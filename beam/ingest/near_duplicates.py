@@ -1,4 +1,4 @@
-"""Leaks: images of different splits that are nearly the same, found by a join on their hashes.
+"""Near-duplicates across splits (leaks), found by locality-sensitive hashing.
 
 Two images are near-duplicates if their 64-bit difference hashes differ in at most three bits. Such
 hashes agree in at least one of four bands of 16 bits, so only hashes that share a band are
@@ -24,10 +24,10 @@ NEAR_DUPLICATE_BITS = 3
 _BANDS = NEAR_DUPLICATE_BITS + 1
 _BAND_BITS = 64 // _BANDS
 _BLOCK = 256
-"""Number of hashes compared at once with the rest of their group; it bounds the memory."""
+"""Number of hashes compared at once with the rest of their group; bounds the memory."""
 
 _MAX_ALL_PAIRS = 4 * _BLOCK
-"""Number of hashes in a band above which they are not all compared with each other."""
+"""Number of hashes with equal band up to which all are compared with each other."""
 
 _EXAMPLES = 6
 
@@ -36,7 +36,7 @@ IntArray = npt.NDArray[np.intp]
 
 
 NodeKey = tuple[str, str, bool]
-"""Difference hash, split, and whether that was given."""
+"""Difference hash, split, and whether the split was given."""
 
 
 class Node(NamedTuple):

@@ -101,11 +101,11 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
     )
-    records = pairs | "Records" >> beam.Filter(lambda made: made.record is not None)
+    records = pairs | "Records" >> beam.Filter(lambda pair: pair.record is not None)
     rejected = (
         pairs
-        | "Rejects" >> beam.Filter(lambda made: made.record is None)
-        | "RejectRows" >> beam.Map(lambda made: made.row)
+        | "Rejects" >> beam.Filter(lambda pair: pair.record is None)
+        | "RejectRows" >> beam.Map(lambda pair: pair.row)
     )
     split = records | "Split" >> SplitWithoutLeaks(recipe.config, staging.progress)
     shards = split["records"] | "WriteShards" >> WriteShards(
@@ -278,7 +278,7 @@ class Repeated(beam.PTransform):
         """The graph: count each, filter."""
         return (
             records
-            | "Pictures" >> beam.Map(lambda made: made.row.picture)
+            | "Pictures" >> beam.Map(lambda pair: pair.row.picture)
             | "CountEach" >> beam.combiners.Count.PerElement()
             | "Several" >> beam.Filter(lambda one: one[1] > 1)
             | beam.Keys()
@@ -292,7 +292,7 @@ class CountGroups(beam.PTransform):
         """The graph: find the groups, count them."""
         return (
             records
-            | "Groups" >> beam.Map(lambda made: (made.row.split, made.row.group))
+            | "Groups" >> beam.Map(lambda pair: (pair.row.split, pair.row.group))
             | beam.Distinct()
             | beam.Keys()
             | beam.combiners.Count.PerElement()
@@ -359,7 +359,7 @@ class _Deduplicate(CountingDoFn):
         super().__init__("ingest", progress)
 
     def process(self, element: tuple[str, Iterable[ProcessedPair]]) -> Iterator[ProcessedPair]:
-        for made in deduplicate(element[1]):
-            if made.row.reject_code == DUPLICATE:
+        for pair in deduplicate(element[1]):
+            if pair.row.reject_code == DUPLICATE:
                 self.counters.add("left out")
-            yield made
+            yield pair

@@ -117,12 +117,12 @@ def reuse_if_unchanged(row: SourceRow, known: ProcessedPair) -> ProcessedPair | 
 
 def deduplicate(pairs: Iterable[ProcessedPair]) -> list[ProcessedPair]:
     """Of pairs with the same bytes, keeps the first by id and rejects the others."""
-    first, *others = sorted(pairs, key=lambda made: made.row.id)
+    first, *others = sorted(pairs, key=lambda pair: pair.row.id)
     if first.record is None:
         # Each says itself what is wrong with it.
         return [first, *others]
     copy = RejectError(DUPLICATE, f"same image and mask as {first.row.id}, which is kept")
-    return [first, *(ProcessedPair(reject_row(made.row, copy), None) for made in others)]
+    return [first, *(ProcessedPair(reject_row(pair.row, copy), None) for pair in others)]
 
 
 def reject_row(row: SourceRow, error: RejectError) -> SourceRow:

@@ -46,7 +46,7 @@ class GroupedRecord(NamedTuple):
         neighbours: frames of other groups next to it.
     """
 
-    made: ProcessedPair
+    pair: ProcessedPair
     group: Group
     split: str | None
     neighbours: tuple[Neighbour, ...] = ()
@@ -61,7 +61,7 @@ class SplitRecord(NamedTuple):
         beside_given: whether there is one beside which it stays.
     """
 
-    made: ProcessedPair
+    pair: ProcessedPair
     given: bool
     leak: Leak | None
     beside_given: bool
@@ -85,7 +85,7 @@ class SplitWithoutLeaks(beam.PTransform):
         """The graph: group, balance, drop neighbours, drop near-duplicates."""
         groups = (
             records
-            | "BySequence" >> beam.Map(lambda made: (sequence_of(made, self.config), made))
+            | "BySequence" >> beam.Map(lambda pair: (sequence_of(pair, self.config), pair))
             | "GroupBySequence" >> beam.GroupByKey()
             | "Groups" >> beam.ParDo(_Groups(self.config)).with_outputs(_CONTENTS, main="grouped")
         )
@@ -98,7 +98,7 @@ class SplitWithoutLeaks(beam.PTransform):
         leaks, pairs = (
             chosen
             | "Stay" >> beam.Filter(lambda one: one[1].leak is None)
-            | "Ids" >> beam.MapTuple(lambda key, one: (key, (1, one.made.row.id)))
+            | "Ids" >> beam.MapTuple(lambda key, one: (key, (1, one.pair.row.id)))
             | "Nodes" >> beam.CombinePerKey(_count_and_first)
             | "AsNodes" >> beam.MapTuple(lambda key, of: Node(*key, *of))
             | "FindLeaks" >> FindLeaks()
@@ -116,10 +116,10 @@ class SplitWithoutLeaks(beam.PTransform):
         }
 
 
-def sequence_of(made: ProcessedPair, config: IngestConfig) -> str:
+def sequence_of(pair: ProcessedPair, config: IngestConfig) -> str:
     """Key of the records that must be seen together to form groups: a sequence, or a group."""
-    named = _named_group(made, config)
-    return f"group {named.name}" if named else f"sequence {frame_of(made.row.id).sequence}"
+    named = _named_group(pair, config)
+    return f"group {named.name}" if named else f"sequence {frame_of(pair.row.id).sequence}"
 
 
 class _Groups(beam.DoFn):
@@ -133,7 +133,7 @@ class _Groups(beam.DoFn):
     ) -> Iterator[GroupedRecord | beam.pvalue.TaggedOutput]:
         contents: dict[tuple[Group, str | None], set[int]] = {}
         for one in group_sequence(element[1], self._config):
-            contents.setdefault((one.group, one.split), set()).update(classes_in(one.made))
+            contents.setdefault((one.group, one.split), set()).update(classes_in(one.pair))
             yield one
         for (group, split), classes in contents.items():
             content = GroupContent(group, split, frozenset(classes))
@@ -145,39 +145,39 @@ def group_sequence(
 ) -> Iterator[GroupedRecord]:
     """The records of a sequence, each with its group and its neighbours in other groups."""
     ordered = []
-    for made in records:
-        frame = frame_of(made.row.id)
-        named = _named_group(made, config)
+    for pair in records:
+        frame = frame_of(pair.row.id)
+        named = _named_group(pair, config)
         if named or frame.instant is None:
-            group = named or split_rules.named_group("image", made.row.id, config)
-            yield GroupedRecord(made, group, made.row.split)
+            group = named or split_rules.named_group("image", pair.row.id, config)
+            yield GroupedRecord(pair, group, pair.row.split)
         else:
-            ordered.append((frame.instant, made.row.id, frame, made))
+            ordered.append((frame.instant, pair.row.id, frame, pair))
     if not ordered:
         return
     ordered.sort(key=lambda one: one[:2])
     step = step_of((frame.camera, instant) for instant, _, frame, _ in ordered)
     grouped = [
         GroupedRecord(
-            made, split_rules.block(frame.sequence, instant, step, config), made.row.split
+            pair, split_rules.block(frame.sequence, instant, step, config), pair.row.split
         )
-        for instant, _, frame, made in ordered
+        for instant, _, frame, pair in ordered
     ]
     instants = [instant for instant, *_ in ordered]
     for index, one in enumerate(grouped):
         beside = dict.fromkeys(
-            Neighbour(grouped[other].made.row.id, grouped[other].group, grouped[other].split)
+            Neighbour(grouped[other].pair.row.id, grouped[other].group, grouped[other].split)
             for other in _adjacent(index, instants, _ADJACENT_STEPS * step)
             if (grouped[other].group, grouped[other].split) != (one.group, one.split)
         )
         yield one._replace(neighbours=tuple(beside))
 
 
-def _named_group(made: ProcessedPair, config: IngestConfig) -> Group | None:
+def _named_group(pair: ProcessedPair, config: IngestConfig) -> Group | None:
     """The group of a record; None if it is a block of its sequence."""
-    sample_id = made.row.id
-    if made.row.group:
-        return split_rules.named_group("group", made.row.group, config)
+    sample_id = pair.row.id
+    if pair.row.group:
+        return split_rules.named_group("group", pair.row.group, config)
     if config.group:
         found = re.search(config.group, sample_id)
         if found:
@@ -205,9 +205,9 @@ def _adjacent(index: int, instants: list[int], most: float) -> Iterator[int]:
             other += step
 
 
-def classes_in(made: ProcessedPair) -> list[int]:
+def classes_in(pair: ProcessedPair) -> list[int]:
     """Ids of the classes in a record's mask."""
-    return [int(label) for label in str(made.row.classes or "").split(",") if label]
+    return [int(label) for label in str(pair.row.classes or "").split(",") if label]
 
 
 class _BalanceFn(beam.CombineFn):
@@ -244,7 +244,7 @@ def assign_split(one: GroupedRecord, config: IngestConfig, moved: dict[str, str]
         return split or moved.get(group.name) or split_rules.split_at(group.position, config)
 
     split = split_of(one.group, one.split)
-    row = replace(one.made.row, split=split, group=one.group.name)
+    row = replace(one.pair.row, split=split, group=one.group.name)
     others = [
         (near, split_of(near.group, near.split))
         for near in one.neighbours
@@ -260,12 +260,12 @@ def assign_split(one: GroupedRecord, config: IngestConfig, moved: dict[str, str]
         None,
     )
     beside_given = given and any(near.split or config.max_leak > 0 for near, _ in others)
-    return SplitRecord(one.made._replace(row=row), given, leak, beside_given)
+    return SplitRecord(one.pair._replace(row=row), given, leak, beside_given)
 
 
 def node_key(one: SplitRecord) -> NodeKey:
     """What the images of a node have in common: hash, split, and whether that was given."""
-    return str(one.made.row.dhash), str(one.made.row.split), one.given
+    return str(one.pair.row.dhash), str(one.pair.row.split), one.given
 
 
 def _count_and_first(parts: Iterable[tuple[int, str]]) -> tuple[int, str]:
@@ -287,8 +287,8 @@ class _LeaveOut(CountingDoFn):
         for one in element[1]["chosen"]:
             leak = one.leak or near
             if leak is None:
-                yield one.made
-                evaluation = one.made.row.split != "train"
+                yield one.pair
+                evaluation = one.pair.row.split != "train"
                 if leaks or one.beside_given:
                     in_pair = int(bool(leaks))
                     yield beam.pvalue.TaggedOutput(
@@ -304,5 +304,5 @@ class _LeaveOut(CountingDoFn):
             how = "next to" if one.leak else f"near-duplicate ({leak.bits} of 64 bits differ) of"
             reason = f"{how} {leak.id}, which is in {leak.split}"
             yield beam.pvalue.TaggedOutput(
-                LEFT_OUT, reject_row(one.made.row, RejectError(LEAK, reason))
+                LEFT_OUT, reject_row(one.pair.row, RejectError(LEAK, reason))
             )

@@ -56,12 +56,12 @@ class WriteShards(beam.PTransform):
         counts = (
             records
             | "SizeOfRecord"
-            >> beam.Map(lambda made: (made.row.split, (1, record_bytes(made.row, self.recipe))))
+            >> beam.Map(lambda pair: (pair.row.split, (1, record_bytes(pair.row, self.recipe))))
             | "SizeOfSplit" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
         )
         sizes = beam.pvalue.AsDict(counts)
         keyed = records | "KeyByShard" >> beam.Map(
-            lambda made, sizes: (shard_key(made.row, sizes, self.recipe), made), sizes
+            lambda pair, sizes: (shard_key(pair.row, sizes, self.recipe), pair), sizes
         )
         # A hash range without rows still gets a file, or the set of shards would have gaps.
         every = (
@@ -128,12 +128,12 @@ class _WriteShard(CountingDoFn):
         (split, index), grouped = element
         config = self._recipe.config
         records = sorted(
-            (made for made in grouped if made is not None),
-            key=lambda made: (split_rules.order_key(made.row.id, config), made.row.id),
+            (pair for pair in grouped if pair is not None),
+            key=lambda pair: (split_rules.order_key(pair.row.id, config), pair.row.id),
         )
         shards = shards_of(split, sizes, config)
         name = shard_name(config.name, split, index, shards)
-        source_sha256 = shard_source_sha256(split, (made.row for made in records), self._recipe)
+        source_sha256 = shard_source_sha256(split, (pair.row for pair in records), self._recipe)
         info, rows = self._reuse(name, source_sha256, records) or self._write(
             name, split, source_sha256, records
         )
@@ -150,12 +150,12 @@ class _WriteShard(CountingDoFn):
         if not self._previous or not old or not records:
             return None
         shard = join(self._previous.folder, old.name)
-        if any(made.record is None or made.record.file != shard for made in records):
+        if any(pair.record is None or pair.record.file != shard for pair in records):
             return None
         atomic_copy(shard, join(self._folder, name), self._rows_folder)
         self.counters.add("written", old.records)
         return old.model_copy(update={"name": name}), [
-            replace(made.row, shard=name) for made in records
+            replace(pair.row, shard=name) for pair in records
         ]
 
     def _write(
@@ -168,11 +168,11 @@ class _WriteShard(CountingDoFn):
         # A retried bundle replaces what the first attempt left with the same bytes.
         with atomic_file(join(self._folder, name), self._rows_folder) as path:
             with open(path, "wb") as file:
-                for made, read in prefetch(_read, records, self._folder):
+                for pair, read in prefetch(_read, records, self._folder):
                     record, known = read()
                     stats += known or stats_of(parse(record), classes)
                     length = write_record(file, record)
-                    rows.append(replace(made.row, shard=name, offset=size, length=length))
+                    rows.append(replace(pair.row, shard=name, offset=size, length=length))
                     size += length
                     self.counters.add("written")
                     self.counters.add("bytes", length)
@@ -189,7 +189,7 @@ class _WriteShard(CountingDoFn):
         return info, rows
 
 
-def _read(made: ProcessedPair) -> tuple[bytes, PixelStats | None]:
-    if made.record is None:
-        raise ValueError(f"{made.row.id}: a pair without a record has no shard")
-    return unframe(made.record, read_frames(made.record))
+def _read(pair: ProcessedPair) -> tuple[bytes, PixelStats | None]:
+    if pair.record is None:
+        raise ValueError(f"{pair.row.id}: a pair without a record has no shard")
+    return unframe(pair.record, read_frames(pair.record))
