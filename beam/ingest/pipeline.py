@@ -1,7 +1,4 @@
-"""Turns raw PNG pairs into a published TFRecord dataset: ``python -m beam.ingest``.
-
-The last line of standard output is the published folder.
-"""
+"""The Beam graph of the ingest job: raw image/mask pairs to a published TFRecord dataset."""
 
 from __future__ import annotations
 
@@ -69,13 +66,13 @@ from schemas.sources import SourceRow
 
 @dataclass(frozen=True)
 class Staging:
-    """Where a running job works.
+    """Folders of a running job, and what it knows of the source.
 
     Attributes:
         dataset: the folder that will be published.
         rows: folder of records that wait for their shard, and of each shard's rows.
-        progress: folder of the running counters.
-        listing: digest of the source's listing; listed: its files.
+        progress: folder of the workers' counters and crash journals.
+        listing: digest of the source's listing; listed: Parquet files of the listing.
         previous: a published version whose unchanged shards are reused.
         crashed: paths on which a decoder crashes.
     """
@@ -90,7 +87,7 @@ class Staging:
 
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
-    """Builds the graph from the source folder to shards and metadata in the staging folder."""
+    """Builds the graph from the source to shards and metadata in the staging folder."""
     source = replace(source_of(recipe.source, recipe.config), listed=staging.listed)
     listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
     pairs = (
@@ -127,7 +124,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             staging.rows,
             beam.pvalue.AsList(shards),
             beam.pvalue.AsList(left_out),
-            beam.pvalue.AsIter(split["records"] | "Repeated" >> Repeated()),
+            beam.pvalue.AsIter(split["records"] | "Repeated" >> RepeatedPictures()),
             beam.pvalue.AsDict(split["records"] | "CountGroups" >> CountGroups()),
             beam.pvalue.AsDict(listed[FILES]),
             beam.pvalue.AsIter(split[REMAINING]),
@@ -184,7 +181,7 @@ def publish_version(job: Job, options: PipelineOptions) -> str:
 
 
 def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptions) -> Manifest:
-    """Runs the pipeline and checks what it has made.
+    """Runs the pipeline and checks the staged dataset.
 
     Args:
         images: number of images that were listed.
@@ -213,7 +210,7 @@ def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptio
 
 
 def summary(manifest: Manifest) -> str:
-    """Summarises a dataset in a few lines: splits, rejects, doubts, near-duplicates."""
+    """A few lines on a dataset: splits, rejects, doubts, near-duplicates."""
     splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
     rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
@@ -236,10 +233,10 @@ def summary(manifest: Manifest) -> str:
 
 @dataclass
 class JoinPrevious(beam.PTransform):
-    """Joins pairs, keyed by id, with what an earlier version knows: (pair, ProcessedPair or None).
+    """Joins pairs, keyed by id, with those of an earlier version: (Pair, ProcessedPair or None).
 
     Attributes:
-        previous: the earlier version; None if there is none, which saves a shuffle.
+        previous: the earlier version; if it is None, there is no shuffle.
     """
 
     previous: PublishedShards | None
@@ -247,32 +244,29 @@ class JoinPrevious(beam.PTransform):
     def expand(
         self, pairs: beam.PCollection[tuple[str, Pair]]
     ) -> beam.PCollection[tuple[Pair, ProcessedPair | None]]:
-        """The graph: read what is known, group with the pairs, match."""
+        """The graph: read the earlier pairs, group by id, match."""
         if self.previous is None:
-            return pairs | "NoPrevious" >> beam.Map(lambda one: (one[1], None))
+            return pairs | "NoPrevious" >> beam.MapTuple(lambda _, pair: (pair, None))
         shards = [shard.name for shard in self.previous.shards.values()]
-        known = (
+        previous = (
             pairs.pipeline
             | "Previous" >> beam.Create([*shards, None], reshuffle=True)
             | "PreviousPairs" >> beam.FlatMap(previous_pairs, self.previous)
         )
         return (
-            {"pairs": pairs, "known": known}
+            {"pairs": pairs, "previous": previous}
             | "GroupById" >> beam.CoGroupByKey()
-            | "Match" >> beam.FlatMap(_match)
+            | "Match" >> beam.FlatMapTuple(_match)
         )
 
 
-def _match(
-    group: tuple[str, dict[str, Iterable[Any]]],
-) -> Iterator[tuple[Pair, ProcessedPair | None]]:
-    known = next(iter(group[1]["known"]), None)
-    for pair in group[1]["pairs"]:
-        yield pair, known
+def _match(_: str, group: dict[str, Iterable[Any]]) -> Iterator[tuple[Pair, ProcessedPair | None]]:
+    previous = next(iter(group["previous"]), None)
+    return ((pair, previous) for pair in group["pairs"])
 
 
-class Repeated(beam.PTransform):
-    """Hashes of the pictures that several records show."""
+class RepeatedPictures(beam.PTransform):
+    """Hashes of the pictures that occur in several records."""
 
     def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[str]:
         """The graph: count each, filter."""
@@ -280,7 +274,7 @@ class Repeated(beam.PTransform):
             records
             | "Pictures" >> beam.Map(lambda pair: pair.row.picture)
             | "CountEach" >> beam.combiners.Count.PerElement()
-            | "Several" >> beam.Filter(lambda one: one[1] > 1)
+            | "Several" >> beam.Filter(lambda counted: counted[1] > 1)
             | beam.Keys()
         )
 
@@ -300,46 +294,50 @@ class CountGroups(beam.PTransform):
 
 
 class _MakeRecords(CountingDoFn):
-    """Reads, checks and encodes pairs, unless an earlier run's record is still valid for them."""
+    """Reads, checks and encodes pairs, or reuses the records of an earlier version.
+
+    Yields pairs keyed by the hashes of their bytes, so that duplicates meet.
+    """
 
     def __init__(self, recipe: Recipe, staging: Staging) -> None:
         super().__init__("ingest", staging.progress)
         self._recipe = recipe
-        self._folder = staging.rows
-        self._notes = staging.progress
-        self._crashed = staging.crashed
+        self._staging = staging
 
     def setup(self) -> None:
         super().setup()
         recipe = self._recipe
         self._journal = CrashJournal(
-            self._notes, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
+            self._staging.progress, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
         )
-        software.check(self._recipe.made_with, software.of_records())
+        software.check(recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
-        self._files = RecordFiles(self._folder)
+        self._files = RecordFiles(self._staging.rows)
 
     def process(
         self, element: list[tuple[Pair, ProcessedPair | None]]
     ) -> Iterator[tuple[str, ProcessedPair]]:
-        rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
-        found = [known and reuse_if_unchanged(row, known) for row, known in rows]
-        new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
+        rows = [row_of(pair, self._recipe.config) for pair, _ in element]
+        reused = [
+            previous and reuse_if_unchanged(row, previous)
+            for row, (_, previous) in zip(rows, element, strict=True)
+        ]
+        new = [row for row, pair in zip(rows, reused, strict=True) if pair is None]
         with self._journal.recording([(row.image_path, row.mask_path) for row in new]) as crashing:
-            read_one = partial(self._read, crashed=self._crashed | crashing)
-            made = [
+            read_files = partial(self._read, crashed=self._staging.crashed | crashing)
+            processed = [
                 process_pair(row, self._recipe, read, self._files)
-                for row, read in prefetch(read_one, new, self._recipe.source)
+                for row, read in prefetch(read_files, new, self._recipe.source)
             ]
-        for known in found:
-            one = known or made.pop(0)
-            row = one.row
-            if one.record is None:
+        for previous in reused:
+            pair = previous or processed.pop(0)
+            row = pair.row
+            if pair.record is None:
                 self.counters.add(f"rejected.{row.reject_code}")
             else:
-                self.counters.add("kept" if known else "read")
-            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, one
+                self.counters.add("kept" if previous else "read")
+            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, pair
 
     def _read(self, row: SourceRow, crashed: frozenset[str]) -> tuple[bytes, bytes]:
         for path in (row.image_path, row.mask_path):

@@ -1,8 +1,9 @@
-"""SplitWithoutLeaks: gives each record its split, and leaves out what would leak between splits.
+"""SplitWithoutLeaks: assigns records to splits by group, and leaves out what would leak.
 
 1. Records that belong together form groups: blocks of a sequence, folders, or as the user says.
-2. A group's place decides its split, unless a split would have no group or would lack a class.
-3. A frame next to one of another split in its sequence is left out, and so is a near-duplicate.
+2. A group's position decides its split, unless a split would have no group or would lack a class.
+3. Frames next to one of another split in their sequence (an embargo) are left out, and so are
+   near-duplicates of images in another split.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -26,12 +28,11 @@ from schemas.config import IngestConfig
 LEFT_OUT, REMAINING, _CONTENTS = "left_out", "remaining", "contents"
 
 _ADJACENT_STEPS = 1.5
-"""Frames at most as many usual steps apart are next to each other, and so are those between which
-there is none."""
+"""Frames at most this many usual steps apart are adjacent; so are frames without one in between."""
 
 
 class Neighbour(NamedTuple):
-    """A frame of another group that is next to a frame in its sequence."""
+    """A frame of another group that is adjacent in the sequence."""
 
     id: str
     group: Group
@@ -42,8 +43,8 @@ class GroupedRecord(NamedTuple):
     """A record with its group.
 
     Attributes:
-        split: as given from outside; None if the group's place decides.
-        neighbours: frames of other groups next to it.
+        split: as given by a list or folder; None if the group's position decides.
+        neighbours: adjacent frames of other groups.
     """
 
     pair: ProcessedPair
@@ -56,9 +57,9 @@ class SplitRecord(NamedTuple):
     """A record with its split.
 
     Attributes:
-        given: whether it stays in its split, which was given from outside, or leaks are allowed.
-        leak: the frame of another split next to it for which it is left out.
-        beside_given: whether there is one beside which it stays.
+        given: whether it stays despite leaks: its split was given, or leaks are allowed.
+        leak: the adjacent frame of another split for which it is left out, if there is one.
+        beside_given: whether it stays despite an adjacent frame of another split.
     """
 
     pair: ProcessedPair
@@ -71,11 +72,13 @@ class SplitRecord(NamedTuple):
 class SplitWithoutLeaks(beam.PTransform):
     """Assigns splits to records.
 
-    Returns a dict: ``records``, with their splits; ``left_out``, rows of the others; ``remaining``,
-    parts of what leaks between splits that were given.
-
     Attributes:
-        config: how to split; progress: folder of the running counters.
+        config: how to split; progress: folder of the counters.
+
+    Returns a dict:
+        records: those that stay, with their splits.
+        left_out: rows of the others.
+        remaining: partial sums of the leaks that stay.
     """
 
     config: IngestConfig
@@ -93,33 +96,33 @@ class SplitWithoutLeaks(beam.PTransform):
         chosen = (
             groups.grouped
             | "AssignSplit" >> beam.Map(assign_split, self.config, beam.pvalue.AsSingleton(moved))
-            | "KeyByHash" >> beam.Map(lambda one: (node_key(one), one))
+            | "KeyByHash" >> beam.Map(lambda record: (node_key(record), record))
         )
         leaks, pairs = (
             chosen
-            | "Stay" >> beam.Filter(lambda one: one[1].leak is None)
-            | "Ids" >> beam.MapTuple(lambda key, one: (key, (1, one.pair.row.id)))
+            | "Stay" >> beam.Filter(lambda keyed: keyed[1].leak is None)
+            | "Ids" >> beam.MapTuple(lambda key, record: (key, (1, record.pair.row.id)))
             | "Nodes" >> beam.CombinePerKey(_count_and_first)
-            | "AsNodes" >> beam.MapTuple(lambda key, of: Node(*key, *of))
+            | "AsNodes" >> beam.MapTuple(lambda key, count_and_first: Node(*key, *count_and_first))
             | "FindLeaks" >> FindLeaks()
         )
-        ended = (
+        outputs = (
             {"chosen": chosen, "leaks": leaks}
             | "GroupByHash" >> beam.CoGroupByKey()
             | "LeaveOut"
             >> beam.ParDo(_LeaveOut(self.progress)).with_outputs(LEFT_OUT, REMAINING, main="kept")
         )
         return {
-            "records": ended.kept,
-            LEFT_OUT: ended[LEFT_OUT],
-            REMAINING: (pairs, ended[REMAINING]) | "AllRemaining" >> beam.Flatten(),
+            "records": outputs.kept,
+            LEFT_OUT: outputs[LEFT_OUT],
+            REMAINING: (pairs, outputs[REMAINING]) | "AllRemaining" >> beam.Flatten(),
         }
 
 
 def sequence_of(pair: ProcessedPair, config: IngestConfig) -> str:
-    """Key of the records that must be seen together to form groups: a sequence, or a group."""
-    named = _named_group(pair, config)
-    return f"group {named.name}" if named else f"sequence {frame_of(pair.row.id).sequence}"
+    """Key of the records that are grouped together: those of a sequence, or of a named group."""
+    group = _named_group(pair, config)
+    return f"group {group.name}" if group else f"sequence {frame_of(pair.row.id).sequence}"
 
 
 class _Groups(beam.DoFn):
@@ -132,11 +135,12 @@ class _Groups(beam.DoFn):
         self, element: tuple[str, Iterable[ProcessedPair]]
     ) -> Iterator[GroupedRecord | beam.pvalue.TaggedOutput]:
         contents: dict[tuple[Group, str | None], set[int]] = {}
-        for one in group_sequence(element[1], self._config):
-            contents.setdefault((one.group, one.split), set()).update(classes_in(one.pair))
-            yield one
-        for (group, split), classes in contents.items():
-            content = GroupContent(group, split, frozenset(classes))
+        for record in group_sequence(element[1], self._config):
+            classes = contents.setdefault((record.group, record.split), set())
+            classes.update(classes_in(record.pair))
+            yield record
+        for key, classes in contents.items():
+            content = GroupContent(*key, frozenset(classes))
             yield beam.pvalue.TaggedOutput(_CONTENTS, content)
 
 
@@ -144,44 +148,44 @@ def group_sequence(
     records: Iterable[ProcessedPair], config: IngestConfig
 ) -> Iterator[GroupedRecord]:
     """The records of a sequence, each with its group and its neighbours in other groups."""
-    ordered = []
+    frames = []
     for pair in records:
         frame = frame_of(pair.row.id)
-        named = _named_group(pair, config)
-        if named or frame.instant is None:
-            group = named or split_rules.named_group("image", pair.row.id, config)
+        group = _named_group(pair, config)
+        if group or frame.instant is None:
+            group = group or split_rules.named_group("image", pair.row.id, config)
             yield GroupedRecord(pair, group, pair.row.split)
         else:
-            ordered.append((frame.instant, pair.row.id, frame, pair))
-    if not ordered:
+            frames.append((frame.instant, pair.row.id, frame, pair))
+    if not frames:
         return
-    ordered.sort(key=lambda one: one[:2])
-    step = step_of((frame.camera, instant) for instant, _, frame, _ in ordered)
+    frames.sort(key=itemgetter(0, 1))
+    step = step_of((frame.camera, instant) for instant, _, frame, _ in frames)
     grouped = [
         GroupedRecord(
             pair, split_rules.block(frame.sequence, instant, step, config), pair.row.split
         )
-        for instant, _, frame, pair in ordered
+        for instant, _, frame, pair in frames
     ]
-    instants = [instant for instant, *_ in ordered]
-    for index, one in enumerate(grouped):
-        beside = dict.fromkeys(
-            Neighbour(grouped[other].pair.row.id, grouped[other].group, grouped[other].split)
-            for other in _adjacent(index, instants, _ADJACENT_STEPS * step)
-            if (grouped[other].group, grouped[other].split) != (one.group, one.split)
+    instants = [instant for instant, *_ in frames]
+    for index, record in enumerate(grouped):
+        adjacent = [grouped[at] for at in _adjacent(index, instants, _ADJACENT_STEPS * step)]
+        neighbours = dict.fromkeys(
+            Neighbour(other.pair.row.id, other.group, other.split)
+            for other in adjacent
+            if (other.group, other.split) != (record.group, record.split)
         )
-        yield one._replace(neighbours=tuple(beside))
+        yield record._replace(neighbours=tuple(neighbours))
 
 
 def _named_group(pair: ProcessedPair, config: IngestConfig) -> Group | None:
-    """The group of a record; None if it is a block of its sequence."""
+    """The group that a list, the config or a folder names; None for a block of a sequence."""
     sample_id = pair.row.id
     if pair.row.group:
         return split_rules.named_group("group", pair.row.group, config)
     if config.group:
-        found = re.search(config.group, sample_id)
-        if found:
-            return split_rules.named_group("group", found[found.re.groups and 1], config)
+        if match := re.search(config.group, sample_id):
+            return split_rules.named_group("group", match[match.re.groups and 1], config)
         return split_rules.named_group("image", sample_id, config)
     if config.split_by == "folder":
         return split_rules.named_group("folder", folder_of(sample_id), config)
@@ -191,15 +195,15 @@ def _named_group(pair: ProcessedPair, config: IngestConfig) -> Group | None:
 
 
 def _adjacent(index: int, instants: list[int], most: float) -> Iterator[int]:
-    """Indices of the frames next to one, in both directions: one of each instant after another."""
+    """Indices of the frames at most ``most`` away from one, and of the nearest on each side."""
     for step in (-1, 1):
         other = index + step
-        first = None
+        nearest = None
         while 0 <= other < len(instants):
             distance = abs(instants[other] - instants[index])
-            if distance and first is None:
-                first = instants[other]
-            if distance > most and instants[other] != first:
+            if distance and nearest is None:
+                nearest = instants[other]
+            if distance > most and instants[other] != nearest:
                 break
             yield other
             other += step
@@ -211,7 +215,7 @@ def classes_in(pair: ProcessedPair) -> list[int]:
 
 
 class _BalanceFn(beam.CombineFn):
-    """Adds up balances; the result is which groups move, and to which split."""
+    """Merges the class balances of groups; the result is the split of each group that moves."""
 
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
@@ -219,9 +223,9 @@ class _BalanceFn(beam.CombineFn):
     def create_accumulator(self) -> ClassBalance:
         return ClassBalance()
 
-    def add_input(self, found: ClassBalance, content: GroupContent) -> ClassBalance:
-        found.add(content, self._config)
-        return found
+    def add_input(self, balance: ClassBalance, content: GroupContent) -> ClassBalance:
+        balance.add(content, self._config)
+        return balance
 
     def merge_accumulators(self, parts: Iterable[ClassBalance]) -> ClassBalance:
         merged = ClassBalance()
@@ -229,43 +233,37 @@ class _BalanceFn(beam.CombineFn):
             merged.merge(part)
         return merged
 
-    def extract_output(self, found: ClassBalance) -> dict[str, str]:
-        return split_rules.rebalance(found, self._config)
+    def extract_output(self, balance: ClassBalance) -> dict[str, str]:
+        return split_rules.rebalance(balance, self._config)
 
 
-def assign_split(one: GroupedRecord, config: IngestConfig, moved: dict[str, str]) -> SplitRecord:
+def assign_split(record: GroupedRecord, config: IngestConfig, moved: dict[str, str]) -> SplitRecord:
     """A record with its split, and the neighbour for which it is left out, if there is one.
 
-    Of two frames next to each other, a given one stays, and else the one of train gives way to
-    validation, and both to test.
+    Of two adjacent frames, one with a given split stays. Otherwise train is left out before
+    validation, and validation before test.
     """
 
     def split_of(group: Group, split: str | None) -> str:
         return split or moved.get(group.name) or split_rules.split_at(group.position, config)
 
-    split = split_of(one.group, one.split)
-    row = replace(one.pair.row, split=split, group=one.group.name)
-    others = [
-        (near, split_of(near.group, near.split))
-        for near in one.neighbours
-        if split_of(near.group, near.split) != split
-    ]
-    given = one.split is not None or config.max_leak > 0
-    leak = next(
-        (
-            Leak(near.id, other, 0)
-            for near, other in others
-            if not given and (near.split or split_rank(other) > split_rank(split))
-        ),
-        None,
+    split = split_of(record.group, record.split)
+    row = replace(record.pair.row, split=split, group=record.group.name)
+    others = [(near, split_of(near.group, near.split)) for near in record.neighbours]
+    others = [(near, other) for near, other in others if other != split]
+    given = record.split is not None or config.max_leak > 0
+    leaks = (
+        Leak(near.id, other, 0)
+        for near, other in others
+        if not given and (near.split or split_rank(other) > split_rank(split))
     )
     beside_given = given and any(near.split or config.max_leak > 0 for near, _ in others)
-    return SplitRecord(one.pair._replace(row=row), given, leak, beside_given)
+    return SplitRecord(record.pair._replace(row=row), given, next(leaks, None), beside_given)
 
 
-def node_key(one: SplitRecord) -> NodeKey:
-    """What the images of a node have in common: hash, split, and whether that was given."""
-    return str(one.pair.row.dhash), str(one.pair.row.split), one.given
+def node_key(record: SplitRecord) -> NodeKey:
+    """Key of the node to which a record belongs."""
+    return str(record.pair.row.dhash), str(record.pair.row.split), record.given
 
 
 def _count_and_first(parts: Iterable[tuple[int, str]]) -> tuple[int, str]:
@@ -274,7 +272,7 @@ def _count_and_first(parts: Iterable[tuple[int, str]]) -> tuple[int, str]:
 
 
 class _LeaveOut(CountingDoFn):
-    """Passes records on, and those that leak as rejected rows to ``left_out``."""
+    """Passes records on; sends those that leak to ``left_out``, as rows of rejects."""
 
     def __init__(self, progress: str) -> None:
         super().__init__("ingest", progress)
@@ -283,26 +281,21 @@ class _LeaveOut(CountingDoFn):
         self, element: tuple[NodeKey, dict[str, Iterable[Any]]]
     ) -> Iterator[ProcessedPair | beam.pvalue.TaggedOutput]:
         leaks = sorted(element[1]["leaks"])
-        near = next((leak for leak in leaks if leak.left_out), None)
-        for one in element[1]["chosen"]:
-            leak = one.leak or near
-            if leak is None:
-                yield one.pair
-                evaluation = one.pair.row.split != "train"
-                if leaks or one.beside_given:
-                    in_pair = int(bool(leaks))
-                    yield beam.pvalue.TaggedOutput(
-                        REMAINING,
-                        RemainingLeaks(
-                            images=in_pair,
-                            evaluation=in_pair * evaluation,
-                            beside=int(one.beside_given),
-                        ),
-                    )
+        near_duplicate = next((leak for leak in leaks if leak.left_out), None)
+        for record in element[1]["chosen"]:
+            row = record.pair.row
+            if leak := record.leak or near_duplicate:
+                self.counters.add("left out")
+                relation = f"near-duplicate ({leak.bits} of 64 bits differ) of"
+                if record.leak:
+                    relation = "next to"
+                error = RejectError(LEAK, f"{relation} {leak.id}, which is in {leak.split}")
+                yield beam.pvalue.TaggedOutput(LEFT_OUT, reject_row(row, error))
                 continue
-            self.counters.add("left out")
-            how = "next to" if one.leak else f"near-duplicate ({leak.bits} of 64 bits differ) of"
-            reason = f"{how} {leak.id}, which is in {leak.split}"
-            yield beam.pvalue.TaggedOutput(
-                LEFT_OUT, reject_row(one.pair.row, RejectError(LEAK, reason))
-            )
+            yield record.pair
+            if leaks or record.beside_given:
+                images = int(bool(leaks))
+                evaluation = images * (row.split != "train")
+                beside = int(record.beside_given)
+                remaining = RemainingLeaks(0, images, evaluation, beside)
+                yield beam.pvalue.TaggedOutput(REMAINING, remaining)

@@ -1,8 +1,8 @@
-"""WriteShards: groups pairs by shard and writes each shard as one TFRecord file.
+"""WriteShards: groups records by shard and writes each shard as one TFRecord file.
 
-Only references to records cross the shuffle. The worker of a shard copies its records one after
-the other in hash order. So memory holds one record at a time (and the few that are read ahead from
-a store), and the bytes depend on nothing but the pairs and the recipe.
+Only references to records cross the shuffle. A worker copies the records of a shard one by one in
+hash order. So memory holds one record at a time, and the few that are prefetched from a store, and
+the bytes depend on nothing but the pairs and the recipe.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WriteShards(beam.PTransform):
         recipe: what determines the records.
         folder: where the files are written.
         rows_folder: where the final rows of each shard are written, one Parquet file per shard.
-        progress: folder of the running counters.
+        progress: folder of the counters.
         previous: a version whose shards may be reused.
     """
 
@@ -63,8 +63,8 @@ class WriteShards(beam.PTransform):
         keyed = records | "KeyByShard" >> beam.Map(
             lambda pair, sizes: (shard_key(pair.row, sizes, self.recipe), pair), sizes
         )
-        # A hash range without rows still gets a file, or the set of shards would have gaps.
-        every = (
+        # An empty hash range gets a file, too: otherwise the numbers of the shards have gaps.
+        all_keys = (
             records.pipeline
             | "Splits" >> beam.Create(SPLITS)
             | "EveryShard"
@@ -76,7 +76,7 @@ class WriteShards(beam.PTransform):
             )
         )
         return (
-            (keyed, every)
+            (keyed, all_keys)
             | "AllKeys" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteShard" >> beam.ParDo(_WriteShard(self), sizes)
@@ -84,7 +84,7 @@ class WriteShards(beam.PTransform):
 
 
 def record_bytes(row: SourceRow, recipe: Recipe) -> int:
-    """Estimates a record's size before it is made, from the target size or the source files."""
+    """Estimates a record's bytes, from the target size or the sizes of the source files."""
     config = recipe.config
     if config.height:
         return 1024 + config.height * config.width * 8 // 5
@@ -92,20 +92,20 @@ def record_bytes(row: SourceRow, recipe: Recipe) -> int:
 
 
 def shards_of(split: str, sizes: dict[str, tuple[int, int]], config: IngestConfig) -> int:
-    """Shards of a split, given the records and bytes of each split that has any."""
+    """Number of shards of a split; ``sizes`` has the records and bytes of each split with any."""
     records, size = sizes.get(split, (0, 0))
     return split_rules.shard_count(records, size, config)
 
 
 def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe) -> ShardKey:
-    """Split and shard of a row, given the records and bytes of each split."""
+    """Split and shard of a row; ``sizes`` as in ``shards_of``."""
     split = str(row.split)
     shards = shards_of(split, sizes, recipe.config)
     return split, split_rules.shard_of(split_rules.order_key(row.id, recipe.config), shards)
 
 
 def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -> str:
-    """Hash of a shard's sources, in order, and of everything that determines their records."""
+    """Hash of a shard's sources, in order, and of the recipe of their records."""
     digest = hashlib.sha256(f"{split} {recipe.sha256()}".encode())
     for row in rows:
         digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
@@ -137,7 +137,7 @@ class _WriteShard(CountingDoFn):
         info, rows = self._reuse(name, source_sha256, records) or self._write(
             name, split, source_sha256, records
         )
-        # Rows stay out of the shuffle: the metadata step reads them from these files.
+        # The metadata step reads the rows from this file: they do not cross the shuffle.
         with atomic_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
             pq.write_table(source_table(rows), path)
         yield info
@@ -145,7 +145,7 @@ class _WriteShard(CountingDoFn):
     def _reuse(
         self, name: str, source_sha256: str, records: list[ProcessedPair]
     ) -> tuple[ShardInfo, list[SourceRow]] | None:
-        """Reuses the shard of the previous version, if all its records are still in it."""
+        """Links the previous version's shard of the same records, if all of them come from it."""
         old = self._previous and self._previous.shards.get(source_sha256)
         if not self._previous or not old or not records:
             return None
@@ -165,12 +165,12 @@ class _WriteShard(CountingDoFn):
         stats = PixelStats.zero(classes)
         rows = []
         size = 0
-        # A retried bundle replaces what the first attempt left with the same bytes.
+        # A retried bundle replaces the file of the first attempt by the same bytes.
         with atomic_file(join(self._folder, name), self._rows_folder) as path:
             with open(path, "wb") as file:
                 for pair, read in prefetch(_read, records, self._folder):
-                    record, known = read()
-                    stats += known or stats_of(parse(record), classes)
+                    record, record_stats = read()
+                    stats += record_stats or stats_of(parse(record), classes)
                     length = write_record(file, record)
                     rows.append(replace(pair.row, shard=name, offset=size, length=length))
                     size += length
