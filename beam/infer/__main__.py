@@ -1,4 +1,4 @@
-"""The command line of the inference job; it imports Beam only if there is work."""
+"""Command line of the inference job; imports Beam only if there is work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finds models and their metadata by MLflow URIs or as plain ``.keras`` files."""
+"""Resolves a model: an MLflow URI or a plain ``.keras`` file to its files and metadata."""
 
 from __future__ import annotations
 
@@ -38,15 +38,14 @@ class ResolvedModel:
         keras_file: path or URI of the ``.keras`` file; sha256: of its bytes.
         height, width: size in pixels that images are resized to.
         resize: how images are resized.
-        windows: whether images keep their own size instead, and the network slides over them.
-        geometry: sizes that the network takes; None for a plain file, for which the engine tries
-            several.
+        windows: whether images keep their own size, and are predicted in sliding windows.
+        geometry: sizes that the network takes; None for a plain file: the engine tries several.
         class_table: the model's class id for each class id of the training dataset's taxonomy; they
             differ if the model separates a target from the rest. None for a plain file.
         dataset_mapping_sha256: of the taxonomy of the training dataset.
         graph: path of the OpenVINO graph that was exported from the file, if there is one.
-        run_id, fingerprint: training run and training dataset, if known.
-        validation: what it predicted for its validation split, if that was recorded.
+        run_id, fingerprint: of the training run and of the training dataset, if known.
+        validation: profile of its predictions for its validation split, if recorded.
     """
 
     uri: str
@@ -116,7 +115,7 @@ def resolve_model(
 def _from_mlflow(
     uri: str, config: InferConfig, tracking_uri: str, scratch: str | None
 ) -> ResolvedModel:
-    # A look-up must not create an empty store.
+    # MLflow would create an empty store.
     if (file := database(tracking_uri)) and not file.exists():
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
     found = _from_local_registry(uri, tracking_uri) or _from_mlflow_api(uri, tracking_uri, scratch)
@@ -148,7 +147,7 @@ def _from_mlflow(
 
 
 class _LoggedModel(NamedTuple):
-    """A model in MLflow; the version is ``v3``, or empty for a run's."""
+    """A model in MLflow; the version is e.g. ``v3``, or empty for a run's model."""
 
     uri: str
     name: str
@@ -159,13 +158,13 @@ class _LoggedModel(NamedTuple):
 
 
 def _from_local_registry(uri: str, tracking_uri: str) -> _LoggedModel | None:
-    """A registered version whose files are on this machine; None if MLflow must be asked."""
+    """A registered version whose files are on this machine; None to ask MLflow instead."""
     if not uri.startswith("models:/"):
         return None
     try:
         with registry(tracking_uri) as opened:
             found = opened.named(uri)
-            about = found.description
+            description = found.description
     except NotReadError:
         return None
     return _LoggedModel(
@@ -173,8 +172,8 @@ def _from_local_registry(uri: str, tracking_uri: str) -> _LoggedModel | None:
         name=found.name,
         version=f"v{found.number}",
         folder=found.folder,
-        run_id=about.get("run_id", ""),
-        metadata=about.get("metadata") or {},
+        run_id=description.get("run_id", ""),
+        metadata=description.get("metadata") or {},
     )
 
 
@@ -188,13 +187,13 @@ def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _Logge
     prepare(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        # Without dst_path, MLflow leaves downloads in the system's temporary folder for good. The
-        # files of an SQLite store need no download, and a cluster's workers may see them in place.
-        copied = None if tracking_uri.startswith("sqlite:") else scratch
+        # Without dst_path, MLflow never removes its downloads from the system's temporary folder.
+        # The files of an SQLite store need no download; a cluster's workers may see them in place.
+        target = None if tracking_uri.startswith("sqlite:") else scratch
         name, version = _registered(mlflow.MlflowClient(), uri)
-        # An alias may move at any moment, so the files are those of the version that it named.
+        # By version, since an alias may move at any moment.
         found = f"models:/{name}/{version.removeprefix('v')}" if version else uri
-        folder = Path(mlflow.artifacts.download_artifacts(found, dst_path=copied))
+        folder = Path(mlflow.artifacts.download_artifacts(found, dst_path=target))
         info = mlflow.models.Model.load(folder)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         if not is_missing(error):
@@ -206,7 +205,7 @@ def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _Logge
 
 
 def training_datasets(tracking_uri: str) -> dict[str, str]:
-    """Fingerprints of the datasets of all registered versions, each with the URI of one of them.
+    """Fingerprints of the datasets that models were trained on, each with a model's URI.
 
     Raises:
         UserError: MLflow's store cannot be used.
@@ -220,20 +219,20 @@ def training_datasets(tracking_uri: str) -> dict[str, str]:
 
     prepare(tracking_uri)
     try:
-        found = mlflow.MlflowClient(tracking_uri).search_model_versions()
+        versions = mlflow.MlflowClient(tracking_uri).search_model_versions()
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise unusable(tracking_uri, error) from error
     return {
-        one.tags["dataset_fingerprint"]: f"models:/{one.name}/{one.version}"
-        for one in found
-        if "dataset_fingerprint" in one.tags
+        version.tags["dataset_fingerprint"]: f"models:/{version.name}/{version.version}"
+        for version in versions
+        if "dataset_fingerprint" in version.tags
     }
 
 
 def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
-    """The model with an OpenVINO graph: the one it has, or one that is exported to ``folder``.
+    """The model with its OpenVINO graph, which is exported to ``folder`` if there is none.
 
-    A separate process exports it, so that no other process needs to load TensorFlow.
+    A separate process exports it, so that this one need not load TensorFlow.
 
     Raises:
         UserError: the model cannot be exported.
@@ -293,7 +292,7 @@ def _graph_of(sha256: str, folder: Path) -> str | None:
 
 
 def _registered(client: Any, uri: str) -> tuple[str, str]:
-    """Name and version (``v3``) of a registered model's URI; for a run's, the version is empty."""
+    """Name and version (e.g. ``v3``) of the model at a URI; a run's model has no version."""
     if uri.startswith("runs:/"):
         return "run", ""
     found = registered_version(client, uri)

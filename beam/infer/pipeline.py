@@ -1,7 +1,4 @@
-"""Turns images into Parquet tables of masks and class statistics: ``python -m beam.infer``.
-
-The last line of standard output is the output folder.
-"""
+"""The Beam graph of the inference job: images to Parquet tables of masks and class statistics."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam.infer import runs
-from beam.infer.evaluation import SumMatrices, confusion_rows, matrices_by_split
+from beam.infer.evaluation import confusion_rows, matrices_by_split, sum_matrices
 from beam.infer.handler import UNetHandler
 from beam.infer.incremental import PreviousRun, find_previous
 from beam.infer.model_uri import copy_model, with_graph
@@ -81,21 +78,21 @@ def build(
     def with_footers(**schemas: pa.Schema) -> dict[str, pa.Schema]:
         return {name: with_footer(schema, **job.footer()) for name, schema in schemas.items()}
 
-    taxonomy, limits = job.model.taxonomy, job.config
+    taxonomy, config = job.model.taxonomy, job.config
     confusion = (
         refs
         | "WriteImages"
         >> GatherRows(
             tables,
             with_footers(masks=MASKS, class_stats=CLASS_STATS),
-            round(limits.part_mib * 2**20),
-            limits.row_group_mib << 20,
+            round(config.part_mib * 2**20),
+            config.row_group_mib << 20,
             job.run_id,
         )
         | "Matrices" >> beam.FlatMapTuple(matrices_by_split)
-        | "SumMatrices" >> beam.CombinePerKey(SumMatrices(len(taxonomy)))
+        | "SumMatrices" >> beam.CombinePerKey(sum_matrices, len(taxonomy))
         | "ConfusionRows"
-        >> beam.MapTuple(lambda split, sums: confusion_rows(split, sums, taxonomy, job.run_id))
+        >> beam.MapTuple(lambda split, matrix: confusion_rows(split, matrix, taxonomy, job.run_id))
         | "OfConfusion" >> beam.Map(lambda rows: ("confusion", rows))
     )
     rejects = (
@@ -141,8 +138,8 @@ def run(
         dataset: folder or URI of a published dataset.
         output: root of the tables, a folder or URI.
         flow_run_id: recorded in the ``runs`` table.
-        resume: reuses the rows of unchanged images from the published run of this model version.
-        retry_rejects: reads rejected inputs again even if their bytes have not changed.
+        resume: whether to reuse the rows of unchanged images from the published run.
+        retry_rejects: whether to read rejected inputs again although their bytes are the same.
 
     Returns:
         The output folder.
@@ -202,7 +199,7 @@ def _stage(
     flow_run_id: str | None,
     suffix: str,
 ) -> dict[str, int]:
-    """Runs the pipeline, writes the remaining tables and returns the counts of images.
+    """Runs the pipeline, writes the tables ``classes`` and ``runs``, returns the counts of images.
 
     Raises:
         UserError: no image could be predicted, or the network failed on too many.
@@ -215,7 +212,7 @@ def _stage(
         model, progress = job.model, own / "progress"
         if job.runtime.engine == "openvino":
             model = with_graph(model, own / "openvino")
-        # Workers elsewhere see the staging folder, but not where this process found the model.
+        # Other machines see the staging folder, but not the place where the model was found.
         if is_remote(staging) or not is_local(options):
             model = copy_model(model, join(staging, MODEL))
         raw = job.raw and replace(job.raw, listed=staged_listing(job.listing, staging))
@@ -234,7 +231,7 @@ def _stage(
     runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)
     if counts["images_predicted"] == 0:
         raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
-    facts = {
+    run = {
         **job.footer(),
         "model": job.model.name,
         "version": job.model.version,
@@ -246,12 +243,12 @@ def _stage(
         "finished_at": datetime.now(UTC),
     }
     runs.write_classes(tables, job.model.taxonomy, job.run_id, job.footer())
-    runs.write_run(tables, facts, job.footer(), suffix)
+    runs.write_run(tables, run, job.footer(), suffix)
     return counts
 
 
 def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
-    """Turns a reject into the row of its table, keyed by its path."""
+    """The row of a reject, in a list, keyed by its path."""
     row = {
         "image_id": reject.id,
         "source_uri": join(job.images_root, reject.path),

@@ -1,4 +1,4 @@
-"""ReadDataset and ReadPngs: read the images of a source, with their truth if it is known."""
+"""ReadDataset and ReadPngs: transforms that read the images to predict, with truth if known."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from schemas import software
 from schemas.layout import SPLITS
 
 PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
-"""Images to predict; images whose rows already exist; rejected inputs; the number of images."""
+"""Outputs of both transforms: images to predict, references to rows that are kept, rejected
+inputs, and the number of images."""
 
 
 @dataclass
 class ReadDataset(beam.PTransform):
-    """Reads the records of a dataset's shards, with their truth, as a dict of the four above."""
+    """Reads the records of a dataset's shards, with their truth."""
 
     job: Job
     previous: PreviousRun
@@ -88,12 +89,12 @@ class ReadPngs(beam.PTransform):
 
 
 def _with_truth_stage(reject: Reject) -> Reject:
-    """Gives the reject of an unpaired mask the stage ``truth``, because no image is lost."""
+    """Gives the reject of an unpaired mask the stage ``truth``: no image is lost."""
     return replace(reject, stage=runs.TRUTH_STAGE) if reject.is_mask else reject
 
 
 class _Reader(CountingDoFn):
-    """Sends each item that was read to the output of its kind."""
+    """Base class of both readers; routes items to their outputs."""
 
     def __init__(self, transform: ReadDataset | ReadPngs) -> None:
         super().__init__("infer", transform.progress)
@@ -107,17 +108,17 @@ class _Reader(CountingDoFn):
         self._previous_results = self._previous.open()
 
     def _route(
-        self, found: Iterable[Picture | RowRef | Reject]
+        self, items: Iterable[Picture | RowRef | Reject]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
-        for one in found:
-            if isinstance(one, Picture):
-                yield one
-            elif isinstance(one, RowRef):
+        for item in items:
+            if isinstance(item, Picture):
+                yield item
+            elif isinstance(item, RowRef):
                 self.counters.add("kept")
-                yield beam.pvalue.TaggedOutput(KEPT, one)
+                yield beam.pvalue.TaggedOutput(KEPT, item)
             else:
-                self.counters.add(f"rejected.{one.code}")
-                yield beam.pvalue.TaggedOutput(REJECTS, one)
+                self.counters.add(f"rejected.{item.code}")
+                yield beam.pvalue.TaggedOutput(REJECTS, item)
 
 
 class _ReadShard(_Reader):
@@ -130,14 +131,14 @@ class _ReadShard(_Reader):
 class _ReadPng(_Reader):
     def __init__(self, transform: ReadPngs) -> None:
         super().__init__(transform)
-        self._notes = transform.progress
+        self._journals = transform.progress
         self._crashed = transform.crashed
 
     def setup(self) -> None:
         super().setup()
         job = self._job
         self._journal = CrashJournal(
-            self._notes, ReadSettings(job.source, job.config, job.model.taxonomy)
+            self._journals, ReadSettings(job.source, job.config, job.model.taxonomy)
         )
 
     def process(
@@ -147,9 +148,9 @@ class _ReadPng(_Reader):
         pairs = [pair for _, pair in element]
         paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
         with self._journal.recording(paths) as crashing:
-            found = each(partial(self._read, crashed=self._crashed | crashing), pairs)
-        for one in found:
-            yield from self._route(one)
+            items_of_pairs = each(partial(self._read, crashed=self._crashed | crashing), pairs)
+        for items in items_of_pairs:
+            yield from self._route(items)
 
     def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | RowRef | Reject]:
         job = self._job

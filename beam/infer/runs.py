@@ -1,4 +1,4 @@
-"""Runs of the inference job: staging their rows, counting images, verifying published files."""
+"""The run of an inference job: its rows in ``runs`` and ``classes``, image counts, integrity."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from schemas.prediction import CLASSES, RUNS, SCHEMAS, with_footer
 from schemas.published import FILES_KEY, RUN_FILE, checksums, files_of, run_file
 
 TABLES = tuple(SCHEMAS)
-"""In the order of publishing: the row in ``runs`` comes last, when all other rows are there."""
+"""In the order of publishing: ``runs`` comes last."""
 
 TRUTH_STAGE = "truth"
-"""Stage of rejected masks; their images are predicted nevertheless."""
+"""Stage of rejected masks, whose images are predicted nevertheless."""
 
 PREDICT_STAGE = "predict"
-"""Stage of images that were read, but that the network failed on."""
+"""Stage of images on which the network failed."""
 
-TRANSIENT_CODES = ("unreadable", "failed", "out_of_memory")
-"""Codes of rejects that the machine may be at fault for, not the file: the next run tries again."""
+TRANSIENT_CODES = frozenset({"unreadable", "failed", "out_of_memory"})
+"""Codes of rejects that may be the machine's fault: the next run tries them again."""
 
 IMAGES_READ, IMAGES_REUSED = "images_read", "images_reused"
-"""Names of files in the staging folder, written by ``write_count``."""
+"""Names of the files in the staging folder that ``write_count`` writes."""
 
 CLASSES_FILE = "classes.parquet"
 
@@ -53,13 +53,13 @@ def is_lost_image(reject: Reject) -> bool:
 
 
 def write_count(name: str, count: int, folder: str = "") -> None:
-    """Writes a number that was counted in the graph, for ``count_images`` to read."""
+    """Writes a number that the graph has counted, for ``count_images`` to read."""
     with atomic_file(join(folder, name), folder) as path:
         path.write_text(str(count), encoding="utf-8")
 
 
 def count_images(staging: str, tables: str) -> dict[str, int]:
-    """Counts images: predicted and rejected from the staged tables, read and reused as noted.
+    """Counts images: predicted and rejected in the staged tables, read and reused in the graph.
 
     Raises:
         RuntimeError: the predicted and rejected images do not add up to those of the source.
@@ -67,7 +67,7 @@ def count_images(staging: str, tables: str) -> dict[str, int]:
     predicted = sum(storage.each(_rows_in, _staged(tables, "masks")))
     rejects = read_table(_staged(tables, "rejects"), columns=["stage"])
     rejected = int(pc.sum(pc.not_equal(rejects["stage"], TRUTH_STAGE)).as_py() or 0)
-    read, reused = (_noted(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
+    read, reused = (_read_count(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
     if read != predicted + rejected:
         raise RuntimeError(
             f"{read} images were read, but {predicted} predicted and {rejected} rejected; "
@@ -82,14 +82,14 @@ def count_images(staging: str, tables: str) -> dict[str, int]:
 
 
 def check_failures(tables: str, images: int, limit: float) -> None:
-    """Refuses to publish if the network failed on too many images: then it is not their fault.
+    """Refuses to publish if the network failed on so many images that they are not the cause.
 
     Args:
         images: number of images that were read.
         limit: largest share of them that may have failed.
 
     Raises:
-        UserError: more have failed; quotes the first.
+        UserError: more have failed; quotes the first failure.
     """
     columns = ["source_uri", "stage", "code", "message"]
     rows = read_table(_staged(tables, "rejects"), columns=columns).to_pylist()
@@ -104,7 +104,7 @@ def check_failures(tables: str, images: int, limit: float) -> None:
 
 
 def check_same_origin(root: str, partition: str, source: str, model: ResolvedModel) -> None:
-    """Refuses to replace the rows of another source or another model that has the same name.
+    """Refuses to replace the rows of another source, or of another model, with the same name.
 
     Raises:
         UserError: names the other source or model.
@@ -112,7 +112,7 @@ def check_same_origin(root: str, partition: str, source: str, model: ResolvedMod
     try:
         run = read_table(run_file(root, partition), columns=["source_uri", "model_sha256"])
     except (OSError, ValueError):
-        return  # No run is published, or its file is damaged and will be replaced.
+        return  # No run is published, or its damaged file will be replaced.
     ((other_source, other_model),) = zip(*run.to_pydict().values(), strict=True)
     if other_source != source:
         raise UserError(
@@ -148,12 +148,12 @@ def write_classes(
 
 
 def write_run(
-    tables: str, facts: Mapping[str, Any], footer: Mapping[str, str | None], suffix: str = ""
+    tables: str, values: Mapping[str, Any], footer: Mapping[str, str | None], suffix: str = ""
 ) -> None:
     """Stages the row of ``runs``; its footer holds the checksums of all other staged files.
 
     Args:
-        suffix: as in ``with_suffix``.
+        values: by column; suffix: as in ``with_suffix``.
     """
     staged = [place for table in TABLES for place in _staged(tables, table)]
     digests = storage.each(storage.file_sha256, staged)
@@ -162,17 +162,17 @@ def write_run(
     schema = with_footer(RUNS, **footer)
     schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
     with writing(join(tables, "runs", RUN_FILE)) as path:
-        row = pa.Table.from_pylist([dict(facts)], schema=schema)
+        row = pa.Table.from_pylist([dict(values)], schema=schema)
         pq.write_table(row, path, compression="zstd")
 
 
 def with_suffix(name: str, suffix: str) -> str:
-    """The name under which a staged file is published: with ``suffix`` appended, if there is one."""
+    """The name under which a staged file is published; ``suffix`` may be empty."""
     return f"{name.removesuffix('.parquet')}-{suffix}.parquet" if suffix else name
 
 
 def recipe_of(root: str, partition: str) -> str | None:
-    """Hash of everything that determined the published run's rows; None if there is no run."""
+    """Recipe hash of the published run (``Job.recipe``); None if there is no run."""
     try:
         metadata = read_footer(run_file(root, partition)).metadata or {}
     except (OSError, ValueError):
@@ -182,25 +182,26 @@ def recipe_of(root: str, partition: str) -> str | None:
 
 
 def is_unchanged(root: str, partition: str, run_id: str) -> bool:
-    """``is_published``; says so."""
-    found = is_published(root, partition, run_id)
-    if found:
+    """Whether the job can end here; logs it. See ``is_published``."""
+    published = is_published(root, partition, run_id)
+    if published:
         log(f"nothing has changed: run {run_id} is published, all files intact")
-    return found
+    return published
 
 
 def is_published(root: str, partition: str, run_id: str) -> bool:
-    """True if this run is published and intact, and trying again would not help any reject.
+    """True if this run is published and intact, without rejects that another try may turn good.
 
-    An unreadable file, for example, may be readable by now although its listing has not changed.
+    A file that was unreadable, for example, may be readable now although its listing is the same.
     """
     try:
         run = read_table(run_file(root, partition), columns=["run_id"])
         rejects = read_table(files_of(root, "rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False
-    settled = not set(rejects["code"].to_pylist()) & set(TRANSIENT_CODES)
-    return bool(run["run_id"].to_pylist() == [run_id]) and settled and is_intact(root, partition)
+    if not TRANSIENT_CODES.isdisjoint(rejects["code"].to_pylist()):
+        return False
+    return bool(run["run_id"].to_pylist() == [run_id]) and is_intact(root, partition)
 
 
 def is_intact(root: str, partition: str) -> bool:
@@ -221,8 +222,8 @@ def _rows_in(place: str) -> int:
     return int(read_footer(place).num_rows)
 
 
-def _noted(place: str) -> int:
-    """The number that ``write_count`` wrote; 0 if nothing was counted and there is no such file."""
+def _read_count(place: str) -> int:
+    """The number that ``write_count`` wrote; 0 if there was nothing to count, and so no file."""
     try:
         return int(storage.read_bytes(place))
     except FileNotFoundError:

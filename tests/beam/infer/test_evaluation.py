@@ -8,7 +8,7 @@ from apache_beam.testing.util import assert_that
 from jobs import IN_MEMORY
 
 from beam.infer import pipeline as infer
-from beam.infer.evaluation import SumMatrices
+from beam.infer.evaluation import sum_matrices
 from beam.runners.run import pipeline_options
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
@@ -150,6 +150,8 @@ def test_the_combiner_is_the_plain_sum() -> None:
 
     with beam.Pipeline(options=pipeline_options(IN_MEMORY)) as root:
         sums = (
-            root | beam.Create([("test", one) for one in ones]) | beam.CombinePerKey(SumMatrices(3))
+            root
+            | beam.Create([("test", one) for one in ones])
+            | beam.CombinePerKey(sum_matrices, 3)
         )
         assert_that(sums, check)
