@@ -302,18 +302,20 @@ class _MakeRecords(CountingDoFn):
     def __init__(self, recipe: Recipe, staging: Staging) -> None:
         super().__init__("ingest", staging.progress)
         self._recipe = recipe
-        self._staging = staging
+        self._records_folder = staging.rows
+        self._journals = staging.progress
+        self._crashed = staging.crashed
 
     def setup(self) -> None:
         super().setup()
         recipe = self._recipe
         self._journal = CrashJournal(
-            self._staging.progress, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
+            self._journals, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
         )
         software.check(recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
-        self._files = RecordFiles(self._staging.rows)
+        self._files = RecordFiles(self._records_folder)
 
     def process(
         self, element: list[tuple[Pair, ProcessedPair | None]]
@@ -325,7 +327,7 @@ class _MakeRecords(CountingDoFn):
         ]
         new = [row for row, pair in zip(rows, reused, strict=True) if pair is None]
         with self._journal.recording([(row.image_path, row.mask_path) for row in new]) as crashing:
-            read_files = partial(self._read, crashed=self._staging.crashed | crashing)
+            read_files = partial(self._read, crashed=self._crashed | crashing)
             processed = [
                 process_pair(row, self._recipe, read, self._files)
                 for row, read in prefetch(read_files, new, self._recipe.source)

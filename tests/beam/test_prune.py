@@ -83,13 +83,13 @@ def test_an_ingest_that_runs_may_read_any_version(versions: list[Path], tmp_path
 
 
 def test_mistakes_are_one_line(job_here: Job, tmp_path: Path) -> None:
-    for arguments, said in (
+    for arguments, complaint in (
         (("--keep=0",), "expected at least 1"),
         ((f"--datasets={tmp_path}/none",), "holds no dataset"),
     ):
         done = job_here("beam.prune", *arguments, f"--tracking_uri=sqlite:///{tmp_path}/none.db")
         assert done.returncode == 2
-        assert said in done.stderr
+        assert complaint in done.stderr
         assert done.stderr.count("\n") == 1
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from jobs import IN_MEMORY, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, Job, started
+from kills import Killed
 from servers import until
 from store import VERSION, Store, binary
 
@@ -30,10 +31,6 @@ from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, IngestConfig
 from schemas.manifest import load_manifest
 from schemas.software import of_records
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL, since no code catches it; but `finally` blocks do run."""
 
 
 @pytest.fixture(scope="module")

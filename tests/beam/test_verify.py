@@ -61,16 +61,16 @@ def test_everything_published_is_hashed_on_demand(
     folder = run_ingest(scenes, tmp_path / "datasets")
     count = len(os.listdir(folder)) - 1
     assert verify.main([str(tmp_path / "datasets")]) == f"{count} files are intact"
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == f"{folder}: {count} files, none damaged"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == f"{folder}: {count} files, none damaged"
     assert verify.main([str(folder)]) == f"{count} files are intact"
     assert verify.main([str(tables)]).endswith(" files are intact")
     (folder / "card.md").unlink()
     (folder / "rejects.parquet").write_bytes(b"?")
     with pytest.raises(UserError, match=f"2 of {count} files are damaged or missing; remove them"):
         verify.main([str(tmp_path / "datasets")])
-    said = capsys.readouterr().err.splitlines()
-    assert said[-2:] == [f"  {folder}/card.md", f"  {folder}/rejects.parquet"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == [f"  {folder}/card.md", f"  {folder}/rejects.parquet"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds neither a dataset nor tables"):
         verify.main([str(tmp_path / "empty")])

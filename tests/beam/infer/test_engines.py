@@ -2,14 +2,12 @@ import dataclasses
 import functools
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import ROOT, Job
+from jobs import Job, python
 
 from beam import parity
 from beam.infer.engines import base, choice
@@ -123,9 +121,9 @@ def test_flipped_predictions_are_means_over_an_image_and_its_mirror_image(
     model = dataclasses.replace(_saved(network, tmp_path, classes), height=30, width=41)
     odd = images[:, :30, :41]
     padded = np.pad(odd, ((0, 0), (0, 2), (0, 7), (0, 0)), mode="symmetric")
-    straight, mirrored = (np.asarray(network(some)) for some in (padded, padded[:, :, ::-1]))
-    shares = functools.partial(softmax, axis=-1) if classes == 13 else expit
-    mean = (shares(straight) + shares(mirrored)[:, :, ::-1])[:, :30, :41] / 2
+    straight, mirrored = (np.asarray(network(batch)) for batch in (padded, padded[:, :, ::-1]))
+    probabilities = functools.partial(softmax, axis=-1) if classes == 13 else expit
+    mean = (probabilities(straight) + probabilities(mirrored)[:, :, ::-1])[:, :30, :41] / 2
     if classes == 2:
         mean = np.concatenate([1 - mean, mean], axis=-1)
     ids, confidence = _engine(model, name, flip=True).predict(odd)
@@ -227,9 +225,7 @@ engine.predict(np.zeros((1, 32, 48, 3), np.uint8))
 found = {{"tensorflow", "keras", "openvino_telemetry.main"}} & set(sys.modules)
 sys.exit(f"imported: {{found}}" if found else 0)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", program)
     assert done.returncode == 0, done.stderr
 
 
@@ -355,13 +351,7 @@ print(engine.batch_size, ids.shape)
 
 def test_a_batch_too_large_for_the_memory_is_made_smaller(plain_model: Path) -> None:
     graph = plain_model.parent / "openvino/unet.xml"
-    done = subprocess.run(
-        [sys.executable, "-c", SCARCE, str(graph), "200"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", SCARCE, str(graph), "200")
     assert done.returncode == 0, done.stderr
     batch_size, shape = done.stdout.split(maxsplit=1)
     assert 1 <= int(batch_size) < 1024

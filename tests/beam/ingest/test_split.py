@@ -213,13 +213,13 @@ def test_an_empty_split_is_refused_with_the_options_that_do(tmp_path: Path) -> N
     raw = _write(tmp_path / "raw", {f"{n:06d}": n for n in range(12)})
     with pytest.raises(UserError) as error:
         run_ingest(raw, tmp_path / "out", CONFIG)
-    said = str(error.value)
-    assert "split validation and test would be empty: 12 images make 2 groups" in said
-    assert "nothing was published" in said
+    message = str(error.value)
+    assert "split validation and test would be empty: 12 images make 2 groups" in message
+    assert "nothing was published" in message
     assert not list((tmp_path / "out/small").glob("[!.]*"))
-    found = re.search(r"--block_length (\d+) makes more", said)
+    found = re.search(r"--block_length (\d+) makes more", message)
     assert found
-    assert "--validation 0 --test 0 does without" in said
+    assert "--validation 0 --test 0 does without" in message
     for update in ({"block_length": int(found[1])}, {"validation": 0, "test": 0}):
         manifest = load_manifest(
             run_ingest(raw, tmp_path / "out", CONFIG.model_copy(update=update))

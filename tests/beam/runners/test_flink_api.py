@@ -35,8 +35,8 @@ def test_an_election_of_a_job_manager_is_waited_for() -> None:
 
 
 def test_a_job_manager_that_has_forgotten_the_job_is_one_line() -> None:
-    said = json.dumps({"errors": ["FlinkJobNotFoundException", "its stack trace"]}).encode()
-    with answering(lambda _: (404, said)) as address:
+    body = json.dumps({"errors": ["FlinkJobNotFoundException", "its stack trace"]}).encode()
+    with answering(lambda _: (404, body)) as address:
         cluster = FlinkCluster(address)
         for ask in (cluster.state, cluster.failure):
             with pytest.raises(UnavailableError, match=f"no longer knows job {JOB}"):

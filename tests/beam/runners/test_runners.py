@@ -142,7 +142,7 @@ def test_the_boot_program_can_be_started() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "outcome"),
+    ("message", "outcome"),
     [
         ("mvn: expected Maven, to fetch Beam's runners in Java; install maven", pytest.skip),
         ("jars of flink.xml: expected hash a, found b; not used", pytest.fail),
@@ -150,12 +150,12 @@ def test_the_boot_program_can_be_started() -> None:
         ("mvn … failed: [ERROR] Checksum validation failed, expected 'a' but is 'b'", pytest.fail),
     ],
 )
-def test_a_package_with_another_hash_is_not_skipped(said: str, outcome: Any) -> None:
+def test_a_package_with_another_hash_is_not_skipped(message: str, outcome: Any) -> None:
     def fetch() -> None:
-        raise UserError(said)
+        raise UserError(message)
 
     either = (pytest.skip.Exception, pytest.fail.Exception)
-    with pytest.raises(either, match=re.escape(said)) as caught:
+    with pytest.raises(either, match=re.escape(message)) as caught:
         clusters.need(fetch)
     assert caught.type is outcome.Exception
 

@@ -166,8 +166,8 @@ def test_a_file_that_is_too_large_is_not_read(
     config = SMALL.model_copy(update={"max_file_mib": 1, "max_reject_fraction": 0.1})
     rejects = pq.read_table(run_ingest(copy, tmp_path, config) / REJECTS).to_pylist()
     assert {one["source_uri"] for one in rejects} == large
-    said = {(one["code"], one["message"]) for one in rejects}
-    assert said == {("too_large", "expected at most 1 MiB, found 3 MiB")}
+    reasons = {(one["code"], one["message"]) for one in rejects}
+    assert reasons == {("too_large", "expected at most 1 MiB, found 3 MiB")}
     output = run_infer(trained, tmp_path / "out", InferConfig(max_file_mib=1), source=copy)
     assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0007", "read", "too_large"),
