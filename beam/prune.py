@@ -91,15 +91,15 @@ def dataset_folders(root: str) -> Iterator[str]:
 
 def list_versions(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
     """The versions of a dataset, newest first, each with the reason why it stays, if any."""
-    found = []
+    versions = []
     running = False
     staging.remove_dead_staging(dataset)
     for name in listing.folders(dataset):
         running |= name.startswith(STAGING_PREFIX)
-        folder = join(dataset, name)
-        if not name.startswith(".") and storage.is_file(join(folder, MANIFEST)):
-            found.append((storage.modified(join(folder, MANIFEST)), folder, load_manifest(folder)))
-    found.sort(key=itemgetter(0), reverse=True)
+        folder, manifest_file = join(dataset, name), join(dataset, name, MANIFEST)
+        if not name.startswith(".") and storage.is_file(manifest_file):
+            versions.append((storage.modified(manifest_file), folder, load_manifest(folder)))
+    versions.sort(key=itemgetter(0), reverse=True)
     return [
         Version(
             folder,
@@ -108,7 +108,7 @@ def list_versions(dataset: str, used: dict[str, str], keep: int) -> list[Version
             or (f"one of the newest {keep}" if index < keep else "")
             or ("an ingest is running, which may read it" if running else ""),
         )
-        for index, (_, folder, manifest) in enumerate(found)
+        for index, (_, folder, manifest) in enumerate(versions)
     ]
 
 

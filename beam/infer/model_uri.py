@@ -118,17 +118,17 @@ def _from_mlflow(
     # MLflow would create an empty store.
     if (file := database(tracking_uri)) and not file.exists():
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
-    found = _from_local_registry(uri, tracking_uri) or _from_mlflow_api(uri, tracking_uri, scratch)
-    metadata = found.metadata
-    files = sorted(found.folder.glob("artifacts/*.keras"))
+    logged = _from_local_registry(uri, tracking_uri) or _from_mlflow_api(uri, tracking_uri, scratch)
+    metadata = logged.metadata
+    files = sorted(logged.folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
     _check_keras_file(files[0])
     sha256 = storage.file_sha256(files[0])
     return ResolvedModel(
-        uri=found.uri,
-        name=safe_name(found.name),
-        version=found.version or f"run-{found.run_id[:8]}",
+        uri=logged.uri,
+        name=safe_name(logged.name),
+        version=logged.version or f"run-{logged.run_id[:8]}",
         keras_file=str(files[0]),
         sha256=sha256,
         taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
@@ -138,9 +138,9 @@ def _from_mlflow(
         geometry=Geometry.model_validate(metadata["geometry"]),
         class_table=tuple(metadata["class_table"]),
         dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
-        run_id=found.run_id,
+        run_id=logged.run_id,
         fingerprint=metadata["dataset_fingerprint"],
-        graph=_graph_of(sha256, found.folder / "artifacts/openvino"),
+        graph=_graph_of(sha256, logged.folder / "artifacts/openvino"),
         windows=config.windows == "on",
         validation=Profile.model_validate(metadata[VALIDATION]) if VALIDATION in metadata else None,
     )
@@ -163,15 +163,15 @@ def _from_local_registry(uri: str, tracking_uri: str) -> _LoggedModel | None:
         return None
     try:
         with registry(tracking_uri) as opened:
-            found = opened.named(uri)
-            description = found.description
+            version = opened.named(uri)
+            description = version.description
     except NotReadError:
         return None
     return _LoggedModel(
-        uri=found.uri,
-        name=found.name,
-        version=f"v{found.number}",
-        folder=found.folder,
+        uri=version.uri,
+        name=version.name,
+        version=f"v{version.number}",
+        folder=version.folder,
         run_id=description.get("run_id", ""),
         metadata=description.get("metadata") or {},
     )
@@ -192,8 +192,8 @@ def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _Logge
         target = None if tracking_uri.startswith("sqlite:") else scratch
         name, version = _registered(mlflow.MlflowClient(), uri)
         # By version, since an alias may move at any moment.
-        found = f"models:/{name}/{version.removeprefix('v')}" if version else uri
-        folder = Path(mlflow.artifacts.download_artifacts(found, dst_path=target))
+        model_uri = f"models:/{name}/{version.removeprefix('v')}" if version else uri
+        folder = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=target))
         info = mlflow.models.Model.load(folder)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         if not is_missing(error):
@@ -201,7 +201,7 @@ def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _Logge
         raise UserError(
             f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
         ) from error
-    return _LoggedModel(found, name, version, folder, info.run_id, info.metadata or {})
+    return _LoggedModel(model_uri, name, version, folder, info.run_id, info.metadata or {})
 
 
 def training_datasets(tracking_uri: str) -> dict[str, str]:
@@ -295,8 +295,8 @@ def _registered(client: Any, uri: str) -> tuple[str, str]:
     """Name and version (e.g. ``v3``) of the model at a URI; a run's model has no version."""
     if uri.startswith("runs:/"):
         return "run", ""
-    found = registered_version(client, uri)
-    return found.name, f"v{found.version}"
+    model_version = registered_version(client, uri)
+    return model_version.name, f"v{model_version.version}"
 
 
 def _check_keras_file(path: Path) -> None:

@@ -45,15 +45,15 @@ def test_what_nothing_refers_to_may_go(
     run_infer(trained, tmp_path / "predictions", config, dataset=versions[1])
 
     lines = _prune(tmp_path, trained.tracking_uri)
-    told = {line.split()[0]: line for line in lines[:-1]}
-    assert list(told) == [*map(str, reversed(versions)), str(origin)]
+    line_of = {line.split()[0]: line for line in lines[:-1]}
+    assert list(line_of) == [*map(str, reversed(versions)), str(origin)]
     for version in versions[3:]:
-        assert told[str(version)].endswith("stays: one of the newest 2")
-    assert told[str(versions[1])].endswith(
+        assert line_of[str(version)].endswith("stays: one of the newest 2")
+    assert line_of[str(versions[1])].endswith(
         f"stays: {tmp_path}/predictions: model=small-unet/version=v1/source=old"
     )
-    assert told[str(origin)].endswith(f"stays: {trained.model}")
-    assert [path for path, line in told.items() if line.endswith("may go")] == [
+    assert line_of[str(origin)].endswith(f"stays: {trained.model}")
+    assert [path for path, line in line_of.items() if line.endswith("may go")] == [
         str(versions[2]),
         str(versions[0]),
     ]

@@ -238,7 +238,7 @@ def test_another_model_of_the_same_name_is_refused(
     """A second MLflow store begins to count versions anew."""
     output = run_infer(trained, tmp_path, source=scenes)
     before = tables_of(output)
-    other = lambda *asked: replace(resolve_model(*asked), sha256="0" * 64)  # noqa: E731
+    other = lambda *args: replace(resolve_model(*args), sha256="0" * 64)  # noqa: E731
     monkeypatch.setattr("beam.infer.plan.resolve_model", other)
     complaint = r"rows of another model under the name small-unet v1: .*found 000000000000"
     with pytest.raises(UserError, match=complaint):
@@ -378,10 +378,10 @@ def test_an_alias_that_moves_meanwhile_names_one_version(
     second = client.create_model_version("small-unet", first.source, first.run_id)
     client.set_registered_model_alias("small-unet", "moving", first.version)
     download = mlflow.artifacts.download_artifacts
-    asked: list[str] = []
+    downloads: list[str] = []
 
     def moved(uri: str, **options):
-        asked.append(uri)
+        downloads.append(uri)
         client.set_registered_model_alias("small-unet", "moving", second.version)
         return download(uri, **options)
 
@@ -393,4 +393,4 @@ def test_an_alias_that_moves_meanwhile_names_one_version(
     finally:
         client.delete_registered_model_alias("small-unet", "moving")
         client.delete_model_version("small-unet", second.version)
-    assert asked == [found.uri] == [f"models:/small-unet/{first.version}"]
+    assert downloads == [found.uri] == [f"models:/small-unet/{first.version}"]

@@ -191,7 +191,7 @@ def test_one_model_may_serve_all_processes(
     monkeypatch.setattr(
         plan,
         "choose_runtime",
-        lambda *asked: dataclasses.replace(choose_runtime(*asked), model_bytes=1 << 60),
+        lambda *args: dataclasses.replace(choose_runtime(*args), model_bytes=1 << 60),
     )
     options = pipeline_options(TWO_WORKERS)
     arguments = (str(scenes), None, str(tmp_path / "out"), InferConfig(), trained.tracking_uri)

@@ -243,8 +243,8 @@ def test_native_size(scenes: Path, tmp_path: Path) -> None:
     config = SMALL.model_copy(update={"height": 0, "width": 0})
     folder = run_ingest(scenes, tmp_path, config)
     record = records_of(folder, "test")[0]
-    theirs = np.asarray(Image.open(scenes / f"CameraRGB/{record.id}.png"))
-    assert np.array_equal(png.decode_image(record.image, 10**6), theirs)
+    source = np.asarray(Image.open(scenes / f"CameraRGB/{record.id}.png"))
+    assert np.array_equal(png.decode_image(record.image, 10**6), source)
     features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
     assert features["image"]["image"]["shape"]["dimensions"] == ["-1", "-1", "3"]
 
