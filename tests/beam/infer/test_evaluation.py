@@ -1,3 +1,5 @@
+"""Confusion matrices of the inference job equal the training's metrics and the class statistics."""
+
 from pathlib import Path
 
 import apache_beam as beam
