@@ -1,3 +1,5 @@
+"""Prediction in batches: only images that fail are lost, and scarce memory halves batches."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""The inference job end to end: rows, lineage, reruns, other workers, errors in one line."""
+
 import io
 import shutil
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Rows, hashes and reuse of pairs; the data card; the progress line."""
+
 import os
 import shutil
 from collections import Counter

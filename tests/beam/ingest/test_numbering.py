@@ -1,3 +1,5 @@
+"""Masks with the class ids of another taxonomy are detected, and right ones are not."""
+
 from dataclasses import replace
 from pathlib import Path
 

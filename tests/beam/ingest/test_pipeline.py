@@ -1,3 +1,5 @@
+"""The ingest job end to end: records as in plain Python, rejects, errors in one line."""
+
 import json
 import os
 import shutil

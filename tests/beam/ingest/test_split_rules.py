@@ -1,3 +1,5 @@
+"""Sequences, groups, splits and shards of ids, by properties and fixed examples."""
+
 from collections import Counter
 
 import pytest

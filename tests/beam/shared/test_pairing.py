@@ -1,3 +1,5 @@
+"""Files are classified by path and paired by id; listings skip hidden files."""
+
 import pytest
 
 from beam.shared.pairing import Candidate, Pair, Reject, Skip, classify_file, pair_candidates
