@@ -1,6 +1,6 @@
-"""Compares an engine's masks with TensorFlow's in float32: ``python -m beam.parity``.
+"""Parity of an engine with TensorFlow in float32: ``python -m beam.parity``.
 
-Predicts one split of a dataset with both and prints a Markdown table.
+Predicts one split of a dataset with both and prints a Markdown table of the differences.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from beam.infer.engines.base import Engine, Runtime
-from beam.infer.engines.choice import choose, load_engine
+from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.infer.pictures import Picture, read_shard
 from beam.infer.plan import check_taxonomy
@@ -28,7 +29,7 @@ from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
 _BATCH = 64
-_HEAD = (
+_HEADER = (
     "| engine | precision | images | equal pixels | largest change of a confidence "
     "| change of pixel accuracy | largest change of an IoU |"
 )
@@ -59,7 +60,7 @@ def measure(
     """Predicts all pictures with both engines; the truth is compared at the model's size.
 
     Args:
-        pictures: with their truth.
+        pictures: each with a truth.
         names: of the classes.
 
     Raises:
@@ -68,18 +69,20 @@ def measure(
     classes = len(names)
     images = pixels = equal = 0
     confidence_change = 0.0
-    expected, found = ConfusionMatrix.zero(classes), ConfusionMatrix.zero(classes)
+    expected, actual = ConfusionMatrix.zero(classes), ConfusionMatrix.zero(classes)
     for batch in _batches(pictures):
         stacked = np.stack([picture.pixels for picture in batch])
-        (ids, confidence), (other_ids, other) = (e.predict(stacked) for e in (reference, engine))
+        expected_ids, expected_confidence = reference.predict(stacked)
+        ids, confidence = engine.predict(stacked)
         images += len(batch)
         pixels += ids.size
-        equal += int((ids == other_ids).sum())
-        confidence_change = max(confidence_change, float(np.abs(confidence - other).max()))
+        equal += int((ids == expected_ids).sum())
+        differences = np.abs(confidence - expected_confidence)
+        confidence_change = max(confidence_change, float(differences.max()))
         truth = np.stack([_truth(picture) for picture in batch])
-        expected += ConfusionMatrix.of(truth, ids, classes)
-        found += ConfusionMatrix.of(truth, other_ids, classes)
-    change = found.iou() - expected.iou()
+        expected += ConfusionMatrix.of(truth, expected_ids, classes)
+        actual += ConfusionMatrix.of(truth, ids, classes)
+    change = actual.iou() - expected.iou()
     if np.isnan(change).all():
         raise UserError("no pixel's class is known here, so no IoU can be compared")
     # The IoU of a class that does not occur is NaN, and so is its change.
@@ -88,7 +91,7 @@ def measure(
         images=images,
         equal_share=equal / pixels,
         confidence_change=confidence_change,
-        accuracy_change=found.pixel_accuracy() - expected.pixel_accuracy(),
+        accuracy_change=actual.pixel_accuracy() - expected.pixel_accuracy(),
         iou_change=(float(change[largest]), names[largest]),
     )
 
@@ -106,23 +109,20 @@ def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Ru
     reference = load_engine(
         model, dataclasses.replace(runtimes[0], engine="tensorflow", precision="float32")
     )
-    lines = [
-        _HEAD,
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    lines = [_HEADER, "| --- | --- | ---: | ---: | ---: | ---: | ---: |"]
     for runtime in runtimes:
         pictures = (
-            one
+            item
             for name in manifest.shard_names(split)
-            for one in read_shard(dataset, split, name, model)
-            if isinstance(one, Picture) and one.truth is not None
+            for item in read_shard(dataset, split, name, model)
+            if isinstance(item, Picture) and item.truth is not None
         )
-        found = measure(pictures, reference, load_engine(model, runtime), model.taxonomy.names)
-        change, name = found.iou_change
+        parity = measure(pictures, reference, load_engine(model, runtime), model.taxonomy.names)
+        change, name = parity.iou_change
         lines.append(
-            f"| {runtime.engine} | {runtime.precision} | {found.images} | {found.equal_share:.4%} "
-            f"| {found.confidence_change:.4f} | {found.accuracy_change:+.5f} "
-            f"| {change:+.5f} ({name}) |"
+            f"| {runtime.engine} | {runtime.precision} | {parity.images} "
+            f"| {parity.equal_share:.4%} | {parity.confidence_change:.4f} "
+            f"| {parity.accuracy_change:+.5f} | {change:+.5f} ({name}) |"
         )
     return "\n".join(lines)
 
@@ -151,20 +151,14 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError("expected one split: --split=train, validation or test")
     with tempfile.TemporaryDirectory(prefix="lyft-parity-") as scratch:
         model = resolve_model(args.model, config, args.tracking_uri, scratch)
-        runtimes = [choose(one, processes=1) for one in configs]
+        runtimes = [choose_runtime(config, processes=1) for config in configs]
         if any(runtime.engine == "openvino" for runtime in runtimes):
             model = with_graph(model, Path(scratch))
         return report(model, args.dataset, config.split, runtimes)
 
 
 def _batches(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
-    batch = []
-    for picture in pictures:
-        batch.append(picture)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
+    while batch := list(islice(pictures, _BATCH)):
         yield batch
 
 

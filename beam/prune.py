@@ -7,11 +7,11 @@ among the newest of its dataset. Without ``--delete``, nothing is removed.
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
-from beam.infer.model_uri import trained_on
+from beam.infer.model_uri import training_datasets
 from beam.shared import staging
 from runtime import listing, storage
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
@@ -30,13 +30,12 @@ class Version:
     """A version of a dataset.
 
     Attributes:
-        kept: why it stays; empty if it may go.
+        kept_because: why it stays; empty if it may go.
     """
 
     folder: str
     manifest: Manifest
-    modified: float
-    kept: str = ""
+    kept_because: str
 
     @property
     def size(self) -> int:
@@ -58,81 +57,83 @@ def main(arguments: Sequence[str]) -> str:
     if args.keep < 1:
         raise UserError(f"--keep={args.keep}: expected at least 1, the version that is in use")
     used = references(args.tracking_uri, args.predictions)
-    found = [one for name in names(args.datasets) for one in decide(name, used, args.keep)]
-    if not found:
+    versions = [
+        version
+        for folder in dataset_folders(args.datasets)
+        for version in list_versions(folder, used, args.keep)
+    ]
+    if not versions:
         raise UserError(f"{args.datasets!r} holds no dataset")
     if args.delete:
-        for one in found:
-            if not one.kept:
-                remove(one)
-    return "\n".join(_lines(found, deleted=args.delete))
+        for version in versions:
+            if not version.kept_because:
+                remove_version(version)
+    return "\n".join(_lines(versions, deleted=args.delete))
 
 
 def references(tracking_uri: str, predictions: Sequence[str]) -> dict[str, str]:
-    """What refers to each fingerprint: a registered model, or a row of a table of runs."""
+    """For each dataset fingerprint in use, the registered model or table that refers to it."""
     used: dict[str, str] = {}
     for root in predictions:
         for partition in partitions(root):
             columns = ["dataset_fingerprint", "training_fingerprint"]
             (row,) = read_table(run_file(root, partition), columns=columns).to_pylist()
-            used |= {one: f"{root}: {partition}" for one in row.values() if one}
-    return used | trained_on(tracking_uri)
+            used |= {digest: f"{root}: {partition}" for digest in row.values() if digest}
+    return used | training_datasets(tracking_uri)
 
 
-def names(root: str) -> Iterator[str]:
+def dataset_folders(root: str) -> Iterator[str]:
     """Folders of the datasets below their root."""
     for name in listing.folders(root):
         if not name.startswith("."):
             yield join(root, name)
 
 
-def decide(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
+def list_versions(dataset: str, used: dict[str, str], keep: int) -> list[Version]:
     """The versions of a dataset, newest first, each with the reason why it stays, if any."""
-    found = []
+    versions = []
     running = False
     staging.remove_dead_staging(dataset)
     for name in listing.folders(dataset):
         running |= name.startswith(STAGING_PREFIX)
-        folder = join(dataset, name)
-        if not name.startswith(".") and storage.is_file(join(folder, MANIFEST)):
-            modified = storage.modified(join(folder, MANIFEST))
-            found.append(Version(folder, load_manifest(folder), modified))
-    found.sort(key=lambda one: one.modified, reverse=True)
+        folder, manifest_file = join(dataset, name), join(dataset, name, MANIFEST)
+        if not name.startswith(".") and storage.is_file(manifest_file):
+            versions.append((storage.modified(manifest_file), folder, load_manifest(folder)))
+    versions.sort(key=itemgetter(0), reverse=True)
     return [
         Version(
-            one.folder,
-            one.manifest,
-            one.modified,
-            used.get(one.manifest.fingerprint)
-            or (f"one of the newest {keep}" if at < keep else "")
+            folder,
+            manifest,
+            used.get(manifest.fingerprint)
+            or (f"one of the newest {keep}" if index < keep else "")
             or ("an ingest is running, which may read it" if running else ""),
         )
-        for at, one in enumerate(found)
+        for index, (_, folder, manifest) in enumerate(versions)
     ]
 
 
-def remove(version: Version) -> None:
-    """Removes a version: first its manifest, without which it is no dataset, then the rest."""
+def remove_version(version: Version) -> None:
+    """Removes a version, its manifest first: without it, no reader takes the rest for a dataset."""
     log(f"removing {version.folder}")
     storage.remove(join(version.folder, MANIFEST))
     storage.remove_tree(version.folder)
 
 
-def _lines(found: Sequence[Version], *, deleted: bool) -> Iterator[str]:
-    totals: dict[bool, list[int]] = defaultdict(list)
-    for one in found:
-        totals[bool(one.kept)].append(one.size)
-        what = f"stays: {one.kept}" if one.kept else "removed" if deleted else "may go"
-        records = f"{one.manifest.records:,} records, {one.size / _MIB:,.1f} MiB"
-        yield f"{one.folder}  {records}  {what}"
-    gone = totals[False]
-    size = f"{sum(gone) / _MIB:,.1f} MiB of shards"
-    if not gone:
+def _lines(versions: Sequence[Version], *, deleted: bool) -> Iterator[str]:
+    for version in versions:
+        outcome = "removed" if deleted else "may go"
+        if version.kept_because:
+            outcome = f"stays: {version.kept_because}"
+        records = f"{version.manifest.records:,} records, {version.size / _MIB:,.1f} MiB"
+        yield f"{version.folder}  {records}  {outcome}"
+    sizes = [version.size for version in versions if not version.kept_because]
+    size = f"{sum(sizes) / _MIB:,.1f} MiB of shards"
+    if not sizes:
         yield "nothing to remove"
     elif deleted:
-        yield f"removed {len(gone)} versions, {size}"
+        yield f"removed {len(sizes)} versions, {size}"
     else:
-        yield f"{len(gone)} versions may go, {size}: add --delete"
+        yield f"{len(sizes)} versions may go, {size}: add --delete"
 
 
 if __name__ == "__main__":

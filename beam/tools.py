@@ -1,8 +1,8 @@
-"""Downloads what the Flink and Spark runners need besides Python: Flink and Beam's Java runners.
+"""Downloads the Java side of the Flink and Spark runners: Flink's jars and Beam's job servers.
 
 Everything is pinned, checked against hashes and kept in one folder: ``outputs/tools``, or the one
-that the variable LYFT_TOOLS names. It is downloaded once, when an engine is first used, or before
-that by ``python -m beam.tools flink|spark``.
+that the variable LYFT_TOOLS names. It is downloaded when an engine is first used, or beforehand by
+``python -m beam.tools flink|spark``.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from runtime.locks import lock
 from runtime.storage import file_sha256
 
 FLINK = "1.19.3"
-"""Flink 1 is the last major version with the batch engine that Beam's Python jobs use. On 2.x they
-run as streams, which hold all grouped data in memory."""
+"""The last major version with the batch engine that Beam's Python jobs use. On Flink 2, they run as
+streams, which hold all grouped data in memory."""
 
 _FLINK_SHA256 = "4a58e3a1fb7d83340bc96b6c080624c6d792d69fae5d294b96224775204a9c60"
 _FLINK_JARS = ("flink-dist-", "log4j-")
 _FLINK_RUNNER = "a7bfa75782298af6cafdcdca0a5b53e7bcf6c204b6f60f21e2d64a7094bb6870"
 _SPARK_RUNNER = "ce097ff16ded711e30f24b8d90711c3df3d606f0e1462920d036b4a656ddec1b"
-"""Each a hash over the names and hashes of all jars of flink.xml or spark.xml."""
+"""Hashes over the names and hashes of all jars of flink.xml and of spark.xml."""
 
 _SPARK_JAR = "job-server.jar"
 _SPARK_MAIN = "org.apache.beam.runners.spark.SparkJobServerDriver"
@@ -41,11 +41,11 @@ _POMS = Path(__file__).parent / "jars"
 _COPY = "org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _NOT_MERGED = ("/", "META-INF/MANIFEST.MF", ".SF", ".DSA", ".RSA", "module-info.class")
-"""Folders, signatures and files that describe a jar as a whole."""
+"""Endings of what cannot be merged: folders, signatures and files that describe a whole jar."""
 
 
-def folder() -> Path:
-    """The folder in which everything is kept."""
+def tools_folder() -> Path:
+    """The folder of everything that was downloaded."""
     return Path(os.environ.get("LYFT_TOOLS", "outputs/tools")).absolute()
 
 
@@ -55,7 +55,7 @@ def flink_jars() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    return _kept(f"flink-{FLINK}", _fetch_flink)
+    return _fetch_once(f"flink-{FLINK}", _fetch_flink)
 
 
 def flink_runner() -> Path:
@@ -64,7 +64,7 @@ def flink_runner() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    return _kept("beam-flink-runner.jar", _fetch_flink_runner)
+    return _fetch_once("beam-flink-runner.jar", _fetch_flink_runner)
 
 
 def spark_job_server() -> Path:
@@ -73,7 +73,7 @@ def spark_job_server() -> Path:
     Raises:
         UserError: it cannot be fetched.
     """
-    return _kept("beam-spark-runner", _fetch_spark) / _SPARK_JAR
+    return _fetch_once("beam-spark-runner", _fetch_spark) / _SPARK_JAR
 
 
 def java() -> str:
@@ -89,34 +89,34 @@ def java() -> str:
     return found
 
 
-def _kept(name: str, fetch: Callable[[Path, Path], None]) -> Path:
-    """The file or folder of this name; if missing, it is fetched beside it, then moved whole."""
-    kept = folder() / name
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with lock(kept.parent / f"{name}.lock", wait=True):
-            if not kept.exists():
-                with tempfile.TemporaryDirectory(dir=kept.parent) as work:
+def _fetch_once(name: str, fetch: Callable[[Path, Path], None]) -> Path:
+    """The file or folder of this name; if it is missing, fetches it and moves it there whole."""
+    path = tools_folder() / name
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with lock(path.parent / f"{name}.lock", wait=True):
+            if not path.exists():
+                with tempfile.TemporaryDirectory(dir=path.parent) as work:
                     staged = Path(work, name)
                     fetch(staged, Path(work))
-                    staged.rename(kept)
-    return kept
+                    staged.rename(path)
+    return path
 
 
 def _fetch_flink(target: Path, work: Path) -> None:
-    wanted = work / "requirements.txt"
-    wanted.write_text(
+    pinned = work / "requirements.txt"
+    pinned.write_text(
         f"apache-flink-libraries=={FLINK} --hash=sha256:{_FLINK_SHA256}\n", encoding="utf-8"
     )
     options = ["--no-deps", "--no-binary=:all:", "--no-build-isolation", "--require-hashes"]
-    _run([sys.executable, "-m", "pip", "download", *options, "-r", str(wanted), "-d", str(work)])
+    _run([sys.executable, "-m", "pip", "download", *options, "-r", str(pinned), "-d", str(work)])
     (archive,) = work.glob("apache*.tar.gz")
     target.mkdir()
-    with tarfile.open(archive) as packed:
-        for member in packed:
+    with tarfile.open(archive) as sources:
+        for member in sources:
             name = Path(member.name).name
             if member.isfile() and name.startswith(_FLINK_JARS) and name.endswith(".jar"):
-                packed.extract(member.replace(name=name), target, filter="data")
+                sources.extract(member.replace(name=name), target, filter="data")
 
 
 def _fetch_flink_runner(target: Path, work: Path) -> None:
@@ -128,17 +128,17 @@ def _fetch_spark(target: Path, work: Path) -> None:
     jars = _fetch_jars("spark", _SPARK_RUNNER, work)
     for jar in jars:
         jar.rename(target / jar.name)
-    # Lines of a manifest are limited in length; one that begins with a space continues the last.
-    path = "\r\n  ".join(jar.name for jar in jars)
-    lines = ["Manifest-Version: 1.0", f"Main-Class: {_SPARK_MAIN}", f"Class-Path: {path}"]
+    # A manifest's lines are limited in length; a line with a leading space continues the last one.
+    class_path = "\r\n  ".join(jar.name for jar in jars)
+    lines = ["Manifest-Version: 1.0", f"Main-Class: {_SPARK_MAIN}", f"Class-Path: {class_path}"]
     with zipfile.ZipFile(target / _SPARK_JAR, "w") as archive:
         archive.writestr(_entry("META-INF/MANIFEST.MF"), "\r\n".join([*lines, ""]))
 
 
 def _merge(jars: Sequence[Path], target: Path) -> None:
-    """Merges jars into one: lists of services are joined, of any other file the first is kept.
+    """Merges jars into one: joins lists of services; of any other file, keeps the first.
 
-    Flink sends a job's jars to each machine one by one, a tenth of a second per jar.
+    Flink would send separate jars to each machine one by one, a tenth of a second per jar.
     """
     services: dict[str, list[bytes]] = defaultdict(list)
     with zipfile.ZipFile(target, "w") as merged:
@@ -156,7 +156,7 @@ def _merge(jars: Sequence[Path], target: Path) -> None:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """A ZIP entry with a fixed time, so that the jar is always the same."""
+    """A ZIP entry with a fixed time, so that the jar has the same bytes each time."""
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.compress_type = zipfile.ZIP_DEFLATED
     return entry
@@ -190,13 +190,13 @@ def _run(command: Sequence[str]) -> None:
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
     if done.returncode:
-        lines = [line for line in done.stdout.splitlines() if "ERROR" in line.upper()]
-        said = (lines or done.stdout.splitlines() or ["it said nothing"])[0].strip()
-        raise UserError(f"{' '.join(command[:4])} … failed: {said}")
+        lines = done.stdout.splitlines() or ["it said nothing"]
+        reason = next((line for line in lines if "ERROR" in line.upper()), lines[0]).strip()
+        raise UserError(f"{' '.join(command[:4])} … failed: {reason}")
 
 
 def main(arguments: Sequence[str]) -> str:
-    """Runs the command line and returns the folder of everything that was fetched."""
+    """Runs the command line and returns the folder of the downloads."""
     parser = Parser(prog="python -m beam.tools", description=__doc__)
     parser.add_argument("engine", choices=("flink", "spark"))
     if parser.parse_args(arguments).engine == "flink":
@@ -204,7 +204,7 @@ def main(arguments: Sequence[str]) -> str:
         flink_runner()
     else:
         spark_job_server()
-    return str(folder())
+    return str(tools_folder())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Hashes everything published below a place: ``python -m beam.verify outputs/datasets``.
+"""Verifies published datasets and tables by their content hashes: ``python -m beam.verify PATH``.
 
-Jobs hash what they build on, but on a store they trust what no later put has replaced. This reads
-every byte of dataset versions and of tables, and names the files that are not what was published.
+Jobs verify what they build on, but on a store they trust objects that no later put has replaced.
+This command reads every byte, and names each file that is missing or has changed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 
-from beam.ingest.incremental import digests
+from beam.ingest.incremental import file_digests
 from beam.shared.intact import has_digest
 from runtime import listing, storage
 from runtime.command_line import Parser, log, run_main
@@ -31,11 +31,11 @@ def main(arguments: Sequence[str]) -> str:
         storage.require_folder(place, "place")
         before = files
         for name, expected in published_below(place):
-            fine = storage.map_concurrently(lambda one: has_digest(*one), expected.items())
-            bad = [file for file, ok in zip(expected, fine, strict=True) if not ok]
-            log(f"{name}: {len(expected):,} files, {len(bad) or 'none'} damaged")
+            intact = storage.map_concurrently(lambda file: has_digest(*file), expected.items())
+            failed = [file for file, ok in zip(expected, intact, strict=True) if not ok]
+            log(f"{name}: {len(expected):,} files, {len(failed) or 'none'} damaged")
             files += len(expected)
-            damaged += bad
+            damaged += failed
         if files == before:
             raise UserError(f"{place!r} holds neither a dataset nor tables of predictions")
     if damaged:
@@ -49,12 +49,12 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def published_below(place: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Dataset versions and partitions of tables below a place: name, and SHA-256 of each file."""
+    """Dataset versions and partitions of tables below a folder, each with its files' SHA-256."""
     for file in listing.walk(place):
         path = PurePosixPath(file.path)
         folder = join(place, str(path.parent)) if path.parent.name else place
         if path.name == MANIFEST:
-            yield folder, digests(folder, load_manifest(folder))
+            yield folder, file_digests(folder, load_manifest(folder))
         elif path.name == RUN_FILE:
             root, _, partition = folder.rpartition("/runs/")
             yield folder, checksums(root, partition)

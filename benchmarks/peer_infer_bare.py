@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from inputs import network_size
 
-from beam.infer.engines.choice import choose, load_engine
+from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.model_uri import resolve_model
 from beam.runners.malloc import tune_malloc
 from images import png
@@ -37,7 +37,7 @@ def predict(paths: list[Path], model_file: str, workers: int) -> int:
     height, width = network_size()
     config = InferConfig(height=height, width=width)
     model = resolve_model(model_file, config, "")
-    runtime = choose(config, workers)
+    runtime = choose_runtime(config, workers)
     engine = load_engine(model, runtime)
     batch, count = [], 0
     for path in paths:

@@ -216,10 +216,10 @@ def plan_infer(
         from beam.shared.source_digest import digest_images
 
         found = digest_images(source_of(source, config))
-        images = found.images or found.loose_pngs
+        images = found.images or found.other_pngs
     if model is not None and (source is not None or dataset is not None):
         from beam.infer import runs
-        from beam.infer.plan import plan as plan_job
+        from beam.infer.plan import plan_job
 
         at = None if source else dataset
         processes = len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""The command line of the inference job; it imports Beam only if there is work."""
+"""Command line of the inference job; imports Beam only if there is work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from beam.infer import runs
 from beam.infer.drift import write_drift
-from beam.infer.plan import Job, plan
+from beam.infer.plan import Job, plan_job
 from beam.infer.publish import partition_lock
 from beam.shared.staging import make_output
 from runtime.command_line import JobParser, add_config, add_tracking_uri, config_from, run_main
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str]) -> str:
     root = make_output(args.output)
     places = args.source, args.dataset
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
-        job = plan(args.model, *places, config, args.tracking_uri, processes, scratch)
+        job = plan_job(args.model, *places, config, args.tracking_uri, processes, scratch)
         if not (args.resume and not args.retry_rejects and _is_published(job, root)):
             from beam.infer.pipeline import predict
 

@@ -1,4 +1,4 @@
-"""The profile of published predictions, to be compared with that of the model's validation."""
+"""Drift: the profile of published predictions beside that of the model's validation split."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def profile_of(root: str, partition: str) -> Profile:
         table = read_table(file, ["class_id", "class_name", "pixel_count", "mean_confidence"])
         ids = table["class_id"].to_numpy()
         counts = table["pixel_count"].to_numpy()
-        # Null, which is NaN here, where a class has no pixel.
+        # The mean of a class without pixels is null, and NaN in numpy.
         means = np.nan_to_num(table["mean_confidence"].to_numpy().astype(np.float64))
         confidence += float(counts @ means)
-        found, first = np.unique(ids, return_index=True)
-        for class_id, row in zip(found.tolist(), first.tolist(), strict=True):
+        present, first_rows = np.unique(ids, return_index=True)
+        for class_id, row in zip(present.tolist(), first_rows.tolist(), strict=True):
             names[class_id] = table["class_name"][row].as_py()
             pixels[class_id] = pixels.get(class_id, 0) + int(counts[ids == class_id].sum())
-    every = sum(pixels.values())
+    total = sum(pixels.values())
     return Profile(
         images=sum(read_footer(file).num_rows for file in files_of(root, "masks", partition)),
         class_pixels={names[class_id]: pixels[class_id] for class_id in sorted(pixels)},
-        mean_confidence=confidence / every if every else None,
+        mean_confidence=confidence / total if total else None,
     )

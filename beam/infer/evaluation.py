@@ -1,23 +1,20 @@
-"""The confusion matrix of each split, summed over images in the graph."""
+"""Evaluation: sums the images' confusion matrices to one for each split."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
-import apache_beam as beam
 import numpy as np
 import pyarrow.compute as pc
 
+from beam.infer.table_parts import Row
 from runtime.parquet import read_table
 from schemas.classes import Taxonomy
 from schemas.stats import ConfusionMatrix
 
-Row = dict[str, Any]
 
-
-def matrices(table: str, place: str) -> Iterator[tuple[str, ConfusionMatrix]]:
-    """Sums the matrices in a file of ``masks`` for each split (``""`` outside a dataset).
+def matrices_by_split(table: str, place: str) -> Iterator[tuple[str, ConfusionMatrix]]:
+    """Sums the matrices in a file of ``masks`` by split, which is "" outside of a dataset.
 
     Files of other tables yield nothing. The column ``confusion`` holds classes * classes counts,
     row by row, or null if there is no truth.
@@ -36,34 +33,15 @@ def matrices(table: str, place: str) -> Iterator[tuple[str, ConfusionMatrix]]:
         yield str(split), ConfusionMatrix(counts.reshape(classes, classes))
 
 
-class SumMatrices(beam.CombineFn):
-    """Sums confusion matrices by their zero and ``+``."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self._classes = classes
-
-    def create_accumulator(self) -> ConfusionMatrix:
-        """The matrix of no pixels."""
-        return ConfusionMatrix.zero(self._classes)
-
-    def add_input(self, accumulator: ConfusionMatrix, matrix: ConfusionMatrix) -> ConfusionMatrix:
-        """The sum of two."""
-        return accumulator + matrix
-
-    def merge_accumulators(self, accumulators: Iterable[ConfusionMatrix]) -> ConfusionMatrix:
-        """The sum of any number."""
-        return sum(accumulators, self.create_accumulator())
-
-    def extract_output(self, accumulator: ConfusionMatrix) -> ConfusionMatrix:
-        """The matrix itself."""
-        return accumulator
+def sum_matrices(matrices: Iterable[ConfusionMatrix], classes: int) -> ConfusionMatrix:
+    """The sum of confusion matrices (classes, classes)."""
+    return sum(matrices, ConfusionMatrix.zero(classes))
 
 
 def confusion_rows(
     split: str, matrix: ConfusionMatrix, taxonomy: Taxonomy, run_id: str
 ) -> tuple[str, list[Row]]:
-    """One row for each cell of a split's matrix, including zeros, ordered by true class."""
+    """The split and one row for each cell of its matrix, zeros included, ordered by true class."""
     names = taxonomy.names
     rows = [
         {

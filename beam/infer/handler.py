@@ -1,4 +1,4 @@
-"""Beam's model handler for an engine; a bad image does not lose the other images of its batch."""
+"""Model handler for Beam's RunInference; an image that fails does not fail its whole batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from apache_beam.ml.inference.base import ModelHandler
 from beam.infer import sliding_windows
 from beam.infer.engines.base import Engine, Predicted, Runtime, is_out_of_memory
 from beam.infer.engines.choice import load_engine
-from beam.infer.model_uri import ResolvedModel, fetched
+from beam.infer.model_uri import ResolvedModel, local_model
 from beam.infer.pictures import Picture, Prediction, Unpredicted
 from runtime.errors import first_line
 
 
 class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
-    """Runs the model in batches; returns pictures that cannot be predicted with the reason."""
+    """Runs the model in batches; a picture that cannot be predicted yields the reason."""
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
 
     def load_model(self) -> Engine:
         """Loads the engine, once for each process, or once for all if the runtime shares it."""
-        with fetched(self._model) as model:
+        with local_model(self._model) as model:
             return load_engine(model, self._runtime)
 
     def run_inference(
@@ -36,7 +36,7 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         inference_args: dict[str, Any] | None = None,  # noqa: ARG002
     ) -> Iterable[Prediction | Unpredicted]:
         """One result for each picture."""
-        # A model that serves all processes is a proxy, which has methods alone.
+        # A shared engine is a proxy without attributes, so the size is not read from it.
         return predict(batch, model, (self._model.height, self._model.width))
 
     def batch_elements_kwargs(self) -> dict[str, int]:
@@ -45,7 +45,7 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
         return {"min_batch_size": size, "max_batch_size": size}
 
     def get_num_bytes(self, batch: Sequence[Picture]) -> int:
-        """Bytes of the pixels, for Beam's metrics; by default, Beam pickles each batch to know."""
+        """Bytes of the pixels, for Beam's metrics; by default, Beam pickles each batch to count."""
         return sum(picture.pixels.nbytes for picture in batch)
 
     def share_model_across_processes(self) -> bool:
@@ -56,32 +56,31 @@ class UNetHandler(ModelHandler[Picture, Prediction | Unpredicted, Engine]):
 def predict(
     pictures: Sequence[Picture], engine: Engine, size: tuple[int, int]
 ) -> Iterator[Prediction | Unpredicted]:
-    """Predicts pictures; if a batch fails, only the pictures that fail on their own are lost.
+    """Predicts pictures; if a batch fails, only the pictures that fail by themselves are lost.
 
     If memory runs out, the engine's batch size is halved for this call and all later ones. After
-    any other failure, the batch is split in halves until the picture at fault is alone.
+    any other failure, the batch is split in halves until the failing picture is alone.
 
     Args:
         size: height and width of the images that the engine takes.
     """
-    waiting = [list(pictures)]
-    while waiting:
-        some = waiting.pop()
+    batches = [list(pictures)]
+    while batches:
+        batch = batches.pop()
         try:
-            found = _predict(some, engine, size)
+            predicted = _predict(batch, engine, size)
         except Exception as error:  # noqa: BLE001 - engines raise many types
-            if is_out_of_memory(error) and engine.halve():
-                waiting.append(some)
-            elif len(some) > 1:
-                middle = len(some) // 2
-                waiting += [some[middle:], some[:middle]]
+            if is_out_of_memory(error) and engine.halve_batch():
+                batches.append(batch)
+            elif len(batch) > 1:
+                middle = len(batch) // 2
+                batches += [batch[middle:], batch[:middle]]
             else:
                 code = "out_of_memory" if is_out_of_memory(error) else "failed"
-                yield Unpredicted(
-                    some[0], code, f"{type(error).__name__}: {first_line(error, 2000)}"
-                )
+                message = f"{type(error).__name__}: {first_line(error, 2000)}"
+                yield Unpredicted(batch[0], code, message)
             continue
-        for picture, (class_id, confidence) in zip(some, found, strict=True):
+        for picture, (class_id, confidence) in zip(batch, predicted, strict=True):
             if np.isfinite(confidence).all():
                 yield Prediction(picture, class_id, confidence)
             else:
@@ -90,12 +89,14 @@ def predict(
 
 
 def _predict(pictures: Sequence[Picture], engine: Engine, size: tuple[int, int]) -> list[Predicted]:
-    """Class ids and confidences of each picture, from as many windows as it takes."""
-    cut = [sliding_windows.cut(picture.pixels, *size) for picture in pictures]
-    ends = np.cumsum([len(some) for some in cut])
-    ids, confidence = (np.split(found, ends[:-1]) for found in engine.predict(np.concatenate(cut)))
+    """Class ids and confidences of each picture, joined from its windows."""
+    windows = [sliding_windows.cut(picture.pixels, *size) for picture in pictures]
+    ends = np.cumsum([len(of_picture) for of_picture in windows])
+    ids, confidences = (
+        np.split(output, ends[:-1]) for output in engine.predict(np.concatenate(windows))
+    )
     join = sliding_windows.join
     return [
-        (join(some, picture.pixels.shape), join(their, picture.pixels.shape))
-        for picture, some, their in zip(pictures, ids, confidence, strict=True)
+        (join(class_id, picture.pixels.shape), join(confidence, picture.pixels.shape))
+        for picture, class_id, confidence in zip(pictures, ids, confidences, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""The published run that a new one builds on: images and rejects that need no new processing."""
+"""Incremental inference: looks up images and rejects of the published run, to reuse their rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from schemas.layout import part_index
 from schemas.published import files_of
 
 _IDENTITY = ("image_id", "source_uri", "image_sha256", "truth_sha256")
-"""Columns that are the same where an image's rows need not be made again."""
+"""Columns that must be equal for an image's rows to be reused."""
 
 _INDEX = pa.schema(
     [
@@ -38,11 +38,11 @@ _INDEX = pa.schema(
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """The files in which to look up a published run; each worker opens them once.
+    """Files of a published run, for look-up; each worker opens them once.
 
     Attributes:
         index: an Arrow file of its images, ordered by a hash of the id; None if there is no run.
-        rejects: files of its rejects; None if all of them are to be tried again.
+        rejects: files of its rejects; None to try all of them again.
         images_root: folder to which the paths of rejects are relative.
         classes: number of rows of ``class_stats`` for each image.
     """
@@ -52,13 +52,13 @@ class PreviousRun:
     images_root: str = ""
     classes: int = 0
 
-    def open(self) -> Known:
-        """Maps the index into memory and reads the rejects."""
-        return Known(self)
+    def open(self) -> PreviousResults:
+        """Memory-maps the index and reads the rejects."""
+        return PreviousResults(self)
 
 
-class Known:
-    """Looks up images and rejects by their names and the hashes of their bytes."""
+class PreviousResults:
+    """Looks up images and rejects by their names and content hashes."""
 
     def __init__(self, previous: PreviousRun) -> None:
         self._classes = previous.classes
@@ -70,24 +70,22 @@ class Known:
         self._keys = self._rows["key"].to_numpy()
         self._rejects = dict(_rejects(previous))
 
-    def image(
+    def find_image(
         self, image_id: str, uri: str, image_sha256: str, truth_sha256: str | None
     ) -> RowRef | None:
-        """A reference to the rows of the same image, at the same place, and truth; or None."""
-        key = _key(image_id)
-        for at in range(int(np.searchsorted(self._keys, np.uint64(key))), len(self._keys)):
-            if self._keys[at] != key:
+        """A reference to the rows of the same image, URI and truth; None if there are none."""
+        key, identity = _key(image_id), (image_id, uri, image_sha256, truth_sha256)
+        for index in range(int(np.searchsorted(self._keys, np.uint64(key))), len(self._keys)):
+            if self._keys[index] != key:
                 break
-            row: dict[str, Any] = self._rows.slice(at, 1).to_pylist()[0]
-            if tuple(row[name] for name in _IDENTITY) == (
-                *(image_id, uri, image_sha256, truth_sha256),
-            ):
+            row: dict[str, Any] = self._rows.slice(index, 1).to_pylist()[0]
+            if tuple(row[name] for name in _IDENTITY) == identity:
                 files = {table: row[table] for table in ("masks", "class_stats")}
                 return RowRef(image_id, files, self._classes, row["size"])
         return None
 
-    def reject(self, path: str, sha256: str | None) -> Reject | None:
-        """The earlier reject of the same file with the same bytes, or None."""
+    def find_reject(self, path: str, sha256: str | None) -> Reject | None:
+        """The reject of the same file with the same bytes, or None."""
         reject = self._rejects.get(path)
         return reject if reject and sha256 and reject.sha256 == sha256 else None
 
@@ -107,9 +105,9 @@ def find_previous(
     Args:
         recipe: hash of everything that determines an image's rows, except its bytes.
         index: where the index is written.
-        retry_rejects: whether to leave out the rejects, and the images whose truth was rejected.
+        retry_rejects: whether to omit the rejects, and the images whose truth was rejected.
     """
-    if runs.recipe_of(root, partition) != recipe or not runs.is_whole(root, partition):
+    if runs.recipe_of(root, partition) != recipe or not runs.is_intact(root, partition):
         return PreviousRun()
     rejects = files_of(root, "rejects", partition)
     table = _index(root, partition, _truth_rejects(rejects) if retry_rejects else frozenset())
@@ -119,26 +117,20 @@ def find_previous(
 
 
 def _index(root: str, partition: str, without: frozenset[str]) -> pa.Table:
-    files = {table: files_of(root, table, partition) for table in ("masks", "class_stats")}
-    columns = [*_IDENTITY, "mask_size"]
-    found = []
-    for file in files["masks"]:
-        rows = read_table(file, columns)
+    class_files = files_of(root, "class_stats", partition)
+    tables = [_INDEX.empty_table()]
+    for file in files_of(root, "masks", partition):
+        rows = read_table(file, [*_IDENTITY, "mask_size"])
         ids = rows["image_id"].to_pylist()
-        class_files = files["class_stats"]
-        found.append(
-            pa.table(
-                [
-                    pa.array([_key(one) for one in ids], pa.uint64()),
-                    *(rows[name] for name in _IDENTITY),
-                    pa.array([file] * len(ids), pa.string()),
-                    pa.array([class_files[part_index(one, len(class_files))] for one in ids]),
-                    rows["mask_size"].cast(pa.int64()),
-                ],
-                schema=_INDEX,
-            )
-        )
-    table = pa.concat_tables(found) if found else _INDEX.empty_table()
+        columns = [
+            pa.array(map(_key, ids), pa.uint64()),
+            *(rows[name] for name in _IDENTITY),
+            pa.array([file] * len(ids), pa.string()),
+            pa.array([class_files[part_index(image_id, len(class_files))] for image_id in ids]),
+            rows["mask_size"].cast(pa.int64()),
+        ]
+        tables.append(pa.table(columns, schema=_INDEX))
+    table = pa.concat_tables(tables)
     kept = pc.invert(pc.is_in(table["image_id"], pa.array(sorted(without), pa.string())))
     return table.filter(kept).sort_by("key").combine_chunks()
 
@@ -154,7 +146,7 @@ def _rejects(previous: PreviousRun) -> Iterator[tuple[str, Reject]]:
     if previous.rejects is None:
         return
     for row in read_table(list(previous.rejects)).to_pylist():
-        # The network may do better the next time, e.g. if there is more memory.
+        # The network may succeed the next time, e.g. if there is more memory.
         if row["stage"] == runs.PREDICT_STAGE:
             continue
         path = row["source_uri"].removeprefix(f"{previous.images_root}/")

@@ -1,4 +1,4 @@
-"""Finds models and their metadata by MLflow URIs or as plain ``.keras`` files."""
+"""Resolves a model: an MLflow URI or a plain ``.keras`` file to its files and metadata."""
 
 from __future__ import annotations
 
@@ -44,15 +44,14 @@ class ResolvedModel:
         keras_file: path or URI of the ``.keras`` file; sha256: of its bytes.
         height, width: size in pixels that images are resized to.
         resize: how images are resized.
-        windows: whether images keep their own size instead, and the network slides over them.
-        geometry: sizes that the network takes; None for a plain file, for which the engine tries
-            several.
+        windows: whether images keep their own size, and are predicted in sliding windows.
+        geometry: sizes that the network takes; None for a plain file: the engine tries several.
         class_table: the model's class id for each class id of the training dataset's taxonomy; they
             differ if the model separates a target from the rest. None for a plain file.
         dataset_mapping_sha256: of the taxonomy of the training dataset.
         graph: path of the OpenVINO graph that was exported from the file, if there is one.
-        run_id, fingerprint: training run and training dataset, if known.
-        validation: what it predicted for its validation split, if that was recorded.
+        run_id, fingerprint: of the training run and of the training dataset, if known.
+        validation: profile of its predictions for its validation split, if recorded.
     """
 
     uri: str
@@ -122,20 +121,20 @@ def resolve_model(
 def _from_mlflow(
     uri: str, config: InferConfig, tracking_uri: str, scratch: str | None
 ) -> ResolvedModel:
-    # A look-up must not create an empty store.
+    # MLflow would create an empty store.
     if (file := sqlite_file(tracking_uri)) and not file.exists():
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
-    found = _in_place(uri, tracking_uri) or _by_mlflow(uri, tracking_uri, scratch)
-    metadata = found.metadata
-    files = sorted(found.folder.glob("artifacts/*.keras"))
+    logged = _from_local_registry(uri, tracking_uri) or _from_mlflow_api(uri, tracking_uri, scratch)
+    metadata = logged.metadata
+    files = sorted(logged.folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
         raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
     _check_keras_file(files[0])
     sha256 = storage.file_sha256(files[0])
     return ResolvedModel(
-        uri=found.uri,
-        name=safe_name(found.name),
-        version=found.version or f"run-{found.run_id[:8]}",
+        uri=logged.uri,
+        name=safe_name(logged.name),
+        version=logged.version or f"run-{logged.run_id[:8]}",
         keras_file=str(files[0]),
         sha256=sha256,
         taxonomy=Taxonomy.model_validate(metadata["taxonomy"]),
@@ -145,16 +144,16 @@ def _from_mlflow(
         geometry=Geometry.model_validate(metadata["geometry"]),
         class_table=tuple(metadata["class_table"]),
         dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
-        run_id=found.run_id,
+        run_id=logged.run_id,
         fingerprint=metadata["dataset_fingerprint"],
-        graph=_graph_of(sha256, found.folder / "artifacts/openvino"),
+        graph=_graph_of(sha256, logged.folder / "artifacts/openvino"),
         windows=config.windows == "on",
         validation=Profile.model_validate(metadata[VALIDATION]) if VALIDATION in metadata else None,
     )
 
 
-class _Found(NamedTuple):
-    """A model in MLflow; the version is ``v3``, or empty for a run's."""
+class _LoggedModel(NamedTuple):
+    """A model in MLflow; the version is e.g. ``v3``, or empty for a run's model."""
 
     uri: str
     name: str
@@ -164,27 +163,27 @@ class _Found(NamedTuple):
     metadata: dict[str, Any]
 
 
-def _in_place(uri: str, tracking_uri: str) -> _Found | None:
-    """A registered version whose files are on this machine; None if MLflow must be asked."""
+def _from_local_registry(uri: str, tracking_uri: str) -> _LoggedModel | None:
+    """A registered version whose files are on this machine; None to ask MLflow instead."""
     if not uri.startswith("models:/"):
         return None
     try:
         with registry(tracking_uri) as opened:
-            found = opened.version_by_uri(uri)
-            about = found.description
+            version = opened.version_by_uri(uri)
+            description = version.description
     except NotReadError:
         return None
-    return _Found(
-        uri=found.uri,
-        name=found.name,
-        version=f"v{found.number}",
-        folder=found.folder,
-        run_id=about.get("run_id", ""),
-        metadata=about.get("metadata") or {},
+    return _LoggedModel(
+        uri=version.uri,
+        name=version.name,
+        version=f"v{version.number}",
+        folder=version.folder,
+        run_id=description.get("run_id", ""),
+        metadata=description.get("metadata") or {},
     )
 
 
-def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
+def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _LoggedModel:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
     from alembic.util import CommandError
@@ -194,13 +193,13 @@ def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
     prepare_store(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     try:
-        # Without dst_path, MLflow leaves downloads in the system's temporary folder for good. The
-        # files of an SQLite store need no download, and a cluster's workers may see them in place.
-        copied = None if tracking_uri.startswith("sqlite:") else scratch
+        # Without dst_path, MLflow never removes its downloads from the system's temporary folder.
+        # The files of an SQLite store need no download; a cluster's workers may see them in place.
+        target = None if tracking_uri.startswith("sqlite:") else scratch
         name, version = _registered(mlflow.MlflowClient(), uri)
-        # An alias may move at any moment, so the files are those of the version that it named.
-        found = f"models:/{name}/{version.removeprefix('v')}" if version else uri
-        folder = Path(mlflow.artifacts.download_artifacts(found, dst_path=copied))
+        # By version, since an alias may move at any moment.
+        model_uri = f"models:/{name}/{version.removeprefix('v')}" if version else uri
+        folder = Path(mlflow.artifacts.download_artifacts(model_uri, dst_path=target))
         info = mlflow.models.Model.load(folder)
     except (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError) as error:
         if not is_missing(error):
@@ -208,11 +207,11 @@ def _by_mlflow(uri: str, tracking_uri: str, scratch: str | None) -> _Found:
         raise UserError(
             f"model {uri!r} cannot be found in {tracking_uri}: {first_line(error)}"
         ) from error
-    return _Found(found, name, version, folder, info.run_id, info.metadata or {})
+    return _LoggedModel(model_uri, name, version, folder, info.run_id, info.metadata or {})
 
 
-def trained_on(tracking_uri: str) -> dict[str, str]:
-    """Fingerprints of the datasets of all registered versions, each with the URI of one of them.
+def training_datasets(tracking_uri: str) -> dict[str, str]:
+    """Fingerprints of the datasets that models were trained on, each with a model's URI.
 
     Raises:
         UserError: MLflow's store cannot be used.
@@ -226,20 +225,20 @@ def trained_on(tracking_uri: str) -> dict[str, str]:
 
     prepare_store(tracking_uri)
     try:
-        found = mlflow.MlflowClient(tracking_uri).search_model_versions()
+        versions = mlflow.MlflowClient(tracking_uri).search_model_versions()
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise store_error(tracking_uri, error) from error
     return {
-        one.tags["dataset_fingerprint"]: f"models:/{one.name}/{one.version}"
-        for one in found
-        if "dataset_fingerprint" in one.tags
+        version.tags["dataset_fingerprint"]: f"models:/{version.name}/{version.version}"
+        for version in versions
+        if "dataset_fingerprint" in version.tags
     }
 
 
 def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
-    """The model with an OpenVINO graph: the one it has, or one that is exported to ``folder``.
+    """The model with its OpenVINO graph, which is exported to ``folder`` if there is none.
 
-    A separate process exports it, so that no other process needs to load TensorFlow.
+    A separate process exports it, so that this one need not load TensorFlow.
 
     Raises:
         UserError: the model cannot be exported.
@@ -260,7 +259,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
     return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
 
 
-def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
+def copy_model(model: ResolvedModel, folder: str) -> ResolvedModel:
     """Copies the model's files to a folder, local or on a store, and returns the copy."""
     if not storage.is_remote(folder):
         os.makedirs(folder, exist_ok=True)
@@ -274,13 +273,13 @@ def copied(model: ResolvedModel, folder: str) -> ResolvedModel:
 
 
 @contextmanager
-def fetched(model: ResolvedModel) -> Iterator[ResolvedModel]:
+def local_model(model: ResolvedModel) -> Iterator[ResolvedModel]:
     """The model with its files on this machine; it must be loaded before the block ends."""
     if not storage.is_remote(model.keras_file):
         yield model
         return
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as folder:
-        yield copied(model, folder)
+        yield copy_model(model, folder)
 
 
 def _weights(graph: str) -> str:
@@ -299,11 +298,11 @@ def _graph_of(sha256: str, folder: Path) -> str | None:
 
 
 def _registered(client: Any, uri: str) -> tuple[str, str]:
-    """Name and version (``v3``) of a registered model's URI; for a run's, the version is empty."""
+    """Name and version (e.g. ``v3``) of the model at a URI; a run's model has no version."""
     if uri.startswith("runs:/"):
         return "run", ""
-    found = registered_version(client, uri)
-    return found.name, f"v{found.version}"
+    model_version = registered_version(client, uri)
+    return model_version.name, f"v{model_version.version}"
 
 
 def _check_keras_file(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pictures that a model predicts: how they are read, and the results."""
+"""Reads the images to predict, from raw pairs or a dataset's records; types of the results."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beam.infer.incremental import Known, PreviousRun
+from beam.infer.incremental import PreviousResults, PreviousRun
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.runs import TRUTH_STAGE
 from beam.infer.table_parts import RowRef
-from beam.shared.crash_journal import check_crash
-from beam.shared.pairing import Pair, Reject, check_bytes
+from beam.shared.crash_journal import check_no_crash
+from beam.shared.pairing import Pair, Reject, check_size
 from images import masks, png
 from runtime.errors import RejectError, UserError, first_line
+from runtime.listing import SourceFile
 from runtime.parquet import read_table
 from runtime.storage import join, local, read_bytes, sha256
 from schemas.classes import Taxonomy, UInt8Array
@@ -36,7 +37,7 @@ class Picture:
         path: of the source PNG, below the source root.
         pixels: RGB at the size at which it is predicted, uint8 (height, width, 3).
         width, height: size of the image that was read.
-        truth: class ids at the size that was read, uint8 (height, width), if known.
+        truth: class ids at the size that was read, uint8 (height, width), if previous.
         image_sha256: hash of the bytes of the source PNG.
         truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask, if there is one.
     """
@@ -70,29 +71,33 @@ class Unpredicted(NamedTuple):
 
 
 def read_shard(
-    dataset: str, split: str, name: str, model: ResolvedModel, known: Known | None = None
+    dataset: str,
+    split: str,
+    name: str,
+    model: ResolvedModel,
+    previous: PreviousResults | None = None,
 ) -> Iterator[Picture | RowRef | Reject]:
     """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 
     Args:
-        known: images of an earlier run that need not be processed again.
+        previous: results of an earlier run, which are reused.
 
     Raises:
         UserError: the dataset is damaged or incomplete.
     """
-    known = known or PreviousRun().open()
+    previous = previous or PreviousRun().open()
     manifest = load_manifest(dataset)
     paths = _source_paths(dataset, name)
-    table = None
+    class_table = None
     if manifest.taxonomy.mapping_sha256 != model.taxonomy.mapping_sha256 and model.class_table:
-        table = np.array(model.class_table, np.uint8)
+        class_table = np.array(model.class_table, np.uint8)
     (shard,) = (one for one in manifest.shards if one.name == name)
     for example in _examples(dataset, shard):
         (path, mask_path), image_sha256 = paths[example.id], example.source_sha256
         truth_sha256 = sha256(example.mask)
         uri = join(manifest.source, path)
-        if ref := known.image(example.id, uri, image_sha256, truth_sha256):
-            if reject := known.reject(mask_path, truth_sha256):
+        if ref := previous.find_image(example.id, uri, image_sha256, truth_sha256):
+            if reject := previous.find_reject(mask_path, truth_sha256):
                 yield reject
             yield ref
             continue
@@ -104,10 +109,11 @@ def read_shard(
         truth = None
         try:
             truth = png.decode_ids(example.mask)
+            if class_table is not None:
+                truth = class_table[truth]
         except RejectError as error:
-            yield Reject(
-                example.id, mask_path, TRUTH_STAGE, error.code, error.message, truth_sha256
-            )
+            code, message = error.code, error.message
+            yield Reject(example.id, mask_path, TRUTH_STAGE, code, message, truth_sha256)
         yield Picture(
             image_id=example.id,
             path=path,
@@ -116,7 +122,7 @@ def read_shard(
             width=image.shape[1],
             height=image.shape[0],
             pixels=model.fit(image),
-            truth=truth if table is None or truth is None else table[truth],
+            truth=truth,
             image_sha256=image_sha256,
             truth_sha256=truth_sha256,
         )
@@ -133,24 +139,23 @@ def _source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
 
 
 def _examples(dataset: str, shard: ShardInfo) -> Iterator[Example]:
-    """Reads the records of a shard one at a time: it may be larger than a worker's memory."""
-    found = 0
+    """Reads the records of a shard one at a time, since it may be larger than a worker's memory."""
+    records = 0
     try:
         with local(join(dataset, shard.name)) as path, open(path, "rb") as file:
             for record in read_records(file, shard.name):
-                found += 1
+                records += 1
                 yield parse(record)
     except (OSError, CorruptRecordError) as error:
         raise _damaged(dataset, f"shard {shard.name}", error) from error
-    if found != shard.records:
-        raise _damaged(
-            dataset, f"shard {shard.name}", f"expected {shard.records} records, found {found}"
-        )
+    if records != shard.records:
+        counts = f"expected {shard.records} records, found {records}"
+        raise _damaged(dataset, f"shard {shard.name}", counts)
 
 
-def _damaged(dataset: str, what: str, error: object) -> UserError:
+def _damaged(dataset: str, part: str, error: object) -> UserError:
     return UserError(
-        f"dataset {dataset!r}: {what} cannot be read ({first_line(error)}); "
+        f"dataset {dataset!r}: {part} cannot be read ({first_line(error)}); "
         "ingest again to repair it"
     )
 
@@ -160,7 +165,7 @@ def read_pair(
     source: str,
     model: ResolvedModel,
     config: SourceConfig,
-    known: Known,
+    previous: PreviousResults,
     crashed: frozenset[str] = frozenset(),
 ) -> Iterator[Picture | RowRef | Reject]:
     """Reads the image of a pair, with its truth if there is a usable mask.
@@ -169,36 +174,32 @@ def read_pair(
         crashed: paths on which a decoder crashes.
 
     Yields:
-        The reject of the image, if it cannot be used. Otherwise the reject of the mask, if that
-        cannot be used, and then the picture or, if neither image nor mask has changed since an
-        earlier run, a reference to their rows.
+        If the image cannot be used, its reject. Otherwise the reject of the mask, if that cannot be
+        used; then the picture, or a reference to its rows if neither image nor mask has changed
+        since an earlier run.
     """
     uri, path = join(source, pair.image.path), pair.image.path
     try:
-        check_bytes(pair.image.size, config)
-        data = read_bytes(uri)
+        data = _read_file(pair.image, source, config)
     except RejectError as error:
         yield Reject(pair.id, path, "read", error.code, error.message)
         return
-    except OSError as error:
-        yield Reject(pair.id, path, "read", "unreadable", str(error))
-        return
     image_sha256 = sha256(data)
-    if reject := known.reject(path, image_sha256):
+    if reject := previous.find_reject(path, image_sha256):
         yield reject
         return
     mask = _read_mask(pair, source, config)
-    if ref := known.image(pair.id, uri, image_sha256, mask.sha256):
-        # Whether a mask can be used depends on its image too, so its reject is kept only with it.
+    if ref := previous.find_image(pair.id, uri, image_sha256, mask.sha256):
+        # A mask may be rejected because of its image, so its reject is reused only with the image.
         reject = mask.reject
         if pair.mask and not reject:
-            reject = known.reject(pair.mask.path, mask.sha256)
+            reject = previous.find_reject(pair.mask.path, mask.sha256)
         if reject:
             yield reject
         yield ref
         return
     try:
-        check_crash(path, crashed)
+        check_no_crash(path, crashed)
         image = png.read_image(data, config)
         truth, reject = _truth_of(pair, mask, image, model.taxonomy, config, crashed)
     except RejectError as error:
@@ -220,8 +221,21 @@ def read_pair(
     )
 
 
+def _read_file(file: SourceFile, source: str, config: SourceConfig) -> bytes:
+    """The bytes of a listed file.
+
+    Raises:
+        RejectError: too_large or unreadable.
+    """
+    check_size(file.size, config)
+    try:
+        return read_bytes(join(source, file.path))
+    except OSError as error:
+        raise RejectError("unreadable", str(error)) from error
+
+
 class _Mask(NamedTuple):
-    """Bytes and hash of a mask; all None if there is none, and ``reject`` if it is unreadable."""
+    """Bytes and hash of a mask, or its reject if it is unreadable; all None without a mask."""
 
     data: bytes | None = None
     sha256: str | None = None
@@ -232,13 +246,9 @@ def _read_mask(pair: Pair, source: str, config: SourceConfig) -> _Mask:
     if pair.mask is None:
         return _Mask()
     try:
-        check_bytes(pair.mask.size, config)
-        data = read_bytes(join(source, pair.mask.path))
+        data = _read_file(pair.mask, source, config)
     except RejectError as error:
         reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, error.code, error.message)
-        return _Mask(reject=reject)
-    except OSError as error:
-        reject = Reject(pair.id, pair.mask.path, TRUTH_STAGE, "unreadable", str(error))
         return _Mask(reject=reject)
     return _Mask(data, sha256(data))
 
@@ -251,11 +261,11 @@ def _truth_of(
     config: SourceConfig,
     crashed: frozenset[str],
 ) -> tuple[UInt8Array | None, Reject | None]:
-    """Class ids, or the reject of the mask, or neither where there is no mask."""
+    """Class ids, or the reject of the mask; neither if there is no mask."""
     if pair.mask is None or mask.data is None:
         return None, mask.reject
     try:
-        check_crash(pair.mask.path, crashed)
+        check_no_crash(pair.mask.path, crashed)
         return masks.read_mask_for(mask.data, image, taxonomy, config), None
     except RejectError as error:
         path = pair.mask.path

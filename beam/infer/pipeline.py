@@ -1,7 +1,4 @@
-"""Turns images into Parquet tables of masks and class statistics: ``python -m beam.infer``.
-
-The last line of standard output is the output folder.
-"""
+"""The Beam graph of the inference job: images to Parquet tables of masks and class statistics."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam.infer import runs
-from beam.infer.evaluation import SumMatrices, confusion_rows, matrices
+from beam.infer.evaluation import confusion_rows, matrices_by_split, sum_matrices
 from beam.infer.handler import UNetHandler
 from beam.infer.incremental import PreviousRun, find_previous
-from beam.infer.model_uri import copied, with_graph
+from beam.infer.model_uri import copy_model, with_graph
 from beam.infer.pictures import Prediction, Unpredicted
-from beam.infer.plan import Job, plan
-from beam.infer.publish import mark_for, partition_lock, publish
+from beam.infer.plan import Job, plan_job
+from beam.infer.publish import partition_lock, publish, unique_suffix
 from beam.infer.read_pictures import COUNT, KEPT, PICTURES, REJECTS, ReadDataset, ReadPngs
 from beam.infer.row_files import GatherRows, WriteRowFiles
 from beam.infer.small_tables import WriteSmallTables
@@ -30,9 +27,9 @@ from beam.infer.table_parts import Columns, Row
 from beam.infer.table_rows import rows_of
 from beam.runners.run import is_local, pipeline_options, processes_of, run_pipeline
 from beam.shared import staging as stages
-from beam.shared.crash_journal import Reading, run_without_crashing_files
+from beam.shared.crash_journal import ReadSettings, run_without_crashing_files
 from beam.shared.pairing import Reject
-from beam.shared.progress import CountingDoFn, watched
+from beam.shared.progress import CountingDoFn, show_progress
 from beam.shared.staged_listing import staged_listing
 from runtime.command_line import log
 from runtime.errors import UserError, disk_errors_as_user_errors
@@ -73,29 +70,29 @@ def build(
     described, failed = (
         read[PICTURES]
         | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
-        | "Describe" >> beam.ParDo(_Describe(job, progress)).with_outputs(REJECTS, main="rows")
+        | "MakeRows" >> beam.ParDo(_MakeRows(job, progress)).with_outputs(REJECTS, main="rows")
     )
     spooled = described | "Spool" >> beam.ParDo(WriteRowFiles(join(staging, SPOOL)))
     refs = (spooled, read[KEPT]) | "AllImages" >> beam.Flatten()
 
-    def footed(**schemas: pa.Schema) -> dict[str, pa.Schema]:
+    def with_footers(**schemas: pa.Schema) -> dict[str, pa.Schema]:
         return {name: with_footer(schema, **job.footer()) for name, schema in schemas.items()}
 
-    taxonomy, limits = job.model.taxonomy, job.config
+    taxonomy, config = job.model.taxonomy, job.config
     confusion = (
         refs
         | "WriteImages"
         >> GatherRows(
             tables,
-            footed(masks=MASKS, class_stats=CLASS_STATS),
-            round(limits.part_mib * 2**20),
-            limits.row_group_mib << 20,
+            with_footers(masks=MASKS, class_stats=CLASS_STATS),
+            round(config.part_mib * 2**20),
+            config.row_group_mib << 20,
             job.run_id,
         )
-        | "Matrices" >> beam.FlatMapTuple(matrices)
-        | "SumMatrices" >> beam.CombinePerKey(SumMatrices(len(taxonomy)))
+        | "Matrices" >> beam.FlatMapTuple(matrices_by_split)
+        | "SumMatrices" >> beam.CombinePerKey(sum_matrices, len(taxonomy))
         | "ConfusionRows"
-        >> beam.MapTuple(lambda split, sums: confusion_rows(split, sums, taxonomy, job.run_id))
+        >> beam.MapTuple(lambda split, matrix: confusion_rows(split, matrix, taxonomy, job.run_id))
         | "OfConfusion" >> beam.Map(lambda rows: ("confusion", rows))
     )
     rejects = (
@@ -108,7 +105,7 @@ def build(
         | "OtherRows" >> beam.Flatten()
         | "WriteOthers"
         >> WriteSmallTables(
-            tables, footed(confusion=CONFUSION, rejects=PREDICTION_REJECTS), job.run_id
+            tables, with_footers(confusion=CONFUSION, rejects=PREDICTION_REJECTS), job.run_id
         )
     )
     reused = read[KEPT] | "Reused" >> beam.Map(lambda _: (runs.IMAGES_REUSED, 1))
@@ -116,7 +113,7 @@ def build(
         (read[COUNT], reused)
         | "Counted" >> beam.Flatten()
         | "SumCounts" >> beam.CombinePerKey(sum)
-        | "NoteCounts" >> beam.MapTuple(runs.note_count, folder=staging)
+        | "NoteCounts" >> beam.MapTuple(runs.write_count, folder=staging)
     )
 
 
@@ -141,8 +138,8 @@ def run(
         dataset: folder or URI of a published dataset.
         output: root of the tables, a folder or URI.
         flow_run_id: recorded in the ``runs`` table.
-        resume: reuses the rows of unchanged images from the published run of this model version.
-        retry_rejects: reads rejected inputs again even if their bytes have not changed.
+        resume: whether to reuse the rows of unchanged images from the published run.
+        retry_rejects: whether to read rejected inputs again although their bytes are the same.
 
     Returns:
         The output folder.
@@ -153,7 +150,7 @@ def run(
     root = stages.make_output(output)
     options = options or pipeline_options([])
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
-        job = plan(model, source, dataset, config, tracking_uri, processes_of(options), scratch)
+        job = plan_job(model, source, dataset, config, tracking_uri, processes_of(options), scratch)
         predict(job, root, options, flow_run_id, resume=resume, retry_rejects=retry_rejects)
     return root
 
@@ -172,8 +169,8 @@ def predict(
     with disk_errors_as_user_errors(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_unchanged(root, partition, job.run_id):
             return
-        runs.check_names(root, partition, job.source, job.model)
-        with stages.staging(root) as staging:
+        runs.check_same_origin(root, partition, job.source, job.model)
+        with stages.staging_folder(root) as staging:
             previous = PreviousRun()
             if resume:
                 previous = find_previous(
@@ -185,9 +182,9 @@ def predict(
                     classes=len(job.model.taxonomy),
                     retry_rejects=retry_rejects,
                 )
-            mark = mark_for(root)
-            counts = _stage(job, staging, previous, options, flow_run_id, mark)
-            publish(join(staging, TABLES), root, partition, mark)
+            suffix = unique_suffix(root)
+            counts = _stage(job, staging, previous, options, flow_run_id, suffix)
+            publish(join(staging, TABLES), root, partition, suffix)
     log(
         f"{counts['images_read']:,} images read, {counts['images_predicted']:,} predicted "
         f"({counts['images_reused']:,} of them before), {counts['images_rejected']:,} rejected"
@@ -200,9 +197,9 @@ def _stage(
     previous: PreviousRun,
     options: PipelineOptions,
     flow_run_id: str | None,
-    mark: str,
+    suffix: str,
 ) -> dict[str, int]:
-    """Runs the pipeline, writes the remaining tables and returns the counts of images.
+    """Runs the pipeline, writes the tables ``classes`` and ``runs``, returns the counts of images.
 
     Raises:
         UserError: no image could be predicted, or the network failed on too many.
@@ -211,30 +208,30 @@ def _stage(
     tables = join(staging, TABLES)
     folders = [*(join(tables, name) for name in runs.TABLES), join(staging, SPOOL)]
     stages.make_folders(*folders)
-    with stages.own_folder(staging) as own:
+    with stages.local_work_folder(staging) as own:
         model, progress = job.model, own / "progress"
         if job.runtime.engine == "openvino":
             model = with_graph(model, own / "openvino")
-        # Workers elsewhere see the staging folder, but not where this process found the model.
+        # Other machines see the staging folder, but not the place where the model was found.
         if is_remote(staging) or not is_local(options):
-            model = copied(model, join(staging, MODEL))
+            model = copy_model(model, join(staging, MODEL))
         raw = job.raw and replace(job.raw, listed=staged_listing(job.listing, staging))
         job = replace(job, model=model, raw=raw)
-        with watched("infer", progress, job.images, "images"):
+        with show_progress("infer", progress, job.images, "images"):
             run_without_crashing_files(
                 lambda crashed: run_pipeline(
                     lambda root: build(root, job, staging, str(progress), previous, crashed),
                     options,
                 ),
-                lambda: stages.clear(*folders),
+                lambda: stages.empty_folders(*folders),
                 progress,
-                Reading(job.source, job.config, job.model.taxonomy),
+                ReadSettings(job.source, job.config, job.model.taxonomy),
             )
-    counts = runs.count(staging, tables)
+    counts = runs.count_images(staging, tables)
     runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)
     if counts["images_predicted"] == 0:
         raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
-    facts = {
+    run = {
         **job.footer(),
         "model": job.model.name,
         "version": job.model.version,
@@ -246,12 +243,12 @@ def _stage(
         "finished_at": datetime.now(UTC),
     }
     runs.write_classes(tables, job.model.taxonomy, job.run_id, job.footer())
-    runs.write_run(tables, facts, job.footer(), mark)
+    runs.write_run(tables, run, job.footer(), suffix)
     return counts
 
 
 def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
-    """Turns a reject into the row of its table, keyed by its path."""
+    """The row of a reject, in a list, keyed by its path."""
     row = {
         "image_id": reject.id,
         "source_uri": join(job.images_root, reject.path),
@@ -264,7 +261,7 @@ def reject_rows(reject: Reject, job: Job) -> tuple[str, list[Row]]:
     return reject.path, [row]
 
 
-class _Describe(CountingDoFn):
+class _MakeRows(CountingDoFn):
     """Turns predictions into rows, and pictures that could not be predicted into rejects."""
 
     def __init__(self, job: Job, progress: str) -> None:

@@ -1,4 +1,4 @@
-"""Everything about an inference job that is known before it runs."""
+"""Plans an inference job: resolves model, source and engine, and the run's identity hashes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from beam.infer.engines.base import Runtime
-from beam.infer.engines.choice import choose
+from beam.infer.engines.choice import choose_runtime
 from beam.infer.model_uri import ResolvedModel, resolve_model
 from beam.shared.source import RawSource, source_of
 from beam.shared.source_digest import digest_images
@@ -26,19 +26,19 @@ class Job:
     """One inference job.
 
     Attributes:
-        source: the dataset's folder, or the root of the raw PNGs.
-        manifest: of the dataset; None for raw PNGs.
+        source: the dataset's folder, or the root of the raw images.
+        manifest: of the dataset; None for raw images.
         source_name: name of the source in the tables' partitions.
         raw: the source of raw images; None for a dataset.
-        loose: whether every PNG is an image, for a source without the layout's places.
+        any_png: whether every PNG is an image, since no file matches the layout.
         images: number of images to read.
         runtime: the chosen engine, precision and batch size.
         made_with: the software that decides the rows, as ``schemas.software`` describes it.
-        recipe: hash of everything that determines an image's rows, except its own bytes and its
-            mask's.
+        recipe: hash of everything that determines an image's rows, except the bytes of image and
+            mask.
         run_id: hash of model, source, configuration, engine and the tables' schema version; jobs
             with the same id produce the same rows.
-        listing: local folder with the listing of ``raw``, while the planning process runs.
+        listing: local folder with the listing of ``raw``.
     """
 
     model: ResolvedModel
@@ -47,7 +47,7 @@ class Job:
     manifest: Manifest | None
     source_name: str
     raw: RawSource | None
-    loose: bool
+    any_png: bool
     images: int
     runtime: Runtime
     made_with: str
@@ -57,7 +57,7 @@ class Job:
 
     @property
     def images_root(self) -> str:
-        """Root folder of the source PNGs, to which the paths of images are relative."""
+        """Root of the source PNGs, to which the paths of images are relative."""
         return self.manifest.source if self.manifest else self.source
 
     def footer(self) -> dict[str, str | None]:
@@ -78,7 +78,7 @@ class Job:
         }
 
 
-def plan(
+def plan_job(
     model: str,
     source: str | None,
     dataset: str | None,
@@ -98,9 +98,8 @@ def plan(
     """
     if (source is None) == (dataset is None):
         raise UserError("expected either --source or --dataset")
-    manifest = None
-    loose = False
-    raw = None
+    manifest = raw = None
+    any_png = False
     if dataset is not None:
         place = storage.absolute(dataset)
         manifest = load_manifest(place)
@@ -114,16 +113,16 @@ def plan(
         place = storage.absolute(str(source))
         storage.require_folder(place, "source")
         raw = source_of(place, config)
-        found = digest_images(raw, scratch)
-        loose = not found.images
-        images = found.images or found.loose_pngs
-        identity, name = found.digest, folder_source_name(place)
+        digest = digest_images(raw, scratch)
+        any_png = not digest.images
+        images = digest.images or digest.other_pngs
+        identity, name = digest.digest, folder_source_name(place)
     resolved = resolve_model(model, config, tracking_uri, scratch)
     if manifest is not None:
         check_taxonomy(resolved, place, manifest)
     else:
         resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
-    runtime = choose(config, processes, Path(resolved.keras_file).stat().st_size)
+    runtime = choose_runtime(config, processes, Path(resolved.keras_file).stat().st_size)
     made_with = software.of_rows(runtime.engine)
     recipe = _hash(
         SCHEMA_VERSION,
@@ -140,7 +139,7 @@ def plan(
         resolved.windows,
         config.max_pixels,
         *(_reading(config, raw) if raw else ()),
-        # Decide which pixels, truth and split a dataset's record has for its source.
+        # They determine pixels, truth and split of a dataset's record.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )
     return Job(
@@ -150,7 +149,7 @@ def plan(
         manifest=manifest,
         source_name=config.source_name or name,
         raw=raw,
-        loose=loose,
+        any_png=any_png,
         images=images,
         runtime=runtime,
         made_with=made_with,
@@ -161,7 +160,7 @@ def plan(
 
 
 def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> None:
-    """Refuses a dataset whose class ids mean something else than the model's.
+    """Refuses a dataset whose class ids have another meaning than the model's.
 
     Raises:
         UserError: names both taxonomies.
@@ -175,7 +174,7 @@ def check_taxonomy(model: ResolvedModel, dataset: str, manifest: Manifest) -> No
 
 
 def _reading(config: InferConfig, raw: RawSource) -> tuple[str, ...]:
-    """What decides how raw images and masks are read, apart from the taxonomy."""
+    """The settings for decoding raw images and masks, without the taxonomy."""
     return config.mask_encoding, config.image_channels, raw.layout.model_dump_json(), raw.pairs
 
 

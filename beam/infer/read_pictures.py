@@ -1,4 +1,4 @@
-"""ReadDataset and ReadPngs: read the images of a source, with their truth if it is known."""
+"""ReadDataset and ReadPngs: transforms that read the images to predict, with truth if known."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from beam.infer.incremental import PreviousRun
 from beam.infer.pictures import Picture, read_pair, read_shard
 from beam.infer.plan import Job
 from beam.infer.table_parts import RowRef
-from beam.shared.crash_journal import CrashJournal, Reading
+from beam.shared.crash_journal import CrashJournal, ReadSettings
 from beam.shared.list_pairs import UNPAIRED, ListPairs
 from beam.shared.pairing import Pair, Reject
-from beam.shared.prefetch import ReadTogether
+from beam.shared.prefetch import BatchReads
 from beam.shared.progress import CountingDoFn
 from runtime.storage import map_concurrently
 from schemas import software
 from schemas.layout import SPLITS
 
 PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
-"""Images to predict; images whose rows already exist; rejected inputs; the number of images."""
+"""Outputs of both transforms: images to predict, references to rows that are kept, rejected
+inputs, and the number of images."""
 
 
 @dataclass
 class ReadDataset(beam.PTransform):
-    """Reads the records of a dataset's shards, with their truth, as a dict of the four above."""
+    """Reads the records of a dataset's shards, with their truth."""
 
     job: Job
     previous: PreviousRun
@@ -68,14 +69,14 @@ class ReadPngs(beam.PTransform):
         job = self.job
         assert job.raw is not None
         listed = root | "ListPairs" >> ListPairs(
-            job.raw, "infer", self.progress, need_mask=False, loose=job.loose
+            job.raw, "infer", self.progress, need_mask=False, any_png=job.any_png
         )
         read = (
             listed["pairs"]
-            | "ReadTogether" >> ReadTogether(job.source)
+            | "BatchReads" >> BatchReads(job.source)
             | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
-        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_staged_by_kind)
+        unpaired = listed[UNPAIRED] | "MasksApart" >> beam.Map(_with_truth_stage)
         rejects = (read[REJECTS], unpaired) | "ReadRejects" >> beam.Flatten()
         # Counted before anything is read, so that the results can be checked against it.
         lost = unpaired | "LostImages" >> beam.Filter(runs.is_lost_image)
@@ -87,57 +88,57 @@ class ReadPngs(beam.PTransform):
         return {PICTURES: read[PICTURES], KEPT: read[KEPT], REJECTS: rejects, COUNT: count}
 
 
-def _staged_by_kind(reject: Reject) -> Reject:
-    """Gives the reject of an unpaired mask the stage ``truth``, because no image is lost."""
+def _with_truth_stage(reject: Reject) -> Reject:
+    """Gives the reject of an unpaired mask the stage ``truth``: no image is lost."""
     return replace(reject, stage=runs.TRUTH_STAGE) if reject.is_mask else reject
 
 
 class _Reader(CountingDoFn):
-    """Sends each item that was read to the output of its kind."""
+    """Base class of both readers; routes items to their outputs."""
 
-    def __init__(self, into: ReadDataset | ReadPngs) -> None:
-        super().__init__("infer", into.progress)
-        self._job = into.job
-        self._previous = into.previous
+    def __init__(self, transform: ReadDataset | ReadPngs) -> None:
+        super().__init__("infer", transform.progress)
+        self._job = transform.job
+        self._previous = transform.previous
 
     def setup(self) -> None:
         """Called by Beam once for each worker, before its first bundle."""
         super().setup()
         software.check(self._job.made_with, software.of_rows(self._job.runtime.engine))
-        self._known = self._previous.open()
+        self._previous_results = self._previous.open()
 
-    def _deal(
-        self, found: Iterable[Picture | RowRef | Reject]
+    def _route(
+        self, items: Iterable[Picture | RowRef | Reject]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
-        for one in found:
-            if isinstance(one, Picture):
-                yield one
-            elif isinstance(one, RowRef):
+        for item in items:
+            if isinstance(item, Picture):
+                yield item
+            elif isinstance(item, RowRef):
                 self.counters.add("kept")
-                yield beam.pvalue.TaggedOutput(KEPT, one)
+                yield beam.pvalue.TaggedOutput(KEPT, item)
             else:
-                self.counters.add(f"rejected.{one.code}")
-                yield beam.pvalue.TaggedOutput(REJECTS, one)
+                self.counters.add(f"rejected.{item.code}")
+                yield beam.pvalue.TaggedOutput(REJECTS, item)
 
 
 class _ReadShard(_Reader):
     def process(self, element: tuple[str, str]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         """Reads the records of a shard."""
         job = self._job
-        yield from self._deal(read_shard(job.source, *element, job.model, self._known))
+        yield from self._route(read_shard(job.source, *element, job.model, self._previous_results))
 
 
 class _ReadPng(_Reader):
-    def __init__(self, into: ReadPngs) -> None:
-        super().__init__(into)
-        self._notes = into.progress
-        self._crashed = into.crashed
+    def __init__(self, transform: ReadPngs) -> None:
+        super().__init__(transform)
+        self._journals = transform.progress
+        self._crashed = transform.crashed
 
     def setup(self) -> None:
         super().setup()
         job = self._job
         self._journal = CrashJournal(
-            self._notes, Reading(job.source, job.config, job.model.taxonomy)
+            self._journals, ReadSettings(job.source, job.config, job.model.taxonomy)
         )
 
     def process(
@@ -146,11 +147,14 @@ class _ReadPng(_Reader):
         """Reads the images of pairs and, if they have any, their masks."""
         pairs = [pair for _, pair in element]
         paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
-        with self._journal.holding(paths) as crashing:
-            found = map_concurrently(partial(self._read, crashed=self._crashed | crashing), pairs)
-        for one in found:
-            yield from self._deal(one)
+        with self._journal.recording(paths) as crashing:
+            read = partial(self._read, crashed=self._crashed | crashing)
+            items_of_pairs = map_concurrently(read, pairs)
+        for items in items_of_pairs:
+            yield from self._route(items)
 
     def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | RowRef | Reject]:
         job = self._job
-        return list(read_pair(pair, job.source, job.model, job.config, self._known, crashed))
+        return list(
+            read_pair(pair, job.source, job.model, job.config, self._previous_results, crashed)
+        )

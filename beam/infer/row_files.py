@@ -1,8 +1,8 @@
 """WriteRowFiles and GatherRows: rows wait in files; only references to them cross the shuffle.
 
-Each row is written once, where it is made. When all rows are written, each part of a table is
-gathered from the files that hold its images: files of this run, or files of the published run for
-images that have not changed.
+Each worker writes its rows to Arrow files. When all rows are written, each part of a table is
+gathered from the files that hold its images: files of this run, or of the published run for images
+that have not changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 
 from beam.infer.table_parts import Columns, Row, RowRef, write_part
-from beam.shared.atomic_writes import whole_file
+from beam.shared.atomic_writes import atomic_file
 from runtime.storage import join, writing
 from schemas.layout import part_file_name, part_index
 from schemas.prediction import CLASS_STATS, MASKS, plain
@@ -29,7 +29,7 @@ _FLUSH_IMAGES, _FLUSH_BYTES = 512, 16 << 20
 
 
 class WriteRowFiles(beam.DoFn):
-    """Writes rows to files of a few MiB in ``folder`` and yields a RowRef for each image.
+    """Writes rows to Arrow files of a few MiB in ``folder`` and yields a RowRef for each image.
 
     A retried bundle writes new files; those of the first attempt are never read.
     """
@@ -78,18 +78,18 @@ class WriteRowFiles(beam.DoFn):
 
 @dataclass
 class GatherRows(beam.PTransform):
-    """Gathers rows by their Refs into Parquet files; returns table and path of each file.
+    """Gathers rows by their references into Parquet files; returns table and path of each file.
 
-    There are as many files as keep each of them below a target size. A hash of an image's id
-    decides its file, and rows are sorted by id, so the bytes depend on neither workers, nor
-    retries, nor on which run predicted an image.
+    The number of files keeps each below a target size. A hash of the image's id decides its file,
+    and rows are sorted by id. So the bytes depend neither on workers and retries nor on the run
+    that predicted an image.
 
     Attributes:
         folder: contains a folder for each table.
-        schemas: of the files, by table, including footer metadata.
+        schemas: of the files, by table, with the footer's metadata.
         part_bytes: approximate maximum size of a file.
-        row_group_bytes: most uncompressed bytes in a row group, unless a single row is larger.
-        run_id: of all rows, including those that another run made.
+        row_group_bytes: maximum of uncompressed bytes in a row group with several rows.
+        run_id: of all rows, including those that another run predicted.
     """
 
     folder: str
@@ -107,14 +107,14 @@ class GatherRows(beam.PTransform):
             default_value=[0] * len(self.schemas),
         )
         keyed = refs | "KeyByPart" >> beam.FlatMap(self._keys, total)
-        # A part without rows still gets a file, or the set of parts would have gaps.
-        every = (
+        # An empty part gets a file, too: otherwise the numbers of the parts have gaps.
+        all_keys = (
             refs.pipeline
             | "Tables" >> beam.Create([None])
-            | "EveryPart" >> beam.FlatMap(self._every, total)
+            | "EveryPart" >> beam.FlatMap(self._all_keys, total)
         )
         return (
-            (keyed, every)
+            (keyed, all_keys)
             | "AllParts" >> beam.Flatten()
             | "GroupByPart" >> beam.GroupByKey()
             | "WritePart" >> beam.MapTuple(self._write)
@@ -128,7 +128,7 @@ class GatherRows(beam.PTransform):
         for table, parts in self._parts(totals).items():
             yield (table, part_index(ref.image_id, parts), parts), ref
 
-    def _every(self, _: None, totals: list[int]) -> Iterator[tuple[PartKey, None]]:
+    def _all_keys(self, _: None, totals: list[int]) -> Iterator[tuple[PartKey, None]]:
         for table, parts in self._parts(totals).items():
             for part in range(parts):
                 yield (table, part, parts), None
@@ -136,7 +136,7 @@ class GatherRows(beam.PTransform):
     def _write(self, key: PartKey, refs: Iterable[RowRef | None]) -> tuple[str, str]:
         table, part, parts = key
         place = join(self.folder, table, part_file_name(self.run_id, part, parts))
-        with whole_file(place, self.folder) as path:
+        with atomic_file(place, self.folder) as path:
             rows = filter(None, refs)
             write_part(path, table, rows, self.schemas[table], self.row_group_bytes)
         return table, place

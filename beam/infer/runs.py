@@ -1,4 +1,4 @@
-"""Runs of the inference job: staging their rows, counting images, verifying published files."""
+"""The run of an inference job: its rows in ``runs`` and ``classes``, image counts, integrity."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from beam.infer.model_uri import ResolvedModel
-from beam.shared.atomic_writes import whole_file
-from beam.shared.intact import intact
+from beam.shared.atomic_writes import atomic_file
+from beam.shared.intact import intact_files
 from beam.shared.pairing import Reject
 from runtime import listing, storage
 from runtime.command_line import log
@@ -25,19 +25,19 @@ from schemas.prediction import CLASSES, RUNS, SCHEMAS, with_footer
 from schemas.published import FILES_KEY, RUN_FILE, checksums, files_of, run_file
 
 TABLES = tuple(SCHEMAS)
-"""In the order of publishing: the row in ``runs`` comes last, when all other rows are there."""
+"""In the order of publishing: ``runs`` comes last."""
 
 TRUTH_STAGE = "truth"
-"""Stage of rejected masks; their images are predicted nevertheless."""
+"""Stage of rejected masks, whose images are predicted nevertheless."""
 
 PREDICT_STAGE = "predict"
-"""Stage of images that were read, but that the network failed on."""
+"""Stage of images on which the network failed."""
 
-UNSETTLED = ("unreadable", "failed", "out_of_memory")
-"""Codes of rejects that the machine may be at fault for, not the file: the next run tries again."""
+TRANSIENT_CODES = frozenset({"unreadable", "failed", "out_of_memory"})
+"""Codes of rejects that may be the machine's fault: the next run tries them again."""
 
 IMAGES_READ, IMAGES_REUSED = "images_read", "images_reused"
-"""Names of files in the staging folder, written by ``note_count``."""
+"""Names of the files in the staging folder that ``write_count`` writes."""
 
 CLASSES_FILE = "classes.parquet"
 
@@ -52,14 +52,14 @@ def is_lost_image(reject: Reject) -> bool:
     return reject.stage != TRUTH_STAGE
 
 
-def note_count(name: str, count: int, folder: str = "") -> None:
-    """Writes a number that was counted in the graph, for ``count`` to read."""
-    with whole_file(join(folder, name), folder) as path:
+def write_count(name: str, count: int, folder: str = "") -> None:
+    """Writes a number that the graph has counted, for ``count_images`` to read."""
+    with atomic_file(join(folder, name), folder) as path:
         path.write_text(str(count), encoding="utf-8")
 
 
-def count(staging: str, tables: str) -> dict[str, int]:
-    """Counts images: predicted and rejected from the staged tables, read and reused as noted.
+def count_images(staging: str, tables: str) -> dict[str, int]:
+    """Counts images: predicted and rejected in the staged tables, read and reused in the graph.
 
     Raises:
         RuntimeError: the predicted and rejected images do not add up to those of the source.
@@ -67,7 +67,7 @@ def count(staging: str, tables: str) -> dict[str, int]:
     predicted = sum(storage.map_concurrently(_rows_in, _staged(tables, "masks")))
     rejects = read_table(_staged(tables, "rejects"), columns=["stage"])
     rejected = int(pc.sum(pc.not_equal(rejects["stage"], TRUTH_STAGE)).as_py() or 0)
-    read, reused = (_noted(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
+    read, reused = (_read_count(join(staging, name)) for name in (IMAGES_READ, IMAGES_REUSED))
     if read != predicted + rejected:
         raise RuntimeError(
             f"{read} images were read, but {predicted} predicted and {rejected} rejected; "
@@ -82,14 +82,14 @@ def count(staging: str, tables: str) -> dict[str, int]:
 
 
 def check_failures(tables: str, images: int, limit: float) -> None:
-    """Refuses to publish if the network failed on too many images: then it is not their fault.
+    """Refuses to publish if the network failed on so many images that they are not the cause.
 
     Args:
         images: number of images that were read.
         limit: largest share of them that may have failed.
 
     Raises:
-        UserError: more have failed; quotes the first.
+        UserError: more have failed; quotes the first failure.
     """
     columns = ["source_uri", "stage", "code", "message"]
     rows = read_table(_staged(tables, "rejects"), columns=columns).to_pylist()
@@ -103,8 +103,8 @@ def check_failures(tables: str, images: int, limit: float) -> None:
         )
 
 
-def check_names(root: str, partition: str, source: str, model: ResolvedModel) -> None:
-    """Refuses to replace the rows of another source or another model that has the same name.
+def check_same_origin(root: str, partition: str, source: str, model: ResolvedModel) -> None:
+    """Refuses to replace the rows of another source, or of another model, with the same name.
 
     Raises:
         UserError: names the other source or model.
@@ -112,7 +112,7 @@ def check_names(root: str, partition: str, source: str, model: ResolvedModel) ->
     try:
         run = read_table(run_file(root, partition), columns=["source_uri", "model_sha256"])
     except (OSError, ValueError):
-        return  # No run is published, or its file is damaged and will be replaced.
+        return  # No run is published, or its damaged file will be replaced.
     ((other_source, other_model),) = zip(*run.to_pydict().values(), strict=True)
     if other_source != source:
         raise UserError(
@@ -148,31 +148,31 @@ def write_classes(
 
 
 def write_run(
-    tables: str, facts: Mapping[str, Any], footer: Mapping[str, str | None], mark: str = ""
+    tables: str, values: Mapping[str, Any], footer: Mapping[str, str | None], suffix: str = ""
 ) -> None:
     """Stages the row of ``runs``; its footer holds the checksums of all other staged files.
 
     Args:
-        mark: as in ``marked``.
+        values: by column; suffix: as in ``with_suffix``.
     """
     staged = [place for table in TABLES for place in _staged(tables, table)]
     digests = storage.map_concurrently(storage.file_sha256, staged)
-    names = [marked(place.removeprefix(f"{tables}/"), mark) for place in staged]
+    names = [with_suffix(place.removeprefix(f"{tables}/"), suffix) for place in staged]
     files = dict(zip(names, digests, strict=True))
     schema = with_footer(RUNS, **footer)
     schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
     with writing(join(tables, "runs", RUN_FILE)) as path:
-        row = pa.Table.from_pylist([dict(facts)], schema=schema)
+        row = pa.Table.from_pylist([dict(values)], schema=schema)
         pq.write_table(row, path, compression="zstd")
 
 
-def marked(name: str, mark: str) -> str:
-    """The name under which a staged file is published: with ``mark`` appended, if there is one."""
-    return f"{name.removesuffix('.parquet')}-{mark}.parquet" if mark else name
+def with_suffix(name: str, suffix: str) -> str:
+    """The name under which a staged file is published; ``suffix`` may be empty."""
+    return f"{name.removesuffix('.parquet')}-{suffix}.parquet" if suffix else name
 
 
 def recipe_of(root: str, partition: str) -> str | None:
-    """Hash of everything that determined the published run's rows; None if there is no run."""
+    """Recipe hash of the published run (``Job.recipe``); None if there is no run."""
     try:
         metadata = read_footer(run_file(root, partition)).metadata or {}
     except (OSError, ValueError):
@@ -182,32 +182,33 @@ def recipe_of(root: str, partition: str) -> str | None:
 
 
 def is_unchanged(root: str, partition: str, run_id: str) -> bool:
-    """``is_published``; says so."""
-    found = is_published(root, partition, run_id)
-    if found:
+    """Whether the job can end here; logs it. See ``is_published``."""
+    published = is_published(root, partition, run_id)
+    if published:
         log(f"nothing has changed: run {run_id} is published, all files intact")
-    return found
+    return published
 
 
 def is_published(root: str, partition: str, run_id: str) -> bool:
-    """True if this run is published and intact, and trying again would not help any reject.
+    """True if this run is published and intact, without rejects that another try may turn good.
 
-    An unreadable file, for example, may be readable by now although its listing has not changed.
+    A file that was unreadable, for example, may be readable now although its listing is the same.
     """
     try:
         run = read_table(run_file(root, partition), columns=["run_id"])
         rejects = read_table(files_of(root, "rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False
-    settled = not set(rejects["code"].to_pylist()) & set(UNSETTLED)
-    return bool(run["run_id"].to_pylist() == [run_id]) and settled and is_whole(root, partition)
+    if not TRANSIENT_CODES.isdisjoint(rejects["code"].to_pylist()):
+        return False
+    return bool(run["run_id"].to_pylist() == [run_id]) and is_intact(root, partition)
 
 
-def is_whole(root: str, partition: str) -> bool:
+def is_intact(root: str, partition: str) -> bool:
     """True if all files of the published run are intact."""
     try:
         expected = checksums(root, partition)
-        return intact(expected, run_file(root, partition)) == expected.keys()
+        return intact_files(expected, run_file(root, partition)) == expected.keys()
     except (OSError, ValueError, TypeError):
         return False
 
@@ -221,8 +222,8 @@ def _rows_in(place: str) -> int:
     return int(read_footer(place).num_rows)
 
 
-def _noted(place: str) -> int:
-    """The number that ``note_count`` wrote; 0 if nothing was counted and there is no such file."""
+def _read_count(place: str) -> int:
+    """The number that ``write_count`` wrote; 0 if there was nothing to count, and so no file."""
     try:
         return int(storage.read_bytes(place))
     except FileNotFoundError:

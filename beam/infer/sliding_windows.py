@@ -1,8 +1,8 @@
-"""Windows of a network's size that cover an image of any size.
+"""Sliding windows of a network's size over an image of any size.
 
-Each pixel of the image belongs to the window in which it lies farthest from a border, where a
-network sees least: the overlap-tile strategy of Ronneberger et al., "U-Net: Convolutional Networks
-for Biomedical Image Segmentation", 2015.
+Each pixel takes the result of the window in which it is farthest from the border, where a network
+has the least context: the overlap-tile strategy of Ronneberger et al., "U-Net: Convolutional
+Networks for Biomedical Image Segmentation", 2015.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy.typing as npt
 from schemas.classes import UInt8Array
 
 _OVERLAP = 1 / 4
-"""Least share of a window's side that its neighbour covers too."""
+"""Minimum overlap of two neighbouring windows, as a share of a window's side."""
 
 
 class Span(NamedTuple):
-    """A window along one axis: where it starts, and the pixels of the image that belong to it."""
+    """A window along one axis: where it starts, and the range of pixels that take its result."""
 
     start: int
     first: int
@@ -29,25 +29,25 @@ class Span(NamedTuple):
 
 
 def spans(size: int, window: int) -> list[Span]:
-    """Windows that cover ``size`` pixels; one that starts at 0 if the image is no larger."""
+    """Windows that cover ``size`` pixels along one axis; a single one if the image is no larger."""
     if size <= window:
         return [Span(0, 0, size)]
     step = window - int(window * _OVERLAP)
     count = 1 + -(-(size - window) // max(1, step))
     starts = [round(start) for start in np.linspace(0, size - window, count)]
     borders = [(before + window + after) // 2 for before, after in pairwise(starts)]
-    return [Span(*one) for one in zip(starts, [0, *borders], [*borders, size], strict=True)]
+    return list(map(Span, starts, [0, *borders], [*borders, size]))
 
 
 def cut(image: UInt8Array, height: int, width: int) -> UInt8Array:
     """The windows of an image (h, w, 3), uint8 (n, height, width, 3), row by row.
 
-    An image that is smaller is extended by mirroring.
+    A smaller image is padded by mirroring.
     """
     for axis, side in enumerate((height, width)):
         if (missing := side - image.shape[axis]) > 0:
-            wider = np.pad(np.arange(image.shape[axis]), (0, missing), mode="symmetric")
-            image = image.take(wider, axis=axis)
+            mirrored = np.pad(np.arange(image.shape[axis]), (0, missing), mode="symmetric")
+            image = image.take(mirrored, axis=axis)
     return np.stack(
         [
             image[row.start : row.start + height, column.start : column.start + width]
@@ -57,15 +57,15 @@ def cut(image: UInt8Array, height: int, width: int) -> UInt8Array:
 
 
 def join(windows: npt.NDArray[Any], shape: Sequence[int]) -> npt.NDArray[Any]:
-    """What was found in an image's windows (n, height, width), as one array (h, w).
+    """Joins the results of an image's windows (n, height, width) to one array (h, w).
 
     Args:
         shape: of the image, (h, w, …).
     """
     _, height, width = windows.shape
     joined = np.empty(tuple(shape[:2]), windows.dtype)
-    for found, (row, column) in zip(windows, _grid(shape, height, width), strict=True):
-        joined[row.first : row.end, column.first : column.end] = found[
+    for window, (row, column) in zip(windows, _grid(shape, height, width), strict=True):
+        joined[row.first : row.end, column.first : column.end] = window[
             row.first - row.start : row.end - row.start,
             column.first - column.start : column.end - column.start,
         ]

@@ -1,4 +1,4 @@
-"""Parts of the per-image tables: which rows belong to a part, and how it is written."""
+"""Parts of the tables ``masks`` and ``class_stats``: references to rows, and the Parquet writer."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class RowRef(NamedTuple):
     """A reference to the rows of one image.
 
     Attributes:
-        files: path by table: Arrow IPC files of this run, or published Parquet files.
-        rows: number of rows in class_stats, one a class; size: bytes of the mask.
+        files: by table: an Arrow IPC file of this run, or a published Parquet file.
+        rows: number of rows in class_stats, one per class; size: bytes of the mask.
     """
 
     image_id: str
@@ -41,7 +41,7 @@ class RowRef(NamedTuple):
     def bytes_in(self, table: str) -> int:
         """Approximate bytes that the rows take in a file of ``table``."""
         if table == "masks":
-            # Most cells of a matrix are 0 and take nothing in a file, but all of them do in memory.
+            # The zeros of a confusion matrix take no space in a file, but four bytes in memory.
             return self.size + _ROW_BYTES[table] + 4 * self.rows**2
         return self.rows * _ROW_BYTES[table]
 
@@ -84,7 +84,7 @@ def _rows(file: str, image_ids: list[str], schema: pa.Schema) -> pa.Table:
 
 
 def _as_published(rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Encodes the schema's dictionary columns; their values are in order of first occurrence."""
+    """Encodes the schema's dictionary columns, with values in order of first occurrence."""
     rows = rows.combine_chunks()
     columns: list[Any] = [
         pc.dictionary_encode(rows[field.name])
@@ -96,15 +96,15 @@ def _as_published(rows: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def _row_groups(rows: pa.Table, limit: int) -> Iterator[tuple[int, int]]:
-    """Start and length of slices of at most ``limit`` bytes, unless a single row is larger."""
+    """Start and length of slices of at most ``limit`` bytes, or of a single larger row."""
     if "mask" not in rows.column_names:
-        weight = max(1, rows.nbytes // max(1, rows.num_rows))
-        step = max(1, limit // weight)
+        row_bytes = max(1, rows.nbytes // max(1, rows.num_rows))
+        step = max(1, limit // row_bytes)
         yield from ((at, min(step, rows.num_rows - at)) for at in range(0, rows.num_rows, step))
         return
     start = size = 0
     fixed = _ROW_BYTES["masks"]
-    # A compressed matrix takes next to nothing, but a reader holds four bytes per cell.
+    # A compressed matrix takes next to no space, but a reader holds four bytes per cell.
     cells = pc.fill_null(pc.list_value_length(rows["confusion"]), 0)
     for at, length in enumerate(pc.add(rows["mask_size"], pc.multiply(cells, 4)).to_pylist()):
         if at > start and size + length + fixed > limit:

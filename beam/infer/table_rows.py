@@ -1,4 +1,4 @@
-"""Turns each prediction into its row of ``masks`` and its rows of ``class_stats``."""
+"""Computes the rows of ``masks`` and ``class_stats`` from a prediction."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from schemas.stats import ConfusionMatrix
 def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[Row, Columns]:
     """The row of ``masks`` and, as columns, the rows of ``class_stats`` of one image.
 
-    The mask has the size of the image that was read; each of its pixels takes the class and
-    confidence of the nearest pixel of the prediction. So each predicted pixel is weighted by how
-    often it is the nearest, and the confidences are never resized.
+    The mask has the size of the image that was read; its pixels take class and confidence of the
+    nearest predicted pixel. Instead of resizing the confidences, each predicted pixel is weighted
+    by how often it is the nearest.
     """
     picture, classes = prediction.picture, len(model.taxonomy)
     size = (picture.height, picture.width)
@@ -38,13 +38,13 @@ def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[
         "mask": {"bytes": mask_png, "path": f"{picture.image_id}.png"},
         "mask_size": len(mask_png),
         "mean_confidence": float(sums.sum() / mask.size),
-        "pixel_accuracy": _or_none(matrix.pixel_accuracy()) if matrix else None,
+        "pixel_accuracy": _nan_to_none(matrix.pixel_accuracy()) if matrix else None,
         "confusion": matrix.counts.ravel().tolist() if matrix else None,
         "image_sha256": picture.image_sha256,
         "truth_sha256": picture.truth_sha256,
         "run_id": run_id,
     }
-    nothing = [None] * classes
+    unknown = [None] * classes
     class_columns = {
         "image_id": [picture.image_id] * classes,
         "split": [picture.split] * classes,
@@ -56,14 +56,14 @@ def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[
             total / count if count else None
             for total, count in zip(sums.tolist(), counts.tolist(), strict=True)
         ],
-        "true_pixel_count": matrix.true_pixels.tolist() if matrix else nothing,
-        "intersection": matrix.intersection.tolist() if matrix else nothing,
-        "union": matrix.union.tolist() if matrix else nothing,
-        "iou": [_or_none(one) for one in matrix.iou().tolist()] if matrix else nothing,
+        "true_pixel_count": matrix.true_pixels.tolist() if matrix else unknown,
+        "intersection": matrix.intersection.tolist() if matrix else unknown,
+        "union": matrix.union.tolist() if matrix else unknown,
+        "iou": [_nan_to_none(iou) for iou in matrix.iou().tolist()] if matrix else unknown,
         "run_id": [run_id] * classes,
     }
     return mask_row, class_columns
 
 
-def _or_none(value: float) -> float | None:
+def _nan_to_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)

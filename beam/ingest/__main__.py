@@ -1,4 +1,4 @@
-"""The command line of the ingest job; it imports Beam only if there is work."""
+"""Command line of the ingest job; imports Beam only if there is work."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from beam.ingest.incremental import prepare, unchanged
+from beam.ingest.incremental import find_unchanged, prepare
 from runtime.command_line import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 
@@ -27,11 +27,11 @@ def main(arguments: Sequence[str]) -> str:
     add_config(parser, IngestConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(IngestConfig, args)
-    # Beam alone knows its options, and refuses those that are wrong.
+    # Parsed first, so that a wrong option ends the command before the source is listed.
     options = _options(beam_arguments) if beam_arguments else None
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(args.source, args.output, config, listing)
-        if published := unchanged(job):
+        if published := find_unchanged(job):
             return published
         from beam.ingest.pipeline import publish_version
 

@@ -1,4 +1,4 @@
-"""The data card of a dataset, for a first look at it: ``card.md`` and ``card.png``."""
+"""The data card of a dataset: its figures in ``card.md``, charts and samples in ``card.png``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from beam.ingest.doubt_report import MEANING
-from beam.ingest.records import decoded
+from beam.ingest.records import decode_example
 from images.panels import MARGIN, overlay
 from runtime.storage import join, local
 from schemas.classes import Taxonomy
@@ -27,7 +27,7 @@ _SPLIT_SHADES = {"train": 1.0, "validation": 0.65, "test": 0.35}
 
 
 def write_card(folder: Path, manifest: Manifest, shards: str) -> None:
-    """Writes both files into ``folder``; ``shards`` is the folder of the dataset's shards."""
+    """Writes both files to ``folder``; ``shards`` is the folder of the dataset's shards."""
     (folder / "card.md").write_text(card_text(manifest), encoding="utf-8")
     card_picture(shards, manifest).save(folder / "card.png", compress_level=3)
 
@@ -72,9 +72,8 @@ def card_text(manifest: Manifest) -> str:
         if near.pairs_across_splits:
             lines += ["", f"![Some of them, with their masks]({LEAKS_PICTURE})"]
     lines += ["", "| reject | inputs |", "| --- | ---: |"]
-    lines += [f"| {code} | {count:,} |" for code, count in manifest.rejects.items()] or [
-        "| none | 0 |"
-    ]
+    rejects = manifest.rejects or {"none": 0}
+    lines += [f"| {code} | {count:,} |" for code, count in rejects.items()]
     if manifest.doubts:
         lines += [
             "",
@@ -96,8 +95,11 @@ def card_text(manifest: Manifest) -> str:
 
 def card_picture(folder: str, manifest: Manifest) -> Image.Image:
     """Class shares as bars, split sizes, rejects, and a contact sheet with overlays."""
-    samples = [(split, one) for split in SPLITS for one in _first(folder, manifest, split)]
-    tiles = [(f"{split}  {one.id}", _tile(one, manifest.taxonomy)) for split, one in samples]
+    tiles = [
+        (f"{split}  {example.id}", _tile(example, manifest.taxonomy))
+        for split in SPLITS
+        for example in _first_records(folder, manifest, split)
+    ]
     tile_height = max((tile.height for _, tile in tiles), default=0) + 22
     bars_height = 34 * len(manifest.taxonomy) + 40
     top = 44 + max(bars_height, 44 * (len(manifest.rejects) + 6))
@@ -150,24 +152,24 @@ def _draw_sizes(draw: ImageDraw.ImageDraw, manifest: Manifest, top: int) -> None
         draw.text((left + 160, y), f"{count:,}", _INK, _font(14))
 
 
-def _first(folder: str, manifest: Manifest, split: str) -> Iterator[Example]:
-    """The first records of a split; they are a fair sample, as a hash orders the records."""
-    left = _SAMPLES[split]
+def _first_records(folder: str, manifest: Manifest, split: str) -> Iterator[Example]:
+    """The first records of a split: a fair sample, since a hash orders the records."""
+    remaining = _SAMPLES[split]
     for name in manifest.shard_names(split):
         with local(join(folder, name)) as path, open(path, "rb") as file:
             for record in read_records(file, name):
-                if left == 0:
+                if remaining == 0:
                     return
-                left -= 1
+                remaining -= 1
                 yield parse(record)
 
 
 def _tile(example: Example, taxonomy: Taxonomy) -> Image.Image:
-    image, mask = decoded(example)
-    most = (_WIDTH - MARGIN) // _COLUMNS - MARGIN
+    image, mask = decode_example(example)
+    tile_width = (_WIDTH - MARGIN) // _COLUMNS - MARGIN
     height, width = mask.shape
-    # At most twice as high as a tile is wide, at least one pixel each way: any shape may occur.
-    scale = min(most / width, 2 * most / height)
+    # Extreme shapes: at most twice as high as a tile is wide, at least one pixel each way.
+    scale = min(tile_width / width, 2 * tile_width / height)
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
     blended = Image.fromarray(overlay(image, mask, taxonomy))
     return blended.resize(size, Image.Resampling.BILINEAR)
@@ -176,7 +178,9 @@ def _tile(example: Example, taxonomy: Taxonomy) -> Image.Image:
 def _shares(manifest: Manifest) -> dict[str, list[float]]:
     """Share of each class in the labelled pixels of each split, by class id."""
     pixels = {split: list(info.class_pixels.values()) for split, info in manifest.splits.items()}
-    return {split: [one / max(1, sum(of)) for one in of] for split, of in pixels.items()}
+    return {
+        split: [count / max(1, sum(counts)) for count in counts] for split, counts in pixels.items()
+    }
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

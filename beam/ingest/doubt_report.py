@@ -1,4 +1,4 @@
-"""The doubtful pairs of a dataset: found, drawn in the data card, and refused if they are many."""
+"""Doubtful pairs of a dataset: counts and examples, a picture for the data card, an upper bound."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from beam.ingest.doubts import (
     edges_disagree,
 )
 from beam.ingest.record_files import RecordRef, read_frames, unframe
-from beam.ingest.records import decoded
+from beam.ingest.records import decode_example
 from images.panels import PanelRow, overlay, panel
 from runtime.command_line import log
 from runtime.errors import UserError
@@ -43,19 +43,19 @@ MEANING = {
 }
 
 _EXAMPLES = 4
-"""Pairs that the card draws, and a failed job prints, for each doubt."""
+"""Number of pairs that the card draws, and a failed job prints, for each doubt."""
 
 _SUMMED = ("cells", "agreeing", "blue_tilt")
 _BATCH = 10_000
 
 
 def with_same_pictures(sources: pa.Table, repeated: pa.Array) -> pa.Table:
-    """Rows of a dataset's sources, where pairs whose pictures are equal are doubtful too.
+    """Rows of a dataset's sources with the doubt ``same_picture`` on pairs with equal pictures.
 
     Args:
-        repeated: hashes of the pictures that several records show.
+        repeated: hashes of the pictures that occur in several records.
     """
-    # A row of an earlier version says what was true then.
+    # A row that is reused may have the doubt from an earlier version.
     own = pc.replace_substring_regex(sources["doubts"], f",?{SAME_PICTURE}$", "")
     joined = pc.binary_join_element_wise(own, SAME_PICTURE, ",")
     both = pc.if_else(pc.equal(own, ""), SAME_PICTURE, joined)
@@ -65,11 +65,11 @@ def with_same_pictures(sources: pa.Table, repeated: pa.Array) -> pa.Table:
 
 
 class Doubts:
-    """What is doubtful in a dataset, added up over the tables of its sources.
+    """Sums and examples of a dataset's doubts, collected over the tables of its sources.
 
     Attributes:
         pairs: number of records with any doubt.
-        examples: the first few rows with each doubt; equal pictures follow each other.
+        examples: the first few rows with each doubt; equal pictures are next to each other.
     """
 
     def __init__(self) -> None:
@@ -81,16 +81,17 @@ class Doubts:
     def add(self, sources: pa.Table) -> None:
         """Adds rows of a dataset's sources."""
         records = sources.filter(pc.is_valid(sources["doubts"]))
-        for one in pc.value_counts(records["doubts"]).to_pylist():
-            if one["values"]:
-                self.pairs += one["counts"]
-                self._codes.update(dict.fromkeys(one["values"].split(","), one["counts"]))
+        for entry in pc.value_counts(records["doubts"]).to_pylist():
+            codes, count = entry["values"], entry["counts"]
+            if codes:
+                self.pairs += count
+                self._codes.update(dict.fromkeys(codes.split(","), count))
         for code in MEANING:
             rows = records.filter(pc.match_substring_regex(records["doubts"], rf"\b{code}\b"))
             order = ["picture", "id"] if code == SAME_PICTURE else ["id"]
             first = rows.sort_by([(name, "ascending") for name in order]).slice(0, _EXAMPLES)
-            found = sorted([*self.examples[code], *first.to_pylist()], key=itemgetter(*order))
-            self.examples[code] = found[:_EXAMPLES]
+            rows = sorted([*self.examples[code], *first.to_pylist()], key=itemgetter(*order))
+            self.examples[code] = rows[:_EXAMPLES]
         sums = (pc.sum(records[name]).as_py() or 0 for name in _SUMMED)
         self._total += DoubtTotal(records.num_rows, *sums)
 
@@ -116,7 +117,7 @@ class Doubts:
 
 
 def check_doubts(manifest: Manifest, staged: str) -> None:
-    """Refuses a dataset with too many doubtful pairs, and shows which and why.
+    """Refuses a dataset with too many doubtful pairs; prints examples.
 
     Raises:
         UserError: names the share, the bound and the count of each doubt.
@@ -125,13 +126,13 @@ def check_doubts(manifest: Manifest, staged: str) -> None:
     bound = manifest.config.max_doubtful_fraction
     if share <= bound:
         return
-    found = Doubts()
+    doubts = Doubts()
     columns = ["id", "image_path", "picture", "doubts", *_SUMMED]
     for batch in batches(join(staged, SOURCES), _BATCH, columns):
-        found.add(pa.Table.from_batches([batch]))
-    for code in manifest.doubts:
-        log(f"{manifest.doubts[code]:>8,}  {code}: {MEANING[code]}")
-        for row in found.examples[code]:
+        doubts.add(pa.Table.from_batches([batch]))
+    for code, count in manifest.doubts.items():
+        log(f"{count:>8,}  {code}: {MEANING[code]}")
+        for row in doubts.examples[code]:
             log(f"{'':10}{join(manifest.source, row['image_path'])}")
     counts = ", ".join(f"{count} {code}" for code, count in manifest.doubts.items())
     raise UserError(
@@ -144,15 +145,17 @@ def check_doubts(manifest: Manifest, staged: str) -> None:
 def draw_doubtful(
     shards: str, examples: Mapping[str, Sequence[dict[str, Any]]], taxonomy: Taxonomy
 ) -> Image.Image:
-    """Image, mask and both of a few pairs with each doubt.
+    """Image, mask and overlay of a few pairs with each doubt.
 
     Args:
         shards: folder of the dataset's shards; examples: rows of its sources by doubt.
     """
     rows = []
-    for code, row in [(code, row) for code, found in examples.items() for row in found]:
-        image, mask = pictures_of(shards, row)
-        rows.append(PanelRow(f"{code}  {row['id']}", image, [mask, overlay(image, mask, taxonomy)]))
+    for code, sources in examples.items():
+        for row in sources:
+            image, mask = pictures_of(shards, row)
+            drawn = [mask, overlay(image, mask, taxonomy)]
+            rows.append(PanelRow(f"{code}  {row['id']}", image, drawn))
     return panel(rows, ["image", "mask", "both"], taxonomy)
 
 
@@ -163,4 +166,4 @@ def pictures_of(shards: str, row: dict[str, Any]) -> tuple[UInt8Array, UInt8Arra
         shards: folder of the dataset's shards; row: of its table of sources.
     """
     ref = RecordRef(join(shards, row["shard"]), row["offset"], row["length"])
-    return decoded(parse(unframe(ref, read_frames(ref))[0]))
+    return decode_example(parse(unframe(ref, read_frames(ref))[0]))

@@ -1,8 +1,8 @@
-"""Plain functions that doubt a pair, or a whole data set, which is decoded without an error.
+"""Plausibility checks of a decoded pair, or of a whole data set, in plain functions.
 
-Is the image or the mask constant, is the image a picture of the mask, do the mask's edges lie where
-the image's are, are red and blue swapped? All of it looks at a thinned grid, so that the cost does
-not depend on the size of the pictures.
+Is the image or the mask constant? Is the image a drawing of the mask? Do the mask's edges lie where
+the image's do? Are red and blue swapped? All checks use a subsampled grid, so their cost does not
+depend on the size of the pictures.
 """
 
 from __future__ import annotations
@@ -70,18 +70,18 @@ _LEAST_EDGES = 6
 _MOST_EDGES = 2048
 _GRID = 32
 
-# An edge counts by its contrast's logarithm: the few strongest do not decide for all others. Whole
-# numbers add up to the same sum on every machine.
+# By the logarithm of its contrast, so that a few strong edges do not outweigh all others. Sums of
+# whole numbers are the same on every machine.
 _WEIGHT = np.rint(64 * np.log1p(np.arange(256)))
 
 
 @dataclass(frozen=True, slots=True)
 class PairScore:
-    """What the pixels of one pair say about it.
+    """Results of the checks of one pair.
 
     Attributes:
-        cells: parts of the picture in which the mask has enough edges to judge.
-        agreeing: cells whose edges fit best where they lie, rather than moved by a pixel.
+        cells: number of parts of the picture in which the mask has enough edges to judge.
+        agreeing: number of cells whose edges fit better where they are than moved by a pixel.
         blue_tilt: mean of blue minus red in the upper third of the image, minus the same below, in
             steps of 255; a multiple of 1/64.
     """
@@ -111,13 +111,7 @@ class DoubtTotal:
     @classmethod
     def of(cls, scores: Iterable[PairScore]) -> DoubtTotal:
         """The sums over some scores."""
-        found = list(scores)
-        return cls(
-            len(found),
-            sum(one.cells for one in found),
-            sum(one.agreeing for one in found),
-            sum(one.blue_tilt for one in found),
-        )
+        return sum((cls(1, one.cells, one.agreeing, one.blue_tilt) for one in scores), cls())
 
     def __add__(self, other: DoubtTotal) -> DoubtTotal:
         return DoubtTotal(
@@ -142,7 +136,7 @@ def score_pair(image: UInt8Array, mask: UInt8Array, *, same_file: bool = False) 
     """Scores one pair.
 
     Args:
-        image: RGB, uint8 (height, width, 3), best as it was decoded: interpolation blurs edges.
+        image: RGB, uint8 (height, width, 3); not interpolated, which blurs edges.
         mask: class ids, uint8 (height, width); void pixels are not judged.
         same_file: whether both were decoded from the same bytes.
     """
@@ -164,15 +158,14 @@ def score_pair(image: UInt8Array, mask: UInt8Array, *, same_file: bool = False) 
 
 
 def doubts_of(score: PairScore) -> list[str]:
-    """Codes of what is doubtful about a pair; none for a pair like any other."""
-    edges = score.cells >= LEAST_PAIR_CELLS and score.agreement < EDGES_AGREE
-    found = {
+    """Codes of what is doubtful about a pair."""
+    doubts = {
         CONSTANT_IMAGE: score.constant_image,
         CONSTANT_MASK: score.constant_mask,
         IMAGE_IS_MASK: score.image_is_mask,
-        EDGES: edges,
+        EDGES: score.cells >= LEAST_PAIR_CELLS and score.agreement < EDGES_AGREE,
     }
-    return [code for code, doubtful in found.items() if doubtful]
+    return [code for code, doubtful in doubts.items() if doubtful]
 
 
 def edges_disagree(total: DoubtTotal) -> bool:
@@ -201,29 +194,29 @@ def is_constant(pixels: UInt8Array, deviation: float = 0.0) -> bool:
 
 
 def shows_mask(image: UInt8Array, mask: UInt8Array) -> bool:
-    """Whether an image is a drawing of its mask: one colour for each class, as in a colour mask.
+    """Whether an image is a drawing of its mask, with one colour for each class.
 
-    That holds for the mask itself, whatever its encoding. A constant image or mask shows nothing.
+    The mask's own file is one, in any encoding. Constant images and masks do not count.
 
     Args:
         image: RGB, uint8 (height, width, 3).
         mask: class ids or raw values, uint8 (height, width).
     """
-    table = np.zeros((VOID + 1, 3), np.uint8)
-    # A photograph is told by its first rows.
+    colours = np.zeros((VOID + 1, 3), np.uint8)
+    # Every 16th row is enough to recognise a photograph.
     for rows in (slice(0, None, 16), slice(0, None)):
-        table[mask[rows]] = image[rows]
-        if not np.array_equal(table[mask[rows]], image[rows]):
+        colours[mask[rows]] = image[rows]
+        if not np.array_equal(colours[mask[rows]], image[rows]):
             return False
     return not is_constant(mask) and not is_constant(image)
 
 
 def agreeing_cells(image: UInt8Array, mask: UInt8Array) -> tuple[int, int]:
-    """Counts the cells of a picture in which image and mask agree, and all that can be judged.
+    """Counts the cells of a picture in which the edges of image and mask agree.
 
     In each cell of 24x24 pixels, the image's contrast is summed along the mask's edges, and along
-    the same edges moved by one pixel in each of 8 directions. The cell agrees if the sum is largest
-    where the edges lie. By chance, one of nine cells does.
+    the same edges moved by one pixel in each of 8 directions. The cell agrees if the unmoved sum is
+    the largest. By chance, one of nine cells agrees.
 
     Args:
         image: RGB, uint8 (height, width, 3); about 128 pixels a side.
@@ -236,24 +229,25 @@ def agreeing_cells(image: UInt8Array, mask: UInt8Array) -> tuple[int, int]:
     if min(height, width) < 4:
         return 0, 0
     contrast, edges = _contrast(image), _edges(mask)
-    at = np.flatnonzero(edges)
-    at = at[:: -(-len(at) // _MOST_EDGES) or 1]
+    positions = np.flatnonzero(edges)
+    positions = positions[:: -(-len(positions) // _MOST_EDGES) or 1]
     moves = np.array([row * width + column for row, column in _MOVES])
-    weights = _WEIGHT.take(contrast.take(at + moves[:, None]))
-    cell_of = _cells(height, width)
-    cells = int(cell_of[-1]) + 1
-    cell = cell_of.take(at)
+    weights = _WEIGHT.take(contrast.take(positions + moves[:, None]))
+    cell_of_pixel = _cells(height, width)
+    cells = int(cell_of_pixel[-1]) + 1
+    cell = cell_of_pixel.take(positions)
     judged = np.bincount(cell, minlength=cells) >= _LEAST_EDGES
-    sums = np.array([np.bincount(cell, one, cells) for one in weights])
+    sums = np.array([np.bincount(cell, moved, cells) for moved in weights])
     agrees = judged & (sums[0] > sums[1:].max(axis=0))
     return int(agrees.sum()), int(judged.sum())
 
 
 def blue_tilt(image: UInt8Array) -> float:
-    """How much bluer the upper third of an image is than the rest; negative if R and B are swapped.
+    """How much bluer the upper third of an image is than the rest, in steps of 255.
 
-    The mean of blue minus red above, minus the same below, in steps of 255. A cast of the whole
-    picture cancels out. Outdoors by day, the sky is bluer than what lies below it.
+    The mean of blue minus red above, minus the same below. A colour cast of the whole picture
+    cancels out. Outdoors by day, the sky is bluer than what lies below it, so the tilt is negative
+    if red and blue are swapped.
     """
     upper = len(image) // 3
     if not upper:
@@ -265,7 +259,7 @@ def blue_tilt(image: UInt8Array) -> float:
 
 
 def picture_hash(image: UInt8Array) -> str:
-    """Hash of an image's shape and pixels, 32 hex digits, whatever the file's encoding."""
+    """Content hash of an image's shape and pixels, 32 hex digits; independent of its encoding."""
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()[:32]
@@ -290,9 +284,9 @@ def _contrast(image: UInt8Array) -> UInt8Array:
 
 
 def _edges(mask: UInt8Array) -> npt.NDArray[np.bool_]:
-    """Where the class changes to the pixel below and to the right, (2, h, w).
+    """Where the class differs from that of the pixel below and to the right, (2, h, w).
 
-    Void has no edges, and neither has the border, where the edges cannot be moved.
+    Void has no edges. Neither has the border, where edges cannot be moved.
     """
     edges = np.zeros((2, *mask.shape), np.bool_)
     inner, below, right = mask[1:-2, 1:-2], mask[2:-1, 1:-2], mask[1:-2, 2:-1]
@@ -306,7 +300,7 @@ def _edges(mask: UInt8Array) -> npt.NDArray[np.bool_]:
 
 @lru_cache(maxsize=16)
 def _cells(height: int, width: int) -> npt.NDArray[np.intp]:
-    """The cell of each pixel, twice: flat (2 * h * w,)."""
+    """Index of each pixel's cell, once for each direction: flat (2 * h * w,)."""
     rows, columns = np.arange(height) // _CELL, np.arange(width) // _CELL
     cells = rows[:, None] * (columns[-1] + 1) + columns
     return np.tile(cells.ravel(), 2)

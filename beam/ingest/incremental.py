@@ -1,4 +1,4 @@
-"""Published versions of a dataset, and whether one of them is still up to date."""
+"""Incremental ingest: finds published versions that are up to date, or whose records are reused."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import pyarrow.compute as pc
 
 from beam.ingest.record_files import RecordRef
-from beam.ingest.records import LOSSLESS, TRANSIENT, Made, Recipe, recipe_of
-from beam.shared.intact import intact
+from beam.ingest.records import REDUNDANT_CODES, TRANSIENT_CODES, ProcessedPair, Recipe, recipe_of
+from beam.shared.intact import intact_files
 from beam.shared.source import source_of
 from beam.shared.source_digest import SourceDigest, digest_pairs
 from beam.shared.staging import make_output, remove_dead_staging
@@ -28,11 +28,14 @@ from schemas.sources import SOURCES as SOURCES_SCHEMA
 
 @dataclass(frozen=True)
 class PublishedShards:
-    """A published version whose records and shards may be reused."""
+    """A published version whose records and shards may be reused.
+
+    Attributes:
+        shards: by the hash of their sources.
+    """
 
     folder: str
     shards: dict[str, ShardInfo]
-    """The shards by the hash of their sources."""
 
     @classmethod
     def of(cls, folder: str, manifest: Manifest) -> PublishedShards:
@@ -42,18 +45,18 @@ class PublishedShards:
 
 @dataclass(frozen=True)
 class Job:
-    """What an ingest knows before it reads any file.
+    """An ingest before it reads any file.
 
     Attributes:
         datasets: folder of the dataset's versions.
-        survey: of the source.
-        listing: local folder with the files of its listing.
+        source_digest: of the source's listing.
+        listing: local folder with the parts of the listing.
         published: versions made by the same recipe, newest first.
     """
 
     recipe: Recipe
     datasets: str
-    source: SourceDigest
+    source_digest: SourceDigest
     listing: str
     published: list[tuple[str, Manifest]]
 
@@ -70,15 +73,15 @@ def prepare(source: str, output: str, config: IngestConfig, listing: str) -> Job
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     datasets = join(make_output(output), config.name)
-    found = digest_pairs(source_of(source, config), listing)
-    return Job(recipe, datasets, found, listing, published_versions(datasets, recipe))
+    digest = digest_pairs(source_of(source, config), listing)
+    return Job(recipe, datasets, digest, listing, published_versions(datasets, recipe))
 
 
-def unchanged(job: Job) -> str | None:
-    """Folder of the version that a run would publish again, after verifying it; or None."""
+def find_unchanged(job: Job) -> str | None:
+    """Folder of an intact version that a run would publish again; None if there is none."""
     for folder, manifest in job.published:
-        if is_unchanged(folder, manifest, job.source.digest):
-            # A job that was killed just after publishing may have left its staging folder.
+        if is_unchanged(folder, manifest, job.source_digest.digest):
+            # Left by a job that was killed just after publishing.
             remove_dead_staging(job.datasets)
             log(f"nothing has changed: {manifest.records} records, all files intact")
             return folder
@@ -102,8 +105,8 @@ def published_versions(datasets: str, recipe: Recipe) -> list[tuple[str, Manifes
     return [(folder, manifest) for _, folder, manifest in sorted(versions, reverse=True)]
 
 
-def place_of(datasets: str, manifest: Manifest) -> str:
-    """The folder of a version; pairs with the same bytes from another source keep theirs."""
+def version_folder(datasets: str, manifest: Manifest) -> str:
+    """The folder for a version; it has a suffix if another source has the same fingerprint."""
     name = version_name(manifest.fingerprint)
     with suppress(UserError):
         if load_manifest(join(datasets, name)).source != manifest.source:
@@ -112,30 +115,32 @@ def place_of(datasets: str, manifest: Manifest) -> str:
 
 
 def is_unchanged(folder: str, manifest: Manifest, listing: str) -> bool:
-    """True if a run would publish the same files: same listing, and all are intact."""
-    if TRANSIENT & manifest.rejects.keys():
+    """True if a run would publish the same files: the listing is the same, and all are intact."""
+    if TRANSIENT_CODES & manifest.rejects.keys():
         return False
     try:
         if read_footer(join(folder, SOURCES)).metadata[LISTING_KEY] != listing.encode():
             return False
-        expected = digests(folder, manifest)
-        return intact(expected, join(folder, MANIFEST)) == expected.keys()
+        expected = file_digests(folder, manifest)
+        return intact_files(expected, join(folder, MANIFEST)) == expected.keys()
     except (OSError, KeyError, TypeError, ValueError):
         return False
 
 
-def digests(folder: str, manifest: Manifest) -> dict[str, str]:
-    """SHA-256 of each file of a version but its manifest, by its place."""
+def file_digests(folder: str, manifest: Manifest) -> dict[str, str]:
+    """SHA-256 of each file of a version but its manifest, by path or URI."""
     files = {shard.name: shard.sha256 for shard in manifest.shards} | manifest.files
     return {join(folder, name): digest for name, digest in files.items()}
 
 
-def known_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[str, Made]]:
-    """Pairs of an earlier version that need no reading, by id; none if its table is damaged.
+def previous_pairs(
+    shard: str | None, previous: PublishedShards
+) -> Iterator[tuple[str, ProcessedPair]]:
+    """Pairs of an earlier version that need not be read again, by id; none if it is damaged.
 
     Args:
-        shard: name of the one whose records are yielded if it is intact; None for what was rejected
-            for what its files contain.
+        shard: name of the shard whose records are yielded; None for the rejects that the content
+            of their files explains.
     """
     sources = join(previous.folder, SOURCES)
     try:
@@ -150,12 +155,12 @@ def known_pairs(shard: str | None, previous: PublishedShards) -> Iterator[tuple[
     for row in rows_of(table):
         if row.shard and row.offset is not None and row.length is not None:
             file = join(previous.folder, row.shard)
-            yield row.id, Made(row, RecordRef(file, row.offset, row.length))
-        elif row.reject_code and row.reject_code not in TRANSIENT | LOSSLESS:
-            yield row.id, Made(row, None)
+            yield row.id, ProcessedPair(row, RecordRef(file, row.offset, row.length))
+        elif row.reject_code and row.reject_code not in TRANSIENT_CODES | REDUNDANT_CODES:
+            yield row.id, ProcessedPair(row, None)
 
 
 def _is_intact(shard: str, previous: PublishedShards) -> bool:
     (digest,) = (one.sha256 for one in previous.shards.values() if one.name == shard)
     place = join(previous.folder, shard)
-    return bool(intact({place: digest}, join(previous.folder, MANIFEST)))
+    return bool(intact_files({place: digest}, join(previous.folder, MANIFEST)))

@@ -1,4 +1,4 @@
-"""The files beside the shards: manifest, rejects, sources, data card, and two files for TFDS."""
+"""Dataset metadata: manifest, tables of sources and rejects, data card, and two files for TFDS."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from beam.ingest.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
 from beam.ingest.doubt_report import Doubts, draw_doubtful, with_same_pictures
-from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, Remaining
-from beam.ingest.records import LOSSLESS, Recipe
+from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, RemainingLeaks
+from beam.ingest.records import REDUNDANT_CODES, Recipe
 from beam.ingest.reject_files import RejectFile
 from beam.ingest.split_checks import draw_leaks
 from beam.ingest.split_rules import wanted_splits
-from beam.shared.atomic_writes import whole_files
+from beam.shared.atomic_writes import atomic_files
 from runtime.parquet import read_table
 from runtime.storage import file_sha256, join
 from schemas.example import FEATURES
@@ -47,57 +47,52 @@ def write_metadata(
     repeated: Iterable[str],
     groups: Mapping[str, int],
     files: Mapping[str, int],
-    leaks: Iterable[Remaining],
+    leaks: Iterable[RemainingLeaks],
 ) -> Manifest:
     """Writes all metadata of a dataset whose shards are in ``folder``, one shard's rows at a time.
 
     Args:
         listing: digest of the source's listing, by which a later run sees that nothing changed.
-        rows_folder: folder of the Parquet files with the rows of each shard; not published.
-        left_out: files with the rows of what has no record.
-        repeated: hashes of the pictures that several records show.
+        rows_folder: unpublished folder of the Parquet files with the rows of each shard.
+        left_out: files with the rows of all rejects.
+        repeated: hashes of the pictures that occur in several records.
         groups: number of groups of images by split.
-        files: number of files that were listed, under "", and of those skipped, by reason.
-        leaks: parts of what leaks between splits that were given.
+        files: number of files skipped, by reason; under "", the number of all files.
+        leaks: partial sums of the leaks that stay.
 
     Raises:
-        RuntimeError: the files do not add up: one is neither in a record nor accounted for.
+        RuntimeError: a listed file is neither in a record, nor rejected, nor skipped.
     """
-    remaining = Remaining.sum(leaks)
+    remaining = RemainingLeaks.sum(leaks)
     shards = sorted(shards, key=lambda shard: (SPLITS.index(shard.split), shard.name))
     left_out = sorted(left_out)
-    with whole_files(folder, rows_folder, MANIFEST) as made:
-        contents = Contents(recipe, frozenset(repeated))
+    with atomic_files(folder, rows_folder, MANIFEST) as target:
+        contents = DatasetContents(recipe, frozenset(repeated))
         places = [join(rows_folder, f"{shard.name}.parquet") for shard in shards]
-        tables = map(read_table, [*places, *(one.sources for one in left_out)])
-        _write_table(
-            made / SOURCES,
-            SOURCES_SCHEMA.with_metadata({LISTING_KEY: listing}),
-            map(contents.add, tables),
-        )
-        rejects = map(read_table, [one.rejects for one in left_out])
-        _write_table(made / REJECTS, REJECTS_SCHEMA, map(contents.add_rejects, rejects))
+        sources = map(read_table, [*places, *(file.sources for file in left_out)])
+        schema = SOURCES_SCHEMA.with_metadata({LISTING_KEY: listing})
+        _write_table(target / SOURCES, schema, map(contents.add, sources))
+        rejects = map(read_table, [file.rejects for file in left_out])
+        _write_table(target / REJECTS, REJECTS_SCHEMA, map(contents.add_rejects, rejects))
         manifest = make_manifest(recipe, shards, contents, left_out, groups, files, remaining)
-        account_for(
-            manifest, sum(one.pairs for one in left_out), sum(one.files for one in left_out)
-        )
-        write_json(made / "features.json", tfds_features(recipe))
-        write_json(made / "dataset_info.json", tfds_info(manifest))
-        write_card(made, manifest, folder)
+        check_file_counts(manifest, left_out)
+        write_json(target / "features.json", tfds_features(recipe))
+        write_json(target / "dataset_info.json", tfds_info(manifest))
+        write_card(target, manifest, folder)
         if manifest.doubtful:
-            examples = contents.doubts.examples
-            draw_doubtful(folder, examples, recipe.taxonomy).save(made / DOUBTFUL_PICTURE)
+            picture = draw_doubtful(folder, contents.doubts.examples, recipe.taxonomy)
+            picture.save(target / DOUBTFUL_PICTURE)
         if remaining.pairs:
-            picture = draw_leaks(folder, made / SOURCES, remaining, recipe.taxonomy)
-            picture.save(made / LEAKS_PICTURE)
-        digests = {path.name: file_sha256(path) for path in sorted(made.iterdir())}
+            picture = draw_leaks(folder, target / SOURCES, remaining, recipe.taxonomy)
+            picture.save(target / LEAKS_PICTURE)
+        digests = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
         manifest = manifest.model_copy(update={"files": digests})
-        (made / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        (target / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     return manifest
 
 
-class Contents:
-    """What the tables of a dataset add up to, as they pass by.
+class DatasetContents:
+    """Fingerprint and doubts of a dataset, accumulated while its tables are written.
 
     Attributes:
         doubts: the doubtful pairs.
@@ -110,7 +105,7 @@ class Contents:
         self._digest = hashlib.sha256(recipe.sha256().encode())
 
     def add(self, rows: pa.Table) -> pa.Table:
-        """Adds rows of pairs; returns them with the doubts that only all pairs together show."""
+        """Adds rows of pairs; returns them with the doubts that depend on other pairs."""
         rows = with_same_pictures(rows, self._repeated)
         self.doubts.add(rows)
         columns = [rows[name].to_pylist() for name in _IDENTITY]
@@ -120,21 +115,21 @@ class Contents:
 
     def add_rejects(self, rejects: pa.Table) -> pa.Table:
         """Adds rows of rejects, and returns them."""
-        for one in rejects.select(["source_uri", "code"]).to_pylist():
-            path = one["source_uri"].removeprefix(f"{self._source}/")
-            self._digest.update(f"\n{path}\0{one['code']}".encode())
+        for row in rejects.select(["source_uri", "code"]).to_pylist():
+            path = row["source_uri"].removeprefix(f"{self._source}/")
+            self._digest.update(f"\n{path}\0{row['code']}".encode())
         return rejects
 
     def fingerprint(self) -> str:
         """The dataset's identity: a hash of recipe, ids, source hashes, splits and rejects.
 
-        It has 128 bits in 32 hex digits, because MLflow accepts digests of at most 36 characters.
+        It has 32 hex digits, because MLflow accepts digests of at most 36 characters.
         """
         return self._digest.hexdigest()[:32]
 
 
 def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    """Writes tables as one file, each as row groups of its own, by which readers find a shard."""
+    """Writes tables to one file, each in its own row groups, by which readers find a shard."""
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
         for table in tables:
             # Hugging Face's reader fails on a row group without rows.
@@ -143,21 +138,19 @@ def _write_table(path: Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> N
             writer.write_table(table.cast(schema), row_group_size=_ROW_GROUP)
 
 
-def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
+def check_file_counts(manifest: Manifest, left_out: Sequence[RejectFile]) -> None:
     """Checks that every listed file is in a record, in a reject or skipped for a reason.
-
-    Args:
-        pairs: rejected pairs of two files; alone: rejected files.
 
     Raises:
         RuntimeError: they do not add up.
     """
     skipped = sum(manifest.skipped.values())
-    expected = 2 * (manifest.records + pairs) + alone + skipped
+    pairs, files = sum(one.pairs for one in left_out), sum(one.files for one in left_out)
+    expected = 2 * (manifest.records + pairs) + files + skipped
     if manifest.files_listed != expected:
         raise RuntimeError(
             f"{manifest.files_listed} files were listed, but {expected} are accounted for: "
-            f"{manifest.records} pairs in records, {pairs} pairs and {alone} files rejected, "
+            f"{manifest.records} pairs in records, {pairs} pairs and {files} files rejected, "
             f"{skipped} skipped; nothing is published"
         )
 
@@ -165,13 +158,13 @@ def account_for(manifest: Manifest, pairs: int, alone: int) -> None:
 def make_manifest(
     recipe: Recipe,
     shards: Sequence[ShardInfo],
-    contents: Contents,
+    contents: DatasetContents,
     left_out: Sequence[RejectFile],
     groups: Mapping[str, int],
     files: Mapping[str, int],
-    remaining: Remaining,
+    remaining: RemainingLeaks,
 ) -> Manifest:
-    """The manifest of a dataset, derived from its parts; ``files`` is filled in later.
+    """The manifest of a dataset but for its ``files``, whose hashes are not known yet.
 
     Args:
         shards: in the order of their names.
@@ -231,8 +224,8 @@ def make_manifest(
 
 
 def reject_fraction(manifest: Manifest) -> float:
-    """Fraction of the inputs that were lost; good files left out for others are not counted."""
-    lost = sum(count for code, count in manifest.rejects.items() if code not in LOSSLESS)
+    """Fraction of the inputs that were lost; duplicates and leaks do not count."""
+    lost = sum(count for code, count in manifest.rejects.items() if code not in REDUNDANT_CODES)
     return lost / max(1, lost + manifest.records)
 
 
@@ -323,11 +316,11 @@ def group_warnings(splits: Mapping[str, SplitInfo]) -> list[str]:
 
 
 def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]:
-    """Warns of classes that a split lacks although train or another one has them."""
-    every = sum(stats.values(), PixelStats.zero(len(recipe.taxonomy)))
+    """Warns of classes that occur in the dataset but not in every split."""
+    total = sum(stats.values(), PixelStats.zero(len(recipe.taxonomy)))
     warnings = []
     for split in wanted_splits(recipe.config):
-        absent = (stats[split].class_pixels == 0) & (every.class_pixels > 0)
+        absent = (stats[split].class_pixels == 0) & (total.class_pixels > 0)
         names = [label.name for label in recipe.taxonomy.classes if absent[label.id]]
         if names:
             warnings.append(
@@ -337,8 +330,8 @@ def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]
     return warnings
 
 
-def leak_warnings(remaining: Remaining) -> list[str]:
-    """Warns of what leaks between splits: they were given, or max_leak allows it."""
+def leak_warnings(remaining: RemainingLeaks) -> list[str]:
+    """Warns of leaks between splits that stay: the splits were given, or max_leak allows them."""
     warnings = []
     if remaining.pairs:
         warnings.append(

@@ -1,4 +1,4 @@
-"""Leaks: images of different splits that are nearly the same, found by a join on their hashes.
+"""Near-duplicates across splits (leaks), found by locality-sensitive hashing.
 
 Two images are near-duplicates if their 64-bit difference hashes differ in at most three bits. Such
 hashes agree in at least one of four bands of 16 bits, so only hashes that share a band are
@@ -24,10 +24,10 @@ NEAR_DUPLICATE_BITS = 3
 _BANDS = NEAR_DUPLICATE_BITS + 1
 _BAND_BITS = 64 // _BANDS
 _BLOCK = 256
-"""Number of hashes compared at once with the rest of their group; it bounds the memory."""
+"""Number of hashes compared at once with the rest of their group; bounds the memory."""
 
-_MANY = 4 * _BLOCK
-"""Number of hashes in a band above which they are not all compared with each other."""
+_MAX_ALL_PAIRS = 4 * _BLOCK
+"""Number of hashes with equal band up to which all are compared with each other."""
 
 _EXAMPLES = 6
 
@@ -36,14 +36,14 @@ IntArray = npt.NDArray[np.intp]
 
 
 NodeKey = tuple[str, str, bool]
-"""Difference hash, split, and whether that was given."""
+"""Difference hash, split, and whether the split was given."""
 
 
 class Node(NamedTuple):
     """Images of one split with the same difference hash.
 
     Attributes:
-        given: whether their split was given from outside.
+        given: whether a list or a folder gives their split.
         images: number of images; example: the first of their ids.
     """
 
@@ -59,26 +59,26 @@ class Node(NamedTuple):
         return self.dhash, self.split, self.given
 
 
-class Twin(NamedTuple):
-    """A near-duplicate in another split, or a frame next to it.
+class Leak(NamedTuple):
+    """An image in another split that is a near-duplicate, or an adjacent frame.
 
     Attributes:
-        bits: in which the hashes differ.
-        leaves: whether the image is left out for it; if not, both splits were given.
+        bits: number of bits in which the hashes differ.
+        left_out: whether the leaking image is left out; if not, both splits were given.
     """
 
     id: str
     split: str
     bits: int
-    leaves: bool = True
+    left_out: bool = True
 
 
-class Remaining(NamedTuple):
-    """Near-duplicates across splits that stay, because their splits were given.
+class RemainingLeaks(NamedTuple):
+    """Leaks that stay in the dataset, because the splits of both images were given.
 
     Attributes:
-        pairs: number of pairs of images.
-        images: number of images in any of them; evaluation: those of validation and test.
+        pairs: number of pairs of near-duplicates.
+        images: number of images in these pairs; evaluation: those in validation and test.
         beside: number of frames next to one of another split in their sequence.
         examples: ids of a few pairs.
     """
@@ -90,37 +90,37 @@ class Remaining(NamedTuple):
     examples: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def sum(cls, parts: Iterable[Remaining]) -> Remaining:
-        """Adds up; the result does not depend on the order."""
+    def sum(cls, parts: Iterable[RemainingLeaks]) -> RemainingLeaks:
+        """Adds partial results, in any order."""
         total = cls()
         for part in parts:
             pairs, images, evaluation, beside = map(add, total[:4], part[:4])
-            few = tuple(sorted({*total.examples, *part.examples})[:_EXAMPLES])
-            total = cls(pairs, images, evaluation, beside, few)
+            examples = tuple(sorted({*total.examples, *part.examples})[:_EXAMPLES])
+            total = cls(pairs, images, evaluation, beside, examples)
         return total
 
 
-def rank(split: str) -> int:
-    """Order in which splits keep their images: test before validation before train."""
+def split_rank(split: str) -> int:
+    """Rank of a split: of two leaking images, that of the higher rank stays."""
     return SPLITS.index(split)
 
 
 @dataclass
 class FindLeaks(beam.PTransform):
-    """From nodes, finds the twins of each, as (key of the node, Twin)."""
+    """From nodes, finds leaks as (NodeKey, Leak), and partial sums of those that stay."""
 
     def expand(
         self, nodes: beam.PCollection[Node]
-    ) -> tuple[beam.PCollection[tuple[NodeKey, Twin]], beam.PCollection[Remaining]]:
-        """The graph: compare within bands, decide on each pair; also the pairs that remain."""
+    ) -> tuple[beam.PCollection[tuple[NodeKey, Leak]], beam.PCollection[RemainingLeaks]]:
+        """The graph: group by band, compare, decide on each pair."""
         pairs = (
             nodes
             | "Bands" >> beam.FlatMap(bands)
             | "GroupByBand" >> beam.GroupByKey()
             | "Compare" >> beam.FlatMapTuple(across_splits)
         )
-        twins = pairs | "Twins" >> beam.FlatMapTuple(twins_of)
-        return twins, pairs | "Remain" >> beam.FlatMapTuple(remaining_of)
+        leaks = pairs | "Leaks" >> beam.FlatMapTuple(leaks_of)
+        return leaks, pairs | "Remain" >> beam.FlatMapTuple(remaining_of)
 
 
 def bands(node: Node) -> Iterator[tuple[tuple[int, int], Node]]:
@@ -131,43 +131,47 @@ def bands(node: Node) -> Iterator[tuple[tuple[int, int], Node]]:
 
 
 def across_splits(band: tuple[int, int], nodes: Iterable[Node]) -> Iterator[tuple[Node, Node]]:
-    """Pairs of near-duplicates in different splits that share a band first here.
+    """Pairs of near-duplicates in different splits; each pair in the first band it shares.
 
-    The first of a pair gives way. A given one stays; else the one with more near-duplicates in this
-    band gives way, so that few images are lost: one frame of a test split, say, rather than the
-    many of train that show the same halt. With equally many, train gives way to validation and
-    both to test. Of two given ones, neither does; the first is the smaller.
+    The first node of a pair is left out, unless both splits were given:
+
+    1. A node with a given split stays.
+    2. Otherwise the node with more near-duplicates in this band is left out, so that few images are
+       lost: one frame of test, say, rather than the many of train that show the same halt.
+    3. With equally many, train is left out before validation, and validation before test.
     """
-    known = sorted(nodes)
-    hashes = np.array([int(node.dhash, 16) for node in known], np.uint64)
-    splits = np.array([rank(node.split) for node in known])
-    images = np.array([node.images for node in known])
-    weights = np.zeros(len(known), np.int64)
-    for one, other in _close(hashes, splits, band[0]):
-        np.add.at(weights, one, images[other])
-        np.add.at(weights, other, images[one])
+    ordered = sorted(nodes)
+    hashes = np.array([int(node.dhash, 16) for node in ordered], np.uint64)
+    splits = np.array([split_rank(node.split) for node in ordered])
+    images = np.array([node.images for node in ordered])
+    duplicates = np.zeros(len(ordered), np.int64)
+    for ones, others in _close_pairs(hashes, splits, band[0]):
+        np.add.at(duplicates, ones, images[others])
+        np.add.at(duplicates, others, images[ones])
 
-    def stays(index: int) -> tuple[bool, int, int, Node]:
-        node = known[index]
-        return node.given, -int(weights[index]), rank(node.split), node
+    def priority(index: int) -> tuple[bool, int, int, Node]:
+        node = ordered[index]
+        return node.given, -int(duplicates[index]), split_rank(node.split), node
 
-    for ones, others in _close(hashes, splits, band[0]):
+    for ones, others in _close_pairs(hashes, splits, band[0]):
         for pair in zip(ones.tolist(), others.tolist(), strict=True):
             if _first_band(hashes[pair[0]] ^ hashes[pair[1]]) == band[0]:
-                first, second = sorted(pair, key=stays)
-                yield known[first], known[second]
+                first, second = sorted(pair, key=priority)
+                yield ordered[first], ordered[second]
 
 
-def _close(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[IntArray, IntArray]]:
+def _close_pairs(
+    hashes: UInt64Array, splits: IntArray, band: int
+) -> Iterator[tuple[IntArray, IntArray]]:
     """Pairs of near-duplicates in different splits among hashes that share a band.
 
-    Of many hashes, only those are compared that share a part of their other bits too: of four
-    parts, the three bits in which near-duplicates differ leave one as it is.
+    If there are many hashes, the other bits are divided into four parts, and only hashes that share
+    a part are compared. At most three bits differ, so near-duplicates share at least one part.
 
     Yields:
         Indices of the first and of the second of some pairs; each pair once.
     """
-    if len(hashes) <= _MANY:
+    if len(hashes) <= _MAX_ALL_PAIRS:
         yield from _compare(hashes, splits, np.arange(len(hashes)))
         return
     parts = _parts(hashes, band)
@@ -183,15 +187,16 @@ def _close(hashes: UInt64Array, splits: IntArray, band: int) -> Iterator[tuple[I
 
 
 def _parts(hashes: UInt64Array, band: int) -> list[np.uint64]:
-    """Masks of the bits outside of a band, in parts that tell these hashes apart equally well.
+    """Bit masks of four parts outside of a band, equally selective among these hashes.
 
-    Where all pictures have the same sky, say, its bits tell nothing: each part gets its share.
+    A bit that is the same in most pictures, e.g. of the sky, selects little: each part gets as many
+    of such bits.
     """
     first = band * _BAND_BITS
     others = [bit for bit in range(64) if not first <= bit < first + _BAND_BITS]
     ones = [np.count_nonzero(hashes & np.uint64(1 << bit)) for bit in others]
-    uneven = np.abs(np.array(ones) - len(hashes) / 2)
-    order = np.argsort(uneven, kind="stable")
+    imbalance = np.abs(np.array(ones) - len(hashes) / 2)
+    order = np.argsort(imbalance, kind="stable")
     return [
         np.uint64(sum(1 << others[bit] for bit in order[part::_BANDS])) for part in range(_BANDS)
     ]
@@ -200,12 +205,12 @@ def _parts(hashes: UInt64Array, band: int) -> list[np.uint64]:
 def _compare(
     hashes: UInt64Array, splits: IntArray, group: IntArray
 ) -> Iterator[tuple[IntArray, IntArray]]:
-    """Compares the nodes of a group, given by ascending indices, all with each other."""
+    """Compares all hashes of a group, given by ascending indices, with each other."""
     for start in range(0, len(group), _BLOCK):
         one, other = group[start : start + _BLOCK], group[start:]
-        found = np.bitwise_count(hashes[one, None] ^ hashes[None, other]) <= NEAR_DUPLICATE_BITS
-        found &= splits[one, None] != splits[None, other]
-        rows, columns = np.nonzero(np.triu(found, k=1))
+        close = np.bitwise_count(hashes[one, None] ^ hashes[None, other]) <= NEAR_DUPLICATE_BITS
+        close &= splits[one, None] != splits[None, other]
+        rows, columns = np.nonzero(np.triu(close, k=1))
         yield one[rows], other[columns]
 
 
@@ -215,17 +220,17 @@ def _first_band(differing: np.uint64) -> int:
     return next(band for band in range(_BANDS) if not bits >> band * _BAND_BITS & mask)
 
 
-def twins_of(first: Node, second: Node) -> Iterator[tuple[NodeKey, Twin]]:
-    """The twin of the node that gives way, or of both if both were given."""
+def leaks_of(first: Node, second: Node) -> Iterator[tuple[NodeKey, Leak]]:
+    """The leak of the first node, which is left out; or of both, which stay if both were given."""
     bits = (int(first.dhash, 16) ^ int(second.dhash, 16)).bit_count()
-    leaves = not first.given
-    yield first.key, Twin(second.example, second.split, bits, leaves)
-    if not leaves:
-        yield second.key, Twin(first.example, first.split, bits, leaves)
+    left_out = not first.given
+    yield first.key, Leak(second.example, second.split, bits, left_out)
+    if not left_out:
+        yield second.key, Leak(first.example, first.split, bits, left_out)
 
 
-def remaining_of(first: Node, second: Node) -> Iterator[Remaining]:
-    """A pair that stays, because both splits were given."""
+def remaining_of(first: Node, second: Node) -> Iterator[RemainingLeaks]:
+    """The pairs of images that stay, because both splits were given."""
     if first.given:
         pairs = first.images * second.images
-        yield Remaining(pairs, examples=((first.example, second.example),))
+        yield RemainingLeaks(pairs, examples=((first.example, second.example),))

@@ -1,8 +1,8 @@
-"""Whether masks hold another numbering of the same classes than the one they are read by.
+"""Detects masks whose class ids follow another taxonomy than the one they are read by.
 
-Ids that fit two numberings are told apart by the classes' shares and by where they lie. A taxonomy
-says of its classes which share of a dataset each usually has, and how much of it is in the upper
-half (``expected``); of two readings, the right one is whose expectations are close to the data.
+The same ids may be valid in several taxonomies. A taxonomy's ``expected`` says which share of a
+dataset each class usually has, and how much of it is in the upper half. The right taxonomy is the
+one whose expectations are close to the data.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ CLOSE = 1.5
 """Nats within which the other reading itself must be: no reading is close to odd data."""
 
 MIN_IMAGES = 8
-"""With fewer images a mix-up is only warned of: a few frames may show anything."""
+"""With fewer images, a mix-up is a warning, not an error: a few frames may show anything."""
 
 _COMMON_CLASSES = 3
 _COMMON = 0.01
-"""Fewer classes with this share of the pixels say nothing about a numbering: empty masks, say."""
+"""Fewer classes with this share of the pixels, e.g. in empty masks, allow no verdict."""
 
 _RARE = 0.001
-"""Share added to each class in each half, so that what is not expected is rare, not impossible."""
+"""Share added to each class in each half, so that an unexpected class is rare, not impossible."""
 
 _IMPOSSIBLE = 1e-9
-"""Share of a value that a numbering does not have."""
+"""Expected share of a value that is no class of the taxonomy."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class Reading:
     """A way to read the values of masks.
 
     Attributes:
-        luma: the values are the brightness of masks that hold the id in the red channel alone, as
-            a conversion to greyscale makes them: ``round(0.299 * id)`` (ITU-R BT.601).
+        luma: whether masks with the id in the red channel were converted to greyscale, so that the
+            values are ``round(0.299 * id)`` (ITU-R BT.601).
     """
 
     taxonomy: Taxonomy
@@ -73,21 +73,21 @@ class MixUp:
 
 
 def distance(stats: PixelStats, reading: Reading) -> float:
-    """How far a dataset is from what a reading expects of it, in nats; 0 if there are no pixels.
+    """Distance of a dataset from what a reading expects, in nats; 0 if there are no pixels.
 
-    It is the Kullback-Leibler divergence of the shares that are found from those expected, over
-    classes and halves of the picture. Source: Cover and Thomas, "Elements of Information Theory",
-    2nd edition, section 2.3.
+    The Kullback-Leibler divergence of the actual from the expected shares, over classes and halves
+    of the picture. Source: Cover and Thomas, "Elements of Information Theory", 2nd edition,
+    section 2.3.
     """
     halves = np.stack([stats.upper_pixels, stats.class_pixels - stats.upper_pixels], axis=1)
-    found = halves / max(1, halves.sum())
-    expected = reading.expected_shares()[: len(found)]
-    there = found > 0
-    return float((found[there] * np.log(found[there] / expected[there])).sum())
+    shares = halves / max(1, halves.sum())
+    present = shares > 0
+    actual, expected = shares[present], reading.expected_shares()[: len(shares)][present]
+    return float((actual * np.log(actual / expected)).sum())
 
 
 def find_mix_up(stats: PixelStats, taxonomy: Taxonomy) -> MixUp | None:
-    """The reading that the data are clearly closer to than to ``taxonomy``, if there is one.
+    """The reading to which the data are clearly closer than to ``taxonomy``, if there is one.
 
     Args:
         stats: of the whole dataset, by class id of ``taxonomy``.
@@ -97,9 +97,9 @@ def find_mix_up(stats: PixelStats, taxonomy: Taxonomy) -> MixUp | None:
         return None
     in_use = distance(stats, Reading(taxonomy))
     if in_use < MARGIN:
-        # No distance is below 0, so the other taxonomies need not be read.
+        # Distances are at least 0, so no other reading can be closer by the margin.
         return None
-    best = min(other_readings(taxonomy), key=lambda one: distance(stats, one))
+    best = min(other_readings(taxonomy), key=lambda reading: distance(stats, reading))
     closest = distance(stats, best)
     if closest > CLOSE or in_use - closest < MARGIN:
         return None
@@ -114,19 +114,18 @@ def can_be_compared(taxonomy: Taxonomy) -> bool:
 
 
 def other_readings(taxonomy: Taxonomy) -> Sequence[Reading]:
-    """What masks that are read by ``taxonomy`` may hold instead."""
-    others = [Reading(one) for one in _numberings() if one.names != taxonomy.names]
-    return [*others, *(Reading(one, luma=True) for one in _numberings())]
+    """The readings that may be right instead of ``taxonomy``."""
+    others = [Reading(other) for other in _comparable() if other.names != taxonomy.names]
+    return [*others, *(Reading(other, luma=True) for other in _comparable())]
 
 
 @cache
-def _numberings() -> list[Taxonomy]:
-    known = (load_taxonomy(name) for name in builtin_taxonomies())
-    return [one for one in known if can_be_compared(one)]
+def _comparable() -> list[Taxonomy]:
+    return [one for one in map(load_taxonomy, builtin_taxonomies()) if can_be_compared(one)]
 
 
 def check_numbering(manifest: Manifest) -> None:
-    """Refuses a dataset whose masks seem to hold another numbering, or warns if it is small.
+    """Refuses a dataset whose masks seem to use another taxonomy; only warns if it is small.
 
     Raises:
         UserError: names the taxonomy in use, the other reading and the option that fixes it.
@@ -146,7 +145,7 @@ def check_numbering(manifest: Manifest) -> None:
 
 
 def describe(mix_up: MixUp, taxonomy: Taxonomy) -> str:
-    """Says in one line what the masks look like, why, and which option reads them so."""
+    """What the masks look like, why, and which option reads them so, in one line."""
     other = mix_up.reading.taxonomy.name
     measured = (
         "by the classes' shares and places their distance is "

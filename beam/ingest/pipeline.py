@@ -1,7 +1,4 @@
-"""Turns raw PNG pairs into a published TFRecord dataset: ``python -m beam.ingest``.
-
-The last line of standard output is the published folder.
-"""
+"""The Beam graph of the ingest job: raw image/mask pairs to a published TFRecord dataset."""
 
 from __future__ import annotations
 
@@ -16,20 +13,27 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from beam.ingest.doubt_report import check_doubts
-from beam.ingest.incremental import Job, PublishedShards, known_pairs, place_of, prepare, unchanged
+from beam.ingest.incremental import (
+    Job,
+    PublishedShards,
+    find_unchanged,
+    prepare,
+    previous_pairs,
+    version_folder,
+)
 from beam.ingest.metadata import write_metadata
 from beam.ingest.numbering import check_numbering
 from beam.ingest.record_files import RecordFiles
 from beam.ingest.records import (
     DUPLICATE,
-    Made,
+    ProcessedPair,
     Recipe,
-    blame,
+    blame_file,
     deduplicate,
-    make,
+    process_pair,
     read_pair,
+    reuse_if_unchanged,
     row_of,
-    still_known,
 )
 from beam.ingest.reject_checks import check_rejects
 from beam.ingest.reject_files import WriteRejects
@@ -40,14 +44,14 @@ from beam.runners.run import pipeline_options, run_pipeline
 from beam.shared import staging as stages
 from beam.shared.crash_journal import (
     CrashJournal,
-    Reading,
-    check_crash,
+    ReadSettings,
+    check_no_crash,
     run_without_crashing_files,
 )
 from beam.shared.list_pairs import FILES, UNPAIRED, ListPairs
 from beam.shared.pairing import Pair
-from beam.shared.prefetch import ReadTogether, prefetch
-from beam.shared.progress import CountingDoFn, watched
+from beam.shared.prefetch import BatchReads, prefetch
+from beam.shared.progress import CountingDoFn, show_progress
 from beam.shared.source import source_of
 from beam.shared.staged_listing import staged_listing
 from runtime.command_line import log
@@ -62,13 +66,13 @@ from schemas.sources import SourceRow
 
 @dataclass(frozen=True)
 class Staging:
-    """Where a running job works.
+    """Folders of a running job, and what it knows of the source.
 
     Attributes:
         dataset: the folder that will be published.
         rows: folder of records that wait for their shard, and of each shard's rows.
-        progress: folder of the running counters.
-        listing: digest of the source's listing; listed: its files.
+        progress: folder of the workers' counters and crash journals.
+        listing: digest of the source's listing; listed: Parquet files of the listing.
         previous: a published version whose unchanged shards are reused.
         crashed: paths on which a decoder crashes.
     """
@@ -83,22 +87,22 @@ class Staging:
 
 
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
-    """Builds the graph from the source folder to shards and metadata in the staging folder."""
+    """Builds the graph from the source to shards and metadata in the staging folder."""
     source = replace(source_of(recipe.source, recipe.config), listed=staging.listed)
     listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
     pairs = (
         listed["pairs"]
-        | "JoinKnown" >> JoinKnown(staging.previous)
-        | "ReadTogether" >> ReadTogether(recipe.source)
+        | "JoinPrevious" >> JoinPrevious(staging.previous)
+        | "BatchReads" >> BatchReads(recipe.source)
         | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging))
         | "GroupByBytes" >> beam.GroupByKey()
         | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
     )
-    records = pairs | "Records" >> beam.Filter(lambda made: made.record is not None)
+    records = pairs | "Records" >> beam.Filter(lambda pair: pair.record is not None)
     rejected = (
         pairs
-        | "Rejects" >> beam.Filter(lambda made: made.record is None)
-        | "RejectRows" >> beam.Map(lambda made: made.row)
+        | "Rejects" >> beam.Filter(lambda pair: pair.record is None)
+        | "RejectRows" >> beam.Map(lambda pair: pair.row)
     )
     split = records | "Split" >> SplitWithoutLeaks(recipe.config, staging.progress)
     shards = split["records"] | "WriteShards" >> WriteShards(
@@ -120,7 +124,7 @@ def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
             staging.rows,
             beam.pvalue.AsList(shards),
             beam.pvalue.AsList(left_out),
-            beam.pvalue.AsIter(split["records"] | "Repeated" >> Repeated()),
+            beam.pvalue.AsIter(split["records"] | "Repeated" >> RepeatedPictures()),
             beam.pvalue.AsDict(split["records"] | "CountGroups" >> CountGroups()),
             beam.pvalue.AsDict(listed[FILES]),
             beam.pvalue.AsIter(split[REMAINING]),
@@ -148,7 +152,7 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(source, output, config, listing)
-        return unchanged(job) or publish_version(job, options or pipeline_options([]))
+        return find_unchanged(job) or publish_version(job, options or pipeline_options([]))
 
 
 @disk_errors_as_user_errors()
@@ -158,17 +162,17 @@ def publish_version(job: Job, options: PipelineOptions) -> str:
     Raises:
         UserError: too many inputs are bad, or the output cannot be written.
     """
-    with stages.staging(job.datasets) as work, stages.own_folder(work) as own:
+    with stages.staging_folder(job.datasets) as work, stages.local_work_folder(work) as own:
         staging = Staging(
             join(work, "dataset"),
             join(work, "rows"),
             progress=str(own / "progress"),
-            listing=job.source.digest,
+            listing=job.source_digest.digest,
             listed=staged_listing(job.listing, work),
             previous=PublishedShards.of(*job.published[0]) if job.published else None,
         )
-        manifest = _stage(job.recipe, staging, job.source.images, options)
-        final = place_of(job.datasets, manifest)
+        manifest = _stage(job.recipe, staging, job.source_digest.images, options)
+        final = version_folder(job.datasets, manifest)
         stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:
         log(f"warning: {warning}")
@@ -177,7 +181,7 @@ def publish_version(job: Job, options: PipelineOptions) -> str:
 
 
 def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptions) -> Manifest:
-    """Runs the pipeline and checks what it has made.
+    """Runs the pipeline and checks the staged dataset.
 
     Args:
         images: number of images that were listed.
@@ -188,14 +192,14 @@ def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptio
     folders = (staging.dataset, staging.rows)
     stages.make_folders(*folders)
     progress = Path(staging.progress)
-    with watched("ingest", progress, images, "pairs"):
+    with show_progress("ingest", progress, images, "pairs"):
         run_without_crashing_files(
             lambda crashed: run_pipeline(
                 lambda root: build(root, recipe, replace(staging, crashed=crashed)), options
             ),
-            lambda: stages.clear(*folders),
+            lambda: stages.empty_folders(*folders),
             progress,
-            Reading(recipe.source, recipe.config, recipe.taxonomy),
+            ReadSettings(recipe.source, recipe.config, recipe.taxonomy),
         )
     manifest = load_manifest(staging.dataset)
     check_rejects(manifest, staging.dataset)
@@ -206,7 +210,7 @@ def _stage(recipe: Recipe, staging: Staging, images: int, options: PipelineOptio
 
 
 def summary(manifest: Manifest) -> str:
-    """Summarises a dataset in a few lines: splits, rejects, doubts, near-duplicates."""
+    """A few lines on a dataset: splits, rejects, doubts, near-duplicates."""
     splits = ", ".join(f"{name} {info.records:,}" for name, info in manifest.splits.items())
     rejects = ", ".join(f"{code} {count:,}" for code, count in manifest.rejects.items())
     skipped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.skipped.items())
@@ -228,50 +232,49 @@ def summary(manifest: Manifest) -> str:
 
 
 @dataclass
-class JoinKnown(beam.PTransform):
-    """Joins pairs, keyed by id, with what an earlier version knows: (pair, Made or None).
+class JoinPrevious(beam.PTransform):
+    """Joins pairs, keyed by id, with those of an earlier version: (Pair, ProcessedPair or None).
 
     Attributes:
-        previous: the earlier version; None if there is none, which saves a shuffle.
+        previous: the earlier version; if it is None, there is no shuffle.
     """
 
     previous: PublishedShards | None
 
     def expand(
         self, pairs: beam.PCollection[tuple[str, Pair]]
-    ) -> beam.PCollection[tuple[Pair, Made | None]]:
-        """The graph: read what is known, group with the pairs, match."""
+    ) -> beam.PCollection[tuple[Pair, ProcessedPair | None]]:
+        """The graph: read the earlier pairs, group by id, match."""
         if self.previous is None:
-            return pairs | "NothingKnown" >> beam.Map(lambda one: (one[1], None))
+            return pairs | "NoPrevious" >> beam.MapTuple(lambda _, pair: (pair, None))
         shards = [shard.name for shard in self.previous.shards.values()]
-        known = (
+        previous = (
             pairs.pipeline
             | "Previous" >> beam.Create([*shards, None], reshuffle=True)
-            | "KnownPairs" >> beam.FlatMap(known_pairs, self.previous)
+            | "PreviousPairs" >> beam.FlatMap(previous_pairs, self.previous)
         )
         return (
-            {"pairs": pairs, "known": known}
-            | "GroupKnown" >> beam.CoGroupByKey()
-            | "Match" >> beam.FlatMap(_match)
+            {"pairs": pairs, "previous": previous}
+            | "GroupById" >> beam.CoGroupByKey()
+            | "Match" >> beam.FlatMapTuple(_match)
         )
 
 
-def _match(group: tuple[str, dict[str, Iterable[Any]]]) -> Iterator[tuple[Pair, Made | None]]:
-    known = next(iter(group[1]["known"]), None)
-    for pair in group[1]["pairs"]:
-        yield pair, known
+def _match(_: str, group: dict[str, Iterable[Any]]) -> Iterator[tuple[Pair, ProcessedPair | None]]:
+    previous = next(iter(group["previous"]), None)
+    return ((pair, previous) for pair in group["pairs"])
 
 
-class Repeated(beam.PTransform):
-    """Hashes of the pictures that several records show."""
+class RepeatedPictures(beam.PTransform):
+    """Hashes of the pictures that occur in several records."""
 
-    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[str]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[str]:
         """The graph: count each, filter."""
         return (
             records
-            | "Pictures" >> beam.Map(lambda made: made.row.picture)
+            | "Pictures" >> beam.Map(lambda pair: pair.row.picture)
             | "CountEach" >> beam.combiners.Count.PerElement()
-            | "Several" >> beam.Filter(lambda one: one[1] > 1)
+            | "Several" >> beam.Filter(lambda counted: counted[1] > 1)
             | beam.Keys()
         )
 
@@ -279,11 +282,11 @@ class Repeated(beam.PTransform):
 class CountGroups(beam.PTransform):
     """Number of groups of images by split."""
 
-    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[tuple[str, int]]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[tuple[str, int]]:
         """The graph: find the groups, count them."""
         return (
             records
-            | "Groups" >> beam.Map(lambda made: (made.row.split, made.row.group))
+            | "Groups" >> beam.Map(lambda pair: (pair.row.split, pair.row.group))
             | beam.Distinct()
             | beam.Keys()
             | beam.combiners.Count.PerElement()
@@ -291,49 +294,57 @@ class CountGroups(beam.PTransform):
 
 
 class _MakeRecords(CountingDoFn):
-    """Reads, checks and encodes pairs, unless an earlier run's record is still valid for them."""
+    """Reads, checks and encodes pairs, or reuses the records of an earlier version.
+
+    Yields pairs keyed by the hashes of their bytes, so that duplicates meet.
+    """
 
     def __init__(self, recipe: Recipe, staging: Staging) -> None:
         super().__init__("ingest", staging.progress)
         self._recipe = recipe
-        self._folder = staging.rows
-        self._notes = staging.progress
+        self._records_folder = staging.rows
+        self._journals = staging.progress
         self._crashed = staging.crashed
 
     def setup(self) -> None:
         super().setup()
         recipe = self._recipe
         self._journal = CrashJournal(
-            self._notes, Reading(recipe.source, recipe.config, recipe.taxonomy)
+            self._journals, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
         )
-        software.check(self._recipe.made_with, software.of_records())
+        software.check(recipe.made_with, software.of_records())
 
     def start_bundle(self) -> None:
-        self._files = RecordFiles(self._folder)
+        self._files = RecordFiles(self._records_folder)
 
-    def process(self, element: list[tuple[Pair, Made | None]]) -> Iterator[tuple[str, Made]]:
-        rows = [(row_of(pair, self._recipe.config), known) for pair, known in element]
-        found = [known and still_known(row, known) for row, known in rows]
-        new = [row for (row, _), known in zip(rows, found, strict=True) if known is None]
-        with self._journal.holding([(row.image_path, row.mask_path) for row in new]) as crashing:
-            read_one = partial(self._read, crashed=self._crashed | crashing)
-            made = [
-                make(row, self._recipe, read, self._files)
-                for row, read in prefetch(read_one, new, self._recipe.source)
+    def process(
+        self, element: list[tuple[Pair, ProcessedPair | None]]
+    ) -> Iterator[tuple[str, ProcessedPair]]:
+        rows = [row_of(pair, self._recipe.config) for pair, _ in element]
+        reused = [
+            previous and reuse_if_unchanged(row, previous)
+            for row, (_, previous) in zip(rows, element, strict=True)
+        ]
+        new = [row for row, pair in zip(rows, reused, strict=True) if pair is None]
+        with self._journal.recording([(row.image_path, row.mask_path) for row in new]) as crashing:
+            read_files = partial(self._read, crashed=self._crashed | crashing)
+            processed = [
+                process_pair(row, self._recipe, read, self._files)
+                for row, read in prefetch(read_files, new, self._recipe.source)
             ]
-        for known in found:
-            one = known or made.pop(0)
-            row = one.row
-            if one.record is None:
+        for previous in reused:
+            pair = previous or processed.pop(0)
+            row = pair.row
+            if pair.record is None:
                 self.counters.add(f"rejected.{row.reject_code}")
             else:
-                self.counters.add("kept" if known else "read")
-            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, one
+                self.counters.add("kept" if previous else "read")
+            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, pair
 
     def _read(self, row: SourceRow, crashed: frozenset[str]) -> tuple[bytes, bytes]:
         for path in (row.image_path, row.mask_path):
-            with blame(path):
-                check_crash(path, crashed)
+            with blame_file(path):
+                check_no_crash(path, crashed)
         return read_pair(row, self._recipe.source, self._recipe.config)
 
     def finish_bundle(self) -> None:
@@ -347,8 +358,8 @@ class _Deduplicate(CountingDoFn):
     def __init__(self, progress: str) -> None:
         super().__init__("ingest", progress)
 
-    def process(self, element: tuple[str, Iterable[Made]]) -> Iterator[Made]:
-        for made in deduplicate(element[1]):
-            if made.row.reject_code == DUPLICATE:
+    def process(self, element: tuple[str, Iterable[ProcessedPair]]) -> Iterator[ProcessedPair]:
+        for pair in deduplicate(element[1]):
+            if pair.row.reject_code == DUPLICATE:
                 self.counters.add("left out")
-            yield made
+            yield pair

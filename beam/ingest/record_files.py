@@ -1,6 +1,6 @@
-"""Records wait in files until their shard is known; only references to them cross the shuffle.
+"""Files in which records wait for their shard; only references to them cross the shuffle.
 
-Each record is followed by its statistics, so that nobody decodes it again to know them.
+The pixel statistics follow each record, so that it is not decoded again to compute them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FILE_BYTES = 16 << 20
 
 
 class RecordRef(NamedTuple):
-    """Where a record is.
+    """A reference to a record.
 
     Attributes:
-        file: its path or URI; a file of this job, or a shard of an earlier version.
-        offset, length: bytes of its TFRecord frame in the file.
-        stats: bytes of the frame of its statistics, which follows; 0 in a published shard.
+        file: path or URI; a file of this job, or a shard of an earlier version.
+        offset, length: in bytes, of its TFRecord frame in the file.
+        stats: length of the frame of its statistics, which follows; 0 in a published shard.
     """
 
     file: str
@@ -34,12 +34,12 @@ class RecordRef(NamedTuple):
 
 
 class RecordFiles:
-    """Writes records to files of about 16 MiB; a reference holds once ``close`` was called.
+    """Writes records to files of about 16 MiB; references are valid once ``close`` was called.
 
     A retried bundle writes new files; those of the first attempt are never read.
 
     Args:
-        folder: path or URI, where every worker can read.
+        folder: path or URI that every worker can read.
     """
 
     def __init__(self, folder: str) -> None:
@@ -53,8 +53,8 @@ class RecordFiles:
             self._file = join(self._folder, f"{uuid.uuid4().hex}.records")
         offset = self._buffer.tell()
         length = write_record(self._buffer, record)
-        behind = write_record(self._buffer, json.dumps(stats.to_json()).encode())
-        ref = RecordRef(self._file, offset, length, behind)
+        stats_length = write_record(self._buffer, json.dumps(stats.to_json()).encode())
+        ref = RecordRef(self._file, offset, length, stats_length)
         if self._buffer.tell() > _FILE_BYTES:
             self.close()
         return ref
@@ -82,7 +82,7 @@ def read_frames(ref: RecordRef) -> bytes:
 
 
 def unframe(ref: RecordRef, frames: bytes) -> tuple[bytes, PixelStats | None]:
-    """The serialised Example in ``frames`` and its statistics, None if they are not there.
+    """The serialised Example in ``frames``, and its statistics or None.
 
     Raises:
         CorruptRecordError: a checksum does not match.

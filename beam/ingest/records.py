@@ -1,4 +1,4 @@
-"""Plain functions that turn one pair into a record: read, check, resize, encode."""
+"""Turns one image/mask pair into a record: read, check, resize, encode; plain functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from beam.ingest import doubts
 from beam.ingest.record_files import RecordFiles, RecordRef
-from beam.shared.pairing import Pair, check_bytes
+from beam.shared.pairing import Pair, check_size
 from images import masks, png
 from runtime.errors import RejectError
 from runtime.storage import absolute, is_remote, join, modified, read_bytes, sha256
@@ -27,21 +27,21 @@ from schemas.sources import SourceRow
 from schemas.stats import PixelStats
 
 DUPLICATE = "duplicate"
-"""Code of pairs whose bytes are in the dataset under another id."""
+"""Code of pairs whose bytes are already in the dataset under another id."""
 
 LEAK = "leak"
-"""Code of images that are left out because another split has one that is nearly the same."""
+"""Code of images that another split nearly shows: near-duplicates and adjacent frames."""
 
-LOSSLESS = frozenset({DUPLICATE, LEAK})
-"""Codes that depend on other pairs: the files are good, and nothing that they show is lost."""
+REDUNDANT_CODES = frozenset({DUPLICATE, LEAK})
+"""Codes of good files that are left out for another pair; nothing that they show is lost."""
 
-TRANSIENT = frozenset({"unreadable", "changed"})
-"""Codes of errors that may not occur again in the next run, even if no file has changed."""
+TRANSIENT_CODES = frozenset({"unreadable", "changed"})
+"""Codes of errors that may be gone in the next run, although no file has changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Everything that determines the content of a record, apart from the source's files.
+    """Everything that determines a dataset's records, apart from the source's files.
 
     Attributes:
         made_with: the software, as ``schemas.software`` describes it.
@@ -53,13 +53,13 @@ class Recipe:
     made_with: str
 
     def sha256(self) -> str:
-        """Hash of all of it but the source's place: the same files may lie elsewhere."""
+        """Hash of all of it but the source, since the same files may be in another place."""
         parts = (self.config.sha256(), self.taxonomy.sha256, self.made_with)
         return sha256(" ".join(parts).encode())
 
 
 def recipe_of(source: str, config: IngestConfig) -> Recipe:
-    """The recipe that a job's parameters name.
+    """The recipe of a job's parameters.
 
     Raises:
         UserError: there is no such taxonomy.
@@ -68,8 +68,8 @@ def recipe_of(source: str, config: IngestConfig) -> Recipe:
     return Recipe(absolute(source), config, taxonomy, software.of_records())
 
 
-class Made(NamedTuple):
-    """A pair after its files were read: its row, and where its record is; None for a reject."""
+class ProcessedPair(NamedTuple):
+    """A pair after its files were read: its row, and its record, or None for a reject."""
 
     row: SourceRow
     record: RecordRef | None
@@ -78,7 +78,7 @@ class Made(NamedTuple):
 def row_of(pair: Pair, config: IngestConfig) -> SourceRow:
     """The row of a pair with a mask, before its files are read.
 
-    Its split is the one that a list or a folder gives, unless the config ignores it.
+    Its split is that of the list or folder, if they give one and the config does not ignore it.
     """
     if pair.mask is None:
         raise ValueError(f"{pair.id}: a dataset needs masks")
@@ -96,33 +96,33 @@ def row_of(pair: Pair, config: IngestConfig) -> SourceRow:
 
 
 def given_split(sample_id: str) -> str | None:
-    """The split after which a folder of an id is named; None if no folder is."""
+    """The split that names a folder of an id, e.g. ``val/``; None if there is none."""
     folders = sample_id.lower().split("/")[:-1]
     return next((SPLIT_NAMES[folder] for folder in folders if folder in SPLIT_NAMES), None)
 
 
-def still_known(row: SourceRow, known: Made) -> Made | None:
-    """What an earlier run made of a pair, for a new row; None if the files look different.
+def reuse_if_unchanged(row: SourceRow, previous: ProcessedPair) -> ProcessedPair | None:
+    """An earlier run's result for a new row; None if the files have changed.
 
-    They look the same if their paths, sizes and modification times are.
+    Files with the same path, size and modification time count as unchanged.
     """
-    old = known.row
+    old = previous.row
     if _listing(old) != _listing(row):
         return None
-    if known.record is None:
+    if previous.record is None:
         # A reject has neither split nor group.
-        return known
-    return Made(replace(old, split=row.split, group=row.group), known.record)
+        return previous
+    return ProcessedPair(replace(old, split=row.split, group=row.group), previous.record)
 
 
-def deduplicate(pairs: Iterable[Made]) -> list[Made]:
+def deduplicate(pairs: Iterable[ProcessedPair]) -> list[ProcessedPair]:
     """Of pairs with the same bytes, keeps the first by id and rejects the others."""
-    first, *others = sorted(pairs, key=lambda made: made.row.id)
+    first, *others = sorted(pairs, key=lambda pair: pair.row.id)
     if first.record is None:
-        # Each says itself what is wrong with it.
+        # The others have the same fault, which is the more useful reason.
         return [first, *others]
     copy = RejectError(DUPLICATE, f"same image and mask as {first.row.id}, which is kept")
-    return [first, *(Made(reject_row(made.row, copy), None) for made in others)]
+    return [first, *(ProcessedPair(reject_row(pair.row, copy), None) for pair in others)]
 
 
 def reject_row(row: SourceRow, error: RejectError) -> SourceRow:
@@ -154,8 +154,8 @@ def read_pair(row: SourceRow, source: str, config: IngestConfig) -> tuple[bytes,
         RejectError: too_large, unreadable, or changed since they were listed.
     """
     for path, size in ((row.image_path, row.image_size), (row.mask_path, row.mask_size)):
-        with blame(path):
-            check_bytes(size, config)
+        with blame_file(path):
+            check_size(size, config)
     try:
         image, mask = (read_bytes(join(source, path)) for path in (row.image_path, row.mask_path))
     except OSError as error:
@@ -165,10 +165,10 @@ def read_pair(row: SourceRow, source: str, config: IngestConfig) -> tuple[bytes,
     return image, mask
 
 
-def make(
+def process_pair(
     row: SourceRow, recipe: Recipe, read: Callable[[], tuple[bytes, bytes]], files: RecordFiles
-) -> Made:
-    """Makes a pair's record, which then waits in ``files``, or a reject.
+) -> ProcessedPair:
+    """Adds a pair's record to ``files``, or rejects the pair.
 
     Args:
         read: returns the result of ``read_pair``, or raises as it does.
@@ -178,24 +178,26 @@ def make(
         row = replace(row, image_sha256=sha256(image), mask_sha256=sha256(mask))
         row, sample, example = make_record(row, recipe, image, mask)
     except RejectError as error:
-        return Made(reject_row(row, error), None)
+        return ProcessedPair(reject_row(row, error), None)
     stats = PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
-    return Made(row, files.add(encode(example), stats))
+    return ProcessedPair(row, files.add(encode(example), stats))
 
 
 def stats_of(example: Example, classes: int) -> PixelStats:
-    """The statistics of a record, from its pictures."""
-    return PixelStats.of(*decoded(example), classes)
+    """The pixel statistics of a record."""
+    return PixelStats.of(*decode_example(example), classes)
 
 
-def decoded(example: Example) -> tuple[UInt8Array, UInt8Array]:
+def decode_example(example: Example) -> tuple[UInt8Array, UInt8Array]:
     """Image (height, width, 3) and mask (height, width) of a record."""
-    image, mask = (np.asarray(Image.open(io.BytesIO(of))) for of in (example.image, example.mask))
+    image, mask = (
+        np.asarray(Image.open(io.BytesIO(png_bytes))) for png_bytes in (example.image, example.mask)
+    )
     return image, mask
 
 
 def classes_of(mask: UInt8Array) -> list[int]:
-    """Ids of the classes in a mask, in order, void left out."""
+    """Ids of the classes in a mask, ascending, without void."""
     return [int(value) for value in np.flatnonzero(np.bincount(mask.ravel())) if value != VOID]
 
 
@@ -211,12 +213,12 @@ def make_record(
         The row with size, hashes, classes and doubts, the checked sample, the record.
 
     Raises:
-        RejectError: the pair cannot be used in the dataset; says why.
+        RejectError: the pair cannot be used in the dataset.
     """
     config = recipe.config
-    with blame(row.image_path):
+    with blame_file(row.image_path):
         image = png.read_image(image_bytes, config)
-    with blame(row.mask_path):
+    with blame_file(row.mask_path):
         mask = masks.read_mask_for(mask_bytes, image, recipe.taxonomy, config)
         height, width = mask.shape
     target = (config.height or height, config.width or width)
@@ -233,10 +235,10 @@ def make_record(
         source_width=width,
         source_sha256=str(row.image_sha256),
     )
-    # Interpolation blurs edges, on which the score depends.
+    # The score depends on edges, which interpolation blurs.
     sharp = config.resize == "nearest" and sample.mask.size <= mask.size
-    seen = (sample.image, sample.mask) if sharp else (image, mask)
-    score = doubts.score_pair(*seen, same_file=row.image_sha256 == row.mask_sha256)
+    scored = (sample.image, sample.mask) if sharp else (image, mask)
+    score = doubts.score_pair(*scored, same_file=row.image_sha256 == row.mask_sha256)
     done = replace(
         row,
         source_height=height,
@@ -256,10 +258,9 @@ def difference_hash(image: UInt8Array) -> str:
     """64-bit difference hash of an RGB image (height, width, 3), as 16 hex digits.
 
     Each bit says whether brightness decreases from one cell of a grid of 8 rows and 9 columns to
-    its right neighbour. The Hamming distance between two hashes measures how different two
-    pictures are.
+    its right neighbour. The Hamming distance of two hashes measures how different two pictures are.
     """
-    # Large images are subsampled first: each cell covers 1/9 of the width.
+    # Subsampling is precise enough: a cell covers 1/9 of the width.
     thin = image[:: max(1, image.shape[0] // 96), :: max(1, image.shape[1] // 128)]
     grey = Image.fromarray(thin).convert("L").resize((9, 8), Image.Resampling.BOX)
     cells = np.asarray(grey)
@@ -267,7 +268,7 @@ def difference_hash(image: UInt8Array) -> str:
 
 
 @contextmanager
-def blame(path: str) -> Iterator[None]:
+def blame_file(path: str) -> Iterator[None]:
     """Adds the path of the file at fault to a RejectError."""
     try:
         yield
@@ -279,7 +280,7 @@ def _changed(row: SourceRow, source: str, image: bytes, mask: bytes, *, listed: 
     """Whether the files differ from those listed, by size and, on a file system, by time.
 
     Args:
-        listed: whether the job has listed them itself: an inventory rounds their times.
+        listed: whether the job has listed them itself; an inventory's times are rounded.
     """
     if (len(image), len(mask)) != (row.image_size, row.mask_size):
         return True

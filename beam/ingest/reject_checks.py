@@ -1,4 +1,4 @@
-"""Refuses a dataset that lost too many of its inputs, and says which option helps."""
+"""Refuses a dataset with too many rejects, and suggests the option that helps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _EXAMPLES = 3
 
 
 def check_rejects(manifest: Manifest, staged: str) -> None:
-    """Refuses a dataset that has no records or lost too many inputs, and shows which and why.
+    """Refuses a dataset that has no records or too many rejects; prints examples.
 
     Raises:
         UserError: names the share, the bound and the count of each reason.
@@ -33,8 +33,8 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
     rejects = read_table(join(staged, REJECTS)).to_pylist()
     for code, count in manifest.rejects.items():
         log(f"{count:>8,}  {code}")
-        for one in [one for one in rejects if one["code"] == code][:_EXAMPLES]:
-            log(f"{'':10}{one['source_uri']}: {one['message']}")
+        for row in [row for row in rejects if row["code"] == code][:_EXAMPLES]:
+            log(f"{'':10}{row['source_uri']}: {row['message']}")
     reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
     advice = advice_on(manifest, rejects)
     if not manifest.records:
@@ -46,20 +46,20 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
 
 
 def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:
-    """What more than half of the pairs look like, and the option that helps; or nothing."""
+    """Advice on the fault that more than half of the pairs share; empty if there is none."""
+
+    def paths(code: str) -> list[str]:
+        return [row["source_uri"] for row in rejects if row["code"] == code]
+
     counts = dict(manifest.rejects)
     # An image and a mask that do not find each other are one pair.
-    alone = max(counts.pop("no_mask", 0), counts.pop("no_image", 0))
-    half = (manifest.records + sum(counts.values()) + alone) / 2
+    unpaired = max(counts.pop("no_mask", 0), counts.pop("no_image", 0))
+    half = (manifest.records + sum(counts.values()) + unpaired) / 2
     code, count = max(counts.items(), key=lambda item: item[1], default=("", 0))
     advice = ""
-    if alone > half:
-        advice = advise_pairing(
-            [one["source_uri"] for one in rejects if one["code"] == "no_mask"],
-            [one["source_uri"] for one in rejects if one["code"] == "no_image"],
-        )
+    if unpaired > half:
+        advice = advise_pairing(paths("no_mask"), paths("no_image"))
     elif count > half and code not in (CRASHED, "too_large"):
-        first = next(one["source_uri"] for one in rejects if one["code"] == code)
         with suppress(OSError):
-            advice = remedy(code, storage.read_bytes(first), manifest.taxonomy)
+            advice = remedy(code, storage.read_bytes(paths(code)[0]), manifest.taxonomy)
     return f"; {advice}" if advice else ""

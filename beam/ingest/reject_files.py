@@ -1,4 +1,4 @@
-"""WriteRejects: writes the rows of what has no record, by a hash of its path, to a few files."""
+"""WriteRejects: writes the rows of all rejects, partitioned by a hash of their paths."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from beam.shared.atomic_writes import whole_file
+from beam.shared.atomic_writes import atomic_file
 from beam.shared.pairing import Reject
 from runtime.storage import join
 from schemas.layout import part_index
 from schemas.prediction import REJECTS
 from schemas.sources import SourceRow, source_table
 
-_MOST = 50_000
-"""Rejects in a file, which its worker holds in memory."""
+_MAX_REJECTS = 50_000
+"""Number of rejects in one partition, which a worker holds in memory."""
 
 
 class RejectFile(NamedTuple):
-    """Rejects of one file.
+    """One partition of the rejects.
 
     Attributes:
-        sources, rejects: places of the Parquet files with their rows of either table.
-        pairs, files: number of rejects that are pairs of two files, and that are single files.
-        codes: number of rejects by their code.
+        sources, rejects: Parquet files with their rows of either table.
+        pairs, files: number of rejects that are pairs, and that are single files.
+        codes: number of rejects by code.
     """
 
     sources: str
@@ -49,52 +49,48 @@ class WriteRejects(beam.PTransform):
     folder: str
     source: str
 
-    def expand(self, found: beam.PCollection[SourceRow | Reject]) -> beam.PCollection[RejectFile]:
-        """The graph: count, key by file, group, write."""
-        count = beam.pvalue.AsSingleton(found | "Count" >> beam.combiners.Count.Globally())
-        keyed = found | "KeyByFile" >> beam.Map(
-            lambda one, count: (part_index(_path(one), _files(count)), one), count
+    def expand(self, inputs: beam.PCollection[SourceRow | Reject]) -> beam.PCollection[RejectFile]:
+        """The graph: count, key by partition, group, write."""
+        count = beam.pvalue.AsSingleton(inputs | "Count" >> beam.combiners.Count.Globally())
+        keyed = inputs | "KeyByFile" >> beam.Map(
+            lambda rejected, count: (part_index(_path(rejected), _partitions(count)), rejected),
+            count,
         )
-        every = (
-            found.pipeline
+        # There is at least one file, even without rejects.
+        all_keys = (
+            inputs.pipeline
             | "Files" >> beam.Create([None])
             | "EveryFile"
-            >> beam.FlatMap(lambda _, count: [(at, None) for at in range(_files(count))], count)
+            >> beam.FlatMap(lambda _, count: [(i, None) for i in range(_partitions(count))], count)
         )
         return (
-            (keyed, every)
+            (keyed, all_keys)
             | "AllFiles" >> beam.Flatten()
             | "GroupByFile" >> beam.GroupByKey()
             | "WriteFile" >> beam.MapTuple(self._write)
         )
 
-    def _write(self, index: int, found: Iterable[SourceRow | Reject | None]) -> RejectFile:
-        rows, alone = [], []
-        for one in found:
-            if isinstance(one, Reject):
-                alone.append(one)
-            elif one is not None:
-                rows.append(one)
-        rejects = sorted([*alone, *map(_reject, rows)], key=lambda one: (one.path, one.code))
-        tables = {
-            "sources": source_table(rows),
-            "rejects": _reject_table(rejects, self.source),
-        }
+    def _write(self, index: int, inputs: Iterable[SourceRow | Reject | None]) -> RejectFile:
+        known = [rejected for rejected in inputs if rejected is not None]
+        files = [rejected for rejected in known if isinstance(rejected, Reject)]
+        rows = [rejected for rejected in known if isinstance(rejected, SourceRow)]
+        rejects = sorted([*files, *map(_reject, rows)], key=lambda one: (one.path, one.code))
+        tables = {"sources": source_table(rows), "rejects": _reject_table(rejects, self.source)}
         places = {}
         for name, table in tables.items():
             places[name] = join(self.folder, f"left-out-{index:05d}.{name}.parquet")
-            with whole_file(places[name], self.folder) as path:
+            with atomic_file(places[name], self.folder) as path:
                 pq.write_table(table, path)
-        codes = dict(Counter(one.code for one in rejects))
-        return RejectFile(**places, pairs=len(rows), files=len(alone), codes=codes)
+        codes = dict(Counter(reject.code for reject in rejects))
+        return RejectFile(**places, pairs=len(rows), files=len(files), codes=codes)
 
 
-def _files(count: int) -> int:
-    return max(1, -(-count // _MOST))
+def _partitions(count: int) -> int:
+    return max(1, -(-count // _MAX_REJECTS))
 
 
-def _path(one: SourceRow | Reject) -> str:
-    return one.path if isinstance(one, Reject) else one.image_path
+def _path(rejected: SourceRow | Reject) -> str:
+    return rejected.path if isinstance(rejected, Reject) else rejected.image_path
 
 
 def _reject(row: SourceRow) -> Reject:

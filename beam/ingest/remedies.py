@@ -1,4 +1,4 @@
-"""What a reject that most pairs share looks like, and the option that helps, in one line."""
+"""Advice on a fault that most rejected pairs share: what the files look like, and what helps."""
 
 from __future__ import annotations
 
@@ -37,10 +37,12 @@ def remedy(code: str, data: bytes, taxonomy: Taxonomy) -> str:
     except RejectError:
         return ""
     _, numbers = classify_encoding(pixels)
-    return _of_colours(data, pixels) if numbers is None else _of_numbers(numbers, taxonomy)
+    if numbers is None:
+        return _advice_on_colours(data, pixels)
+    return _advice_on_numbers(numbers, taxonomy)
 
 
-def _of_numbers(numbers: UInt8Array, taxonomy: Taxonomy) -> str:
+def _advice_on_numbers(numbers: UInt8Array, taxonomy: Taxonomy) -> str:
     if _noise(numbers) > _NOISE:
         return (
             "values differ from pixel to pixel, as after JPEG compression or smooth resizing: "
@@ -65,7 +67,7 @@ def _of_numbers(numbers: UInt8Array, taxonomy: Taxonomy) -> str:
     return f"these values fit --taxonomy {' or '.join(fits)}{void}" if fits else ""
 
 
-def _of_colours(data: bytes, pixels: UInt8Array) -> str:
+def _advice_on_colours(data: bytes, pixels: UInt8Array) -> str:
     red, green, blue = (int(pixels[..., channel].max()) for channel in range(3))
     if red == green == 0 < blue < VOID:
         return "the class is in the blue channel, as in BGRA: --mask_encoding channel:blue"
@@ -86,7 +88,7 @@ def _of_colours(data: bytes, pixels: UInt8Array) -> str:
 
 
 def advise_pairing(images: Sequence[str], masks: Sequence[str]) -> str:
-    """Advice where images and masks do not meet: what their paths end with, as patterns."""
+    """Advice on images and masks that form no pairs: layout patterns that fit their paths."""
     if not images or not masks:
         return ""
     patterns = [_pattern(paths) for paths in (images, masks)]
@@ -94,13 +96,13 @@ def advise_pairing(images: Sequence[str], masks: Sequence[str]) -> str:
 
 
 def _pattern(paths: Sequence[str]) -> str:
-    """The folder, what all names end with, and the suffix, as a pattern of a layout."""
+    """A layout pattern of the folder, the common ending of all names, and the suffix."""
     stems = [PurePosixPath(path).stem for path in paths]
-    shared = stems[0]
-    while not all(stem.endswith(shared) for stem in stems):
-        shared = shared[1:]
-    # A number that all names happen to end with is part of the id.
-    end = shared[shared.index("_") :] if "_" in shared else ""
+    ending = stems[0]
+    while not all(stem.endswith(ending) for stem in stems):
+        ending = ending[1:]
+    # Digits that all names happen to end with belong to the id.
+    end = ending[ending.index("_") :] if "_" in ending else ""
     first = PurePosixPath(paths[0])
     return f"**/{first.parent.name}/{{id}}{end}{first.suffix}"
 
@@ -111,5 +113,5 @@ def _has_colours(pixels: UInt8Array, name: str) -> bool:
 
 def _noise(numbers: UInt8Array) -> float:
     middle = numbers[:, 1:-1]
-    alone = (middle != numbers[:, :-2]) & (middle != numbers[:, 2:])
-    return float(alone.mean()) if alone.size else 0.0
+    isolated = (middle != numbers[:, :-2]) & (middle != numbers[:, 2:])
+    return float(isolated.mean()) if isolated.size else 0.0

@@ -1,6 +1,6 @@
-"""Which sequence a frame belongs to and when it was taken, read from its id; opens no file.
+"""Parses a frame's id: to which sequence it belongs, and when it was taken; opens no file.
 
-Frames of several cameras that were taken at one instant belong to one sequence.
+The frames of all cameras on a drive belong to one sequence.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _WORDS = (
     r"(?:(?:front|rear|back|left|right|cent(?:er|re)|middle|side|top|bottom|narrow|wide|stereo|mono"
     r"|cam(?:era)?(?:[-_ ]?\d{1,2}(?!\d))?)[-_ ]?)+"
 )
-"""What names a camera, in folders or names, perhaps several words: CAM_FRONT_LEFT, camera2."""
+"""A camera in a folder's or file's name, of one word or several: CAM_FRONT_LEFT, camera2."""
 
 _CAMERA = re.compile(rf"(?<![^\W_])(?:{_WORDS}|[lr])(?![^\W_])", re.IGNORECASE)
 
 _CAMERA_FOLDER = re.compile(r"(?:image|img|view|sensor|lens)[-_ ]?\d{1,2}", re.IGNORECASE)
-"""Folders such as KITTI's image_02; as a frame's name that would be its number."""
+"""A camera in a folder's name alone, such as KITTI's image_02; in a file's name, 02 is a frame."""
 
 _NUMBER = re.compile(
     r"(?<!\d)(?:"
@@ -41,11 +41,11 @@ _EPOCH_START = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Frame(NamedTuple):
-    """A frame's place.
+    """A frame's position in a drive.
 
     Attributes:
-        sequence: equal for all frames of a drive, whichever camera took them.
-        camera: equal for the frames of one camera in it.
+        sequence: equal for all frames of a drive, from any camera.
+        camera: equal for the frames of one camera.
         instant: number that orders the frames; None for an id without a number.
     """
 
@@ -55,28 +55,28 @@ class Frame(NamedTuple):
 
 
 def frame_of(sample_id: str) -> Frame:
-    """Reads the place of a frame from its id.
+    """Parses the id of a frame.
 
-    Words for cameras are ignored, as a folder (``left/000123``) or in a name (``000123_left``). The
-    last number in the name orders the frames; what is around it tells sequences apart. Where that
-    number is a time, the frames of sibling folders are one sequence, since no two drives are at the
+    The last number in the name orders the frames; the text around it identifies the sequence. Words
+    for cameras do not count, as a folder (``left/000123``) or in a name (``000123_left``). If the
+    number is a time, sibling folders are cameras of one sequence, since no two drives are at the
     same time: ``rgb_a/1690000000123`` and ``rgb_b/1690000000123``.
     """
-    *folders, name = sample_id.split("/")
-    without = _without_camera(name)
-    found = _number_in(without)
-    if found is None:
-        without, found = name, _number_in(name)
-    if found is None:
+    *folders, full_name = sample_id.split("/")
+    name = _without_camera(full_name)
+    number = _number_in(name)
+    if number is None:
+        name, number = full_name, _number_in(full_name)
+    if number is None:
         return Frame(sample_id, "", None)
-    before, after = without[: found.start()], without[found.end() :]
+    before, after = name[: number.start()], name[number.end() :]
     kept = [folder for folder in map(_folder, folders) if folder]
-    if _is_time(found) and folders and _folder(folders[-1]) == folders[-1]:
-        # Nothing says whether this folder is a camera's.
+    if _is_time(number) and folders and _folder(folders[-1]) == folders[-1]:
+        # This folder may be a camera's.
         kept = kept[:-1]
     sequence = "/".join([*kept, before]) + after
-    camera = sample_id.replace(found[0], "")
-    return Frame(sequence, camera, _instant(found))
+    camera = sample_id.replace(number[0], "")
+    return Frame(sequence, camera, _instant(number))
 
 
 def folder_of(sample_id: str) -> str:
@@ -85,7 +85,7 @@ def folder_of(sample_id: str) -> str:
 
 
 def step_of(frames: Iterable[tuple[str, int]]) -> float:
-    """Usual distance of a camera's consecutive frames: the median, 1 if there are no two.
+    """Median distance between consecutive frames of a camera; 1 if there are no two frames.
 
     Args:
         frames: camera and instant of each.
@@ -93,14 +93,15 @@ def step_of(frames: Iterable[tuple[str, int]]) -> float:
     instants: dict[str, list[int]] = {}
     for camera, instant in frames:
         instants.setdefault(camera, []).append(instant)
-    gaps = [np.diff(np.unique(np.array(of, object))) for of in instants.values()]
-    all_gaps = np.concatenate([np.asarray(of, float) for of in gaps]) if gaps else np.empty(0)
+    # As Python's integers: instants may exceed the precision of float64, and int64.
+    gaps = [np.diff(np.unique(np.array(times, object))) for times in instants.values()]
+    all_gaps = np.concatenate([np.empty(0), *gaps]).astype(float)
     return float(np.median(all_gaps)) if len(all_gaps) else 1.0
 
 
 def _without_camera(name: str) -> str:
-    short = _CAMERA.sub("", name)
-    return short.strip("-_. ") if short != name else name
+    stripped = _CAMERA.sub("", name)
+    return stripped.strip("-_. ") if stripped != name else name
 
 
 def _folder(name: str) -> str:
@@ -111,15 +112,15 @@ def _folder(name: str) -> str:
 
 
 def _number_in(name: str) -> re.Match[str] | None:
-    """The last number that is a word of its own, or else the last number."""
-    found = [one for one in _NUMBER.finditer(name) if one["date"] is None or _date(one)]
-    words = [one for one in found if _is_word(name, one)]
-    return next(reversed(words or found), None)
+    """The last number without a letter beside it, or else the last number."""
+    numbers = [one for one in _NUMBER.finditer(name) if one["date"] is None or _date(one)]
+    words = [number for number in numbers if _is_word(name, number)]
+    return next(reversed(words or numbers), None)
 
 
 def _is_word(name: str, number: re.Match[str]) -> bool:
-    around = name[: number.start()][-1:] + name[number.end() :][:1]
-    return not any(character.isalnum() for character in around)
+    neighbours = name[: number.start()][-1:] + name[number.end() :][:1]
+    return not any(character.isalnum() for character in neighbours)
 
 
 def _is_time(number: re.Match[str]) -> bool:

@@ -1,8 +1,9 @@
-"""SplitWithoutLeaks: gives each record its split, and leaves out what would leak between splits.
+"""SplitWithoutLeaks: assigns records to splits by group, and leaves out what would leak.
 
 1. Records that belong together form groups: blocks of a sequence, folders, or as the user says.
-2. A group's place decides its split, unless a split would have no group or would lack a class.
-3. A frame next to one of another split in its sequence is left out, and so is a near-duplicate.
+2. A group's position decides its split, unless a split would have no group or would lack a class.
+3. Frames next to one of another split in their sequence (an embargo) are left out, and so are
+   near-duplicates of images in another split.
 """
 
 from __future__ import annotations
@@ -10,60 +11,60 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import apache_beam as beam
 
 from beam.ingest import split_rules
-from beam.ingest.near_duplicates import FindLeaks, Node, NodeKey, Remaining, Twin, rank
-from beam.ingest.records import LEAK, Made, reject_row
+from beam.ingest.near_duplicates import FindLeaks, Leak, Node, NodeKey, RemainingLeaks, split_rank
+from beam.ingest.records import LEAK, ProcessedPair, reject_row
 from beam.ingest.sequences import folder_of, frame_of, step_of
-from beam.ingest.split_rules import Balance, Group, GroupContent
+from beam.ingest.split_rules import ClassBalance, Group, GroupContent
 from beam.shared.progress import CountingDoFn
 from runtime.errors import RejectError
 from schemas.config import IngestConfig
 
 LEFT_OUT, REMAINING, _CONTENTS = "left_out", "remaining", "contents"
 
-_NEXT_TO = 1.5
-"""Frames at most as many usual steps apart are next to each other, and so are those between which
-there is none."""
+_ADJACENT_STEPS = 1.5
+"""Frames at most this many usual steps apart are adjacent; so are frames without one in between."""
 
 
 class Neighbour(NamedTuple):
-    """A frame of another group that is next to a frame in its sequence."""
+    """A frame of another group that is adjacent in the sequence."""
 
     id: str
     group: Group
     split: str | None
 
 
-class Grouped(NamedTuple):
+class GroupedRecord(NamedTuple):
     """A record with its group.
 
     Attributes:
-        split: as given from outside; None if the group's place decides.
-        neighbours: frames of other groups next to it.
+        split: as given by a list or folder; None if the group's position decides.
+        neighbours: adjacent frames of other groups.
     """
 
-    made: Made
+    pair: ProcessedPair
     group: Group
     split: str | None
     neighbours: tuple[Neighbour, ...] = ()
 
 
-class Chosen(NamedTuple):
+class SplitRecord(NamedTuple):
     """A record with its split.
 
     Attributes:
-        given: whether it stays in its split, which was given from outside, or leaks are allowed.
-        twin: the frame of another split next to it for which it is left out.
-        beside_given: whether there is one beside which it stays.
+        given: whether it stays despite leaks: its split was given, or leaks are allowed.
+        leak: the adjacent frame of another split for which it is left out, if there is one.
+        beside_given: whether it stays despite an adjacent frame of another split.
     """
 
-    made: Made
+    pair: ProcessedPair
     given: bool
-    twin: Twin | None
+    leak: Leak | None
     beside_given: bool
 
 
@@ -71,55 +72,57 @@ class Chosen(NamedTuple):
 class SplitWithoutLeaks(beam.PTransform):
     """Assigns splits to records.
 
-    Returns a dict: ``records``, with their splits; ``left_out``, rows of the others; ``remaining``,
-    parts of what leaks between splits that were given.
-
     Attributes:
-        config: how to split; progress: folder of the running counters.
+        config: how to split; progress: folder of the counters.
+
+    Returns a dict:
+        records: those that stay, with their splits.
+        left_out: rows of the others.
+        remaining: partial sums of the leaks that stay.
     """
 
     config: IngestConfig
     progress: str
 
-    def expand(self, records: beam.PCollection[Made]) -> dict[str, beam.PCollection[Any]]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> dict[str, beam.PCollection[Any]]:
         """The graph: group, balance, drop neighbours, drop near-duplicates."""
         groups = (
             records
-            | "BySequence" >> beam.Map(lambda made: (sequence_of(made, self.config), made))
+            | "BySequence" >> beam.Map(lambda pair: (sequence_of(pair, self.config), pair))
             | "GroupBySequence" >> beam.GroupByKey()
             | "Groups" >> beam.ParDo(_Groups(self.config)).with_outputs(_CONTENTS, main="grouped")
         )
         moved = groups[_CONTENTS] | "Balance" >> beam.CombineGlobally(_BalanceFn(self.config))
         chosen = (
             groups.grouped
-            | "Choose" >> beam.Map(choose, self.config, beam.pvalue.AsSingleton(moved))
-            | "KeyByHash" >> beam.Map(lambda one: (node_key(one), one))
+            | "AssignSplit" >> beam.Map(assign_split, self.config, beam.pvalue.AsSingleton(moved))
+            | "KeyByHash" >> beam.Map(lambda record: (node_key(record), record))
         )
-        twins, pairs = (
+        leaks, pairs = (
             chosen
-            | "Stay" >> beam.Filter(lambda one: one[1].twin is None)
-            | "Ids" >> beam.MapTuple(lambda key, one: (key, (1, one.made.row.id)))
+            | "Stay" >> beam.Filter(lambda keyed: keyed[1].leak is None)
+            | "Ids" >> beam.MapTuple(lambda key, record: (key, (1, record.pair.row.id)))
             | "Nodes" >> beam.CombinePerKey(_count_and_first)
-            | "AsNodes" >> beam.MapTuple(lambda key, of: Node(*key, *of))
+            | "AsNodes" >> beam.MapTuple(lambda key, count_and_first: Node(*key, *count_and_first))
             | "FindLeaks" >> FindLeaks()
         )
-        ended = (
-            {"chosen": chosen, "twins": twins}
+        outputs = (
+            {"chosen": chosen, "leaks": leaks}
             | "GroupByHash" >> beam.CoGroupByKey()
             | "LeaveOut"
             >> beam.ParDo(_LeaveOut(self.progress)).with_outputs(LEFT_OUT, REMAINING, main="kept")
         )
         return {
-            "records": ended.kept,
-            LEFT_OUT: ended[LEFT_OUT],
-            REMAINING: (pairs, ended[REMAINING]) | "AllRemaining" >> beam.Flatten(),
+            "records": outputs.kept,
+            LEFT_OUT: outputs[LEFT_OUT],
+            REMAINING: (pairs, outputs[REMAINING]) | "AllRemaining" >> beam.Flatten(),
         }
 
 
-def sequence_of(made: Made, config: IngestConfig) -> str:
-    """Key of the records that must be seen together to form groups: a sequence, or a group."""
-    named = _named_group(made, config)
-    return f"group {named.name}" if named else f"sequence {frame_of(made.row.id).sequence}"
+def sequence_of(pair: ProcessedPair, config: IngestConfig) -> str:
+    """Key of the records that are grouped together: those of a sequence, or of a named group."""
+    group = _named_group(pair, config)
+    return f"group {group.name}" if group else f"sequence {frame_of(pair.row.id).sequence}"
 
 
 class _Groups(beam.DoFn):
@@ -129,55 +132,60 @@ class _Groups(beam.DoFn):
         self._config = config
 
     def process(
-        self, element: tuple[str, Iterable[Made]]
-    ) -> Iterator[Grouped | beam.pvalue.TaggedOutput]:
+        self, element: tuple[str, Iterable[ProcessedPair]]
+    ) -> Iterator[GroupedRecord | beam.pvalue.TaggedOutput]:
         contents: dict[tuple[Group, str | None], set[int]] = {}
-        for one in group_sequence(element[1], self._config):
-            contents.setdefault((one.group, one.split), set()).update(classes_in(one.made))
-            yield one
-        for (group, split), classes in contents.items():
-            content = GroupContent(group, split, frozenset(classes))
+        for record in group_sequence(element[1], self._config):
+            classes = contents.setdefault((record.group, record.split), set())
+            classes.update(classes_in(record.pair))
+            yield record
+        for key, classes in contents.items():
+            content = GroupContent(*key, frozenset(classes))
             yield beam.pvalue.TaggedOutput(_CONTENTS, content)
 
 
-def group_sequence(records: Iterable[Made], config: IngestConfig) -> Iterator[Grouped]:
+def group_sequence(
+    records: Iterable[ProcessedPair], config: IngestConfig
+) -> Iterator[GroupedRecord]:
     """The records of a sequence, each with its group and its neighbours in other groups."""
-    ordered = []
-    for made in records:
-        frame = frame_of(made.row.id)
-        named = _named_group(made, config)
-        if named or frame.instant is None:
-            group = named or split_rules.named_group("image", made.row.id, config)
-            yield Grouped(made, group, made.row.split)
+    frames = []
+    for pair in records:
+        frame = frame_of(pair.row.id)
+        group = _named_group(pair, config)
+        if group or frame.instant is None:
+            group = group or split_rules.named_group("image", pair.row.id, config)
+            yield GroupedRecord(pair, group, pair.row.split)
         else:
-            ordered.append((frame.instant, made.row.id, frame, made))
-    if not ordered:
+            frames.append((frame.instant, pair.row.id, frame, pair))
+    if not frames:
         return
-    ordered.sort(key=lambda one: one[:2])
-    step = step_of((frame.camera, instant) for instant, _, frame, _ in ordered)
+    frames.sort(key=itemgetter(0, 1))
+    step = step_of((frame.camera, instant) for instant, _, frame, _ in frames)
     grouped = [
-        Grouped(made, split_rules.block(frame.sequence, instant, step, config), made.row.split)
-        for instant, _, frame, made in ordered
-    ]
-    instants = [instant for instant, *_ in ordered]
-    for index, one in enumerate(grouped):
-        beside = dict.fromkeys(
-            Neighbour(grouped[other].made.row.id, grouped[other].group, grouped[other].split)
-            for other in _next_to(index, instants, _NEXT_TO * step)
-            if (grouped[other].group, grouped[other].split) != (one.group, one.split)
+        GroupedRecord(
+            pair, split_rules.block(frame.sequence, instant, step, config), pair.row.split
         )
-        yield one._replace(neighbours=tuple(beside))
+        for instant, _, frame, pair in frames
+    ]
+    instants = [instant for instant, *_ in frames]
+    for index, record in enumerate(grouped):
+        adjacent = [grouped[at] for at in _adjacent(index, instants, _ADJACENT_STEPS * step)]
+        neighbours = dict.fromkeys(
+            Neighbour(other.pair.row.id, other.group, other.split)
+            for other in adjacent
+            if (other.group, other.split) != (record.group, record.split)
+        )
+        yield record._replace(neighbours=tuple(neighbours))
 
 
-def _named_group(made: Made, config: IngestConfig) -> Group | None:
-    """The group of a record; None if it is a block of its sequence."""
-    sample_id = made.row.id
-    if made.row.group:
-        return split_rules.named_group("group", made.row.group, config)
+def _named_group(pair: ProcessedPair, config: IngestConfig) -> Group | None:
+    """The group that a list, the config or a folder names; None for a block of a sequence."""
+    sample_id = pair.row.id
+    if pair.row.group:
+        return split_rules.named_group("group", pair.row.group, config)
     if config.group:
-        found = re.search(config.group, sample_id)
-        if found:
-            return split_rules.named_group("group", found[found.re.groups and 1], config)
+        if match := re.search(config.group, sample_id):
+            return split_rules.named_group("group", match[match.re.groups and 1], config)
         return split_rules.named_group("image", sample_id, config)
     if config.split_by == "folder":
         return split_rules.named_group("folder", folder_of(sample_id), config)
@@ -186,82 +194,76 @@ def _named_group(made: Made, config: IngestConfig) -> Group | None:
     return None
 
 
-def _next_to(index: int, instants: list[int], most: float) -> Iterator[int]:
-    """Indices of the frames next to one, in both directions: one of each instant after another."""
+def _adjacent(index: int, instants: list[int], most: float) -> Iterator[int]:
+    """Indices of the frames at most ``most`` away from one, and of the nearest on each side."""
     for step in (-1, 1):
         other = index + step
-        first = None
+        nearest = None
         while 0 <= other < len(instants):
             distance = abs(instants[other] - instants[index])
-            if distance and first is None:
-                first = instants[other]
-            if distance > most and instants[other] != first:
+            if distance and nearest is None:
+                nearest = instants[other]
+            if distance > most and instants[other] != nearest:
                 break
             yield other
             other += step
 
 
-def classes_in(made: Made) -> list[int]:
+def classes_in(pair: ProcessedPair) -> list[int]:
     """Ids of the classes in a record's mask."""
-    return [int(label) for label in str(made.row.classes or "").split(",") if label]
+    return [int(label) for label in str(pair.row.classes or "").split(",") if label]
 
 
 class _BalanceFn(beam.CombineFn):
-    """Adds up balances; the result is which groups move, and to which split."""
+    """Merges the class balances of groups; the result is the split of each group that moves."""
 
     def __init__(self, config: IngestConfig) -> None:
         self._config = config
 
-    def create_accumulator(self) -> Balance:
-        return Balance()
+    def create_accumulator(self) -> ClassBalance:
+        return ClassBalance()
 
-    def add_input(self, found: Balance, content: GroupContent) -> Balance:
-        found.add(content, self._config)
-        return found
+    def add_input(self, balance: ClassBalance, content: GroupContent) -> ClassBalance:
+        balance.add(content, self._config)
+        return balance
 
-    def merge_accumulators(self, parts: Iterable[Balance]) -> Balance:
-        merged = Balance()
+    def merge_accumulators(self, parts: Iterable[ClassBalance]) -> ClassBalance:
+        merged = ClassBalance()
         for part in parts:
             merged.merge(part)
         return merged
 
-    def extract_output(self, found: Balance) -> dict[str, str]:
-        return split_rules.balance(found, self._config)
+    def extract_output(self, balance: ClassBalance) -> dict[str, str]:
+        return split_rules.rebalance(balance, self._config)
 
 
-def choose(one: Grouped, config: IngestConfig, moved: dict[str, str]) -> Chosen:
+def assign_split(record: GroupedRecord, config: IngestConfig, moved: dict[str, str]) -> SplitRecord:
     """A record with its split, and the neighbour for which it is left out, if there is one.
 
-    Of two frames next to each other, a given one stays, and else the one of train gives way to
-    validation, and both to test.
+    Of two adjacent frames, one with a given split stays. Otherwise train is left out before
+    validation, and validation before test.
     """
 
     def split_of(group: Group, split: str | None) -> str:
-        return split or moved.get(group.name) or split_rules.split_at(group.place, config)
+        return split or moved.get(group.name) or split_rules.split_at(group.position, config)
 
-    split = split_of(one.group, one.split)
-    row = replace(one.made.row, split=split, group=one.group.name)
-    others = [
-        (near, split_of(near.group, near.split))
-        for near in one.neighbours
-        if split_of(near.group, near.split) != split
-    ]
-    given = one.split is not None or config.max_leak > 0
-    twin = next(
-        (
-            Twin(near.id, other, 0)
-            for near, other in others
-            if not given and (near.split or rank(other) > rank(split))
-        ),
-        None,
+    split = split_of(record.group, record.split)
+    row = replace(record.pair.row, split=split, group=record.group.name)
+    others = [(near, split_of(near.group, near.split)) for near in record.neighbours]
+    others = [(near, other) for near, other in others if other != split]
+    given = record.split is not None or config.max_leak > 0
+    leaks = (
+        Leak(near.id, other, 0)
+        for near, other in others
+        if not given and (near.split or split_rank(other) > split_rank(split))
     )
     beside_given = given and any(near.split or config.max_leak > 0 for near, _ in others)
-    return Chosen(one.made._replace(row=row), given, twin, beside_given)
+    return SplitRecord(record.pair._replace(row=row), given, next(leaks, None), beside_given)
 
 
-def node_key(one: Chosen) -> NodeKey:
-    """What the images of a node have in common: hash, split, and whether that was given."""
-    return str(one.made.row.dhash), str(one.made.row.split), one.given
+def node_key(record: SplitRecord) -> NodeKey:
+    """Key of the node to which a record belongs."""
+    return str(record.pair.row.dhash), str(record.pair.row.split), record.given
 
 
 def _count_and_first(parts: Iterable[tuple[int, str]]) -> tuple[int, str]:
@@ -270,35 +272,30 @@ def _count_and_first(parts: Iterable[tuple[int, str]]) -> tuple[int, str]:
 
 
 class _LeaveOut(CountingDoFn):
-    """Passes records on, and those that leak as rejected rows to ``left_out``."""
+    """Passes records on; sends those that leak to ``left_out``, as rows of rejects."""
 
     def __init__(self, progress: str) -> None:
         super().__init__("ingest", progress)
 
     def process(
         self, element: tuple[NodeKey, dict[str, Iterable[Any]]]
-    ) -> Iterator[Made | beam.pvalue.TaggedOutput]:
-        twins = sorted(element[1]["twins"])
-        near = next((twin for twin in twins if twin.leaves), None)
-        for one in element[1]["chosen"]:
-            twin = one.twin or near
-            if twin is None:
-                yield one.made
-                evaluation = one.made.row.split != "train"
-                if twins or one.beside_given:
-                    in_pair = int(bool(twins))
-                    yield beam.pvalue.TaggedOutput(
-                        REMAINING,
-                        Remaining(
-                            images=in_pair,
-                            evaluation=in_pair * evaluation,
-                            beside=int(one.beside_given),
-                        ),
-                    )
+    ) -> Iterator[ProcessedPair | beam.pvalue.TaggedOutput]:
+        leaks = sorted(element[1]["leaks"])
+        near_duplicate = next((leak for leak in leaks if leak.left_out), None)
+        for record in element[1]["chosen"]:
+            row = record.pair.row
+            if leak := record.leak or near_duplicate:
+                self.counters.add("left out")
+                relation = f"near-duplicate ({leak.bits} of 64 bits differ) of"
+                if record.leak:
+                    relation = "next to"
+                error = RejectError(LEAK, f"{relation} {leak.id}, which is in {leak.split}")
+                yield beam.pvalue.TaggedOutput(LEFT_OUT, reject_row(row, error))
                 continue
-            self.counters.add("left out")
-            how = "next to" if one.twin else f"near-duplicate ({twin.bits} of 64 bits differ) of"
-            reason = f"{how} {twin.id}, which is in {twin.split}"
-            yield beam.pvalue.TaggedOutput(
-                LEFT_OUT, reject_row(one.made.row, RejectError(LEAK, reason))
-            )
+            yield record.pair
+            if leaks or record.beside_given:
+                images = int(bool(leaks))
+                evaluation = images * (row.split != "train")
+                beside = int(record.beside_given)
+                remaining = RemainingLeaks(0, images, evaluation, beside)
+                yield beam.pvalue.TaggedOutput(REMAINING, remaining)

@@ -1,4 +1,4 @@
-"""What a dataset's splits must be like before it is published, and a picture of what leaks."""
+"""Checks a dataset's splits before it is published: none empty, few leaks; a picture of leaks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from beam.ingest.doubt_report import pictures_of
-from beam.ingest.near_duplicates import Remaining
+from beam.ingest.near_duplicates import RemainingLeaks
 from beam.ingest.records import given_split
 from beam.ingest.split_rules import wanted_splits
 from images.panels import PanelRow, overlay, panel
@@ -27,7 +27,7 @@ def check_splits(manifest: Manifest, staged: str) -> None:
     """Refuses a dataset with an empty split, or with more leaks than the config allows.
 
     Raises:
-        UserError: says what is missing or leaks, and which options help.
+        UserError: names the options that help.
     """
     config = manifest.config
     empty = [split for split in wanted_splits(config) if not manifest.splits[split].records]
@@ -45,7 +45,7 @@ def check_splits(manifest: Manifest, staged: str) -> None:
     if near is None or near.evaluation_images <= config.max_leak * evaluation:
         return
     if config.given_splits == "keep" and not config.max_leak:
-        # Only splits that are given leak here: they stay, and the data card reports it.
+        # These leaks are between given splits; the data card reports them.
         return
     for one, other in near.examples:
         log(f"{'':10}{one} nearly shows what {other} shows")
@@ -56,23 +56,26 @@ def check_splits(manifest: Manifest, staged: str) -> None:
     )
 
 
-def draw_leaks(shards: str, sources: Path, remaining: Remaining, taxonomy: Taxonomy) -> Image.Image:
+def draw_leaks(
+    shards: str, sources: Path, remaining: RemainingLeaks, taxonomy: Taxonomy
+) -> Image.Image:
     """The pictures of a few near-duplicates in different splits, side by side.
 
     Args:
-        shards: folder of the dataset's shards; sources: the file with the rows of its pairs.
+        shards: folder of the dataset's shards; sources: its table of sources.
     """
-    ids = sorted({one for pair in remaining.examples for one in pair})
-    found = read_table(sources, filters=[("id", "in", ids)]).to_pylist()
-    rows_by_id = {row["id"]: row for row in found}
+    ids = sorted({sample_id for pair in remaining.examples for sample_id in pair})
+    sources_by_id = {
+        row["id"]: row for row in read_table(sources, filters=[("id", "in", ids)]).to_pylist()
+    }
     rows = []
     for pair in remaining.examples:
-        one, other = (rows_by_id[name] for name in pair)
+        one, other = (sources_by_id[sample_id] for sample_id in pair)
         image, mask = pictures_of(shards, one)
         other_image, other_mask = pictures_of(shards, other)
         caption = f"{one['split']}  {one['id']}   {other['split']}  {other['id']}"
-        drawn = [other_image, overlay(image, mask, taxonomy)]
-        rows.append(PanelRow(caption, image, [*drawn, overlay(other_image, other_mask, taxonomy)]))
+        overlays = overlay(image, mask, taxonomy), overlay(other_image, other_mask, taxonomy)
+        rows.append(PanelRow(caption, image, [other_image, *overlays]))
     return panel(rows, ["one", "other", "one with mask", "other with mask"], taxonomy)
 
 
@@ -92,18 +95,18 @@ def _groups(config: IngestConfig) -> str:
     }[config.split_by]
 
 
-def _some_given(records: pa.Table, config: IngestConfig) -> bool:
-    """Whether folders, or perhaps a list, give splits."""
+def _has_given_splits(records: pa.Table, config: IngestConfig) -> bool:
+    """Whether folders or a list may give splits."""
     if config.given_splits == "ignore":
         return False
     return bool(config.pairs) or any(map(given_split, records["id"].to_pylist()))
 
 
 def _advice(config: IngestConfig, empty: list[str], records: pa.Table) -> str:
-    """Which options leave no split empty."""
+    """The options with which no split would be empty."""
     options = []
     shorter = min(config.block_length - 1, records.num_rows // 6)
-    if _some_given(records, config):
+    if _has_given_splits(records, config):
         options.append("--given_splits ignore does not use the splits that folders or a list give")
     elif config.group:
         options.append("another --group makes more groups")

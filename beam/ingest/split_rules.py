@@ -1,8 +1,8 @@
-"""Which split and which shard an image belongs to: pure functions.
+"""Assigns groups to splits and records to shards, by salted hashes; pure functions.
 
-Images that belong together form a group, and a group has a place from 0 to 1, a salted hash. The
-place decides the split, so an image does not change its split when others are added. Only where a
-split would have no group, or would lack a class, groups are assigned otherwise (``balance``).
+Images that belong together form a group. Each group has a position from 0 to 1, a salted hash that
+decides its split. So an image keeps its split when others are added. Groups move to another split
+only if that one would have no group, or would lack a class (``rebalance``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from schemas.config import IngestConfig
 from schemas.layout import SPLITS
 
 _CYCLE = 10
-"""Number of consecutive blocks that are placed together: a share of a tenth is exactly one."""
+"""Number of consecutive blocks that are permuted together: a share of a tenth is exactly one."""
 
 _MIN_RECORDS_A_SHARD = 32
 _PARALLEL_SHARDS = 64
@@ -30,11 +30,11 @@ class Group(NamedTuple):
 
     Attributes:
         name: unique in the dataset.
-        place: from 0 to 1; decides the split.
+        position: from 0 to 1; decides the split.
     """
 
     name: str
-    place: float
+    position: float
 
 
 def named_group(kind: str, name: str, config: IngestConfig) -> Group:
@@ -45,8 +45,8 @@ def named_group(kind: str, name: str, config: IngestConfig) -> Group:
 def block(sequence: str, instant: int, step: float, config: IngestConfig) -> Group:
     """The block of a frame: about ``block_length`` consecutive frames of a sequence.
 
-    Every ten consecutive blocks are placed in a seeded random order, so that short drives get all
-    three splits, too.
+    Ten consecutive blocks get evenly spaced positions in a seeded random order, so that even a
+    short drive has all three splits.
 
     Args:
         step: usual distance of consecutive instants. It is rounded to a power of two, so that it
@@ -56,7 +56,7 @@ def block(sequence: str, instant: int, step: float, config: IngestConfig) -> Gro
     index = instant // span
     cycle, slot = divmod(index, _CYCLE)
     order = _order_of_slots(config.seed, sequence, cycle)
-    # With the jitter, shares that are not multiples of a tenth are right on average.
+    # Makes shares that are not multiples of a tenth right on average.
     jitter = _uniform("jitter", config.seed, sequence, cycle)
     return Group(f"{sequence}#{index}", (order.index(slot) + jitter) / _CYCLE)
 
@@ -66,21 +66,21 @@ def _order_of_slots(seed: int, sequence: str, cycle: int) -> list[int]:
     return sorted(range(_CYCLE), key=lambda slot: _hash("slot", seed, sequence, cycle, slot))
 
 
-def split_at(place: float, config: IngestConfig) -> str:
-    """The split to which a place from 0 to 1 belongs: ``train``, ``validation`` or ``test``."""
-    if place < config.test:
+def split_at(position: float, config: IngestConfig) -> str:
+    """The split to which a position from 0 to 1 belongs: ``train``, ``validation`` or ``test``."""
+    if position < config.test:
         return "test"
-    if place < config.test + config.validation:
+    if position < config.test + config.validation:
         return "validation"
     return "train"
 
 
 class GroupContent(NamedTuple):
-    """What a group holds.
+    """A group with the classes it holds.
 
     Attributes:
-        split: as given from outside; None if its place decides.
-        classes: ids of the classes in any of its masks.
+        split: as given by a list or folder; None if its position decides.
+        classes: ids of the classes in its masks.
     """
 
     group: Group
@@ -89,30 +89,30 @@ class GroupContent(NamedTuple):
 
 
 _CANDIDATES = 8
-"""Groups known for each class that may be moved to another split."""
+"""Number of groups with each class that are remembered as candidates for a move."""
 
 
 @dataclass
-class Balance:
-    """Which splits have groups with a class; partial results add up in any grouping.
+class ClassBalance:
+    """Number of groups with each class in each split; partial results merge in any order.
 
     Attributes:
-        counts: groups by class and split.
-        candidates: the groups with the lowest places by class, whose split was not given.
+        counts: number of groups by class and split.
+        candidates: for each class, the groups with the lowest positions whose split is not given.
     """
 
     counts: Counter[tuple[int, str]] = field(default_factory=Counter)
     candidates: dict[int, list[GroupContent]] = field(default_factory=dict)
 
     def add(self, content: GroupContent, config: IngestConfig) -> None:
-        """Adds one group, which must not be in yet."""
-        split = content.split or split_at(content.group.place, config)
+        """Adds a group, once."""
+        split = content.split or split_at(content.group.position, config)
         for label in content.classes | {_ANY}:
             self.counts[label, split] += 1
             if content.split is None:
                 self._propose(label, content)
 
-    def merge(self, other: Balance) -> None:
+    def merge(self, other: ClassBalance) -> None:
         """Adds the groups of another balance."""
         self.counts.update(other.counts)
         for label, contents in other.candidates.items():
@@ -127,11 +127,11 @@ class Balance:
 
 
 def _by_place(content: GroupContent) -> tuple[float, str]:
-    return content.group.place, content.group.name
+    return content.group.position, content.group.name
 
 
 _ANY = -1
-"""Stands for any content: each group has it."""
+"""Pseudo-class that each group has."""
 
 
 def wanted_splits(config: IngestConfig) -> list[str]:
@@ -140,35 +140,35 @@ def wanted_splits(config: IngestConfig) -> list[str]:
     return [split for split in SPLITS if shares[split]]
 
 
-def balance(found: Balance, config: IngestConfig) -> dict[str, str]:
-    """Groups that get another split than their place says: split by name of the group.
+def rebalance(balance: ClassBalance, config: IngestConfig) -> dict[str, str]:
+    """Groups that get another split than their position says: split by name of the group.
 
-    Rule: no split is without a group, and a class that occurs in at least as many groups as there
-    are splits occurs in each split. Where one lacks a class, the group with the lowest place that
-    has it moves there from a split that keeps all classes of the group. The rarest class is first.
-    With moved groups, validation and test have at most twice their share of all groups, or one.
+    Each split gets a group, and each class that occurs in at least as many groups as there are
+    splits. Classes are handled one by one, the rarest first. If a split lacks the class, the group
+    with the lowest position that has it moves there, from a split that keeps all classes of the
+    group. Moves give validation and test at most twice their share of all groups, or one group.
     """
     wanted = wanted_splits(config)
-    moving = _Moving(Counter(found.counts), config)
-    groups = moving.groups_with(_ANY)
+    moves = _Moves(Counter(balance.counts), config)
+    groups = moves.groups_with(_ANY)
     shares = {"train": 1.0, "validation": 2 * config.validation, "test": 2 * config.test}
     labels = sorted(
-        {label for label, _ in found.counts},
-        key=lambda label: (label != _ANY, moving.groups_with(label), label),
+        {label for label, _ in balance.counts},
+        key=lambda label: (label != _ANY, moves.groups_with(label), label),
     )
     for label in labels:
-        if moving.groups_with(label) < len(wanted):
+        if moves.groups_with(label) < len(wanted):
             continue
         for split in reversed(wanted):
             most = max(1, math.ceil(shares[split] * groups))
-            if not moving.counts[label, split] and moving.counts[_ANY, split] < most:
-                moving.fill(split, label, found.candidates.get(label, []))
-    return moving.moved
+            if not moves.counts[label, split] and moves.counts[_ANY, split] < most:
+                moves.fill(split, label, balance.candidates.get(label, []))
+    return moves.moved
 
 
 @dataclass
-class _Moving:
-    """Groups by class and split while groups move, and the moves."""
+class _Moves:
+    """Number of groups by class and split after the moves so far, and these moves."""
 
     counts: Counter[tuple[int, str]]
     config: IngestConfig
@@ -179,23 +179,24 @@ class _Moving:
 
     def fill(self, split: str, label: int, candidates: list[GroupContent]) -> None:
         """Moves the first of the candidates that can leave its split."""
-        able = [one for one in candidates if self._can_leave(one, one.classes)]
-        if label == _ANY and not able:
+        movable = [one for one in candidates if self._can_leave(one, one.classes)]
+        if label == _ANY and not movable:
             # A split without a group is worse than one that loses a class.
-            able = [one for one in candidates if self._can_leave(one, frozenset())]
-        if not able:
+            movable = [one for one in candidates if self._can_leave(one, frozenset())]
+        if not movable:
             return
-        one = able[0]
-        for each in one.classes | {_ANY}:
-            self.counts[each, self._split_of(one)] -= 1
+        content = movable[0]
+        for each in content.classes | {_ANY}:
+            self.counts[each, self._split_of(content)] -= 1
             self.counts[each, split] += 1
-        self.moved[one.group.name] = split
+        self.moved[content.group.name] = split
 
-    def _split_of(self, one: GroupContent) -> str:
-        return self.moved.get(one.group.name) or split_at(one.group.place, self.config)
+    def _split_of(self, content: GroupContent) -> str:
+        return self.moved.get(content.group.name) or split_at(content.group.position, self.config)
 
-    def _can_leave(self, one: GroupContent, kept: frozenset[int]) -> bool:
-        return all(self.counts[label, self._split_of(one)] > 1 for label in kept | {_ANY})
+    def _can_leave(self, content: GroupContent, kept: frozenset[int]) -> bool:
+        """Whether the group's split keeps these classes, and a group, without it."""
+        return all(self.counts[label, self._split_of(content)] > 1 for label in kept | {_ANY})
 
 
 def order_key(sample_id: str, config: IngestConfig) -> int:
@@ -211,8 +212,8 @@ def shard_of(key: int, shards: int) -> int:
 def shard_count(records: int, record_bytes: int, config: IngestConfig) -> int:
     """Number of shards of a split: a power of two, so that growth seldom moves a record.
 
-    There are enough shards to work on in parallel (one per 32 records, up to 64), and more if each
-    would otherwise exceed the target size; the number is rounded up to a power of two.
+    It is rounded up from one shard per 32 records, up to 64, for parallel work, or from more shards
+    if each would otherwise exceed the target size.
 
     Args:
         records: number of samples in the split.

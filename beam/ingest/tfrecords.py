@@ -1,8 +1,8 @@
-"""WriteShards: groups pairs by shard and writes each shard as one TFRecord file.
+"""WriteShards: groups records by shard and writes each shard as one TFRecord file.
 
-Only references to records cross the shuffle. The worker of a shard copies its records one after
-the other in hash order. So memory holds one record at a time (and the few that are read ahead from
-a store), and the bytes depend on nothing but the pairs and the recipe.
+Only references to records cross the shuffle. A worker copies the records of a shard one by one in
+hash order. So memory holds one record at a time, and the few that are prefetched from a store, and
+the bytes depend on nothing but the pairs and the recipe.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from beam.ingest import split_rules
 from beam.ingest.incremental import PublishedShards
 from beam.ingest.record_files import read_frames, unframe
-from beam.ingest.records import Made, Recipe, stats_of
-from beam.shared.atomic_writes import take_whole, whole_file
+from beam.ingest.records import ProcessedPair, Recipe, stats_of
+from beam.shared.atomic_writes import atomic_copy, atomic_file
 from beam.shared.prefetch import prefetch
 from beam.shared.progress import CountingDoFn
 from runtime.storage import file_sha256, join
@@ -40,7 +40,7 @@ class WriteShards(beam.PTransform):
         recipe: what determines the records.
         folder: where the files are written.
         rows_folder: where the final rows of each shard are written, one Parquet file per shard.
-        progress: folder of the running counters.
+        progress: folder of the counters.
         previous: a version whose shards may be reused.
     """
 
@@ -50,21 +50,21 @@ class WriteShards(beam.PTransform):
     progress: str
     previous: PublishedShards | None = None
 
-    def expand(self, records: beam.PCollection[Made]) -> beam.PCollection[ShardInfo]:
+    def expand(self, records: beam.PCollection[ProcessedPair]) -> beam.PCollection[ShardInfo]:
         """The graph: count, key by shard, group, write."""
         config = self.recipe.config
         counts = (
             records
             | "SizeOfRecord"
-            >> beam.Map(lambda made: (made.row.split, (1, record_bytes(made.row, self.recipe))))
+            >> beam.Map(lambda pair: (pair.row.split, (1, record_bytes(pair.row, self.recipe))))
             | "SizeOfSplit" >> beam.CombinePerKey(beam.combiners.TupleCombineFn(sum, sum))
         )
         sizes = beam.pvalue.AsDict(counts)
         keyed = records | "KeyByShard" >> beam.Map(
-            lambda made, sizes: (shard_key(made.row, sizes, self.recipe), made), sizes
+            lambda pair, sizes: (shard_key(pair.row, sizes, self.recipe), pair), sizes
         )
-        # A hash range without rows still gets a file, or the set of shards would have gaps.
-        every = (
+        # An empty hash range gets a file, too: otherwise the numbers of the shards have gaps.
+        all_keys = (
             records.pipeline
             | "Splits" >> beam.Create(SPLITS)
             | "EveryShard"
@@ -76,7 +76,7 @@ class WriteShards(beam.PTransform):
             )
         )
         return (
-            (keyed, every)
+            (keyed, all_keys)
             | "AllKeys" >> beam.Flatten()
             | "GroupByShard" >> beam.GroupByKey()
             | "WriteShard" >> beam.ParDo(_WriteShard(self), sizes)
@@ -84,7 +84,7 @@ class WriteShards(beam.PTransform):
 
 
 def record_bytes(row: SourceRow, recipe: Recipe) -> int:
-    """Estimates a record's size before it is made, from the target size or the source files."""
+    """Estimates a record's bytes, from the target size or the sizes of the source files."""
     config = recipe.config
     if config.height:
         return 1024 + config.height * config.width * 8 // 5
@@ -92,20 +92,20 @@ def record_bytes(row: SourceRow, recipe: Recipe) -> int:
 
 
 def shards_of(split: str, sizes: dict[str, tuple[int, int]], config: IngestConfig) -> int:
-    """Shards of a split, given the records and bytes of each split that has any."""
+    """Number of shards of a split; ``sizes`` has the records and bytes of each split with any."""
     records, size = sizes.get(split, (0, 0))
     return split_rules.shard_count(records, size, config)
 
 
 def shard_key(row: SourceRow, sizes: dict[str, tuple[int, int]], recipe: Recipe) -> ShardKey:
-    """Split and shard of a row, given the records and bytes of each split."""
+    """Split and shard of a row; ``sizes`` as in ``shards_of``."""
     split = str(row.split)
     shards = shards_of(split, sizes, recipe.config)
     return split, split_rules.shard_of(split_rules.order_key(row.id, recipe.config), shards)
 
 
 def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -> str:
-    """Hash of a shard's sources, in order, and of everything that determines their records."""
+    """Hash of a shard's sources, in order, and of the recipe of their records."""
     digest = hashlib.sha256(f"{split} {recipe.sha256()}".encode())
     for row in rows:
         digest.update(f"\n{row.id}\0{row.image_sha256}\0{row.mask_sha256}".encode())
@@ -113,66 +113,66 @@ def shard_source_sha256(split: str, rows: Iterable[SourceRow], recipe: Recipe) -
 
 
 class _WriteShard(CountingDoFn):
-    def __init__(self, into: WriteShards) -> None:
-        super().__init__("ingest", into.progress)
-        self._recipe = into.recipe
-        self._folder = into.folder
-        self._rows_folder = into.rows_folder
-        self._previous = into.previous
+    def __init__(self, transform: WriteShards) -> None:
+        super().__init__("ingest", transform.progress)
+        self._recipe = transform.recipe
+        self._folder = transform.folder
+        self._rows_folder = transform.rows_folder
+        self._previous = transform.previous
 
     def process(
         self,
-        element: tuple[ShardKey, Iterable[Made | None]],
+        element: tuple[ShardKey, Iterable[ProcessedPair | None]],
         sizes: dict[str, tuple[int, int]],
     ) -> Iterator[ShardInfo]:
         (split, index), grouped = element
         config = self._recipe.config
         records = sorted(
-            (made for made in grouped if made is not None),
-            key=lambda made: (split_rules.order_key(made.row.id, config), made.row.id),
+            (pair for pair in grouped if pair is not None),
+            key=lambda pair: (split_rules.order_key(pair.row.id, config), pair.row.id),
         )
         shards = shards_of(split, sizes, config)
         name = shard_name(config.name, split, index, shards)
-        source_sha256 = shard_source_sha256(split, (made.row for made in records), self._recipe)
-        info, rows = self._take_over(name, source_sha256, records) or self._write(
+        source_sha256 = shard_source_sha256(split, (pair.row for pair in records), self._recipe)
+        info, rows = self._reuse(name, source_sha256, records) or self._write(
             name, split, source_sha256, records
         )
-        # Rows stay out of the shuffle: the metadata step reads them from these files.
-        with whole_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
+        # The metadata step reads the rows from this file: they do not cross the shuffle.
+        with atomic_file(join(self._rows_folder, f"{name}.parquet"), self._rows_folder) as path:
             pq.write_table(source_table(rows), path)
         yield info
 
-    def _take_over(
-        self, name: str, source_sha256: str, records: list[Made]
+    def _reuse(
+        self, name: str, source_sha256: str, records: list[ProcessedPair]
     ) -> tuple[ShardInfo, list[SourceRow]] | None:
-        """Reuses the shard of the previous version, if all its records are still in it."""
+        """Links the previous version's shard of the same records, if all of them come from it."""
         old = self._previous and self._previous.shards.get(source_sha256)
         if not self._previous or not old or not records:
             return None
         shard = join(self._previous.folder, old.name)
-        if any(made.record is None or made.record.file != shard for made in records):
+        if any(pair.record is None or pair.record.file != shard for pair in records):
             return None
-        take_whole(shard, join(self._folder, name), self._rows_folder)
+        atomic_copy(shard, join(self._folder, name), self._rows_folder)
         self.counters.add("written", old.records)
         return old.model_copy(update={"name": name}), [
-            replace(made.row, shard=name) for made in records
+            replace(pair.row, shard=name) for pair in records
         ]
 
     def _write(
-        self, name: str, split: str, source_sha256: str, records: list[Made]
+        self, name: str, split: str, source_sha256: str, records: list[ProcessedPair]
     ) -> tuple[ShardInfo, list[SourceRow]]:
         classes = len(self._recipe.taxonomy)
         stats = PixelStats.zero(classes)
         rows = []
         size = 0
-        # A retried bundle replaces what the first attempt left with the same bytes.
-        with whole_file(join(self._folder, name), self._rows_folder) as path:
+        # A retried bundle replaces the file of the first attempt by the same bytes.
+        with atomic_file(join(self._folder, name), self._rows_folder) as path:
             with open(path, "wb") as file:
-                for made, read in prefetch(_read, records, self._folder):
-                    record, known = read()
-                    stats += known or stats_of(parse(record), classes)
+                for pair, read in prefetch(_read, records, self._folder):
+                    record, record_stats = read()
+                    stats += record_stats or stats_of(parse(record), classes)
                     length = write_record(file, record)
-                    rows.append(replace(made.row, shard=name, offset=size, length=length))
+                    rows.append(replace(pair.row, shard=name, offset=size, length=length))
                     size += length
                     self.counters.add("written")
                     self.counters.add("bytes", length)
@@ -189,7 +189,7 @@ class _WriteShard(CountingDoFn):
         return info, rows
 
 
-def _read(made: Made) -> tuple[bytes, PixelStats | None]:
-    if made.record is None:
-        raise ValueError(f"{made.row.id}: a pair without a record has no shard")
-    return unframe(made.record, read_frames(made.record))
+def _read(pair: ProcessedPair) -> tuple[bytes, PixelStats | None]:
+    if pair.record is None:
+        raise ValueError(f"{pair.row.id}: a pair without a record has no shard")
+    return unframe(pair.record, read_frames(pair.record))

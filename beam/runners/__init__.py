@@ -1,4 +1,4 @@
-"""Where a pipeline runs: Beam's options, local workers, Flink, Spark.
+"""The engines a pipeline runs on: Beam's options, local workers, Flink, Spark.
 
-It knows nothing of what the jobs do, and imports only ``runtime`` and ``beam.tools``.
+It knows nothing of the jobs, and imports only ``runtime`` and ``beam.tools``.
 """

@@ -1,7 +1,7 @@
-"""The program that a JVM engine starts for each Python worker: ``boot.sh`` runs this module.
+"""Boot program of a Python worker on Flink or Spark: the engine starts ``boot.sh``, which runs it.
 
-Like Beam's own boot program in a container, it asks for the pipeline's options, sets the variables
-that Beam's worker reads, and becomes that worker.
+Like the boot program of Beam's containers, it fetches the pipeline's options, sets the environment
+variables that Beam's worker reads, and becomes that worker.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from beam.runners import worker
 
 _POLL_S = 0.2
-_ANSWER_S = 60
+_TIMEOUT_S = 60
 
 
 def process_environment() -> tuple[str, dict[str, str]]:
@@ -29,7 +29,7 @@ def process_environment() -> tuple[str, dict[str, str]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Becomes the worker that the engine's arguments describe."""
+    """Becomes the worker that the engine's command line describes."""
     _end_with_parent()
     worker.prepare()
     parser = argparse.ArgumentParser(allow_abbrev=False, prog="boot.sh", description=__doc__)
@@ -52,7 +52,7 @@ def _variables(args: argparse.Namespace) -> dict[str, str]:
         stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
         request = beam_provision_api_pb2.GetProvisionInfoRequest()
         info = stub.GetProvisionInfo(
-            request, timeout=_ANSWER_S, metadata=[("worker_id", args.id)]
+            request, timeout=_TIMEOUT_S, metadata=[("worker_id", args.id)]
         ).info
     variables = {
         "WORKER_ID": args.id,
@@ -68,9 +68,9 @@ def _variables(args: argparse.Namespace) -> dict[str, str]:
 
 
 def _end_with_parent() -> None:
-    """Ends this process when its parent ends; nothing else stops a killed parent's worker.
+    """Ends this process when its parent ends; nothing else stops the worker of a killed parent.
 
-    The kernel's parent-death signal is no use here: it is sent when the parent's thread ends.
+    The kernel's parent-death signal would come too early: when the parent's thread ends.
     """
     parent = os.getppid()
 

@@ -1,8 +1,8 @@
 """FlinkRunner: runs a pipeline as a batch job on a Flink cluster, through Flink's REST API.
 
-Beam's own class starts a Java server for each job. Its alternative (``--flink_submit_uber_jar``)
+Beam's own FlinkRunner starts a Java server for each job. With ``--flink_submit_uber_jar``, it
 notices the job's end up to a minute late, sends cancellations to an address that does not exist,
-and listens on all interfaces. Both leave the job running when the driver is stopped.
+and listens on all interfaces. Either way, a stopped driver leaves its job running.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from runtime.errors import UserError
 
 _POLL_S = 0.5
 _ENDED = ("FINISHED", "FAILED", "CANCELED")
-_IDLE_MS = 3_000
-"""How long an idle Python worker waits for the next step before it ends. It must be less than
-Flink's restart delay, so that a retry does not meet a worker that has died."""
+_WORKER_IDLE_MS = 3_000
+"""Time after which an idle Python worker ends. It is less than Flink's restart delay, so that a
+retry does not meet a worker that has died."""
 
-_TRANSLATED_S = 30
-"""How long a stopped driver waits for a job to appear that the JobManager is still translating."""
+_TRANSLATION_S = 30
+"""How long a stopped driver waits for the JobManager to know a job that it is still translating."""
 
 _MAIN_CLASS = "org.apache.beam.runners.flink.FlinkPipelineRunner"
-_IN_JAR = "BEAM-PIPELINE"
+_FOLDER_IN_JAR = "BEAM-PIPELINE"
 
 
 class FlinkBatchOptions(PipelineOptions):
-    """Options that the Java side of Beam's runner knows but the Python side does not declare."""
+    """Options of Beam's Java runner that its Python side does not declare."""
 
     @classmethod
     def _add_argparse_args(cls, parser: Any) -> None:
@@ -68,10 +68,10 @@ class FlinkBatchOptions(PipelineOptions):
 
 
 def defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]:
-    """Options that the user has not set, chosen to match the cluster.
+    """Values for options that the user has not set, chosen to match the cluster.
 
-    The parallelism is the cluster's own default, or else all of its slots; each TaskManager gets as
-    many Python workers as it runs subtasks of a step.
+    The parallelism is the cluster's default, or else the number of its slots. Each TaskManager gets
+    one Python worker for each subtask of a step that it runs.
 
     Raises:
         UserError: no cluster is named, it does not answer, or it cannot run the job.
@@ -80,8 +80,7 @@ def defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]:
     if flink.flink_master.startswith("["):
         raise UserError("--runner=FlinkRunner: expected --flink_master=<host>:<port>, found none")
     cluster = FlinkCluster(flink.flink_master)
-    expected = ".".join(tools.FLINK.split(".")[:2])
-    found = cluster.version()
+    expected, found = tools.FLINK.rpartition(".")[0], cluster.version()
     if not found.startswith(f"{expected}."):
         raise UserError(f"Flink at {cluster.url}: expected version {expected}, found {found}")
     task_managers, slots = cluster.size()
@@ -98,9 +97,9 @@ def defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]:
     for name, value in (
         ("sdk_worker_parallelism", workers),
         ("default_sdk_harness_log_level", "ERROR"),
-        ("environment_cache_millis", _IDLE_MS),
+        ("environment_cache_millis", _WORKER_IDLE_MS),
     ):
-        if not any(one.startswith(f"--{name}") for one in given):
+        if not any(argument.startswith(f"--{name}") for argument in given):
             chosen.append(f"--{name}={value}")
     return chosen
 
@@ -109,15 +108,15 @@ class FlinkRunner(PortableRunner):
     """Runs pipelines to completion.
 
     Args:
-        is_final: tells from an error's text whether a retry would fail as well.
+        is_permanent: whether a retry would fail as well, by the text of the error.
     """
 
-    def __init__(self, is_final: Callable[[str], bool]) -> None:
+    def __init__(self, is_permanent: Callable[[str], bool]) -> None:
         super().__init__()
-        self._is_final = is_final
+        self._is_final = is_permanent
 
     def default_environment(self, options: PipelineOptions) -> environments.Environment:
-        """The user's choice; by default, processes of this installation beside each TaskManager."""
+        """The user's environment; by default, worker processes beside each TaskManager."""
         if options.view_as(PortableOptions).environment_type:
             return super().default_environment(options)
         command, variables = process_environment()
@@ -128,7 +127,7 @@ class FlinkRunner(PortableRunner):
     def run_portable_pipeline(
         self, pipeline: beam_runner_api_pb2.Pipeline, options: PipelineOptions
     ) -> PipelineResult:
-        """Submits the job and waits for it to end; any exception meanwhile cancels the job.
+        """Submits the job and waits for its end; cancels it on any exception.
 
         Raises:
             RuntimeError: the job has failed; the message is Flink's.
@@ -137,32 +136,32 @@ class FlinkRunner(PortableRunner):
         flink = options.view_as(FlinkRunnerOptions)
         cluster = FlinkCluster(flink.flink_master)
         jar = flink.flink_job_server_jar or tools.flink_runner()
-        # Inside the job, [auto] means the cluster that it was submitted to.
+        # Inside the job, [auto] is the cluster it was submitted to.
         flink.flink_master = "[auto]"
         job = uuid.uuid4().hex
-        with _uber_jar(Path(jar), self._packed(pipeline, options)) as file:
+        with _uber_jar(Path(jar), self._pipeline_files(pipeline, options)) as file:
             try:
                 uploaded = cluster.upload(file, f"{job}.jar")
-                with _cancelled_on_error(cluster, job, _TRANSLATED_S):
+                with _cancelled_on_error(cluster, job, _TRANSLATION_S):
                     cluster.run(uploaded, _MAIN_CLASS, job, flink.parallelism)
                 with _cancelled_on_error(cluster, job):
                     self._wait(cluster, job)
             finally:
-                # Also after an upload that was interrupted, of which the jar's id is not known.
+                # By name: after an interrupted upload, the jar's id is not known.
                 with suppress(Exception):
                     cluster.delete(f"{job}.jar")
         return PipelineResult(PipelineState.DONE)
 
-    def _packed(
+    def _pipeline_files(
         self, pipeline: beam_runner_api_pb2.Pipeline, options: PipelineOptions
     ) -> dict[str, str]:
-        """Files that Beam's main class looks for in its jar."""
-        packed = self._optimize_pipeline(pipeline, options)
+        """Name and content of the files that Beam's main class reads from its jar."""
+        optimized = self._optimize_pipeline(pipeline, options)
         encoded = JobServiceHandle.encode_pipeline_options(options.get_all_options())
         return {
-            f"{_IN_JAR}/pipeline-manifest.json": json.dumps({"defaultJobName": "job"}),
-            f"{_IN_JAR}/job/pipeline.json": json_format.MessageToJson(packed),
-            f"{_IN_JAR}/job/pipeline-options.json": json_format.MessageToJson(encoded),
+            f"{_FOLDER_IN_JAR}/pipeline-manifest.json": json.dumps({"defaultJobName": "job"}),
+            f"{_FOLDER_IN_JAR}/job/pipeline.json": json_format.MessageToJson(optimized),
+            f"{_FOLDER_IN_JAR}/job/pipeline-options.json": json_format.MessageToJson(encoded),
         }
 
     def _wait(self, cluster: FlinkCluster, job: str) -> None:
@@ -171,7 +170,7 @@ class FlinkRunner(PortableRunner):
             time.sleep(_POLL_S)
             state = cluster.state(job)
             failure = cluster.failure(job)
-            # Otherwise Flink would retry a job that can only fail again.
+            # Flink itself would retry a job that can only fail again.
             if state == "FAILED" or self._is_final(failure):
                 raise RuntimeError(failure or "Flink names no reason")
         if state == "CANCELED":
@@ -179,32 +178,32 @@ class FlinkRunner(PortableRunner):
 
 
 @contextmanager
-def _cancelled_on_error(cluster: FlinkCluster, job: str, patience_s: float = 0) -> Iterator[None]:
-    """Cancels a job if the block fails; for ``patience_s``, waits for Flink to know the job."""
+def _cancelled_on_error(cluster: FlinkCluster, job: str, wait_s: float = 0) -> Iterator[None]:
+    """Cancels a job if the block fails; waits up to ``wait_s`` for Flink to know the job."""
     try:
         yield
     except BaseException as error:
-        # If Flink has answered, it translates nothing any more.
-        deadline = time.monotonic() + (0 if isinstance(error, RuntimeError) else patience_s)
+        # A RuntimeError is Flink's answer: it is no longer translating the job.
+        deadline = time.monotonic() + (0 if isinstance(error, RuntimeError) else wait_s)
         while not _is_cancelled(cluster, job) and time.monotonic() < deadline:
             time.sleep(1)
         raise
 
 
 def _is_cancelled(cluster: FlinkCluster, job: str) -> bool:
-    """Asks for a job's cancellation; False if Flink does not know the job, or does not answer."""
+    """Cancels a job; False if Flink does not know the job, or does not answer."""
     try:
         cluster.cancel(job)
-    except Exception:  # noqa: BLE001 - the error that ends the job is the one to report
+    except Exception:  # noqa: BLE001 - the error to report is the one that ends the job
         with suppress(Exception):
-            return cluster.state(job, patient=False) in _ENDED
+            return cluster.state(job, retry=False) in _ENDED
         return False
     return True
 
 
 @contextmanager
 def _uber_jar(jar: Path, files: dict[str, str]) -> Iterator[IO[bytes]]:
-    """A copy of a jar with files added; it is unnamed, so it cannot be left behind."""
+    """A copy of a jar with files added, in an unnamed file, which cannot be left behind."""
     with tempfile.TemporaryFile() as copy:
         with jar.open("rb") as original:
             shutil.copyfileobj(original, copy, 1 << 20)

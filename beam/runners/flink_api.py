@@ -1,4 +1,4 @@
-"""The parts of Flink's REST API that are needed to run a job."""
+"""Client of Flink's REST API: the requests that running a job needs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import IO, Any
 
 from runtime.errors import UnavailableError, UserError, first_line
 
-_ANSWER_S = 20
-_START_S = 300
+_TIMEOUT_S = 20
+_START_TIMEOUT_S = 300
 """Long enough for Beam to translate a pipeline inside the JobManager."""
 
-_PATIENCE_S = 60
-"""How long a JobManager may fail to answer while a job runs."""
+_RETRY_S = 60
+"""How long requests are retried that a JobManager does not answer while a job runs."""
 
 _CHUNK = 1 << 20
 
@@ -38,22 +38,22 @@ class FlinkCluster:
         """
         complaint = f"{self.url} is not a Flink JobManager: expected its version, found"
         try:
-            found = self._ask("GET", "config")
+            config = self._ask("GET", "config")
         except RuntimeError as error:
             raise UserError(f"{complaint} {first_line(error)}") from error
-        if not isinstance(found, dict) or "flink-version" not in found:
-            raise UserError(f"{complaint} {first_line(found)}")
-        return str(found["flink-version"])
+        if not isinstance(config, dict) or "flink-version" not in config:
+            raise UserError(f"{complaint} {first_line(config)}")
+        return str(config["flink-version"])
 
     def size(self) -> tuple[int, int]:
         """Number of TaskManagers and of their slots."""
-        found = self._ask("GET", "overview")
-        return found["taskmanagers"], found["slots-total"]
+        overview = self._ask("GET", "overview")
+        return overview["taskmanagers"], overview["slots-total"]
 
     def task_managers(self) -> dict[str, int]:
         """Number of slots of each TaskManager, by its id."""
-        found = self._ask("GET", "taskmanagers")["taskmanagers"]
-        return {one["id"]: one["slotsNumber"] for one in found}
+        managers = self._ask("GET", "taskmanagers")["taskmanagers"]
+        return {manager["id"]: manager["slotsNumber"] for manager in managers}
 
     def default_parallelism(self) -> int | None:
         """``parallelism.default`` of the cluster's configuration."""
@@ -64,32 +64,31 @@ class FlinkCluster:
 
     def upload(self, jar: IO[bytes], name: str) -> str:
         """Uploads a jar in pieces and returns its id, which ends with ``name``."""
-        mark = "----------lyft"
+        boundary = "----------lyft"
         head = (
-            f'--{mark}\r\nContent-Disposition: form-data; name="jarfile"; filename="{name}"\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="jarfile"; filename="{name}"\r\n'
             "Content-Type: application/java-archive\r\n\r\n"
         ).encode()
-        tail = f"\r\n--{mark}--\r\n".encode()
+        tail = f"\r\n--{boundary}--\r\n".encode()
         size = jar.seek(0, os.SEEK_END)
 
         def body() -> Iterator[bytes]:
             jar.seek(0)
             yield head
-            while piece := jar.read(_CHUNK):
-                yield piece
+            while chunk := jar.read(_CHUNK):
+                yield chunk
             yield tail
 
-        place = urllib.parse.urlsplit(self.url)
-        kind = (
-            http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
-        )
-        connection = kind(place.netloc, timeout=_START_S)
+        url = urllib.parse.urlsplit(self.url)
+        https = url.scheme == "https"
+        connect = http.client.HTTPSConnection if https else http.client.HTTPConnection
+        connection = connect(url.netloc, timeout=_START_TIMEOUT_S)
         headers = {
-            "Content-Type": f"multipart/form-data; boundary={mark}",
+            "Content-Type": f"multipart/form-data; boundary={boundary}",
             "Content-Length": str(len(head) + size + len(tail)),
         }
         try:
-            connection.request("POST", f"{place.path}/v1/jars/upload", body(), headers)
+            connection.request("POST", f"{url.path}/v1/jars/upload", body(), headers)
             answer = connection.getresponse()
             text = answer.read().decode()
         except (OSError, http.client.HTTPException) as error:
@@ -109,28 +108,27 @@ class FlinkCluster:
             RuntimeError: the jar's main class has failed; the message is Flink's.
         """
         content = {"entryClass": main_class, "jobId": job, "parallelism": parallelism}
-        self._ask("POST", f"jars/{jar}/run", content, seconds=_START_S)
+        self._ask("POST", f"jars/{jar}/run", content, timeout_s=_START_TIMEOUT_S)
 
-    def state(self, job: str, *, patient: bool = True) -> str:
+    def state(self, job: str, *, retry: bool = True) -> str:
         """State of a job, e.g. ``RUNNING``."""
-        return str(self._ask("GET", f"jobs/{job}/status", patient=patient)["status"])
+        return str(self._ask("GET", f"jobs/{job}/status", retry=retry)["status"])
 
     def failure(self, job: str) -> str:
         """Stack trace of a job's last failure; empty if there was none.
 
-        Earlier ones say nothing about a job that has failed again since: a store that did not
-        answer, for example, may be back.
+        Earlier failures are over: a store that did not answer, for example, is back.
         """
-        found = self._ask("GET", f"jobs/{job}/exceptions", patient=True)
-        newest = [entry["stacktrace"] for entry in found["exceptionHistory"]["entries"][:1]]
-        return "\n".join([found.get("root-exception") or "", *newest]).strip()
+        exceptions = self._ask("GET", f"jobs/{job}/exceptions", retry=True)
+        newest = [entry["stacktrace"] for entry in exceptions["exceptionHistory"]["entries"][:1]]
+        return "\n".join([exceptions.get("root-exception") or "", *newest]).strip()
 
     def cancel(self, job: str) -> None:
         """Cancels a job."""
         self._ask("PATCH", f"jobs/{job}?mode=cancel")
 
     def delete(self, name: str) -> None:
-        """Deletes the jar that was uploaded under a name, if it has arrived."""
+        """Deletes the jar that was uploaded under a name, if there is one."""
         for jar in self._ask("GET", "jars")["files"]:
             if jar["name"] == name:
                 self._ask("DELETE", f"jars/{jar['id']}")
@@ -141,14 +139,14 @@ class FlinkCluster:
         path: str,
         content: dict[str, Any] | None = None,
         *,
-        seconds: float = _ANSWER_S,
-        patient: bool = False,
+        timeout_s: float = _TIMEOUT_S,
+        retry: bool = False,
     ) -> Any:
         """Sends a request and returns the JSON of the answer.
 
         Raises:
-            UnavailableError: there is no answer; with ``patient``, none for a minute, or the
-                JobManager does not know the job that is asked about.
+            UnavailableError: there is no answer; with ``retry``, none for a minute, or the
+                JobManager does not know the job in the path.
             RuntimeError: the answer is an error.
         """
         request = urllib.request.Request(  # noqa: S310 - the user names the address
@@ -157,26 +155,25 @@ class FlinkCluster:
             headers={"Content-Type": "application/json"},
             method=method,
         )
-        deadline = time.monotonic() + (_PATIENCE_S if patient else 0)
+        deadline = time.monotonic() + (_RETRY_S if retry else 0)
         while True:
             try:
-                with urllib.request.urlopen(request, timeout=seconds) as answer:  # noqa: S310
+                with urllib.request.urlopen(request, timeout=timeout_s) as answer:  # noqa: S310
                     text = answer.read()
                 break
             except (OSError, http.client.HTTPException) as error:
-                # A JobManager answers 503 while one of several is elected.
+                # JobManagers answer 503 while they elect a leader.
                 if isinstance(error, urllib.error.HTTPError) and error.code != 503:
-                    if not patient or error.code != 404:
-                        raise RuntimeError(_said(error)) from error
+                    if not retry or error.code != 404:
+                        raise RuntimeError(_message(error)) from error
                     raise UnavailableError(
                         f"Flink at {self.url} no longer knows job {path.split('/')[1]}: its "
                         "JobManager has restarted; run the same command again"
                     ) from error
                 if time.monotonic() > deadline:
                     reason = getattr(error, "reason", error)
-                    raise UnavailableError(
-                        f"Flink does not answer at {self.url}: {reason}"
-                    ) from error
+                    message = f"Flink does not answer at {self.url}: {reason}"
+                    raise UnavailableError(message) from error
                 time.sleep(1)
         try:
             return json.loads(text)
@@ -184,7 +181,7 @@ class FlinkCluster:
             raise RuntimeError(f"no JSON: {first_line(text.decode(errors='replace'))}") from error
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _message(error: urllib.error.HTTPError) -> str:
     """Flink's own text of an error; the last entry is the stack trace."""
     text = error.read().decode()
     try:

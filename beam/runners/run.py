@@ -1,4 +1,4 @@
-"""Runs the pipelines of both jobs: Beam's options with our defaults, and readable errors."""
+"""Runs a Beam pipeline: options with our defaults, choice of the runner, one-line errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from runtime.log_filters import TracebackFilter
 LOCAL_RUNNER = "FnApiRunner"
 FLINK_RUNNER = "FlinkRunner"
 SPARK_RUNNER = "SparkRunner"
-_STEP = re.compile(r" \[while running '[^']*'\].*")
+_STEP_SUFFIX = re.compile(r" \[while running '[^']*'\].*")
 _USER_ERROR, _UNAVAILABLE = (
     re.compile(rf"{re.escape(error.__module__)}\.{error.__name__}: (.+)")
     for error in (UserError, UnavailableError)
@@ -46,12 +46,12 @@ _OS_ERROR = re.compile(
 
 
 def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
-    """Parses Beam's options; if no runner is named, FnApiRunner runs on all cores.
+    """Parses Beam's options; the default is FnApiRunner on all cores.
 
     ``DirectRunner`` is not the default because it first tries to download another runner.
 
     Raises:
-        UserError: neither the job nor Beam knows an option, or the runner's engine cannot be used.
+        UserError: an option is unknown to Beam, or the runner's engine cannot be used.
     """
     given = list(arguments)
     logging.getLogger("apache_beam.options").setLevel(logging.ERROR)
@@ -60,7 +60,7 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
     if runner == FLINK_RUNNER:
         # The import declares Flink's additional options.
         from beam.runners import flink
-    options = _parsed(given)
+    options = _parse(given)
     _check_names(given, options)
     if runner == FLINK_RUNNER:
         return PipelineOptions([*given, *flink.defaults(options, given)])
@@ -72,7 +72,7 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
 
 
 def is_local(options: PipelineOptions) -> bool:
-    """Whether all workers are processes of this machine, which see its temporary files."""
+    """Whether all workers run on this machine, and so see its temporary files."""
     return bool(options.view_as(StandardOptions).runner == LOCAL_RUNNER)
 
 
@@ -80,31 +80,30 @@ def processes_of(options: PipelineOptions) -> int:
     """Number of worker processes on this machine; 0 if they are on others."""
     if not is_local(options):
         return 0
-    # 0 means one worker per core.
+    # For Beam, 0 means one worker per core.
     return int(options.view_as(DirectOptions).direct_num_workers) or len(os.sched_getaffinity(0))
 
 
 def _runner_name(given: Sequence[str]) -> str:
     """The runner's name as Beam spells it; Beam ignores case and a missing ``Runner`` suffix."""
-    named: str | None = _parsed(given).view_as(StandardOptions).runner
+    named: str | None = _parse(given).view_as(StandardOptions).runner
     if named is None or "." in named:
         return named or LOCAL_RUNNER
-    known = {name.lower(): name for name in StandardOptions.KNOWN_RUNNER_NAMES}
-    wanted = named.lower()
-    if found := known.get(wanted) or known.get(f"{wanted}runner"):
-        return str(found)
+    known = {name.lower(): str(name) for name in StandardOptions.KNOWN_RUNNER_NAMES}
+    if name := known.get(named.lower()) or known.get(f"{named.lower()}runner"):
+        return name
     raise UserError(f"--runner={named}: expected one of {', '.join(sorted(known.values()))}")
 
 
-def _parsed(given: Sequence[str]) -> PipelineOptions:
-    """Parses Beam's options; by itself, Beam prints its usage and exits on a bad value."""
-    said = io.StringIO()
+def _parse(given: Sequence[str]) -> PipelineOptions:
+    """Parses Beam's options; raises UserError where Beam would print its usage and exit."""
+    stderr = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(stderr):
             options = PipelineOptions(list(given))
             options.get_all_options()
     except SystemExit as error:
-        reason = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        reason = stderr.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         raise UserError(f"Beam's options: {reason}") from error
     return options
 
@@ -114,9 +113,9 @@ def _local_defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]
     if workers < 0:
         raise UserError(f"--direct_num_workers={workers}: expected 0 (one worker a core) or more")
     defaults = []
-    if not any(one.startswith("--direct_running_mode") for one in given):
+    if not _is_given("--direct_running_mode", given):
         defaults.append("--direct_running_mode=multi_processing")
-    if not any(one.startswith("--direct_num_workers") for one in given):
+    if not _is_given("--direct_num_workers", given):
         defaults.append(f"--direct_num_workers={len(os.sched_getaffinity(0))}")
     return defaults
 
@@ -124,27 +123,31 @@ def _local_defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]
 def _spark_defaults(given: Sequence[str]) -> list[str]:
     """The job server that ``beam.tools`` keeps, and processes of this installation as workers."""
     defaults = []
-    if not any(one.startswith("--spark_job_server_jar") for one in given):
+    if not _is_given("--spark_job_server_jar", given):
         tools.java()
         defaults.append(f"--spark_job_server_jar={tools.spark_job_server()}")
-    if not any(one.startswith("--environment_type") for one in given):
+    if not _is_given("--environment_type", given):
         command, variables = process_environment()
         config = json.dumps({"command": command, "env": variables})
-        # Otherwise Beam lists all installed packages for a log that nobody reads.
+        # Saves a listing of all installed packages, which goes to a log that nobody reads.
         quiet = "--experiments=disable_logging_submission_environment"
         defaults += ["--environment_type=PROCESS", f"--environment_config={config}", quiet]
     return defaults
+
+
+def _is_given(option: str, given: Sequence[str]) -> bool:
+    return any(argument.startswith(option) for argument in given)
 
 
 def _check_names(given: Sequence[str], options: PipelineOptions) -> None:
     known = set(options.get_all_options())
     unknown = set(options.get_all_options(retain_unknown_options=True)) - known
     takes_value = False
-    for one in given:
-        name, _, value = one.partition("=")
+    for argument in given:
+        name, _, value = argument.partition("=")
         if not name.startswith("--"):
             if not takes_value:
-                raise UserError(f"unknown argument {one!r}; quote values that contain spaces")
+                raise UserError(f"unknown argument {argument!r}; quote values that contain spaces")
             takes_value = False
             continue
         if name[2:].replace("-", "_") in unknown:
@@ -158,13 +161,13 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     """Builds a pipeline and runs it to completion.
 
     Raises:
-        UserError: a worker raised one or a file error that a user can fix, such as a full disk, or
-            the options do not fit.
+        UserError: a worker raised a UserError or a file error that a user can fix, such as a full
+            disk, or the options do not fit.
         UnavailableError: a store that a worker needs does not answer.
     """
     # The runner logs a worker's exception before raising it here.
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    logging.getLogger().addFilter(_is_worth_saying)
+    logging.getLogger().addFilter(_is_not_about_pytorch)
     direct = options.view_as(DirectOptions)
     mode = direct.direct_running_mode
     try:
@@ -175,23 +178,23 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
         ):
             build(root)
     except Exception as error:
-        # A worker's exception arrives as text inside a RuntimeError that the runner raises. Steps
-        # that run in this process raise the exception itself, with the step's name appended.
+        # A worker's exception arrives as text inside the runner's RuntimeError. Steps that run in
+        # this process raise the exception itself, with the step's name appended.
         text = "".join(traceback.format_exception_only(error))
-        if away := _UNAVAILABLE.search(text):
-            raise UnavailableError(_said(away)) from error
-        mistake = _mistake(text)
-        if mistake is None:
+        if unavailable := _UNAVAILABLE.search(text):
+            raise UnavailableError(_message(unavailable)) from error
+        message = _user_error(text)
+        if message is None:
             raise
-        raise UserError(mistake) from error
+        raise UserError(message) from error
     finally:
-        # Options may serve several pipelines, and _runner has changed this one.
+        # Options may serve several pipelines, and _runner has changed this option.
         direct.direct_running_mode = mode
 
 
 @contextlib.contextmanager
 def _silent_threads() -> Iterator[None]:
-    """Drops the tracebacks of the runner's threads when a worker ends: its error is raised, too."""
+    """Drops the tracebacks of the runner's threads: the error of a worker is raised as well."""
     before = threading.excepthook
     threading.excepthook = lambda _: None
     try:
@@ -204,8 +207,8 @@ def _silent_threads() -> Iterator[None]:
 def _sigterm_interrupts() -> Iterator[None]:
     """Turns SIGTERM, with which a flow stops a job, into KeyboardInterrupt.
 
-    It lets the runner end what it has started elsewhere: a job on Flink, or Beam's job server in
-    Java, which is stopped when Python exits. Local workers need no help.
+    So the runner can stop what it has started elsewhere: a job on Flink, or Beam's Java job server.
+    Local workers end by themselves.
     """
 
     def interrupt(*_: object) -> None:
@@ -221,19 +224,19 @@ def _sigterm_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _is_worth_saying(record: logging.LogRecord) -> bool:
-    """False for the warning that RunInference logs if PyTorch is not installed."""
+def _is_not_about_pytorch(record: logging.LogRecord) -> bool:
+    """False for RunInference's warning that PyTorch is not installed."""
     return not record.getMessage().startswith("Resource module is not available")
 
 
-def _mistake(text: str) -> str | None:
-    """Extracts the message of an error that the user can fix from an exception's text."""
+def _user_error(text: str) -> str | None:
+    """The message of an error that the user can fix, from an exception's text; None for others."""
     found = _USER_ERROR.search(text) or _OS_ERROR.search(text) or _INVALID.search(text)
-    return _said(found) if found else None
+    return _message(found) if found else None
 
 
-def _said(found: re.Match[str]) -> str:
-    return _STEP.sub("", found[1]).strip().removesuffix("\\n")
+def _message(error: re.Match[str]) -> str:
+    return _STEP_SUFFIX.sub("", error[1]).strip().removesuffix("\\n")
 
 
 def _runner(options: PipelineOptions) -> PipelineRunner | str:
@@ -242,11 +245,11 @@ def _runner(options: PipelineOptions) -> PipelineRunner | str:
     if name == FLINK_RUNNER:
         from beam.runners.flink import FlinkRunner
 
-        return FlinkRunner(is_final=lambda text: _mistake(text) is not None)
+        return FlinkRunner(is_permanent=lambda text: _user_error(text) is not None)
     direct = options.view_as(DirectOptions)
     if name != LOCAL_RUNNER or direct.direct_running_mode != "multi_processing":
         return name
-    # In the mode of that name, the runner would start Beam's own worker instead of ours.
+    # In mode multi_processing, the runner would start Beam's own worker instead of ours.
     direct.direct_running_mode = "in_memory"
     quiet = Struct()
     quiet["default_sdk_harness_log_level"] = "ERROR"

@@ -1,8 +1,7 @@
-"""Entry point of a worker process: Beam's own worker, started a third faster and without noise.
+"""Entry point of a worker process: Beam's own worker, started a third faster and without log noise.
 
-If pandas is installed (MLflow depends on it), Beam and pyarrow import it, which costs each worker a
-second; Beam also imports a database client. No step here passes data frames, so both are hidden
-from workers.
+Beam and pyarrow import pandas if it is installed (MLflow depends on it), which costs each worker a
+second. Beam also imports a database client. No step here uses either, so workers hide both.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from runtime.log_filters import TracebackFilter
 
 
 class _Hidden(MetaPathFinder):
-    """Makes modules look as if they were not installed."""
+    """Import hook that makes modules look as if they were not installed."""
 
     def __init__(self, *names: str) -> None:
         self._names = names

@@ -1,4 +1,4 @@
-"""What both jobs need: the files of a source, staging, atomic writes, progress, crashed decoders.
+"""What both jobs need: listing and pairing files, staging, atomic writes, progress, crash journal.
 
 It imports neither job.
 """

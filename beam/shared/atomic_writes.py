@@ -1,7 +1,7 @@
-"""Writes files that several attempts at the same bundle may be writing at the same time.
+"""Atomic writes: a file appears whole, even while several attempts at one bundle write it.
 
-An engine restarts a bundle when it has lost the bundle's machine; that machine, or a worker whose
-bundle was cancelled, may continue to write for a while.
+An engine restarts a bundle whose machine it has lost. That machine, or a worker whose bundle was
+cancelled, may still be writing.
 """
 
 from __future__ import annotations
@@ -17,45 +17,45 @@ from runtime.storage import is_remote, join, writing, writing_folder
 
 
 @contextmanager
-def whole_file(place: str, aside: str) -> Iterator[Path]:
+def atomic_file(place: str, scratch: str) -> Iterator[Path]:
     """A local path to write to; when the block ends, the file appears at ``place`` in one step.
 
     Args:
-        aside: folder for unfinished files, on the same file system and not published. It is not
-            used on a store, where a put is a single step.
+        scratch: unpublished folder on the same file system, for unfinished files. A store does not
+            need it: a put is atomic.
     """
     if is_remote(place):
         with writing(place) as path:
             yield path
         return
-    part = Path(aside, f"{uuid.uuid4().hex}.part")
-    yield part
-    os.replace(part, place)
+    unfinished = Path(scratch, f"{uuid.uuid4().hex}.part")
+    yield unfinished
+    os.replace(unfinished, place)
 
 
 @contextmanager
-def whole_files(folder: str, aside: str, last: str) -> Iterator[Path]:
+def atomic_files(folder: str, scratch: str, last: str) -> Iterator[Path]:
     """A local folder to write to; when the block ends, its files appear in ``folder`` one by one.
 
     Args:
-        aside: as in ``whole_file``.
-        last: name of the file that appears when all others are there.
+        scratch: as in ``atomic_file``.
+        last: name of the file that appears after all others.
     """
     if is_remote(folder):
-        with writing_folder(folder) as made:
-            yield made
+        with writing_folder(folder) as unfinished:
+            yield unfinished
         return
-    made = Path(aside, uuid.uuid4().hex)
-    made.mkdir()
-    yield made
-    for path in sorted(made.iterdir(), key=lambda path: path.name == last):
+    unfinished = Path(scratch, uuid.uuid4().hex)
+    unfinished.mkdir()
+    yield unfinished
+    for path in sorted(unfinished.iterdir(), key=lambda path: path.name == last):
         os.replace(path, join(folder, path.name))
 
 
-def take_whole(source: str, place: str, aside: str) -> None:
-    """Copies or links a published file to ``place`` in one step; ``aside`` as in ``whole_file``."""
+def atomic_copy(source: str, place: str, scratch: str) -> None:
+    """Links or copies a file to ``place`` in one step; ``scratch`` is that of ``atomic_file``."""
     if is_remote(place):
         copy_or_link(source, place)
         return
-    with whole_file(place, aside) as part:
-        copy_or_link(source, str(part))
+    with atomic_file(place, scratch) as unfinished:
+        copy_or_link(source, str(unfinished))

@@ -1,9 +1,11 @@
-"""Survives files that crash a decoder: each worker notes what it reads, which outlives it.
+"""Crash journal: finds the files on which a native decoder ends the worker process.
 
-A crash of native code ends a worker without naming a file. The files that it had in hand are then
-read once more, in a process of its own (``python -m beam.shared.crash_journal``); one on which that
-crashes too is a reject. On Flink, which starts workers anew, the next worker does this. The local
-runner gives up; there the driver does it, and runs the pipeline again without these files.
+Such a crash names no file. So each worker records the files that it is about to read, in a journal
+that outlives it. A separate process (``python -m beam.shared.crash_journal``) then reads the files
+of a dead worker's journal once more. A file on which that process crashes too is a reject.
+
+Flink replaces a dead worker; the new worker reads the journal. The local runner gives up, so there
+the driver reads it, and runs the pipeline again without the crashing files.
 """
 
 from __future__ import annotations
@@ -30,18 +32,18 @@ from schemas.config import SourceConfig
 CRASHED = "crashed"
 """Code of rejects whose decoding ends the process."""
 
-_NOTES = "*.hand"
+_JOURNALS = "*.journal"
 _DEAD_WORKER = re.compile(r"Channel closed prematurely|Worker subprocess exited")
-_NOTE_BYTES = 1 << 18
-_MOST = 20
+_JOURNAL_BYTES = 1 << 18
+_MAX_CRASHING_FILES = 20
 
-Paths = tuple[str, str | None]
-"""Paths of an image and of its mask, below the source."""
+PairPaths = tuple[str, str | None]
+"""Paths of an image and of its mask, if it has one, below the source."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What a job reads, and how."""
+class ReadSettings:
+    """Where a job reads images and masks, and how it decodes them."""
 
     source: str
     config: SourceConfig
@@ -49,38 +51,40 @@ class Reading:
 
 
 class CrashJournal:
-    """A worker's note of the files that it reads, which outlives the process.
+    """A worker's record of the files that it is reading, in a memory-mapped file.
 
-    It is a mapped file: to write it costs no system call.
+    The file outlives the process, and writing to it needs no system call.
     """
 
-    def __init__(self, folder: str, reading: Reading) -> None:
-        self._reading = reading
-        self._note: mmap.mmap | None = None
-        self._suspects = set(_noted(Path(folder)))
+    def __init__(self, folder: str, settings: ReadSettings) -> None:
+        self._settings = settings
+        self._journal: mmap.mmap | None = None
+        self._suspects = set(_recorded_pairs(Path(folder)))
         # A worker on another machine may not see the driver's folder.
-        with suppress(OSError), open(Path(folder, f"{uuid.uuid4().hex}.hand"), "w+b") as file:
-            file.truncate(_NOTE_BYTES)
-            self._note = mmap.mmap(file.fileno(), _NOTE_BYTES)
+        with suppress(OSError), open(Path(folder, f"{uuid.uuid4().hex}.journal"), "w+b") as file:
+            file.truncate(_JOURNAL_BYTES)
+            self._journal = mmap.mmap(file.fileno(), _JOURNAL_BYTES)
 
     @contextmanager
-    def holding(self, pairs: Sequence[Paths]) -> Iterator[frozenset[str]]:
-        """Notes the files that are read during the block, which must not decode those it yields."""
-        crashing = _crashing([one for one in pairs if one in self._suspects], self._reading)
-        if self._note is None:
+    def recording(self, pairs: Sequence[PairPaths]) -> Iterator[frozenset[str]]:
+        """Records the files that are read during the block; yields those it must not decode."""
+        crashing = _find_crashing(
+            [pair for pair in pairs if pair in self._suspects], self._settings
+        )
+        if self._journal is None:
             yield crashing
             return
         text = json.dumps(pairs).encode()
-        if len(text) < _NOTE_BYTES:
-            self._note[: len(text) + 1] = text + b"\0"
+        if len(text) < _JOURNAL_BYTES:
+            self._journal[: len(text) + 1] = text + b"\0"
         try:
             yield crashing
         finally:
-            self._note[0] = 0
+            self._journal[0] = 0
 
 
-def check_crash(path: str, crashed: frozenset[str]) -> None:
-    """Refuses a file on which a decoder crashes.
+def check_no_crash(path: str, crashed: frozenset[str]) -> None:
+    """Rejects a file on which a decoder crashes.
 
     Raises:
         RejectError: crashed.
@@ -93,14 +97,14 @@ def run_without_crashing_files(
     attempt: Callable[[frozenset[str]], None],
     reset: Callable[[], None],
     folder: Path,
-    reading: Reading,
+    settings: ReadSettings,
 ) -> None:
-    """Runs a pipeline, and again without the files that crash it.
+    """Runs a pipeline; runs it again without the crashing files until there are no new ones.
 
     Args:
-        attempt: runs it; takes the paths that it must not decode.
-        reset: removes what a broken attempt has left.
-        folder: where the workers' notes are.
+        attempt: runs the pipeline; takes the paths that it must not decode.
+        reset: removes the output of a failed attempt.
+        folder: folder of the workers' journals and progress counters.
 
     Raises:
         UserError: too many files crash the decoders, or a worker was killed.
@@ -112,17 +116,17 @@ def run_without_crashing_files(
         except UserError:
             raise
         except Exception as error:
-            found = _at_fault(folder, reading, error)
-            if not found:
+            crashing = _find_cause(folder, settings, error)
+            if not crashing:
                 raise
-            crashed |= found
-            if len(crashed) > _MOST:
+            crashed |= crashing
+            if len(crashed) > _MAX_CRASHING_FILES:
                 raise UserError(
-                    f"the decoders crash on more than {_MOST} files of {reading.source!r}, among "
-                    f"them {min(crashed)}; nothing was published: an installed decoder may be "
-                    "damaged, or the files are made to harm"
+                    f"the decoders crash on more than {_MAX_CRASHING_FILES} files of "
+                    f"{settings.source!r}, among them {min(crashed)}; nothing was published: an "
+                    "installed decoder may be damaged, or the files are made to harm"
                 ) from None
-            for path in sorted(found):
+            for path in sorted(crashing):
                 log(f"a worker has crashed on {path}, and so has a second process: left out")
             for counts in folder.glob("*.json"):
                 counts.unlink()
@@ -131,45 +135,45 @@ def run_without_crashing_files(
             return
 
 
-def _at_fault(folder: Path, reading: Reading, error: Exception) -> frozenset[str]:
-    """The files that have ended a pipeline with an error; none if it has other reasons.
+def _find_cause(folder: Path, settings: ReadSettings, error: Exception) -> frozenset[str]:
+    """The files whose crash has caused a pipeline's error; none if it has another cause.
 
     Raises:
-        UserError: a worker was killed, and no file is to blame.
+        UserError: a worker was killed, and no file crashes a decoder.
     """
-    found = _crashing(list(_noted(folder)), reading)
-    for note in folder.glob(_NOTES):
-        note.unlink()
-    if not found and _DEAD_WORKER.search(str(error)):
+    crashing = _find_crashing(list(_recorded_pairs(folder)), settings)
+    for journal in folder.glob(_JOURNALS):
+        journal.unlink()
+    if not crashing and _DEAD_WORKER.search(str(error)):
         raise UserError(
             "a worker process has ended while it worked, and no file is at fault: it was killed, "
             "e.g. by Linux when memory ran out; nothing was published: free some memory, or name "
             "fewer --direct_num_workers, and run again"
         ) from error
-    return found
+    return crashing
 
 
-def _noted(folder: Path) -> Iterator[Paths]:
-    """The files that workers have in hand, or had when they ended."""
-    for path in sorted(folder.glob(_NOTES)):
-        # A worker may be writing its note.
-        with suppress(OSError, ValueError), path.open("rb") as note:
-            # Most have nothing in hand.
-            if note.read(1).strip(b"\0"):
-                note.seek(0)
-                pairs = json.loads(note.read().partition(b"\0")[0])
+def _recorded_pairs(folder: Path) -> Iterator[PairPaths]:
+    """The pairs that workers are reading, or were reading when they ended."""
+    for path in sorted(folder.glob(_JOURNALS)):
+        # A worker may be writing its journal now.
+        with suppress(OSError, ValueError), path.open("rb") as journal:
+            # Most workers are between two reads: the first byte alone says so.
+            if journal.read(1).strip(b"\0"):
+                journal.seek(0)
+                pairs = json.loads(journal.read().partition(b"\0")[0])
                 yield from ((image, mask) for image, mask in pairs)
 
 
-def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
-    """The paths among these on which a process crashes that reads them one after the other."""
-    found = set()
+def _find_crashing(pairs: Sequence[PairPaths], settings: ReadSettings) -> frozenset[str]:
+    """Reads pairs in a separate process; returns the paths on which it crashes."""
+    crashing = set()
     while pairs:
         names = set(SourceConfig.model_fields)
         job = {
-            "source": reading.source,
-            "config": reading.config.model_dump(mode="json", include=names),
-            "taxonomy": reading.taxonomy.model_dump(mode="json"),
+            "source": settings.source,
+            "config": settings.config.model_dump(mode="json", include=names),
+            "taxonomy": settings.taxonomy.model_dump(mode="json"),
             "pairs": pairs,
         }
         done = subprocess.run(
@@ -180,26 +184,26 @@ def _crashing(pairs: Sequence[Paths], reading: Reading) -> frozenset[str]:
             env=child_environment(),
             check=False,
         )
-        begun = done.stdout.splitlines()
+        started = done.stdout.splitlines()
         # Only a signal is a crash; an error in the program itself is not the file's fault.
-        if done.returncode >= 0 or not begun:
+        if done.returncode >= 0 or not started:
             break
-        number, path = json.loads(begun[-1])
-        found.add(path)
+        number, path = json.loads(started[-1])
+        crashing.add(path)
         pairs = pairs[number + 1 :]
-    return frozenset(found)
+    return frozenset(crashing)
 
 
-def _read(reading: Reading, pairs: Iterable[Paths]) -> None:
-    """Reads files as the jobs do; prints each pair's number and path first."""
+def _read(settings: ReadSettings, pairs: Iterable[PairPaths]) -> None:
+    """Decodes files as the jobs do; prints the pair's number and the path before each."""
     for number, (image_path, mask_path) in enumerate(pairs):
         print(json.dumps((number, image_path)), flush=True)
         with suppress(RejectError, OSError):
-            image = png.read_image(read_bytes(join(reading.source, image_path)), reading.config)
+            image = png.read_image(read_bytes(join(settings.source, image_path)), settings.config)
             if mask_path is not None:
-                data = read_bytes(join(reading.source, mask_path))
+                data = read_bytes(join(settings.source, mask_path))
                 print(json.dumps((number, mask_path)), flush=True)
-                masks.read_mask_for(data, image, reading.taxonomy, reading.config)
+                masks.read_mask_for(data, image, settings.taxonomy, settings.config)
 
 
 def main() -> None:
@@ -207,8 +211,8 @@ def main() -> None:
     end_with_parent()
     job = json.load(sys.stdin)
     config = SourceConfig.model_validate(job["config"])
-    reading = Reading(job["source"], config, Taxonomy.model_validate(job["taxonomy"]))
-    _read(reading, job["pairs"])
+    settings = ReadSettings(job["source"], config, Taxonomy.model_validate(job["taxonomy"]))
+    _read(settings, job["pairs"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""ListPairs: classifies the files below a source and pairs them by id; it opens no file."""
+"""ListPairs: lists a source's files, classifies them by path and pairs images with masks by id."""
 
 from __future__ import annotations
 
@@ -17,22 +17,24 @@ UNPAIRED, FILES = "unpaired", "files"
 
 @dataclass
 class ListPairs(beam.PTransform):
-    """Lists the pairs of a source.
+    """Lists the pairs of a source; opens no file.
 
     Attributes:
-        job: name of the counters; progress: their folder.
+        job: namespace of the counters; progress: their folder.
         need_mask: whether an image without a mask is a reject.
-        loose: whether PNGs outside of the layout's places are images.
+        any_png: whether PNGs outside of the layout's folders are images too.
 
-    Returns a dict: ``pairs``, as (id, Pair); ``unpaired``, rejects of files that form no pair;
-    ``files``, the number of files that were listed, under "", and of those skipped, by reason.
+    Returns a dict:
+        pairs: (id, Pair).
+        unpaired: rejects of files that form no pair.
+        files: (reason, number of files skipped for it); under "", the number of all files.
     """
 
     source: RawSource
     job: str
     progress: str
     need_mask: bool = True
-    loose: bool = False
+    any_png: bool = False
 
     def expand(
         self, root: beam.pvalue.PBegin
@@ -41,8 +43,8 @@ class ListPairs(beam.PTransform):
         files = (
             root
             | "Listings" >> beam.Create(self.source.parts(), reshuffle=True)
-            | "ListFiles" >> beam.FlatMap(_entries, self.source, self.loose)
-            | "Deal" >> beam.ParDo(_Deal(self)).with_outputs(UNPAIRED, FILES, main="candidates")
+            | "ListFiles" >> beam.FlatMap(_entries, self.source, self.any_png)
+            | "Route" >> beam.ParDo(_Route(self)).with_outputs(UNPAIRED, FILES, main="candidates")
         )
         paired = (
             files.candidates
@@ -54,15 +56,15 @@ class ListPairs(beam.PTransform):
         return {"pairs": paired.pairs, UNPAIRED: unpaired, FILES: counts}
 
 
-def _entries(part: str, source: RawSource, loose: bool) -> Iterator[Candidate | Reject | Skip]:
-    return (found for _, found in source.entries(part, loose=loose))
+def _entries(part: str, source: RawSource, any_png: bool) -> Iterator[Candidate | Reject | Skip]:
+    return (entry for _, entry in source.entries(part, any_png=any_png))
 
 
-class _Deal(CountingDoFn):
-    """Counts each file and sends it where its kind belongs."""
+class _Route(CountingDoFn):
+    """Counts each file and sends it to the output for its class."""
 
-    def __init__(self, into: ListPairs) -> None:
-        super().__init__(into.job, into.progress)
+    def __init__(self, transform: ListPairs) -> None:
+        super().__init__(transform.job, transform.progress)
 
     def process(
         self, element: Candidate | Reject | Skip
@@ -78,17 +80,17 @@ class _Deal(CountingDoFn):
 
 
 class _Pair(CountingDoFn):
-    def __init__(self, into: ListPairs) -> None:
-        super().__init__(into.job, into.progress)
-        self._need_mask = into.need_mask
+    def __init__(self, transform: ListPairs) -> None:
+        super().__init__(transform.job, transform.progress)
+        self._need_mask = transform.need_mask
 
     def process(
         self, element: tuple[str, Iterable[Candidate]]
     ) -> Iterator[tuple[str, Pair] | beam.pvalue.TaggedOutput]:
-        for one in pairing.pair(element[1], need_mask=self._need_mask):
-            if isinstance(one, Pair):
+        for result in pairing.pair_candidates(element[1], need_mask=self._need_mask):
+            if isinstance(result, Pair):
                 self.counters.add("paired")
-                yield one.id, one
+                yield result.id, result
             else:
-                self.counters.add(f"rejected.{one.code}")
-                yield beam.pvalue.TaggedOutput(UNPAIRED, one)
+                self.counters.add(f"rejected.{result.code}")
+                yield beam.pvalue.TaggedOutput(UNPAIRED, result)

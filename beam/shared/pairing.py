@@ -1,4 +1,4 @@
-"""Plain functions that pair images with masks by their file paths; they open no file."""
+"""Classifies files by path as images or masks, and pairs them by id; opens no file."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from runtime.listing import SourceFile
 from schemas.config import SourceConfig
 from schemas.raw_layout import PathMatch, RawLayout
 
-_IMAGES = frozenset(
+_IMAGE_SUFFIXES = frozenset(
     {".avif", ".bmp", ".exr", ".gif", ".heic", ".jp2", ".jpe", ".jpeg", ".jpg", ".jxl", ".npy"}
     | {".pgm", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
-"""Suffixes of files that someone may take for an image or mask."""
+"""A file with another suffix is skipped; with one of these, it is read or rejected."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
     """An input that is left out: its id, its path below the source root, at which stage and why.
 
-    ``sha256`` is the hash of its bytes, if the job has computed it to recognise the reject later;
-    ``is_mask`` marks a mask that found no pair.
+    Attributes:
+        sha256: hash of its bytes, by which a later run recognises it; None if they were not read.
+        is_mask: whether it is a mask without an image.
     """
 
     id: str
@@ -40,7 +41,7 @@ class Pair:
     """An image and, if there is one, its mask, under one id.
 
     Attributes:
-        split, group: as a list of pairs says; None if it does not.
+        split, group: as given by a list of pairs, if there is one.
     """
 
     id: str
@@ -52,9 +53,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An image or mask file that has not been paired yet; ``key`` is that of its pair.
+    """An image or mask file before pairing.
 
-    ``split`` and ``group`` are those of the pair.
+    Attributes:
+        key: equal for an image and its mask.
+        split, group: those of the pair.
     """
 
     id: str
@@ -67,14 +70,14 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A file that is none of a job's business, and why."""
+    """A file that a job ignores, and why."""
 
     path: str
     reason: str
 
 
-def check_bytes(size: int, config: SourceConfig) -> None:
-    """Refuses a file by its listed size, in bytes, before it is read.
+def check_size(size: int, config: SourceConfig) -> None:
+    """Rejects a file by its listed size, in bytes, before it is read.
 
     Raises:
         RejectError: too_large.
@@ -90,19 +93,19 @@ def is_png(path: str) -> bool:
     return path.lower().endswith(".png")
 
 
-def candidate(  # noqa: PLR0911 - one line for each kind of file
-    file: SourceFile, layout: RawLayout, *, loose: bool = False
+def classify_file(  # noqa: PLR0911 - one line for each kind of file
+    file: SourceFile, layout: RawLayout, *, any_png: bool = False
 ) -> Candidate | Reject | Skip:
     """Classifies a file: an image or a mask, a reject, or a file to skip.
 
     Args:
-        loose: treats every PNG outside of the layout's places as an image.
+        any_png: whether every PNG outside of the layout's folders is an image.
     """
     if file.skipped:
         return Skip(file.path, file.skipped)
     path = PurePosixPath(file.path)
     found = layout.match(file.path)
-    if found is None and not (loose and is_png(file.path)):
+    if found is None and not (any_png and is_png(file.path)):
         return Skip(file.path, "outside the layout")
     sample_id = found.id if found else str(path.with_suffix(""))
     is_mask = found is not None and found.is_mask
@@ -113,17 +116,17 @@ def candidate(  # noqa: PLR0911 - one line for each kind of file
         message = "expected a file name in UTF-8"
         return Reject(shown_id, shown, "pair", "name", message, is_mask=is_mask)
     if found and not found.suffix_fits:
-        return _unfit(file, found, layout)
+        return _wrong_suffix(file, found, layout)
     if found:
         return Candidate(sample_id, found.key, found.is_mask, file)
     return Candidate(sample_id, sample_id, is_mask=False, file=file)
 
 
-def _unfit(file: SourceFile, found: PathMatch, layout: RawLayout) -> Reject | Skip:
-    """What becomes of a file that lies where images or masks do, but has another suffix."""
+def _wrong_suffix(file: SourceFile, found: PathMatch, layout: RawLayout) -> Reject | Skip:
+    """Classifies a file in a folder of images or masks that has an unexpected suffix."""
     path = PurePosixPath(file.path)
     suffix = path.suffix.strip().lower()
-    if suffix not in _IMAGES:
+    if suffix not in _IMAGE_SUFFIXES:
         return Skip(file.path, f"no image ({suffix or 'no suffix'})")
     if suffix != path.suffix.lower():
         message = f"expected a name that ends in {suffix}, found {path.name!r}; rename it"
@@ -141,31 +144,28 @@ def _is_text(path: str) -> bool:
     return True
 
 
-def pair(candidates: Iterable[Candidate], *, need_mask: bool = True) -> Iterator[Pair | Reject]:
+def pair_candidates(
+    candidates: Iterable[Candidate], *, need_mask: bool = True
+) -> Iterator[Pair | Reject]:
     """Yields the pair that an id's candidates form, or a reject for each file if they form none.
 
-    If an id has several images (or masks), or an image and a mask whose folders differ elsewhere,
-    all its files are rejected, because nothing shows which one is meant.
+    An id is ambiguous if it has several images or several masks, or if its image and mask have
+    different keys. Then all its files are rejected.
     """
-    found = sorted(candidates, key=lambda one: one.file.path)
-    images = [one.file for one in found if not one.is_mask]
-    masks = [one.file for one in found if one.is_mask]
-    if len(images) > 1 or len(masks) > 1 or len({one.key for one in found}) > 1:
-        paths = ", ".join(one.file.path for one in found)
-        for one in found:
-            yield Reject(
-                one.id,
-                one.file.path,
-                "pair",
-                "ambiguous",
-                f"expected one image and one mask, found {paths}",
-                is_mask=one.is_mask,
-            )
+    ordered = sorted(candidates, key=lambda candidate: candidate.file.path)
+    first = ordered[0]
+    images = [candidate.file for candidate in ordered if not candidate.is_mask]
+    masks = [candidate.file for candidate in ordered if candidate.is_mask]
+    if len(images) > 1 or len(masks) > 1 or len({candidate.key for candidate in ordered}) > 1:
+        paths = ", ".join(candidate.file.path for candidate in ordered)
+        message = f"expected one image and one mask, found {paths}"
+        for one in ordered:
+            path, is_mask = one.file.path, one.is_mask
+            yield Reject(one.id, path, "pair", "ambiguous", message, is_mask=is_mask)
     elif not images:
         message = "no image beside this mask"
-        yield Reject(found[0].id, masks[0].path, "pair", "no_image", message, is_mask=True)
+        yield Reject(first.id, masks[0].path, "pair", "no_image", message, is_mask=True)
     elif not masks and need_mask:
-        yield Reject(found[0].id, images[0].path, "pair", "no_mask", "no mask beside this image")
+        yield Reject(first.id, images[0].path, "pair", "no_mask", "no mask beside this image")
     else:
-        one = found[0]
-        yield Pair(one.id, images[0], masks[0] if masks else None, one.split, one.group)
+        yield Pair(first.id, images[0], masks[0] if masks else None, first.split, first.group)

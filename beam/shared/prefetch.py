@@ -1,4 +1,4 @@
-"""Hides a store's latency by reading several files at once, or the next files in advance."""
+"""Prefetch: hides a store's latency by reading several files at once, or the next in advance."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from runtime.storage import CONCURRENT_REQUESTS, is_remote
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_SEVERAL = 32
+_BATCH_SIZE = 32
 
 
 @dataclass
-class ReadTogether(beam.PTransform):
-    """Groups elements into lists: of several if their files are on a store, else of one.
+class BatchReads(beam.PTransform):
+    """Groups elements into lists that are read together: several on a store, one elsewhere.
 
     Attributes:
-        source: where the files are.
+        source: path or URI of the files' root.
     """
 
     source: str
@@ -32,24 +32,24 @@ class ReadTogether(beam.PTransform):
     def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[list[Any]]:
         """The graph: one step."""
         if is_remote(self.source):
-            return elements | "Several" >> beam.BatchElements(_SEVERAL, _SEVERAL)
-        return elements | "Alone" >> beam.Map(lambda one: [one])
+            return elements | "Batch" >> beam.BatchElements(_BATCH_SIZE, _BATCH_SIZE)
+        return elements | "Single" >> beam.Map(lambda element: [element])
 
 
 def prefetch(
     work: Callable[[Item], Result], items: Iterable[Item], place: str
 ) -> Iterator[tuple[Item, Callable[[], Result]]]:
-    """Yields each item with a function that returns its result.
+    """Yields each item with a function that returns the result of ``work``.
 
-    On a store, work on the next items starts before their results are asked for.
+    On a store, threads work ahead on the next items.
     """
     if not is_remote(place):
         yield from ((item, partial(work, item)) for item in items)
         return
     with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
-        begun: deque[tuple[Item, Callable[[], Result]]] = deque()
+        pending: deque[tuple[Item, Callable[[], Result]]] = deque()
         for item in items:
-            begun.append((item, pool.submit(work, item).result))
-            if len(begun) > CONCURRENT_REQUESTS:
-                yield begun.popleft()
-        yield from begun
+            pending.append((item, pool.submit(work, item).result))
+            if len(pending) > CONCURRENT_REQUESTS:
+                yield pending.popleft()
+        yield from pending

@@ -1,7 +1,7 @@
-"""Counters that are visible while a job runs, on any runner.
+"""Progress of a running job: counters of the workers, printed by the driver.
 
-Each counter is a Beam metric, which the web pages of Flink and Dataflow show. Workers on this
-machine also write their counts to small files, which the driver adds up and prints.
+Each counter is a Beam metric, so the web pages of Flink and Dataflow show it. Workers on this
+machine also write their counts to files, which the driver adds up and prints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from apache_beam.metrics import Metrics
 
 _INTERVAL_S = 1.0
 
-_ENDED = ("read", "kept", "predicted")
+_DONE = ("read", "kept", "predicted")
 _REJECTED = "rejected."
 
 
@@ -43,7 +43,7 @@ class Counters:
             self.flush()
 
     def flush(self) -> None:
-        """Writes the counts; a failure affects only the displayed progress, never the job."""
+        """Writes the counts; a failure to write affects the displayed progress alone."""
         self._written = time.monotonic()
         try:
             with open(f"{self._path}.part", "w", encoding="utf-8") as file:
@@ -54,15 +54,15 @@ class Counters:
 
 
 class CountingDoFn(beam.DoFn):
-    """A step that counts what it does, in ``self.counters``."""
+    """Base class of steps that count what they process, in ``self.counters``."""
 
     def __init__(self, job: str, folder: str) -> None:
-        self._counted_as = job
+        self._counters_job = job
         self._counters_folder = folder
 
     def setup(self) -> None:
         """Called by Beam once for each worker, before its first bundle."""
-        self.counters = Counters(self._counted_as, self._counters_folder)
+        self.counters = Counters(self._counters_job, self._counters_folder)
 
     def finish_bundle(self) -> None:
         """Called by Beam after each bundle."""
@@ -70,19 +70,18 @@ class CountingDoFn(beam.DoFn):
 
 
 @contextmanager
-def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
+def show_progress(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
     """Prints the sum of all workers' counters to standard error while the block runs.
 
     Args:
-        total: number of inputs to process.
-        unit: what is counted, e.g. ``pairs``.
+        total: number of inputs; unit: their name, e.g. ``pairs``.
     """
     folder.mkdir()
     stop = threading.Event()
     started = time.monotonic()
 
     def report(last: str) -> str:
-        line = describe(_total(folder), total, unit)
+        line = progress_line(_sum_counts(folder), total, unit)
         if line != last:
             elapsed = time.monotonic() - started
             print(f"{job}: {elapsed:5.1f} s  {line}", file=sys.stderr, flush=True)
@@ -103,16 +102,14 @@ def watched(job: str, folder: Path, total: int, unit: str) -> Iterator[None]:
         report("")
 
 
-def describe(counts: Counter[str], total: int, unit: str) -> str:
-    """One line: the share that is done, then each counter that is not zero."""
+def progress_line(counts: Counter[str], total: int, unit: str) -> str:
+    """The share of inputs that are done, then each counter that is not zero, in one line."""
     if not counts:
         return "starting workers"
     rejected = sorted(name for name in counts if name.startswith(_REJECTED))
-    done = sum(counts[name] for name in (*_ENDED, *rejected))
+    done = sum(counts[name] for name in (*_DONE, *rejected))
     parts = [f"{min(done, total):,} of {total:,} {unit} done ({min(done / total, 1):.0%})"]
-    parts += [
-        f"{counts[name]:,} {name}" for name in ("paired", *_ENDED, "left out") if counts[name]
-    ]
+    parts += [f"{counts[name]:,} {name}" for name in ("paired", *_DONE, "left out") if counts[name]]
     if counts["written"]:
         parts.append(f"{counts['written']:,} written")
     if counts["bytes"]:
@@ -121,8 +118,8 @@ def describe(counts: Counter[str], total: int, unit: str) -> str:
     return ", ".join(parts)
 
 
-def _total(folder: Path) -> Counter[str]:
-    total: Counter[str] = Counter()
+def _sum_counts(folder: Path) -> Counter[str]:
+    counts: Counter[str] = Counter()
     for path in folder.glob("*.json"):
-        total.update(json.loads(path.read_text(encoding="utf-8")))
-    return total
+        counts.update(json.loads(path.read_text(encoding="utf-8")))
+    return counts

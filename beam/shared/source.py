@@ -1,4 +1,4 @@
-"""A source of raw pairs: what lies below it, or what a list of pairs names, one file at a time."""
+"""A source of raw images and masks: streams its files from a folder, a list or an inventory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from beam.shared.pairing import Candidate, Reject, Skip, candidate
+from beam.shared.pairing import Candidate, Reject, Skip, classify_file
 from beam.shared.staged_listing import read_listing, write_listing
 from runtime import listing
 from runtime.archive import is_archive
@@ -24,10 +24,10 @@ class RawSource:
 
     Attributes:
         place: path or URI of a folder, or path of an archive.
-        layout: where images and masks lie below it.
-        pairs: path or URI of a list that names them instead; empty if there is none.
-        inventory: path or URI of a table of the files, which then are not listed.
-        listed: files of an earlier listing, which then is not made again.
+        layout: patterns of the images' and masks' paths below it.
+        pairs: path or URI of a list of pairs that replaces the layout; empty if there is none.
+        inventory: path or URI of a table of files that replaces listing; empty if there is none.
+        listed: Parquet files of an earlier listing, which is then read instead.
     """
 
     place: str
@@ -37,13 +37,13 @@ class RawSource:
     listed: tuple[str, ...] = ()
 
     def parts(self) -> list[str]:
-        """Parts of the listing that workers can read at the same time."""
+        """Parts of the listing, which workers can read in parallel."""
         if self.listed:
             return list(self.listed)
         return inventory_tables(self.inventory) if self.inventory else [""]
 
     def files(self, part: str = "") -> Iterator[SourceFile]:
-        """Yields all files below the source, or those of a part, also those that are skipped.
+        """Yields the files of a part, or all of them; also those to skip.
 
         Raises:
             UserError: a folder cannot be listed, or the inventory is invalid.
@@ -58,52 +58,52 @@ class RawSource:
             yield from listing.walk_all(self.place)
 
     def entries(
-        self, part: str = "", *, loose: bool = False, into: str = ""
+        self, part: str = "", *, any_png: bool = False, listing_folder: str = ""
     ) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
-        """Yields each file with what it is; it opens none.
+        """Yields each file with its class; opens none.
 
         Args:
             part: one of ``parts``; all of them by default.
-            loose: treats every PNG outside of the layout's places as an image.
-            into: local folder in which the listing is written.
+            any_png: whether every PNG outside of the layout's folders is an image.
+            listing_folder: local folder for a copy of the listing; empty for none.
 
         Raises:
             UserError: a folder cannot be listed, or the list of pairs or files is invalid.
         """
         if self.pairs:
-            yield from self._listed()
+            yield from self._entries_of_pair_list()
             return
         files = self.files(part)
-        for file in write_listing(files, into) if into else files:
-            yield file, candidate(file, self.layout, loose=loose)
+        for file in write_listing(files, listing_folder) if listing_folder else files:
+            yield file, classify_file(file, self.layout, any_png=any_png)
 
-    def _listed(self) -> Iterator[tuple[SourceFile, Candidate | Reject | Skip]]:
+    def _entries_of_pair_list(self) -> Iterator[tuple[SourceFile, Candidate | Reject]]:
         find = _finder(self.place)
         for pair in read_pair_list(self.pairs):
             for path, is_mask in ((pair.image, False), (pair.mask, True)):
                 if path is None:
                     continue
                 file = find(path)
-                found: Candidate | Reject
                 if file.error:
-                    found = Reject(pair.id, path, "pair", "missing", file.error, is_mask=is_mask)
+                    message = file.error
+                    yield file, Reject(pair.id, path, "pair", "missing", message, is_mask=is_mask)
                 else:
-                    found = Candidate(pair.id, pair.id, is_mask, file, pair.split, pair.group)
-                yield file, found
+                    split, group = pair.split, pair.group
+                    yield file, Candidate(pair.id, pair.id, is_mask, file, split, group)
 
 
 def source_of(place: str, config: SourceConfig) -> RawSource:
-    """The source that a job's parameters name.
+    """The source that a job's configuration names.
 
     Raises:
         UserError: there is no such layout, or its patterns are invalid.
     """
-    pairs, inventory = (absolute(one) if one else "" for one in (config.pairs, config.inventory))
+    pairs, inventory = (path and absolute(path) for path in (config.pairs, config.inventory))
     return RawSource(absolute(place), layout_of(config), pairs, inventory)
 
 
 def _finder(place: str) -> Callable[[str], SourceFile]:
-    """Finds a file by its path: at once on a file system, elsewhere in a listing of everything."""
+    """Looks up files by path: directly on a file system, else in a listing of the whole source."""
     if is_remote(place) or is_archive(place):
         known = {file.path: file for file in listing.walk(place)}
         return lambda path: known.get(path) or SourceFile(path, 0, 0, error="there is no such file")

@@ -1,4 +1,4 @@
-"""What a source contains, judged by its listing alone: how much, and whether it has changed."""
+"""Digest of a source's listing: counts, bytes and a hash that shows whether anything changed."""
 
 from __future__ import annotations
 
@@ -13,122 +13,122 @@ from beam.shared.source import RawSource
 from runtime.errors import UserError
 from schemas.raw_layout import builtin_layouts, load_layout
 
-_PACKED = re.compile(r"\.(zip|tar|tar\.\w+|tgz|7z|rar)$", re.IGNORECASE)
+_ARCHIVE = re.compile(r"\.(zip|tar|tar\.\w+|tgz|7z|rar)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class SourceDigest:
-    """What a source contains, judged by its listing alone.
+    """What a source's listing says about it.
 
     Attributes:
-        images, masks: files in the layout's places.
-        loose_pngs: PNG files outside of them.
-        size: total bytes of the files that matter to a job.
-        digest: of path, size and modification time of these files, whatever their order.
+        images, masks: number of files that match the layout.
+        other_pngs: number of PNG files that do not.
+        size: total bytes of all files but those that are skipped.
+        digest: hash of the path, size and modification time of these files, in any order.
     """
 
     images: int
     masks: int
-    loose_pngs: int
+    other_pngs: int
     size: int
     digest: str
 
 
-def digest_source(source: RawSource, into: str = "") -> SourceDigest:
-    """Lists a source once, one file at a time; ``into`` as in ``RawSource.entries``."""
-    found = {True: 0, False: 0}
-    loose = size = total = 0
-    for file, one in source.entries(into=into):
+def digest_source(source: RawSource, listing_folder: str = "") -> SourceDigest:
+    """Lists a source once, one file at a time; ``listing_folder`` as in ``RawSource.entries``."""
+    images = masks = other_pngs = size = total = 0
+    for file, entry in source.entries(listing_folder=listing_folder):
         text = f"{file.path}\0{file.size}\0{file.modified}"
-        if isinstance(one, Candidate):
+        if isinstance(entry, Candidate):
             if source.pairs:
-                # A path does not say to which pair a list assigns it.
-                text += f"\0{one.id}\0{one.split}\0{one.group}"
-            found[one.is_mask] += 1
-        elif isinstance(one, Skip):
+                # A list may assign the same path to another pair.
+                text += f"\0{entry.id}\0{entry.split}\0{entry.group}"
+            masks += entry.is_mask
+            images += not entry.is_mask
+        elif isinstance(entry, Skip):
             if file.skipped or not pairing.is_png(file.path):
                 continue
-            loose += 1
+            other_pngs += 1
         size += file.size
+        # A sum does not depend on the order of the files.
         total += int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=16).digest())
-    return SourceDigest(found[False], found[True], loose, size, f"{total % 2**128:032x}")
+    return SourceDigest(images, masks, other_pngs, size, f"{total % 2**128:032x}")
 
 
-def digest_pairs(source: RawSource, into: str = "") -> SourceDigest:
-    """Lists a source that holds pairs.
+def digest_pairs(source: RawSource, listing_folder: str = "") -> SourceDigest:
+    """Lists a source of image/mask pairs.
 
     Raises:
-        UserError: there is no image, or no mask, in the layout's places; names a layout that fits.
+        UserError: no image or no mask matches the layout; names a layout that fits.
     """
-    found = digest_source(source, into)
-    if source.pairs and not (found.images and found.masks):
-        raise UserError(
-            f"--pairs {source.pairs!r} names no pair whose files are below {source.place!r}: found "
-            f"{found.images} images and {found.masks} masks"
-        )
-    if not found.images or not found.masks:
-        raise UserError(
-            f"source {source.place!r}{_named(source)} holds no pairs: found {found.images} images "
-            f"and {found.masks} masks; expected {source.layout.places}{_hint(source)}"
-        )
-    return found
+    digest = digest_source(source, listing_folder)
+    if digest.images and digest.masks:
+        return digest
+    found = f"found {digest.images} images and {digest.masks} masks"
+    if source.pairs:
+        files = f"files are below {source.place!r}"
+        raise UserError(f"--pairs {source.pairs!r} names no pair whose {files}: {found}")
+    raise UserError(
+        f"source {source.place!r}{_by_inventory(source)} holds no pairs: {found}; expected "
+        f"{source.layout.places}{_layout_hint(source)}"
+    )
 
 
-def digest_images(source: RawSource, into: str = "") -> SourceDigest:
+def digest_images(source: RawSource, listing_folder: str = "") -> SourceDigest:
     """Lists a source of images to predict, with or without masks.
 
     Raises:
-        UserError: there is no image; or none in the layout's places, but masks of another layout,
-            which must not be taken for images.
+        UserError: there is no image; or no image matches the layout, but the files match another
+            layout, whose masks must not be taken for images.
     """
-    found = digest_source(source, into)
+    digest = digest_source(source, listing_folder)
+    if digest.images:
+        return digest
     if source.pairs:
-        if not found.images:
-            raise UserError(f"--pairs {source.pairs!r} names no image below {source.place!r}")
-        return found
-    if not found.images and (other := _fitting(source)):
+        raise UserError(f"--pairs {source.pairs!r} names no image below {source.place!r}")
+    if other := _best_layout(source):
         raise UserError(
             f"source {source.place!r} holds no images in {source.layout.places}, but images and "
             f"masks of layout {other}: pass --layout {other}, or a folder of images alone"
         )
-    if not found.images and not found.loose_pngs:
+    if not digest.other_pngs:
         raise UserError(
-            f"source {source.place!r}{_named(source)} holds no PNG image{_packed(source)}"
+            f"source {source.place!r}{_by_inventory(source)} holds no PNG image"
+            f"{_archive_hint(source)}"
         )
-    return found
+    return digest
 
 
-def _named(source: RawSource) -> str:
+def _by_inventory(source: RawSource) -> str:
     return f", as --inventory {source.inventory!r} says," if source.inventory else ""
 
 
-def _hint(source: RawSource) -> str:
-    if packed := _packed(source):
-        return packed
-    other = _fitting(source)
-    if other:
+def _layout_hint(source: RawSource) -> str:
+    if hint := _archive_hint(source):
+        return hint
+    if other := _best_layout(source):
         return f"; these files fit --layout {other}"
-    names = ", ".join(one for one in builtin_layouts() if one != source.layout.name)
+    names = ", ".join(name for name in builtin_layouts() if name != source.layout.name)
     return f"; other layouts are {names}, or name patterns with --images and --masks"
 
 
-def _packed(source: RawSource) -> str:
-    """What to do about archives that a source holds."""
-    found = next((one.path for one in source.files() if _PACKED.search(one.path)), "")
-    return f"; it holds {found}: pass a .zip or .tar as the source, unpack others" if found else ""
+def _archive_hint(source: RawSource) -> str:
+    """What to do with an archive in a source; empty if there is none."""
+    path = next((file.path for file in source.files() if _ARCHIVE.search(file.path)), "")
+    return f"; it holds {path}: pass a .zip or .tar as the source, unpack others" if path else ""
 
 
-def _fitting(source: RawSource) -> str | None:
-    """The built-in layout with most pairs of files in a source, if any has one."""
-    others = [load_layout(name) for name in builtin_layouts() if name != source.layout.name]
-    seen: dict[str, tuple[set[str], set[str]]] = {one.name: (set(), set()) for one in others}
+def _best_layout(source: RawSource) -> str | None:
+    """The other built-in layout that finds most pairs in a source; None if none finds any."""
+    layouts = [load_layout(name) for name in builtin_layouts() if name != source.layout.name]
+    keys: dict[str, tuple[set[str], set[str]]] = {one.name: (set(), set()) for one in layouts}
     for file in source.files():
         if file.skipped or file.error:
             continue
-        for one in others:
-            found = one.match(file.path)
+        for layout in layouts:
+            found = layout.match(file.path)
             if found and found.suffix_fits:
-                seen[one.name][found.is_mask].add(found.key)
-    pairs = {name: len(images & masks) for name, (images, masks) in seen.items()}
+                keys[layout.name][found.is_mask].add(found.key)
+    pairs = {name: len(images & masks) for name, (images, masks) in keys.items()}
     best = max(pairs, key=lambda name: pairs[name])
     return best if pairs[best] else None

@@ -1,10 +1,10 @@
-"""The listing of a source in files, so that a job lists it once and workers read it in parallel."""
+"""A source's listing as Parquet files: a job lists it once, and workers read the parts."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,10 +16,10 @@ from runtime.listing import SourceFile
 from runtime.parquet import read_table
 from runtime.storage import join
 
-_MOST = 100_000
-"""Files of the source in each file of the listing."""
+_MAX_FILES = 100_000
+"""Source files in one Parquet file."""
 
-# A name need not be valid UTF-8.
+# Paths are binary: a name need not be valid UTF-8.
 _SCHEMA = pa.schema(
     [
         ("path", pa.binary()),
@@ -34,33 +34,31 @@ _SCHEMA = pa.schema(
 def write_listing(files: Iterable[SourceFile], folder: str) -> Iterator[SourceFile]:
     """Passes files on, and writes them to ``listing-00000.parquet`` and so on in a local folder."""
     stream = iter(files)
-    number = 0
-    while some := list(islice(stream, _MOST)):
+    for number in count():
+        if not (part := list(islice(stream, _MAX_FILES))):
+            return
         rows = [
-            (os.fsencode(one.path), one.size, one.modified, one.skipped, one.error) for one in some
+            (os.fsencode(file.path), file.size, file.modified, file.skipped, file.error)
+            for file in part
         ]
         columns = [
             pa.array(values, field.type)
             for values, field in zip(zip(*rows, strict=True), _SCHEMA, strict=True)
         ]
-        pq.write_table(
-            pa.table(columns, schema=_SCHEMA),
-            Path(folder, f"listing-{number:05d}.parquet"),
-            compression="zstd",
-        )
-        number += 1
-        yield from some
+        path = Path(folder, f"listing-{number:05d}.parquet")
+        pq.write_table(pa.table(columns, schema=_SCHEMA), path, compression="zstd")
+        yield from part
 
 
 def read_listing(place: str) -> Iterator[SourceFile]:
-    """Yields the files that one of these files lists."""
+    """Yields the source files of one part."""
     for batch in read_table(place).to_batches(10_000):
         for path, *others in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             yield SourceFile(os.fsdecode(path), *others)
 
 
 def staged_listing(folder: str, staging: str) -> tuple[str, ...]:
-    """Copies a listing from a local folder to where all workers see it; returns its files."""
+    """Copies a listing from a local folder to the staging folder; returns its parts."""
     target = join(staging, "listing")
     stages.make_folders(target)
     places = []

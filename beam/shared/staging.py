@@ -1,7 +1,7 @@
-"""Staging folders for work in progress, and the renames and copies that publish it.
+"""Staging folders for unpublished work, and the atomic rename or ordered copy that publishes it.
 
-On a local file system, one rename publishes a whole folder. An object store has no such operation:
-there, files are copied one by one, and the file that names all the others is copied last.
+On a local file system, one rename publishes a whole folder. An object store cannot rename, so files
+are copied one by one, and the file that names all others comes last.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from schemas.layout import STAGING_PREFIX
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
-_DEAD_AFTER_S = 7 * 24 * 3600
-"""Age, in seconds, at which unfinished work on a store can no longer belong to a running job."""
+_ABANDONED_AFTER_S = 7 * 24 * 3600
+"""Age, in seconds, at which unpublished files on a store cannot belong to a running job."""
 
 _HEARTBEAT = "heartbeat"
-"""Object in a staging folder on a store that a running job keeps writing."""
+"""Name of the object that a running job rewrites in its staging folder on a store."""
 
-_BEAT_S, _SILENT_S = 300.0, 24 * 3600
-"""Seconds from one beat to the next, and without one after which the job is dead."""
+_HEARTBEAT_S, _HEARTBEAT_TIMEOUT_S = 300.0, 24 * 3600
+"""Seconds between two heartbeats, and since the last one of a job that counts as dead."""
 
-_TIME = "%Y%m%dT%H%M%S"
+_TIME_FORMAT = "%Y%m%dT%H%M%S"
 
 
 def make_output(output: str) -> str:
@@ -67,8 +67,8 @@ def make_folders(*folders: str) -> None:
             Path(folder).mkdir(parents=True)
 
 
-def clear(*folders: str) -> None:
-    """Empties folders of the staging folder."""
+def empty_folders(*folders: str) -> None:
+    """Empties folders below the staging folder."""
     for folder in folders:
         if is_remote(folder):
             storage.remove_tree(folder)
@@ -78,21 +78,22 @@ def clear(*folders: str) -> None:
 
 
 @contextmanager
-def staging(parent: str) -> Iterator[str]:
-    """A folder for work in progress below ``parent``; it is removed when the block ends.
+def staging_folder(parent: str) -> Iterator[str]:
+    """A folder for unpublished work below ``parent``, removed when the block ends.
 
-    A killed process leaves its folder behind, and the next process that stages there removes it. A
-    running process holds a lock on a file beside its folder, and the lock ends with the process; on
-    a store, it writes a heartbeat.
+    A killed process leaves its folder behind; the next process that stages there removes it. It
+    recognises a running process by the lock on a file beside the folder, which ends with the
+    process, or on a store by the heartbeat.
     """
     remove_dead_staging(parent)
     if is_remote(parent):
-        folder = join(parent, f"{STAGING_PREFIX}{datetime.now(UTC):{_TIME}}-{uuid.uuid4().hex[:8]}")
+        started = f"{datetime.now(UTC):{_TIME_FORMAT}}"
+        folder = join(parent, f"{STAGING_PREFIX}{started}-{uuid.uuid4().hex[:8]}")
         try:
             with _heartbeat(folder):
                 yield folder
         finally:
-            # If it cannot be removed now, a later job removes it as a dead job's folder.
+            # A later job removes it as a dead job's folder if this fails.
             with suppress(UserError):
                 storage.remove_tree(folder)
         return
@@ -109,8 +110,8 @@ def staging(parent: str) -> Iterator[str]:
 
 
 @contextmanager
-def own_folder(staging: str) -> Iterator[Path]:
-    """A local folder that no other machine needs: the staging folder itself, if it is local."""
+def local_work_folder(staging: str) -> Iterator[Path]:
+    """A local folder for files that only this machine reads: the staging folder if it is local."""
     if not is_remote(staging):
         yield Path(staging)
         return
@@ -133,23 +134,23 @@ def remove_dead_staging(parent: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def is_old(modified: float) -> bool:
-    """True if a job that wrote to a store at this time (epoch seconds) can no longer be running."""
-    return time.time() - modified > _DEAD_AFTER_S
+def is_abandoned(modified: float) -> bool:
+    """True if an object last written at this time (epoch seconds) cannot be a running job's."""
+    return time.time() - modified > _ABANDONED_AFTER_S
 
 
 @contextmanager
 def _heartbeat(folder: str) -> Iterator[None]:
-    """Keeps writing the heartbeat of a staging folder on a store during a block."""
+    """Rewrites the heartbeat of a staging folder on a store while the block runs."""
     stop = threading.Event()
 
     def beat() -> None:
-        # A store that does not answer now may at the next beat.
+        # A store that is away now may answer at the next beat.
         with suppress(UserError, OSError):
             storage.write_bytes(join(folder, _HEARTBEAT), b"")
 
     def keep_beating() -> None:
-        while not stop.wait(_BEAT_S):
+        while not stop.wait(_HEARTBEAT_S):
             beat()
 
     beat()
@@ -165,12 +166,13 @@ def _heartbeat(folder: str) -> Iterator[None]:
 
 def _is_dead(folder: str) -> bool:
     with suppress(OSError):
-        return time.time() - storage.modified(join(folder, _HEARTBEAT)) > _SILENT_S
+        return time.time() - storage.modified(join(folder, _HEARTBEAT)) > _HEARTBEAT_TIMEOUT_S
     started = folder.rpartition(STAGING_PREFIX)[2].partition("-")[0]
     try:
-        return is_old(datetime.strptime(started, _TIME).replace(tzinfo=UTC).timestamp())
+        time_of_start = datetime.strptime(started, _TIME_FORMAT).replace(tzinfo=UTC)
     except ValueError:
         return False
+    return is_abandoned(time_of_start.timestamp())
 
 
 def _locked_file(parent: Path) -> IO[bytes]:
@@ -178,17 +180,17 @@ def _locked_file(parent: Path) -> IO[bytes]:
         lock = tempfile.NamedTemporaryFile(  # noqa: SIM115 - lives as long as the staging folder
             dir=parent, prefix=STAGING_PREFIX, suffix=".lock", delete=False
         )
-        # Before the new file is locked, another process may take it for a dead job's and remove it.
+        # Until it is locked, another process may take it for a dead job's file and remove it.
         if try_lock(lock) and os.path.exists(lock.name):
             return lock
         lock.close()
 
 
 def publish(staged: str, final: str, last: str) -> None:
-    """Publishes a staged folder at its final place and replaces the folder that was there.
+    """Publishes a staged folder as ``final``, replacing the folder that is there.
 
-    On a local file system, readers see either the whole old folder or the whole new one; both must
-    be on the same file system. On a store, a folder exists once its file ``last`` exists.
+    On a local file system, readers see the whole old folder or the whole new one; both must be on
+    the same file system. On a store, a folder counts as published once its file ``last`` exists.
     """
     if is_remote(final):
         names = [file.path for file in listing.files(staged)]
@@ -204,17 +206,17 @@ def publish(staged: str, final: str, last: str) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Has the kernel write a folder's files and names to the disk.
+    """Flushes a folder's files and names to the disk (fsync).
 
-    Else a power cut soon after a rename may leave the new name, and files without content.
+    Otherwise a power cut soon after a rename may leave the new name and empty files.
     """
     for base, _, names in os.walk(folder):
         for path in (*(os.path.join(base, name) for name in names), base):
-            sync_one(path)
+            sync_path(path)
 
 
-def sync_one(path: str) -> None:
-    """Has the kernel write a file, or the names in a folder, to the disk."""
+def sync_path(path: str) -> None:
+    """Flushes a file, or the names in a folder, to the disk (fsync)."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -223,9 +225,9 @@ def sync_one(path: str) -> None:
 
 
 def swap(staged: Path, final: Path) -> None:
-    """Like ``publish`` on a local file system, but keeps the replaced folder at ``staged``.
+    """Like ``publish`` on a local file system, but leaves the replaced folder at ``staged``.
 
-    The caller has synced the staged folder.
+    The caller syncs the staged folder before.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -234,7 +236,7 @@ def swap(staged: Path, final: Path) -> None:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         _exchange(staged, final)
-    sync_one(str(final.parent))
+    sync_path(str(final.parent))
 
 
 def _exchange(first: Path, second: Path) -> None:
@@ -248,11 +250,11 @@ def _exchange(first: Path, second: Path) -> None:
     code = ctypes.get_errno()
     if code not in (errno.EINVAL, errno.ENOSYS):
         raise OSError(code, os.strerror(code), str(second))
-    # A network file system may not support the swap; readers then see a gap between two renames.
-    aside = first.with_name(f"{first.name}-replaced")
-    os.rename(second, aside)
+    # Some network file systems cannot swap: readers see a gap between the first two renames.
+    replaced = first.with_name(f"{first.name}-replaced")
+    os.rename(second, replaced)
     os.rename(first, second)
-    os.rename(aside, first)
+    os.rename(replaced, first)
 
 
 def copy_or_link(source: str, target: str) -> None:

@@ -1,9 +1,9 @@
-"""Makes the many small pipelines of these tests cheaper."""
+"""Caches what Beam looks up for each of the many small pipelines of these tests."""
 
 import pytest
-from quick_beam import remember_what_is_looked_up
+from quick_beam import cache_beam_lookups
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_beam() -> None:
-    remember_what_is_looked_up()
+    cache_beam_lookups()

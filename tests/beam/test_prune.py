@@ -45,15 +45,15 @@ def test_what_nothing_refers_to_may_go(
     run_infer(trained, tmp_path / "predictions", config, dataset=versions[1])
 
     lines = _prune(tmp_path, trained.tracking_uri)
-    told = {line.split()[0]: line for line in lines[:-1]}
-    assert list(told) == [*map(str, reversed(versions)), str(origin)]
+    line_of = {line.split()[0]: line for line in lines[:-1]}
+    assert list(line_of) == [*map(str, reversed(versions)), str(origin)]
     for version in versions[3:]:
-        assert told[str(version)].endswith("stays: one of the newest 2")
-    assert told[str(versions[1])].endswith(
+        assert line_of[str(version)].endswith("stays: one of the newest 2")
+    assert line_of[str(versions[1])].endswith(
         f"stays: {tmp_path}/predictions: model=small-unet/version=v1/source=old"
     )
-    assert told[str(origin)].endswith(f"stays: {trained.model}")
-    assert [path for path, line in told.items() if line.endswith("may go")] == [
+    assert line_of[str(origin)].endswith(f"stays: {trained.model}")
+    assert [path for path, line in line_of.items() if line.endswith("may go")] == [
         str(versions[2]),
         str(versions[0]),
     ]
@@ -74,7 +74,7 @@ def test_what_nothing_refers_to_may_go(
 
 def test_an_ingest_that_runs_may_read_any_version(versions: list[Path], tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/none.db"
-    with staging.staging(str(tmp_path / "datasets/small")):
+    with staging.staging_folder(str(tmp_path / "datasets/small")):
         lines = _prune(tmp_path, store, "--delete", "--keep=1")
         assert sum(line.endswith("an ingest is running, which may read it") for line in lines) == 4
     assert all(version.is_dir() for version in versions)
@@ -83,13 +83,13 @@ def test_an_ingest_that_runs_may_read_any_version(versions: list[Path], tmp_path
 
 
 def test_mistakes_are_one_line(job_here: Job, tmp_path: Path) -> None:
-    for arguments, said in (
+    for arguments, complaint in (
         (("--keep=0",), "expected at least 1"),
         ((f"--datasets={tmp_path}/none",), "holds no dataset"),
     ):
         done = job_here("beam.prune", *arguments, f"--tracking_uri=sqlite:///{tmp_path}/none.db")
         assert done.returncode == 2
-        assert said in done.stderr
+        assert complaint in done.stderr
         assert done.stderr.count("\n") == 1
 
 

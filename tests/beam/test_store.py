@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from jobs import IN_MEMORY, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, Job, started
+from kills import Killed
 from servers import until
 from store import VERSION, Store, binary
 
@@ -30,10 +31,6 @@ from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, IngestConfig
 from schemas.manifest import load_manifest
 from schemas.software import of_records
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL, since no code catches it; but `finally` blocks do run."""
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +87,10 @@ def test_shards_are_those_of_this_machine(bucket, raw, on_store, dataset: Path) 
     expected = {path.name: storage.file_sha256(path) for path in dataset.iterdir()}
     assert found.keys() == expected.keys()
     assert [name for name in expected if name not in other and found[name] != expected[name]] == []
-    ours, theirs = load_manifest(on_store), load_manifest(dataset)
-    assert ours.source == raw
-    changed = {"source": ours.source, "files": ours.files}
-    assert ours == theirs.model_copy(update=changed)
+    remote, reference = load_manifest(on_store), load_manifest(dataset)
+    assert remote.source == raw
+    changed = {"source": remote.source, "files": remote.files}
+    assert remote == reference.model_copy(update=changed)
     # No hidden file is left: no staging, no probe.
     assert set(bucket.files("datasets")) == {f"small/{name}/{file}" for file in expected}
 
@@ -107,11 +104,11 @@ def test_workers_of_their_own_publish_the_same(bucket, raw: str, on_store: str) 
 
 def test_real_pairs(bucket: Store, real: Path, tmp_path: Path) -> None:
     options, config = pipeline_options(TWO_WORKERS), IngestConfig()
-    ours = ingest.run(bucket.put(real, "real"), bucket.uri("real-datasets"), config, options)
-    theirs = ingest.run(str(real), str(tmp_path), config, options)
-    assert load_manifest(ours).shards == load_manifest(theirs).shards
-    for shard in load_manifest(ours).shards:
-        assert storage.file_sha256(storage.join(ours, shard.name)) == shard.sha256
+    remote = ingest.run(bucket.put(real, "real"), bucket.uri("real-datasets"), config, options)
+    reference = ingest.run(str(real), str(tmp_path), config, options)
+    assert load_manifest(remote).shards == load_manifest(reference).shards
+    for shard in load_manifest(remote).shards:
+        assert storage.file_sha256(storage.join(remote, shard.name)) == shard.sha256
 
 
 def test_what_has_not_changed_is_taken_over(bucket, scenes: Path, capsys) -> None:
@@ -173,10 +170,10 @@ def test_tables_are_those_of_this_machine(
 ) -> None:
     output = _infer(plain_model, on_store, bucket.uri("predictions"))
     local = _infer(plain_model, str(dataset), str(tmp_path))
-    ours, theirs = _rows(output), _rows(local)
-    assert len(theirs["masks"]) == 40
+    remote, reference = _rows(output), _rows(local)
+    assert len(reference["masks"]) == 40
     for table in TABLES:
-        assert ours[table] == theirs[table], table
+        assert remote[table] == reference[table], table
     (partition,) = published.partitions(output)
     files = [file for table in TABLES for file in published.files_of(output, table, partition)]
     found = {bucket.uri("predictions", path) for path in bucket.files("predictions")}
@@ -187,7 +184,7 @@ def test_tables_are_those_of_this_machine(
     assert "nothing has changed" in capsys.readouterr().err
     _infer(plain_model, on_store, output, part_mib=1)
     assert "(40 of them before)" in capsys.readouterr().err
-    assert _rows(output) == ours
+    assert _rows(output) == remote
     # The files of the first run are gone.
     assert len(bucket.files("predictions")) == len(TABLES)
 
@@ -200,9 +197,9 @@ def test_raw_pngs_and_workers_of_their_own(bucket, raw, plain_model, tmp_path, s
         )
         for source, output in ((raw, bucket.uri("raw-tables")), (str(scenes), str(tmp_path)))
     ]
-    ours, theirs = map(_rows, outputs)
-    assert len(theirs["masks"]) == 40
-    assert ours == theirs
+    remote, reference = map(_rows, outputs)
+    assert len(reference["masks"]) == 40
+    assert remote == reference
 
 
 def test_readers_see_one_run_whole(bucket, on_store: str, plain_model, monkeypatch) -> None:
@@ -261,8 +258,8 @@ def test_a_job_that_beats_is_not_dead_however_long_it_takes(
     bucket: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parent = bucket.uri("beating")
-    monkeypatch.setattr(staging, "_BEAT_S", 0.05)
-    with staging.staging(parent) as own:
+    monkeypatch.setattr(staging, "_HEARTBEAT_S", 0.05)
+    with staging.staging_folder(parent) as own:
         beat = storage.join(own, "heartbeat")
         first = storage.modified(beat)
         until(lambda: storage.modified(beat) > first, "a second beat")
@@ -286,7 +283,7 @@ def test_what_a_dead_job_has_left_goes_after_a_week(bucket: Store) -> None:
     names = [".staging-20200101T000000-dead", f".staging-{datetime.now(UTC):%Y%m%dT%H%M%S}-alive"]
     for name in names:
         storage.write_bytes(storage.join(parent, name, "file"), b"")
-    with staging.staging(parent) as own:
+    with staging.staging_folder(parent) as own:
         assert own.startswith(f"{parent}/.staging-")
         storage.write_bytes(storage.join(own, "file"), b"")
         assert storage.is_file(storage.join(own, "file"))

@@ -22,7 +22,7 @@ def test_a_file_of_this_machine_is_hashed_whatever_its_time(tmp_path: Path) -> N
     files = {places[name]: storage.sha256(b"published") for name in names[:3]}
     (tmp_path / "damaged").write_bytes(b"damaged")
     os.utime(tmp_path / "damaged", (0, 0))
-    assert intact.intact(files, places["last"]) == {places["same"]}
+    assert intact.intact_files(files, places["last"]) == {places["same"]}
 
 
 def test_on_a_store_only_later_puts_are_hashed(
@@ -50,7 +50,7 @@ def test_on_a_store_only_later_puts_are_hashed(
 
     monkeypatch.setattr(storage, "modified", modified)
     monkeypatch.setattr(intact, "has_digest", counting)
-    fine = intact.intact(files, last)
+    fine = intact.intact_files(files, last)
     assert {place.rpartition("/")[2] for place in fine} == {*names} - {"replaced", "missing"}
     assert sorted(hashed) == sorted(names[1:])
 
@@ -61,16 +61,16 @@ def test_everything_published_is_hashed_on_demand(
     folder = run_ingest(scenes, tmp_path / "datasets")
     count = len(os.listdir(folder)) - 1
     assert verify.main([str(tmp_path / "datasets")]) == f"{count} files are intact"
-    said = capsys.readouterr().err.splitlines()
-    assert said[-1] == f"{folder}: {count} files, none damaged"
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == f"{folder}: {count} files, none damaged"
     assert verify.main([str(folder)]) == f"{count} files are intact"
     assert verify.main([str(tables)]).endswith(" files are intact")
     (folder / "card.md").unlink()
     (folder / "rejects.parquet").write_bytes(b"?")
     with pytest.raises(UserError, match=f"2 of {count} files are damaged or missing; remove them"):
         verify.main([str(tmp_path / "datasets")])
-    said = capsys.readouterr().err.splitlines()
-    assert said[-2:] == [f"  {folder}/card.md", f"  {folder}/rejects.parquet"]
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-2:] == [f"  {folder}/card.md", f"  {folder}/rejects.parquet"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds neither a dataset nor tables"):
         verify.main([str(tmp_path / "empty")])

@@ -26,13 +26,13 @@ def splits_of(classes: Mapping[str, Iterable[int]], config: IngestConfig) -> dic
         name: split_rules.block(frame.sequence, frame.instant, step, config)
         for name, frame in frames.items()
     }
-    found = split_rules.Balance()
+    found = split_rules.ClassBalance()
     for group in set(groups.values()):
         inside = [set(classes[name]) for name, of in groups.items() if of == group]
         found.add(split_rules.GroupContent(group, None, frozenset().union(*inside)), config)
-    moved = split_rules.balance(found, config)
+    moved = split_rules.rebalance(found, config)
     return {
-        name: moved.get(group.name) or split_rules.split_at(group.place, config)
+        name: moved.get(group.name) or split_rules.split_at(group.position, config)
         for name, group in groups.items()
     }
 

@@ -12,6 +12,10 @@ from collections.abc import Callable, Iterator
 from forks import Point
 
 
+class Killed(BaseException):
+    """Stands in for SIGKILL, since no code catches it; but `finally` blocks do run."""
+
+
 def points(changes: list[str]) -> list[Point]:
     """The first and the last occurrence of each kind of change, in the order of the changes."""
     seen: Counter[str] = Counter()

@@ -9,8 +9,8 @@ from apache_beam.transforms import core
 
 
 @cache
-def remember_what_is_looked_up() -> None:
-    """Remembers, in this process, what Beam finds out again at each use.
+def cache_beam_lookups() -> None:
+    """Caches, in this process, signatures and options that Beam looks up at each use.
 
     For one pipeline of ours, Beam reads the signatures of the same methods 9,000 times and parses
     the options 400 times, which takes longer than the work. Workers and jobs that run as processes

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import servers
 
-from beam.tools import folder as tools
+from beam.tools import tools_folder as tools
 from runtime import storage
 
 VERSION = "v1.8.0"

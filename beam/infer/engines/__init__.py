@@ -1,4 +1,4 @@
-"""What computes a network's predictions: OpenVINO or TensorFlow, behind one interface.
+"""Inference engines: OpenVINO and TensorFlow behind one interface.
 
 Each engine imports ``base`` alone, and ``choice`` imports only the engine that was chosen.
 """

@@ -1,4 +1,4 @@
-"""What all engines have in common: a network compiled for one batch shape, and its settings."""
+"""Base class of the inference engines: a network compiled for one batch shape; its settings."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _GEOMETRIES = (
     *(Geometry(multiple=multiple, remainder=0, margin=0) for multiple in (1, 16, 32, 64)),
     UNPADDED,
 )
-"""Tried in turn for a plain file: with n halvings, a network takes sizes in multiples of 2**n."""
+"""Tried in turn for a plain file: a network that halves n times takes multiples of 2**n."""
 
 _COPIES = 3
-"""Copies of a model's weights in memory: as read, as laid out by the engine, and some headroom."""
+"""Copies of a model's weights in memory: as read, as the engine lays them out, and headroom."""
 
 _OUT_OF_MEMORY = re.compile(
     r"bad_alloc|bad allocation|out of memory|failed to allocate|can't alloc\b|"
@@ -43,7 +43,7 @@ _OUT_OF_MEMORY = re.compile(
 
 @dataclass(frozen=True)
 class Runtime:
-    """How a job predicts: what decides its results is chosen once, the rest where it runs.
+    """Settings of the engine; the properties depend on the machine that predicts.
 
     Attributes:
         batch_size: images in one call.
@@ -63,11 +63,11 @@ class Runtime:
     def shared(self) -> bool:
         """Whether all processes of this machine share one model instead of loading one each.
 
-        They do on a GPU, which one process fills, or if the copies would take more than a third of
-        the machine's memory.
+        They do on a GPU, which one process uses fully, and if the copies would take more than a
+        third of the machine's memory.
         """
         copies = (self.processes or _cores()) * _COPIES
-        return self._on_gpu or copies * self.model_bytes > memory() / 3
+        return self._on_gpu or copies * self.model_bytes > total_memory() / 3
 
     @property
     def threads(self) -> int:
@@ -82,9 +82,9 @@ class Runtime:
 class Engine(ABC):
     """A network compiled for one fixed batch shape.
 
-    Images of a size that the network does not take are extended by mirroring to the next size that
-    it takes, and the result is cropped. A partial last batch is padded, so the prediction for an
-    image does not depend on the images beside it.
+    Images of a size that the network does not take are padded by mirroring to the next size that it
+    takes, and the result is cropped. A partial last batch is padded, so the prediction for an image
+    does not depend on the images beside it.
 
     Attributes:
         batch_size: images in one call of the network.
@@ -99,18 +99,18 @@ class Engine(ABC):
         self._geometry = self._find_geometry()
         self._input = self._input_of(self._geometry)
         self._call: Compiled | None = None
-        self._compile_what_fits()
+        self._compile_largest_batch()
 
     @abstractmethod
     def _logits_shape(self, shape: tuple[int, int, int, int]) -> tuple[int, ...]:
-        """Shape of the logits for an input of ``shape``; any exception means it is not accepted."""
+        """Shape of the logits for an input of ``shape``; raises if the network does not take it."""
 
     @abstractmethod
     def _compile(self, shape: tuple[int, int, int, int]) -> Compiled:
         """The function from uint8 images of ``shape`` to class ids and confidences.
 
-        With ``flip``, the second half of the images mirrors the first, and there is one result for
-        each image of the first.
+        With ``flip``, the second half of the batch mirrors the first half, and the results are one
+        for each image of the first half.
         """
 
     def predict(self, images: UInt8Array) -> Predicted:
@@ -125,23 +125,23 @@ class Engine(ABC):
         with self._lock:
             return self._predict(images)
 
-    def halve(self) -> bool:
+    def halve_batch(self) -> bool:
         """Recompiles for half the batch size, to use less memory; False if it is already 1."""
         with self._lock:
             if self.batch_size == 1:
                 return False
             self.batch_size //= 2
-            self._compile_what_fits()
+            self._compile_largest_batch()
             return True
 
-    def _compile_what_fits(self) -> None:
-        """Compiles for the batch size, or the largest half, quarter … that fits into the memory.
+    def _compile_largest_batch(self) -> None:
+        """Compiles for the batch size, or for a half, a quarter … of it until it fits into memory.
 
         Raises:
             UserError: not even one image fits.
         """
         while True:
-            # What was compiled before would take memory beside it.
+            # Frees the memory of what was compiled before.
             self._call = None
             try:
                 self._call = self._compile((self.batch_size << self._flip, *self._input, 3))
@@ -168,25 +168,25 @@ class Engine(ABC):
             rows, columns = self._geometry.mirror(height), self._geometry.mirror(width)
             images = images[:, rows][:, :, columns]
         for start in range(0, count, self.batch_size):
-            part = images[start : start + self.batch_size]
-            end = start + len(part)
-            if missing := self.batch_size - len(part):
-                part = np.pad(part, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
+            batch = images[start : start + self.batch_size]
+            end = start + len(batch)
+            if missing := self.batch_size - len(batch):
+                batch = np.pad(batch, [(0, missing), (0, 0), (0, 0), (0, 0)], mode="edge")
             if self._flip:
-                part = np.concatenate([part, part[:, :, ::-1]])
-            found_ids, found_confidence = self._call(part)
-            ids[start:end] = found_ids[: end - start, :height, :width]
-            confidence[start:end] = found_confidence[: end - start, :height, :width]
+                batch = np.concatenate([batch, batch[:, :, ::-1]])
+            batch_ids, batch_confidence = self._call(batch)
+            ids[start:end] = batch_ids[: end - start, :height, :width]
+            confidence[start:end] = batch_confidence[: end - start, :height, :width]
         return ids, confidence
 
     def _input_of(self, geometry: Geometry) -> tuple[int, int]:
         return geometry.input_size(self._model.height), geometry.input_size(self._model.width)
 
     def _find_geometry(self) -> Geometry:
-        """The sizes that the network takes: as logged with it, or the first candidate that fits.
+        """The sizes that the network takes: those logged with it, or the first candidate that fits.
 
         Raises:
-            UserError: none fits, or the network's number of classes is not the taxonomy's.
+            UserError: none fits, or the network has another number of classes than the taxonomy.
         """
         model = self._model
         for geometry in [model.geometry] if model.geometry else _GEOMETRIES:
@@ -217,14 +217,14 @@ def has_gpu() -> bool:
     return not hidden and bool(glob.glob("/dev/nvidia[0-9]*")) and find_spec("nvidia") is not None
 
 
-def memory() -> float:
-    """Bytes of this machine's memory; infinity if the kernel does not say."""
+def total_memory() -> float:
+    """Bytes of this machine's memory; infinity if they are not known."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return float("inf")
-    found = [line.split()[1] for line in lines if line.startswith("MemTotal:")]
-    return int(found[0]) * 1024 if found else float("inf")
+    kib = [line.split()[1] for line in lines if line.startswith("MemTotal:")]
+    return int(kib[0]) * 1024 if kib else float("inf")
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""OpenVINO: predicts on a CPU with the graph that was exported from the ``.keras`` file."""
+"""OpenVINO engine: predicts on a CPU with the graph exported from the ``.keras`` file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CAPABILITY = {"float32": "FP32", "bfloat16": "BF16", "float16": "FP16"}
 
 
 class OpenVINOEngine(Engine):
-    """The exported graph, extended to compute class ids and confidences itself."""
+    """The exported graph, extended by class ids and confidences."""
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._openvino = import_openvino()
@@ -67,8 +67,8 @@ def _with_head(openvino: Any, graph: Any, *, flip: bool) -> Any:
     """Extends a graph: uint8 images to class ids, uint8, and highest probabilities, float32.
 
     A single logit separates two classes: the second where it is positive. Of several logits, the
-    highest wins, and its probability is 1 / sum(exp(logits - highest)): its softmax, without
-    computing those of the others. With ``flip``, see ``Engine._compile``.
+    highest wins; its softmax probability is 1 / sum(exp(logits - highest)). ``flip`` is explained
+    in ``Engine._compile``.
     """
     import openvino.opset15 as ops  # noqa: PLC0415, RUF100
     from openvino.preprocess import PrePostProcessor
@@ -96,12 +96,12 @@ def _with_head(openvino: Any, graph: Any, *, flip: bool) -> Any:
 
 
 def _mean_logits(ops: Any, logits: Any) -> Any:
-    """Logits of the mean of the probabilities of images and of their mirror images below them."""
+    """Logits of the mean probabilities of a batch's first half and its mirrored second half."""
     binary = logits.shape[-1] == 1
-    shares = ops.sigmoid(logits) if binary else ops.softmax(logits, -1)
-    straight, mirrored = ops.split(shares, ops.constant(np.int64(0)), 2).outputs()
-    backwards = ops.constant(np.arange(logits.shape[2])[::-1].copy())
-    unmirrored = ops.gather(mirrored, backwards, ops.constant(np.int64(2)))
+    probabilities = ops.sigmoid(logits) if binary else ops.softmax(logits, -1)
+    straight, mirrored = ops.split(probabilities, ops.constant(np.int64(0)), 2).outputs()
+    reversed_columns = ops.constant(np.arange(logits.shape[2])[::-1].copy())
+    unmirrored = ops.gather(mirrored, reversed_columns, ops.constant(np.int64(2)))
     mean = ops.multiply(ops.add(straight, unmirrored), ops.constant(np.float32(0.5)))
     if not binary:
         return ops.log(mean)

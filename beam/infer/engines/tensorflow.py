@@ -1,4 +1,4 @@
-"""TensorFlow: predicts with the ``.keras`` file itself, on a GPU if there is one."""
+"""TensorFlow engine: predicts with the ``.keras`` file itself, on a GPU if there is one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class TensorFlowEngine(Engine):
             if not runtime.shared:
                 self._tf.config.threading.set_intra_op_parallelism_threads(runtime.threads)
                 self._tf.config.threading.set_inter_op_parallelism_threads(1)
-        # Else a GPU rounds the factors of "float32" to 10 bits.
+        # With TensorFloat-32, a GPU would round the factors of float32 products to 10 bits.
         self._tf.config.experimental.enable_tensor_float_32_execution(False)
         import keras
 
@@ -49,7 +49,7 @@ class TensorFlowEngine(Engine):
             if self._flip:
                 straight, mirrored = tf.split(tf.cast(logits, tf.float32), 2)
                 logits = _mean_logits(tf, straight, tf.reverse(mirrored, [2]))
-            return _classes(tf, logits)
+            return _ids_and_confidences(tf, logits)
 
         compiled = tf.function(head, input_signature=[tf.TensorSpec(shape, tf.uint8)])
 
@@ -60,15 +60,15 @@ class TensorFlowEngine(Engine):
         return call
 
 
-def _mean_logits(tf: Any, *some: Any) -> Any:
-    """Logits of the mean of the probabilities."""
-    if some[0].shape[-1] == 1:
-        mean = tf.add_n([tf.sigmoid(one) for one in some]) / len(some)
+def _mean_logits(tf: Any, one: Any, other: Any) -> Any:
+    """Logits of the mean probabilities of two tensors of logits."""
+    if one.shape[-1] == 1:
+        mean = (tf.sigmoid(one) + tf.sigmoid(other)) / 2
         return tf.math.log(mean) - tf.math.log1p(-mean)
-    return tf.math.log(tf.add_n([tf.nn.softmax(one) for one in some]) / len(some))
+    return tf.math.log((tf.nn.softmax(one) + tf.nn.softmax(other)) / 2)
 
 
-def _classes(tf: Any, logits: Any) -> Any:
+def _ids_and_confidences(tf: Any, logits: Any) -> Any:
     """Class ids, uint8, and highest probabilities, float32, of logits (…, classes).
 
     A single logit separates two classes: the second where it is positive.
@@ -77,7 +77,7 @@ def _classes(tf: Any, logits: Any) -> Any:
     if logits.shape[-1] == 1:
         logits = logits[..., 0]
         return tf.cast(logits > 0, tf.uint8), tf.sigmoid(tf.abs(logits))
-    # The highest softmax probability, without computing the others.
+    # The highest softmax probability alone.
     highest = tf.reduce_max(logits, axis=-1)
     confidence = tf.exp(highest - tf.reduce_logsumexp(logits, axis=-1))
     return tf.cast(tf.argmax(logits, axis=-1), tf.uint8), confidence

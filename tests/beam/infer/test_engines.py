@@ -1,20 +1,20 @@
+"""OpenVINO and TensorFlow predict the same, at any size and precision; the parity report."""
+
 import dataclasses
 import functools
 import os
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import ROOT, Job
+from jobs import Job, python
 
 from beam import parity
 from beam.infer.engines import base, choice
 from beam.infer.engines.base import Engine, Runtime
-from beam.infer.engines.choice import choose, load_engine
+from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.engines.openvino import OpenVINOEngine
 from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.infer.pictures import Picture
@@ -103,9 +103,9 @@ def test_a_size_that_the_network_does_not_take_is_mirrored(
 def test_half_the_batch_finds_the_same(model, images, name: str) -> None:
     engine = _engine(model, name)
     ids, _ = engine.predict(images)
-    assert [engine.halve(), engine.batch_size] == [True, 2]
+    assert [engine.halve_batch(), engine.batch_size] == [True, 2]
     assert (engine.predict(images)[0] == ids).mean() > 0.999
-    assert [engine.halve(), engine.halve(), engine.batch_size] == [True, False, 1]
+    assert [engine.halve_batch(), engine.halve_batch(), engine.batch_size] == [True, False, 1]
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -123,9 +123,9 @@ def test_flipped_predictions_are_means_over_an_image_and_its_mirror_image(
     model = dataclasses.replace(_saved(network, tmp_path, classes), height=30, width=41)
     odd = images[:, :30, :41]
     padded = np.pad(odd, ((0, 0), (0, 2), (0, 7), (0, 0)), mode="symmetric")
-    straight, mirrored = (np.asarray(network(some)) for some in (padded, padded[:, :, ::-1]))
-    shares = functools.partial(softmax, axis=-1) if classes == 13 else expit
-    mean = (shares(straight) + shares(mirrored)[:, :, ::-1])[:, :30, :41] / 2
+    straight, mirrored = (np.asarray(network(batch)) for batch in (padded, padded[:, :, ::-1]))
+    probabilities = functools.partial(softmax, axis=-1) if classes == 13 else expit
+    mean = (probabilities(straight) + probabilities(mirrored)[:, :, ::-1])[:, :30, :41] / 2
     if classes == 2:
         mean = np.concatenate([1 - mean, mean], axis=-1)
     ids, confidence = _engine(model, name, flip=True).predict(odd)
@@ -227,9 +227,7 @@ engine.predict(np.zeros((1, 32, 48, 3), np.uint8))
 found = {{"tensorflow", "keras", "openvino_telemetry.main"}} & set(sys.modules)
 sys.exit(f"imported: {{found}}" if found else 0)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", program)
     assert done.returncode == 0, done.stderr
 
 
@@ -238,23 +236,27 @@ def test_what_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(choice, "has_gpu", lambda: False)
     plain = Runtime("openvino", "float32", 4, processes=1000)
-    assert choose(InferConfig(), 1000) == plain
+    assert choose_runtime(InferConfig(), 1000) == plain
     fastest = InferConfig(precision="auto")
-    assert choose(fastest, 1000) == dataclasses.replace(plain, precision="bfloat16")
+    assert choose_runtime(fastest, 1000) == dataclasses.replace(plain, precision="bfloat16")
     named = InferConfig(engine="tensorflow", batch_size=5)
-    assert choose(named, 1000) == Runtime("tensorflow", "float32", 5, processes=1000)
+    assert choose_runtime(named, 1000) == Runtime("tensorflow", "float32", 5, processes=1000)
     monkeypatch.setattr(choice, "has_gpu", lambda: True)
     on_gpu = Runtime("tensorflow", "float32", 64, processes=1000)
-    assert choose(InferConfig(), 1000) == on_gpu
-    assert choose(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
+    assert choose_runtime(InferConfig(), 1000) == on_gpu
+    assert choose_runtime(fastest, 1000) == dataclasses.replace(on_gpu, precision="float16")
     # Workers on other machines have other processors.
-    assert choose(fastest, 0) == choose(InferConfig(), 0) == dataclasses.replace(plain, processes=0)
+    assert (
+        choose_runtime(fastest, 0)
+        == choose_runtime(InferConfig(), 0)
+        == dataclasses.replace(plain, processes=0)
+    )
 
 
 def test_threads_are_those_of_the_machine_that_predicts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(base, "has_gpu", lambda: False)
-    runtime = pickle.loads(pickle.dumps(choose(InferConfig(), 4)))
-    elsewhere = pickle.loads(pickle.dumps(choose(InferConfig(engine="tensorflow"), 0)))
+    runtime = pickle.loads(pickle.dumps(choose_runtime(InferConfig(), 4)))
+    elsewhere = pickle.loads(pickle.dumps(choose_runtime(InferConfig(engine="tensorflow"), 0)))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
     assert (runtime.threads, runtime.shared) == (3, False)
     assert (elsewhere.threads, elsewhere.shared) == (1, False)
@@ -264,13 +266,13 @@ def test_threads_are_those_of_the_machine_that_predicts(monkeypatch: pytest.Monk
 
 
 def test_a_large_model_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "memory", lambda: 1.5e9)
-    assert not choose(InferConfig(), 4, 35_000_000).shared
-    large = choose(InferConfig(), 4, 50_000_000)
+    monkeypatch.setattr(base, "total_memory", lambda: 1.5e9)
+    assert not choose_runtime(InferConfig(), 4, 35_000_000).shared
+    large = choose_runtime(InferConfig(), 4, 50_000_000)
     assert large.shared
     assert large.threads == len(os.sched_getaffinity(0))
     monkeypatch.undo()
-    assert base.memory() > 1e6
+    assert base.total_memory() > 1e6
 
 
 def _pictures(images: np.ndarray) -> Iterator[Picture]:
@@ -351,13 +353,7 @@ print(engine.batch_size, ids.shape)
 
 def test_a_batch_too_large_for_the_memory_is_made_smaller(plain_model: Path) -> None:
     graph = plain_model.parent / "openvino/unet.xml"
-    done = subprocess.run(
-        [sys.executable, "-c", SCARCE, str(graph), "200"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python("-c", SCARCE, str(graph), "200")
     assert done.returncode == 0, done.stderr
     batch_size, shape = done.stdout.split(maxsplit=1)
     assert 1 <= int(batch_size) < 1024

@@ -1,3 +1,5 @@
+"""Confusion matrices of the inference job equal the training's metrics and the class statistics."""
+
 from pathlib import Path
 
 import apache_beam as beam
@@ -5,10 +7,10 @@ import duckdb
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that
+from inference import run_infer
 from jobs import IN_MEMORY
 
-from beam.infer import pipeline as infer
-from beam.infer.evaluation import SumMatrices
+from beam.infer.evaluation import sum_matrices
 from beam.runners.run import pipeline_options
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
@@ -20,18 +22,9 @@ CLASSES = 13
 @pytest.fixture(scope="module")
 def output(trained, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of the small dataset."""
-    return Path(
-        infer.run(
-            trained.model,
-            source=None,
-            dataset=str(dataset),
-            output=str(tmp_path_factory.mktemp("predictions")),
-            # The engine used in training, since OpenVINO's sums differ in the last digits.
-            config=InferConfig(engine="tensorflow", precision="float32"),
-            tracking_uri=trained.tracking_uri,
-            options=pipeline_options(IN_MEMORY),
-        )
-    )
+    # The engine used in training, since OpenVINO's sums differ in the last digits.
+    config = InferConfig(engine="tensorflow", precision="float32")
+    return run_infer(trained, tmp_path_factory.mktemp("predictions"), config, dataset=dataset)
 
 
 def _query(output: Path, table: str, sql: str) -> list[tuple]:
@@ -105,34 +98,14 @@ def test_classes_have_the_colours_of_the_masks(output: Path) -> None:
 
 
 def test_without_truth_there_is_no_matrix(trained, scenes: Path, tmp_path: Path) -> None:
-    output = Path(
-        infer.run(
-            trained.model,
-            source=str(scenes / "CameraRGB"),
-            dataset=None,
-            output=str(tmp_path),
-            config=InferConfig(),
-            tracking_uri=trained.tracking_uri,
-            options=pipeline_options(IN_MEMORY),
-        )
-    )
+    output = run_infer(trained, tmp_path, source=scenes / "CameraRGB")
     assert _query(output, "confusion", "SELECT count(*)") == [(0,)]
     assert _query(output, "masks", "SELECT count(*), count(confusion)") == [(40, 0)]
     assert _query(output, "classes", "SELECT count(*)") == [(CLASSES,)]
 
 
 def test_raw_pngs_with_truth_have_one_matrix_without_a_split(trained, scenes, tmp_path) -> None:
-    output = Path(
-        infer.run(
-            trained.model,
-            source=str(scenes),
-            dataset=None,
-            output=str(tmp_path),
-            config=InferConfig(),
-            tracking_uri=trained.tracking_uri,
-            options=pipeline_options(IN_MEMORY),
-        )
-    )
+    output = run_infer(trained, tmp_path, source=scenes)
     assert _query(output, "confusion", "SELECT split, count(*), sum(pixel_count) GROUP BY ALL") == [
         (None, CLASSES * CLASSES, 40 * 160 * 120)
     ]
@@ -140,8 +113,8 @@ def test_raw_pngs_with_truth_have_one_matrix_without_a_split(trained, scenes, tm
 
 def test_the_combiner_is_the_plain_sum() -> None:
     random = np.random.default_rng(0)
-    ones = [ConfusionMatrix(random.integers(0, 1 << 40, (3, 3))) for _ in range(20)]
-    expected = sum(ones, ConfusionMatrix.zero(3))
+    matrices = [ConfusionMatrix(random.integers(0, 1 << 40, (3, 3))) for _ in range(20)]
+    expected = sum(matrices, ConfusionMatrix.zero(3))
 
     def check(sums) -> None:
         ((split, matrix),) = sums
@@ -150,6 +123,8 @@ def test_the_combiner_is_the_plain_sum() -> None:
 
     with beam.Pipeline(options=pipeline_options(IN_MEMORY)) as root:
         sums = (
-            root | beam.Create([("test", one) for one in ones]) | beam.CombinePerKey(SumMatrices(3))
+            root
+            | beam.Create([("test", matrix) for matrix in matrices])
+            | beam.CombinePerKey(sum_matrices, 3)
         )
         assert_that(sums, check)

@@ -1,3 +1,5 @@
+"""Prediction in batches: only images that fail are lost, and scarce memory halves batches."""
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -33,7 +35,7 @@ class FakeEngine:
         confidence = np.where(images[..., 0] == INFINITE, np.nan, 0.5).astype(np.float32)
         return images[..., 0], confidence
 
-    def halve(self) -> bool:
+    def halve_batch(self) -> bool:
         if self.batch_size == 1:
             return False
         self.batch_size //= 2

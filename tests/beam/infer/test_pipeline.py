@@ -1,3 +1,5 @@
+"""The inference job end to end: rows, lineage, reruns, other workers, errors in one line."""
+
 import io
 import shutil
 from dataclasses import replace
@@ -6,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from inference import CLASSES, check_counts, query, run_infer, tables_of
-from jobs import IN_MEMORY, TWO_WORKERS, Job
+from jobs import IN_MEMORY, TWO_WORKERS, Job, Trained
 from PIL import Image
 
 from beam.infer import pipeline as infer
@@ -16,7 +18,7 @@ from beam.infer.runs import TABLES
 from beam.runners.run import pipeline_options
 from runtime.errors import UserError
 from schemas.classes import load_taxonomy
-from schemas.config import InferConfig
+from schemas.config import InferConfig, TrainConfig
 from schemas.example import parse, read_records, write_record
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
@@ -144,22 +146,13 @@ def test_a_damaged_table_is_written_anew(trained, dataset: Path, tmp_path: Path)
 
 def test_workers_do_not_change_a_byte(trained, dataset: Path, tmp_path: Path) -> None:
     """One worker, in this process, and two processes."""
-    outputs = []
-    for options in (IN_MEMORY, TWO_WORKERS):
-        output = Path(
-            infer.run(
-                trained.model,
-                None,
-                str(dataset),
-                str(tmp_path / str(len(outputs))),
-                InferConfig(part_mib=0.005),
-                trained.tracking_uri,
-                options=pipeline_options(options),
-            )
-        )
-        outputs.append(tables_of(output))
-    assert outputs[0] == outputs[1]
-    assert len(outputs[0]) > len(TABLES)
+    config = InferConfig(part_mib=0.005)
+    one = tables_of(run_infer(trained, tmp_path / "one", config, dataset=dataset))
+    output, options = str(tmp_path / "two"), pipeline_options(TWO_WORKERS)
+    arguments = (trained.model, None, str(dataset), output, config, trained.tracking_uri)
+    two = tables_of(Path(infer.run(*arguments, options=options)))
+    assert one == two
+    assert len(one) > len(TABLES)
 
 
 def test_mistakes_end_in_one_line_and_code_2(
@@ -247,10 +240,10 @@ def test_another_model_of_the_same_name_is_refused(
     """A second MLflow store begins to count versions anew."""
     output = run_infer(trained, tmp_path, source=scenes)
     before = tables_of(output)
-    other = lambda *asked: replace(resolve_model(*asked), sha256="0" * 64)  # noqa: E731
+    other = lambda *args: replace(resolve_model(*args), sha256="0" * 64)  # noqa: E731
     monkeypatch.setattr("beam.infer.plan.resolve_model", other)
-    said = r"rows of another model under the name small-unet v1: .*found 000000000000"
-    with pytest.raises(UserError, match=said):
+    complaint = r"rows of another model under the name small-unet v1: .*found 000000000000"
+    with pytest.raises(UserError, match=complaint):
         run_infer(trained, tmp_path, source=scenes)
     assert tables_of(output) == before
 
@@ -273,16 +266,8 @@ def test_a_keras_file_must_fit_its_taxonomy(dataset: Path, tmp_path: Path) -> No
     export_openvino(path, tmp_path / "openvino")
 
     def run(**config) -> Path:
-        return Path(
-            infer.run(
-                str(path),
-                None,
-                str(dataset),
-                str(tmp_path / "out"),
-                InferConfig(**config),
-                options=pipeline_options(IN_MEMORY),
-            )
-        )
+        model = Trained(str(path), "", TrainConfig())
+        return run_infer(model, tmp_path / "out", InferConfig(**config), dataset=dataset)
 
     for engine in ("openvino", "tensorflow"):
         with pytest.raises(
@@ -309,10 +294,10 @@ def test_windows_predict_each_pixel_of_the_image_itself(scenes: Path, tmp_path: 
     network.save(path)
     export_openvino(path, tmp_path / "openvino")
     config = InferConfig(height=32, width=48, windows="on", precision="float32")
-    output = str(tmp_path / "out")
-    options = pipeline_options(IN_MEMORY)
-    infer.run(str(path), str(scenes), None, output, config, options=options)
-    rows = query(Path(output), "FROM masks SELECT source_uri, mask.bytes ORDER BY image_id LIMIT 3")
+    output = run_infer(
+        Trained(str(path), "", TrainConfig()), tmp_path / "out", config, source=scenes
+    )
+    rows = query(output, "FROM masks SELECT source_uri, mask.bytes ORDER BY image_id LIMIT 3")
     assert len(rows) == 3
     for uri, mask in rows:
         image = np.asarray(Image.open(uri).convert("RGB"))
@@ -395,19 +380,19 @@ def test_an_alias_that_moves_meanwhile_names_one_version(
     second = client.create_model_version("small-unet", first.source, first.run_id)
     client.set_registered_model_alias("small-unet", "moving", first.version)
     download = mlflow.artifacts.download_artifacts
-    asked: list[str] = []
+    downloads: list[str] = []
 
     def moved(uri: str, **options):
-        asked.append(uri)
+        downloads.append(uri)
         client.set_registered_model_alias("small-unet", "moving", second.version)
         return download(uri, **options)
 
     # As for files that are not on this machine.
-    monkeypatch.setattr("beam.infer.model_uri._in_place", lambda *_: None)
+    monkeypatch.setattr("beam.infer.model_uri._from_local_registry", lambda *_: None)
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", moved)
     try:
         found = resolve_model("models:/small-unet@moving", InferConfig(), trained.tracking_uri)
     finally:
         client.delete_registered_model_alias("small-unet", "moving")
         client.delete_model_version("small-unet", second.version)
-    assert asked == [found.uri] == [f"models:/small-unet/{first.version}"]
+    assert downloads == [found.uri] == [f"models:/small-unet/{first.version}"]

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from kills import Killed
 
 from beam.infer import publish
 from beam.infer.publish import partition_lock
@@ -16,10 +17,6 @@ from runtime.locks import lock
 
 PARTITION = "model=m/version=v1/source=s"
 FILES = 3
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL, since no code catches it; but `finally` blocks do run."""
 
 
 def _stage(root: Path, name: str) -> Path:
@@ -38,15 +35,28 @@ def _publish(root: Path, name: str) -> None:
         shutil.rmtree(root / f".staging-{name}")
 
 
+def _publish_killed(root: Path, name: str, call: int = 1, *, after: bool = False) -> None:
+    """Publishes, and is killed before or after its n-th swap of a table's folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(staging, "swap", Dying(staging.swap, call, after=after))
+        with pytest.raises(Killed):
+            _publish(root, name)
+
+
 def _seen(root: Path, table: str) -> list[str]:
     """Contents of the files that a reader finds with a glob."""
     return [path.read_text() for path in sorted(root.glob(f"{table}/**/*.parquet"))]
 
 
+def _is_published(root: Path, name: str) -> bool:
+    """Whether a reader finds the staged tables of this name, whole."""
+    return all(_seen(root, table) == [name] * FILES for table in TABLES)
+
+
 def test_a_table_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     for name in ("old", "new"):
         _publish(tmp_path, name)
-        assert [_seen(tmp_path, table) for table in TABLES] == [[name] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, name)
     # No hidden file is left, here or in a partition.
     assert {path.name for path in tmp_path.iterdir()} == set(TABLES)
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
@@ -74,20 +84,17 @@ class Dying:
 @pytest.mark.parametrize("after", [True, False])
 @pytest.mark.parametrize("call", range(1, len(TABLES) + 1))
 def test_a_kill_at_any_step_is_completed_by_the_next_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, after: bool, first: bool
+    tmp_path: Path, call: int, after: bool, first: bool
 ) -> None:
     if not first:
         _publish(tmp_path, "old")
     before = [] if first else ["old"] * FILES
-    with monkeypatch.context() as patch:
-        patch.setattr(staging, "swap", Dying(staging.swap, call, after=after))
-        with pytest.raises(Killed):
-            _publish(tmp_path, "new")
+    _publish_killed(tmp_path, "new", call, after=after)
     swapped = call if after else call - 1
     for index, table in enumerate(TABLES):
         assert _seen(tmp_path, table) == (["new"] * FILES if index < swapped else before)
     with partition_lock(tmp_path, PARTITION):
-        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, "new")
     assert list(tmp_path.rglob(".new")) == []
 
 
@@ -99,20 +106,15 @@ def test_a_kill_while_the_old_files_are_removed(tmp_path, monkeypatch, after: bo
         with pytest.raises(Killed):
             _publish(tmp_path, "new")
     with partition_lock(tmp_path, PARTITION):
-        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, "new")
         assert list(tmp_path.glob(".publish-*")) == []
 
 
-def test_a_kill_in_one_partition_is_completed_by_a_job_in_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(staging, "swap", Dying(staging.swap, 1, after=False))
-        with pytest.raises(Killed):
-            _publish(tmp_path, "new")
-    assert [_seen(tmp_path, one) for one in TABLES] == [[]] * len(TABLES)
+def test_a_kill_in_one_partition_is_completed_by_a_job_in_another(tmp_path: Path) -> None:
+    _publish_killed(tmp_path, "new")
+    assert not any(_seen(tmp_path, table) for table in TABLES)
     with partition_lock(tmp_path, PARTITION.replace("v1", "v2")):
-        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, "new")
 
 
 def test_jobs_in_other_partitions_may_remove_the_rest_at_the_same_time(
@@ -132,7 +134,7 @@ def test_jobs_in_other_partitions_may_remove_the_rest_at_the_same_time(
     with monkeypatch.context() as patch:
         patch.setattr(publish.shutil, "rmtree", beside)
         _publish(tmp_path, "new")
-    assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+    assert _is_published(tmp_path, "new")
     assert list(tmp_path.glob(".publish-*")) == []
 
 
@@ -190,7 +192,7 @@ def test_a_kill_before_the_first_step_shows_nothing(tmp_path: Path) -> None:
     # The lock of a staging folder whose process is dead.
     (tmp_path / ".staging-new.lock").touch()
     with partition_lock(tmp_path, PARTITION):
-        assert [_seen(tmp_path, one) for one in TABLES] == [["old"] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, "old")
     assert {path.name for path in tmp_path.iterdir()} == set(TABLES)
 
 
@@ -229,7 +231,7 @@ def test_readers_see_a_whole_state_while_others_are_published(tmp_path: Path) ->
 
 def test_one_job_at_a_time_writes_a_partition(tmp_path: Path, capsys) -> None:
     order: list[str] = []
-    said = ""
+    stderr = ""
     inside = threading.Event()
 
     def second() -> None:
@@ -244,12 +246,12 @@ def test_one_job_at_a_time_writes_a_partition(tmp_path: Path, capsys) -> None:
         # Another partition is not locked meanwhile.
         with partition_lock(tmp_path, PARTITION.replace("v1", "v2")):
             order.append("other")
-        while "waiting" not in (said := said + capsys.readouterr().err):
+        while "waiting" not in (stderr := stderr + capsys.readouterr().err):
             assert thread.is_alive()
         order.append("first")
     thread.join()
     assert order == ["other", "first", "second"]
-    assert f"another job is publishing {PARTITION}: waiting for it" in said
+    assert f"another job is publishing {PARTITION}: waiting for it" in stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -279,17 +281,14 @@ def test_a_file_in_the_way_is_found_before_anything_is_published(tmp_path: Path)
     (tmp_path / "masks").touch()
     with pytest.raises(NotADirectoryError):
         _publish(tmp_path, "new")
-    assert [_seen(tmp_path, one) for one in TABLES] == [[]] * len(TABLES)
+    assert not any(_seen(tmp_path, table) for table in TABLES)
     assert list(tmp_path.glob(".publish-*")) == []
 
 
 def test_what_cannot_be_completed_keeps_no_other_partition_from_its_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(staging, "swap", Dying(staging.swap, 1, after=False))
-        with pytest.raises(Killed):
-            _publish(tmp_path, "new")
+    _publish_killed(tmp_path, "new")
 
     def fail(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
@@ -304,7 +303,7 @@ def test_what_cannot_be_completed_keeps_no_other_partition_from_its_job(
         with pytest.raises(PermissionError), partition_lock(tmp_path, PARTITION):
             pass
     with partition_lock(tmp_path, PARTITION):
-        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, "new")
 
 
 @pytest.fixture
@@ -343,16 +342,11 @@ def test_a_kill_while_they_are_moved(
         assert _seen(former, "rejects") == [*["new"] * FILES, "old t", "old u"]
 
 
-def test_what_an_earlier_version_half_published_is_completed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(staging, "swap", Dying(staging.swap, 1, after=False))
-        with pytest.raises(Killed):
-            _publish(tmp_path, "new")
+def test_what_an_earlier_version_half_published_is_completed(tmp_path: Path) -> None:
+    _publish_killed(tmp_path, "new")
     (pending,) = tmp_path.glob(".publish-*")
     (pending / "rejects").rename(pending / "_rejects")
     with partition_lock(tmp_path, PARTITION):
-        assert [_seen(tmp_path, one) for one in TABLES] == [["new"] * FILES] * len(TABLES)
+        assert _is_published(tmp_path, "new")
     assert not (tmp_path / "_rejects").exists()
     assert list(tmp_path.glob(".publish-*")) == []

@@ -14,7 +14,7 @@ from mutants import mutants
 
 from beam.infer import handler, plan, runs
 from beam.infer import pipeline as infer
-from beam.infer.engines.choice import choose
+from beam.infer.engines.choice import choose_runtime
 from beam.runners.run import pipeline_options
 from flows.scenes import draw_scene
 from images import png
@@ -43,8 +43,8 @@ class _Failing:
             raise ValueError("a picture of the wrong kind")
         return self._engine.predict(images)
 
-    def halve(self) -> bool:
-        return self._engine.halve()
+    def halve_batch(self) -> bool:
+        return self._engine.halve_batch()
 
 
 def test_an_image_that_fails_in_its_batch_is_the_only_reject(
@@ -189,7 +189,9 @@ def test_one_model_may_serve_all_processes(
     alone = run_infer(trained, tmp_path / "alone", source=scenes)
     # Each worker decides by the same figures, for the machine on which it runs.
     monkeypatch.setattr(
-        plan, "choose", lambda *asked: dataclasses.replace(choose(*asked), model_bytes=1 << 60)
+        plan,
+        "choose_runtime",
+        lambda *args: dataclasses.replace(choose_runtime(*args), model_bytes=1 << 60),
     )
     options = pipeline_options(TWO_WORKERS)
     arguments = (str(scenes), None, str(tmp_path / "out"), InferConfig(), trained.tracking_uri)

@@ -1,3 +1,5 @@
+"""Sliding windows cover each pixel once, well inside of a window."""
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

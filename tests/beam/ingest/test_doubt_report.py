@@ -39,9 +39,9 @@ def test_masks_of_the_next_image_publish_nothing(
         UserError, match=r"of the pairs are doubtful \(\d+ edges\), more than --max"
     ):
         run_ingest(copy, tmp_path / "out", STRICT)
-    said = capsys.readouterr().err
-    assert "as in a sequence shifted by one frame" in said
-    assert "/CameraRGB/000_0000.png\n" in said
+    stderr = capsys.readouterr().err
+    assert "as in a sequence shifted by one frame" in stderr
+    assert "/CameraRGB/000_0000.png\n" in stderr
     assert not list((tmp_path / "out/small").glob("[!.]*"))
 
     folder = run_ingest(copy, tmp_path / "out", ALLOWED)

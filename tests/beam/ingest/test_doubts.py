@@ -1,3 +1,5 @@
+"""Plausibility checks of pairs and data sets, on drawn scenes and real frames."""
+
 import io
 from itertools import pairwise
 from pathlib import Path

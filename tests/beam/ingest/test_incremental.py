@@ -137,10 +137,10 @@ def test_images_never_move_to_another_split(copy: Path, tmp_path: Path) -> None:
 
 
 def test_dead_staging_is_removed_and_the_living_left(scenes: Path, tmp_path: Path) -> None:
-    from beam.shared.staging import staging
+    from beam.shared.staging import staging_folder
 
     datasets = tmp_path / "small"
-    with staging(str(datasets)) as alive:
+    with staging_folder(str(datasets)) as alive:
         dead = datasets / ".staging-dead"
         # The second run finds nothing changed, as after a job killed just after publishing.
         for _ in range(2):

@@ -107,7 +107,7 @@ def test_what_is_no_longer_there_is_a_reject(copy: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "complaint"),
     [
         ("none.csv", None, "there is no such file"),
         ("files.txt", "path,size\n", "expected a name that ends in .csv"),
@@ -122,10 +122,10 @@ def test_what_is_no_longer_there_is_a_reject(copy: Path, tmp_path: Path) -> None
         ("manifest.json", "{", "cannot be read: Expecting"),
     ],
 )
-def test_mistakes_are_said(
-    name: str, text: str | None, said: str, scenes: Path, tmp_path: Path
+def test_mistakes_are_named(
+    name: str, text: str | None, complaint: str, scenes: Path, tmp_path: Path
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=complaint):
         run_ingest(scenes, tmp_path / "out", _with(tmp_path / name))

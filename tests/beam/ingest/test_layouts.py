@@ -10,7 +10,7 @@ from ingesting import records_of, run_ingest
 from jobs import SMALL, Trained
 from PIL import Image
 
-from beam.infer.plan import plan as plan_inference
+from beam.infer.plan import plan_job
 from images import png
 from runtime.errors import UserError
 from schemas.classes import load_taxonomy
@@ -180,12 +180,12 @@ def test_files_that_do_not_add_up_publish_nothing(
 ) -> None:
     from beam.shared import list_pairs, pairing
 
-    pair = pairing.pair
+    pair = pairing.pair_candidates
 
     def lossy(candidates, **options):
         yield from list(pair(candidates, **options))[1:]
 
-    monkeypatch.setattr(list_pairs.pairing, "pair", lossy)
+    monkeypatch.setattr(list_pairs.pairing, "pair_candidates", lossy)
     with pytest.raises(RuntimeError, match="files were listed, but"):
         run_ingest(
             _write(scenes, tmp_path / "raw", "CameraRGB/{}.png", "CameraSeg/{}.png"),
@@ -199,7 +199,7 @@ def test_masks_are_never_predicted(scenes: Path, tmp_path: Path, plain_model: Pa
 
     def images(source: Path, **options: str) -> int:
         config = InferConfig(**SIZE, **options)
-        job = plan_inference(str(plain_model), str(source), None, config, "", 1, str(tmp_path))
+        job = plan_job(str(plain_model), str(source), None, config, "", 1, str(tmp_path))
         return job.images
 
     with pytest.raises(UserError, match="pass --layout carla, or a folder of images alone"):

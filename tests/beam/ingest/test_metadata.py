@@ -1,3 +1,5 @@
+"""Rows, hashes and reuse of pairs; the data card; the progress line."""
+
 import os
 import shutil
 from collections import Counter
@@ -11,12 +13,18 @@ from ingesting import run_ingest
 from jobs import SMALL
 from PIL import Image
 
-from beam.ingest.incremental import PublishedShards, known_pairs
+from beam.ingest.incremental import PublishedShards, previous_pairs
 from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS
 from beam.ingest.record_files import RecordRef
-from beam.ingest.records import Made, difference_hash, read_pair, row_of, still_known
+from beam.ingest.records import (
+    ProcessedPair,
+    difference_hash,
+    read_pair,
+    reuse_if_unchanged,
+    row_of,
+)
 from beam.shared.pairing import Pair
-from beam.shared.progress import describe
+from beam.shared.progress import progress_line
 from runtime.errors import RejectError
 from runtime.listing import SourceFile
 from schemas.manifest import load_manifest
@@ -61,12 +69,12 @@ def _pair(folder: Path, name: str) -> Pair:
 def test_what_is_known_holds_while_the_files_look_the_same(copy: Path) -> None:
     row = row_of(_pair(copy, "000_0007.png"), SMALL)
     record = RecordRef("shard", 0, 1)
-    known = Made(replace(row, image_sha256="a", split="test", group="old"), record)
-    again = still_known(row, known)
+    known = ProcessedPair(replace(row, image_sha256="a", split="test", group="old"), record)
+    again = reuse_if_unchanged(row, known)
     assert again is not None
     assert (again.row.image_sha256, again.row.split, again.row.group) == ("a", None, None)
     os.utime(copy / "CameraSeg/000_0007.png", (2, 2))
-    assert still_known(row_of(_pair(copy, "000_0007.png"), SMALL), known) is None
+    assert reuse_if_unchanged(row_of(_pair(copy, "000_0007.png"), SMALL), known) is None
 
 
 def test_a_file_that_is_gone_or_changes_meanwhile_is_no_record(copy: Path) -> None:
@@ -91,12 +99,12 @@ def test_a_table_of_another_kind_is_not_known(dataset: Path, tmp_path: Path) -> 
         shutil.copy(path, tmp_path)
     previous = PublishedShards.of(str(tmp_path), load_manifest(dataset))
     shards = [*(one.name for one in previous.shards.values()), None]
-    found = [pair for shard in shards for pair in known_pairs(shard, previous)]
+    found = [pair for shard in shards for pair in previous_pairs(shard, previous)]
     assert len(dict(found)) == len(found) == 40
     table = pq.read_table(tmp_path / "sources.parquet")
     for other in (table.drop_columns("dhash"), table.set_column(0, "id", table["image_size"])):
         pq.write_table(other, tmp_path / "sources.parquet")
-        assert not [pair for shard in shards for pair in known_pairs(shard, previous)]
+        assert not [pair for shard in shards for pair in previous_pairs(shard, previous)]
 
 
 @pytest.mark.parametrize("shape", [(1, 900), (900, 1)])
@@ -145,11 +153,11 @@ def test_the_data_card(dataset: Path) -> None:
 
 
 def test_progress_in_a_line() -> None:
-    assert describe(Counter(), 10, "pairs") == "starting workers"
+    assert progress_line(Counter(), 10, "pairs") == "starting workers"
     counts = Counter(
         {"rejected.truncated": 2, "read": 3_000, "bytes": 3 << 20, "written": 900, "left out": 9}
     )
-    assert describe(counts, 4_000, "pairs") == (
+    assert progress_line(counts, 4_000, "pairs") == (
         "3,002 of 4,000 pairs done (75%), 3,000 read, 9 left out, 900 written, 3.0 MiB, "
         "2 rejected as truncated"
     )

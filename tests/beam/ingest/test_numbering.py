@@ -1,3 +1,5 @@
+"""Masks with the class ids of another taxonomy are detected, and right ones are not."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -206,9 +208,9 @@ def test_the_check_says_what_to_do(
     assert capfd.readouterr().err == ""
     with pytest.raises(UserError, match=r"look like the luma of carla-0\.8") as caught:
         check_numbering(as_luma)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert "RGB masks with --mask_encoding red, or --taxonomy_check off to go on" in said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "RGB masks with --mask_encoding red, or --taxonomy_check off to go on" in message
     config = as_luma.config.model_copy(update={"taxonomy_check": "off"})
     check_numbering(as_luma.model_copy(update={"config": config}))
     assert "warning: the masks were read as taxonomy carla-0.8" in capfd.readouterr().err

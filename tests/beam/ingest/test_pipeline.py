@@ -1,15 +1,15 @@
+"""The ingest job end to end: records as in plain Python, rejects, errors in one line."""
+
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ingesting import records_of, run_ingest, splits_of
-from jobs import ROOT, SMALL, TWO_WORKERS, Job
+from jobs import SMALL, TWO_WORKERS, Job, python
 from PIL import Image
 
 from beam.ingest import metadata, split_rules
@@ -76,14 +76,8 @@ def test_workers_do_not_change_a_byte(scenes: Path, dataset: Path, tmp_path: Pat
 
 
 def test_another_runner_does_not_change_a_byte(scenes, dataset, tmp_path) -> None:
-    again = Path(
-        ingest.run(
-            str(scenes),
-            str(tmp_path),
-            SMALL,
-            pipeline_options(["--runner=BundleBasedDirectRunner"]),
-        )
-    )
+    options = pipeline_options(["--runner=BundleBasedDirectRunner"])
+    again = Path(ingest.run(str(scenes), str(tmp_path), SMALL, options))
     assert published_digests(again) == published_digests(dataset)
 
 
@@ -106,16 +100,16 @@ def test_metadata_appear_when_they_are_whole_and_the_manifest_last(
     """An attempt that the engine believes to be lost may be writing them too."""
     draw, replace, moved = metadata.write_card, os.replace, []
 
-    def look(made: Path, manifest: Manifest, folder: str) -> None:
-        draw(made, manifest, folder)
+    def check_folder(target: Path, manifest: Manifest, folder: str) -> None:
+        draw(target, manifest, folder)
         assert set(os.listdir(folder)) == {shard.name for shard in manifest.shards}
 
-    def note(source: Path, target: str) -> None:
+    def record(source: Path, target: str) -> None:
         moved.append(Path(target).name)
         replace(source, target)
 
-    monkeypatch.setattr(metadata, "write_card", look)
-    monkeypatch.setattr(os, "replace", note)
+    monkeypatch.setattr(metadata, "write_card", check_folder)
+    monkeypatch.setattr(os, "replace", record)
     published = run_ingest(scenes, tmp_path)
     assert moved[-1] == "manifest.json"
     assert {path.name for path in published.iterdir()} <= set(moved)
@@ -137,9 +131,7 @@ parsed = tf.io.parse_single_example(record, parsing_spec())
 assert (tf.io.decode_png(parsed["image"]).numpy() == one["image"].numpy()).all()
 print(sum(1 for _ in builder.as_dataset(split="all")), parsed["id"].numpy().decode())
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = python("-c", script)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["40", records_of(dataset, "test")[0].id]
 
@@ -149,10 +141,7 @@ def test_ingest_imports_no_tensorflow() -> None:
         "import sys, beam.ingest.pipeline, beam.runners.worker\n"
         "print(sorted({'tensorflow', 'keras', 'mlflow', 'prefect'} & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == "[]"
+    assert python("-c", script).stdout.strip() == "[]"
 
 
 def test_rejects_have_their_reasons_and_the_rest_goes_on(copy: Path, tmp_path: Path) -> None:
@@ -256,8 +245,8 @@ def test_native_size(scenes: Path, tmp_path: Path) -> None:
     config = SMALL.model_copy(update={"height": 0, "width": 0})
     folder = run_ingest(scenes, tmp_path, config)
     record = records_of(folder, "test")[0]
-    theirs = np.asarray(Image.open(scenes / f"CameraRGB/{record.id}.png"))
-    assert np.array_equal(png.decode_image(record.image, 10**6), theirs)
+    source = np.asarray(Image.open(scenes / f"CameraRGB/{record.id}.png"))
+    assert np.array_equal(png.decode_image(record.image, 10**6), source)
     features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"]
     assert features["image"]["image"]["shape"]["dimensions"] == ["-1", "-1", "3"]
 

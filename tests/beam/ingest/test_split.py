@@ -213,13 +213,13 @@ def test_an_empty_split_is_refused_with_the_options_that_do(tmp_path: Path) -> N
     raw = _write(tmp_path / "raw", {f"{n:06d}": n for n in range(12)})
     with pytest.raises(UserError) as error:
         run_ingest(raw, tmp_path / "out", CONFIG)
-    said = str(error.value)
-    assert "split validation and test would be empty: 12 images make 2 groups" in said
-    assert "nothing was published" in said
+    message = str(error.value)
+    assert "split validation and test would be empty: 12 images make 2 groups" in message
+    assert "nothing was published" in message
     assert not list((tmp_path / "out/small").glob("[!.]*"))
-    found = re.search(r"--block_length (\d+) makes more", said)
+    found = re.search(r"--block_length (\d+) makes more", message)
     assert found
-    assert "--validation 0 --test 0 does without" in said
+    assert "--validation 0 --test 0 does without" in message
     for update in ({"block_length": int(found[1])}, {"validation": 0, "test": 0}):
         manifest = load_manifest(
             run_ingest(raw, tmp_path / "out", CONFIG.model_copy(update=update))
@@ -251,7 +251,7 @@ def test_leaks_agree_with_comparing_all(
     seed: int, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The joins in plain Python: no close pair remains, and one side of each stays."""
-    monkeypatch.setattr(leaks, "_MANY", many)
+    monkeypatch.setattr(leaks, "_MAX_ALL_PAIRS", many)
     random = np.random.default_rng(seed)
     # Few seeds and few flipped bits, so that many pairs are close, in one band or in several.
     bases = random.integers(0, 2**64, 6, np.uint64)
@@ -277,8 +277,8 @@ def test_leaks_agree_with_comparing_all(
     assert len(expected) > 500
     assert sorted(_edges(nodes[::-1])) == sorted(edges)
 
-    twins = [found for edge in edges for found in leaks.twins_of(*edge)]
-    left_out = {key for key, twin in twins if twin.leaves}
+    twins = [found for edge in edges for found in leaks.leaks_of(*edge)]
+    left_out = {key for key, twin in twins if twin.left_out}
     assert all(not given for _, _, given in left_out)
     for one, other in (tuple(pair) for pair in expected):
         assert (one[2] and other[2]) or one in left_out or other in left_out
@@ -290,10 +290,10 @@ def test_leaks_agree_with_comparing_all(
         if frozenset(given[name] for name in pair) in expected
     ]
     parts = [part for edge in edges for part in leaks.remaining_of(*edge)]
-    total = leaks.Remaining.sum(parts[::-1])
-    assert total == leaks.Remaining.sum([leaks.Remaining.sum(parts[:2]), *parts[2:]])
+    total = leaks.RemainingLeaks.sum(parts[::-1])
+    assert total == leaks.RemainingLeaks.sum([leaks.RemainingLeaks.sum(parts[:2]), *parts[2:]])
     assert total.pairs == len(close)
-    stay = {key for key, twin in twins if not twin.leaves}
+    stay = {key for key, twin in twins if not twin.left_out}
     assert {name for name in given if given[name] in stay} == {n for pair in close for n in pair}
 
 
@@ -301,15 +301,15 @@ def test_the_one_with_more_near_duplicates_gives_way() -> None:
     """A halt: one frame of test, which train shows ten times, and the other way round."""
     train = [Node(f"{1 << bit:016x}", "train", False, 1, f"t{bit}") for bit in range(10)]
     halt = Node(f"{0:016x}", "test", False, 1, "halt")
-    left_out = {key for edge in _edges([*train, halt]) for key, _ in leaks.twins_of(*edge)}
+    left_out = {key for edge in _edges([*train, halt]) for key, _ in leaks.leaks_of(*edge)}
     assert left_out == {halt.key}
     alone = Node(f"{1 << 20:016x}", "train", False, 1, "alone")
     many = [halt._replace(images=3), alone]
-    assert [key for edge in _edges(many) for key, _ in leaks.twins_of(*edge)] == [alone.key]
+    assert [key for edge in _edges(many) for key, _ in leaks.leaks_of(*edge)] == [alone.key]
     # With one each, train gives way; and a given one never does.
     for given, loser in ((False, alone), (True, halt)):
         nodes = [halt, alone._replace(given=given)]
-        assert [key for edge in _edges(nodes) for key, _ in leaks.twins_of(*edge)] == [loser.key]
+        assert [key for edge in _edges(nodes) for key, _ in leaks.leaks_of(*edge)] == [loser.key]
 
 
 def _edges(nodes: list[Node]) -> list[tuple[Node, Node]]:

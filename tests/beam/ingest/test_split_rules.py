@@ -1,3 +1,5 @@
+"""Sequences, groups, splits and shards of ids, by properties and fixed examples."""
+
 from collections import Counter
 
 import pytest
@@ -6,13 +8,13 @@ from hypothesis import strategies as st
 
 from beam.ingest.sequences import Frame, folder_of, frame_of, step_of
 from beam.ingest.split_rules import (
-    Balance,
+    ClassBalance,
     Group,
     GroupContent,
-    balance,
     block,
     named_group,
     order_key,
+    rebalance,
     shard_count,
     shard_of,
     split_at,
@@ -84,10 +86,10 @@ def test_a_step_is_that_of_each_camera() -> None:
 def test_splits_and_orders_never_change() -> None:
     """Published datasets depend on these values; others would move images between splits."""
     config = IngestConfig()
-    places = [block("dataA/dataA/000_", number, 1, config).place for number in range(5, 105, 10)]
+    places = [block("dataA/dataA/000_", number, 1, config).position for number in range(5, 105, 10)]
     frames = [f"dataA/dataA/000_{number:04d}" for number in range(5, 105, 10)]
     other = IngestConfig(split_by="image", seed=3)
-    by_image = [named_group("image", frame, other).place for frame in frames]
+    by_image = [named_group("image", frame, other).position for frame in frames]
     assert "".join(split_at(place, config)[0] for place in places) == "ttvttttttt"
     assert "".join(split_at(place, other)[0] for place in by_image) == "tttttttvvt"
     assert order_key("dataA/dataA/000_0021", config) == 10453995252601422582
@@ -104,22 +106,22 @@ def test_frames_of_a_block_are_together(index: int, step: float, config: IngestC
     counts = Counter(one.name for one in inside)
     # The step is rounded to a power of two, so a block has up to 1.5 times as many frames.
     assert max(counts.values()) <= 1.5 * config.block_length + 1
-    assert all(0 <= one.place < 1 for one in inside)
+    assert all(0 <= one.position < 1 for one in inside)
     assert min(int(one.name.rpartition("#")[2]) for one in inside) == span
 
 
 def test_ten_blocks_give_eight_one_one() -> None:
     for seed in range(20):
         config = IngestConfig(block_length=7, seed=seed)
-        counts = Counter(split_at(block("a", n, 1, config).place, config) for n in range(70))
+        counts = Counter(split_at(block("a", n, 1, config).position, config) for n in range(70))
         assert counts == {"train": 56, "validation": 7, "test": 7}
 
 
 def test_shares_hold_on_average() -> None:
     config = IngestConfig(validation=0.15, test=0.25, block_length=1)
     places = {
-        "image": [named_group("image", str(i), config).place for i in range(20_000)],
-        "block": [block(f"f{i}", i % 97, 1, config).place for i in range(20_000)],
+        "image": [named_group("image", str(i), config).position for i in range(20_000)],
+        "block": [block(f"f{i}", i % 97, 1, config).position for i in range(20_000)],
     }
     for found in places.values():
         counts = Counter(split_at(place, config) for place in found)
@@ -147,13 +149,15 @@ def _balanced(
     groups: list[GroupContent], config: IngestConfig
 ) -> tuple[dict[str, str], dict[str, str]]:
     """What moves, and the split of each group afterwards."""
-    halves = Balance(), Balance()
+    halves = ClassBalance(), ClassBalance()
     for index, one in enumerate(groups):
         halves[index % 2].add(one, config)
     halves[0].merge(halves[1])
-    moved = balance(halves[0], config)
+    moved = rebalance(halves[0], config)
     return moved, {
-        one.group.name: moved.get(one.group.name) or one.split or split_at(one.group.place, config)
+        one.group.name: moved.get(one.group.name)
+        or one.split
+        or split_at(one.group.position, config)
         for one in groups
     }
 
@@ -171,7 +175,7 @@ def test_no_split_is_without_a_group_where_there_are_enough(found) -> None:
     free = len(groups) - len(given_split)
     if free >= 3:
         assert set(after.values()) == set(SPLITS)
-    before = {one.group.name: one.split or split_at(one.group.place, config) for one in groups}
+    before = {one.group.name: one.split or split_at(one.group.position, config) for one in groups}
     if set(before.values()) == set(SPLITS):
         # No split loses a class that it had.
         for label in range(6):

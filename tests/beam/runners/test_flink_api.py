@@ -35,8 +35,8 @@ def test_an_election_of_a_job_manager_is_waited_for() -> None:
 
 
 def test_a_job_manager_that_has_forgotten_the_job_is_one_line() -> None:
-    said = json.dumps({"errors": ["FlinkJobNotFoundException", "its stack trace"]}).encode()
-    with answering(lambda _: (404, said)) as address:
+    body = json.dumps({"errors": ["FlinkJobNotFoundException", "its stack trace"]}).encode()
+    with answering(lambda _: (404, body)) as address:
         cluster = FlinkCluster(address)
         for ask in (cluster.state, cluster.failure):
             with pytest.raises(UnavailableError, match=f"no longer knows job {JOB}"):
@@ -146,17 +146,17 @@ def test_a_driver_that_is_stopped_early_leaves_nothing(
 
 
 def test_a_job_that_flink_rejects_ends_at_once(tmp_path: Path) -> None:
-    asked = []
+    queries = []
 
     def answer(path: str) -> tuple[int, bytes]:
-        asked.append(path.rpartition("/")[2].partition("?")[2])
+        queries.append(path.rpartition("/")[2].partition("?")[2])
         if path == "/v1/jars/upload":
             return 200, b'{"filename": "1_x.jar"}'
         return 400, b'{"errors": ["the main class has failed"]}'
 
     with answering(answer) as address, pytest.raises(RuntimeError, match="main class has failed"):
         _run_on(address, tmp_path)
-    assert asked.count("mode=cancel") == 1
+    assert queries.count("mode=cancel") == 1
 
 
 def test_the_last_failure_is_the_one_that_counts(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+"""Parsing of Beam's options, and the command of local workers."""
+
 import os
 import shlex
 import sys

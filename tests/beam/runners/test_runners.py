@@ -29,11 +29,11 @@ from beam.infer.plan import Job
 from beam.ingest import pipeline as ingest
 from beam.ingest.incremental import PublishedShards
 from beam.ingest.record_files import RecordRef
-from beam.ingest.records import Made, Recipe
+from beam.ingest.records import ProcessedPair, Recipe
 from beam.ingest.tfrecords import WriteShards, _WriteShard
 from beam.runners import boot
 from beam.runners.run import pipeline_options, run_pipeline
-from beam.shared.atomic_writes import whole_file
+from beam.shared.atomic_writes import atomic_file
 from beam.shared.source import source_of
 from flows.flink_demo import published_digests
 from runtime.command_line import JobParser
@@ -63,13 +63,13 @@ def test_a_file_of_arguments(tmp_path: Path) -> None:
 def test_a_file_is_seen_whole_or_not_at_all(tmp_path: Path) -> None:
     path, aside = tmp_path / "file", tmp_path / "aside"
     aside.mkdir()
-    with whole_file(path, aside) as first, whole_file(path, aside) as second:
+    with atomic_file(path, aside) as first, atomic_file(path, aside) as second:
         first.write_text("one")
         second.write_text("two")
         assert not path.exists()
     # The writer that finished last wins.
     assert path.read_text() == "one"
-    with suppress(ValueError), whole_file(path, aside) as part:
+    with suppress(ValueError), atomic_file(path, aside) as part:
         part.write_text("half")
         raise ValueError
     assert path.read_text() == "one"
@@ -92,7 +92,7 @@ def test_a_shard_that_is_tried_again_is_the_same(
     shard = manifest.shards[0]
     rows = [row for row in rows_of(pq.read_table(dataset / SOURCES)) if row.shard == shard.name]
     file = f"{dataset}/{shard.name}"
-    records = [Made(row, RecordRef(file, row.offset, row.length)) for row in rows]
+    records = [ProcessedPair(row, RecordRef(file, row.offset, row.length)) for row in rows]
     sizes = {shard.split: (shard.records, 1)}
     found = []
     for _ in range(2):
@@ -142,7 +142,7 @@ def test_the_boot_program_can_be_started() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "outcome"),
+    ("message", "outcome"),
     [
         ("mvn: expected Maven, to fetch Beam's runners in Java; install maven", pytest.skip),
         ("jars of flink.xml: expected hash a, found b; not used", pytest.fail),
@@ -150,12 +150,12 @@ def test_the_boot_program_can_be_started() -> None:
         ("mvn … failed: [ERROR] Checksum validation failed, expected 'a' but is 'b'", pytest.fail),
     ],
 )
-def test_a_package_with_another_hash_is_not_skipped(said: str, outcome: Any) -> None:
+def test_a_package_with_another_hash_is_not_skipped(message: str, outcome: Any) -> None:
     def fetch() -> None:
-        raise UserError(said)
+        raise UserError(message)
 
     either = (pytest.skip.Exception, pytest.fail.Exception)
-    with pytest.raises(either, match=re.escape(said)) as caught:
+    with pytest.raises(either, match=re.escape(message)) as caught:
         clusters.need(fetch)
     assert caught.type is outcome.Exception
 

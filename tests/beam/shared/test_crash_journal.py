@@ -15,7 +15,7 @@ from jobs import ROOT, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, python
 from beam.infer import pictures
 from beam.ingest import records
 from beam.shared import crash_journal
-from beam.shared.crash_journal import CrashJournal, Reading, run_without_crashing_files
+from beam.shared.crash_journal import CrashJournal, ReadSettings, run_without_crashing_files
 from runtime.errors import UserError
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig, IngestConfig
@@ -109,21 +109,21 @@ def test_more_crashes_than_make_sense_end_the_job(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts: list[int] = []
-    reading = Reading("raw", IngestConfig(), load_taxonomy("carla-0.8"))
+    settings = ReadSettings("raw", IngestConfig(), load_taxonomy("carla-0.8"))
 
     def attempt(crashed: frozenset[str]) -> None:
         attempts.append(len(crashed))
-        with CrashJournal(str(tmp_path), reading).holding([(f"{len(crashed)}.png", None)]):
+        with CrashJournal(str(tmp_path), settings).recording([(f"{len(crashed)}.png", None)]):
             # As a killed process would, the note stays.
-            for note in tmp_path.glob("*.hand"):
-                (tmp_path / f"{note.name}.hand").write_bytes(note.read_bytes())
+            for note in tmp_path.glob("*.journal"):
+                (tmp_path / f"{note.name}.journal").write_bytes(note.read_bytes())
         raise RuntimeError
 
     monkeypatch.setattr(
-        crash_journal, "_crashing", lambda pairs, _: frozenset(one for one, _ in pairs)
+        crash_journal, "_find_crashing", lambda pairs, _: frozenset(one for one, _ in pairs)
     )
     with pytest.raises(UserError, match="crash on more than 20 files of 'raw'"):
-        run_without_crashing_files(attempt, lambda: None, tmp_path, reading)
+        run_without_crashing_files(attempt, lambda: None, tmp_path, settings)
     assert attempts == list(range(21))
 
 
@@ -132,19 +132,19 @@ def test_the_next_worker_finds_out_what_ended_the_last(
     poisoned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on Flink, where a job outlives its workers."""
-    reading = Reading(str(poisoned), IngestConfig(), load_taxonomy("carla-0.8"))
-    pairs: list[crash_journal.Paths] = [
+    settings = ReadSettings(str(poisoned), IngestConfig(), load_taxonomy("carla-0.8"))
+    pairs: list[crash_journal.PairPaths] = [
         (f"CameraRGB/000_{number:04}.png", f"CameraSeg/000_{number:04}.png")
         for number in (0, 7, 23)
     ]
     monkeypatch.setenv("PYTHONPATH", f"{poison.site(tmp_path)}{os.pathsep}{ROOT}")
-    with CrashJournal(str(tmp_path), reading).holding(pairs) as crashing:
+    with CrashJournal(str(tmp_path), settings).recording(pairs) as crashing:
         assert not crashing
         # That worker is still at it, or has ended here.
-        following = CrashJournal(str(tmp_path), reading)
-    with following.holding(pairs) as crashing:
+        following = CrashJournal(str(tmp_path), settings)
+    with following.recording(pairs) as crashing:
         assert crashing == {pairs[1][0], pairs[2][1]}
-    with CrashJournal(str(tmp_path), reading).holding(pairs) as crashing:
+    with CrashJournal(str(tmp_path), settings).recording(pairs) as crashing:
         assert not crashing
 
 
@@ -166,8 +166,8 @@ def test_a_file_that_is_too_large_is_not_read(
     config = SMALL.model_copy(update={"max_file_mib": 1, "max_reject_fraction": 0.1})
     rejects = pq.read_table(run_ingest(copy, tmp_path, config) / REJECTS).to_pylist()
     assert {one["source_uri"] for one in rejects} == large
-    said = {(one["code"], one["message"]) for one in rejects}
-    assert said == {("too_large", "expected at most 1 MiB, found 3 MiB")}
+    reasons = {(one["code"], one["message"]) for one in rejects}
+    assert reasons == {("too_large", "expected at most 1 MiB, found 3 MiB")}
     output = run_infer(trained, tmp_path / "out", InferConfig(max_file_mib=1), source=copy)
     assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0007", "read", "too_large"),

@@ -1,6 +1,8 @@
+"""Files are classified by path and paired by id; listings skip hidden files."""
+
 import pytest
 
-from beam.shared.pairing import Candidate, Pair, Reject, Skip, candidate, pair
+from beam.shared.pairing import Candidate, Pair, Reject, Skip, classify_file, pair_candidates
 from runtime.listing import SourceFile, walk, walk_all
 from schemas.raw_layout import load_layout
 
@@ -23,14 +25,14 @@ def _file(path: str) -> SourceFile:
     ],
 )
 def test_ids(path: str, expected: str) -> None:
-    found = candidate(_file(path), LYFT)
+    found = classify_file(_file(path), LYFT)
     assert isinstance(found, Candidate)
     assert (found.id, found.is_mask) == (expected, False)
 
 
 @pytest.mark.parametrize("folder", ["CameraSeg", "CameraMask"])
 def test_mask_folders(folder: str) -> None:
-    found = candidate(_file(f"a/{folder}/7.png"), LYFT)
+    found = classify_file(_file(f"a/{folder}/7.png"), LYFT)
     assert isinstance(found, Candidate)
     assert (found.id, found.is_mask) == ("a/7", True)
 
@@ -42,9 +44,9 @@ def test_what_is_none_of_our_business_is_skipped_for_a_reason() -> None:
         ("CameraRGB/Thumbs.db", "no image (.db)"),
         ("CameraRGB/LICENSE", "no image (no suffix)"),
     ):
-        assert candidate(_file(path), LYFT) == Skip(path, reason)
-    loose = candidate(_file("7.png"), LYFT, loose=True)
-    assert loose == Candidate("7", "7", False, _file("7.png"))
+        assert classify_file(_file(path), LYFT) == Skip(path, reason)
+    any_png = classify_file(_file("7.png"), LYFT, any_png=True)
+    assert any_png == Candidate("7", "7", False, _file("7.png"))
 
 
 @pytest.mark.parametrize(
@@ -57,14 +59,16 @@ def test_what_is_none_of_our_business_is_skipped_for_a_reason() -> None:
     ],
 )
 def test_images_that_cannot_be_read_are_rejects(path: str, code: str) -> None:
-    found = candidate(_file(path), LYFT)
+    found = classify_file(_file(path), LYFT)
     assert isinstance(found, Reject)
     assert (found.id, found.code) == ("7", code)
 
 
 def _pair(*paths: str, need_mask: bool = True) -> list[Pair | Reject]:
-    found = [candidate(_file(path), LYFT) for path in paths]
-    return list(pair([one for one in found if isinstance(one, Candidate)], need_mask=need_mask))
+    found = [classify_file(_file(path), LYFT) for path in paths]
+    return list(
+        pair_candidates([one for one in found if isinstance(one, Candidate)], need_mask=need_mask)
+    )
 
 
 def test_pairs_and_what_makes_none() -> None:
@@ -105,7 +109,7 @@ def test_walk_skips_hidden_files_and_ends_on_link_cycles(tmp_path) -> None:
         "a/loop": "folder listed under another name",
         "CameraRGB/gone.png": "",
     }
-    gone = candidate(others["CameraRGB/gone.png"], LYFT)
+    gone = classify_file(others["CameraRGB/gone.png"], LYFT)
     assert isinstance(gone, Reject)
     assert (gone.id, gone.code) == ("gone", "missing")
     assert "No such file" in gone.message

@@ -27,10 +27,10 @@ def test_a_listing_is_read_as_it_was_written(
         (raw / name).write_bytes(name.encode(errors="surrogateescape"))
     (raw / "broken.png").symlink_to("nowhere")
     os.utime(raw / "a.png", ns=(1, 1_700_000_000_123_456_789))
-    monkeypatch.setattr(staged_listing, "_MOST", 4)
+    monkeypatch.setattr(staged_listing, "_MAX_FILES", 4)
     source = RawSource(str(tmp_path / "raw"), load_layout("lyft"))
     (tmp_path / "listing").mkdir()
-    expected = list(source.entries(into=str(tmp_path / "listing")))
+    expected = list(source.entries(listing_folder=str(tmp_path / "listing")))
     (tmp_path / "staging").mkdir()
     places = staged_listing.staged_listing(str(tmp_path / "listing"), str(tmp_path / "staging"))
     assert [Path(place).name for place in places] == [
@@ -58,7 +58,7 @@ def test_jobs_list_a_source_once(
         return walk_all(root)
 
     monkeypatch.setattr(listing, "walk_all", counting)
-    monkeypatch.setattr(staged_listing, "_MOST", 7)
+    monkeypatch.setattr(staged_listing, "_MAX_FILES", 7)
     assert published_digests(run_ingest(scenes, tmp_path)) == published_digests(dataset)
     assert walked == [str(scenes)]
     model = Trained(str(plain_model), "", TrainConfig())
