@@ -31,7 +31,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.deploy.deployments import PROJECT
-from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, JobError, run_job
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError, without_password
 from runtime.mlflow_files import follow, moved_from
@@ -43,10 +43,10 @@ from runtime.table import table
 Level = Literal["ok", "note", "fix"]
 
 _GIB = 1 << 30
-_SCARCE, _TOO_LITTLE = 10 * _GIB, 1 * _GIB
-_ANSWER_S = 10
+_WARN_BELOW, _FAIL_BELOW = 10 * _GIB, 1 * _GIB
+_TIMEOUT_S = 10
 _REBUILD = "remove .venv, then make test"
-_GPUS = (
+_LIST_GPUS = (
     "import json, keras, tensorflow as tf; "
     "print(json.dumps([keras.backend.backend(), len(tf.config.list_physical_devices('GPU'))]))"
 )
@@ -62,7 +62,7 @@ class Finding:
     """
 
     level: Level
-    what: str
+    subject: str
     found: str
     advice: str = ""
 
@@ -100,7 +100,7 @@ def check_beam() -> Finding:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lyft-doctor-") as scratch:
         try:
-            silent = Watch(lambda _: None)
+            silent = JobCallbacks(lambda _: None)
             run_job("flows.scenes", [f"--output={scratch}/raw", "--count=4"], silent)
             arguments = [f"--source={scratch}/raw", f"--output={scratch}/out", "--name=doctor"]
             run_job("beam.ingest", [*arguments, "--validation=0", "--test=0"], silent)
@@ -111,7 +111,7 @@ def check_beam() -> Finding:
     return Finding("ok", "beam", f"{cores} workers, 4 pairs in {time.monotonic() - started:.0f} s")
 
 
-def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
+def check_gpu(script: str = _LIST_GPUS, driver: str = "nvidia-smi") -> Finding:
     """Compares the GPUs that Keras sees, in a process of its own, with those the driver lists."""
     shown = 0
     if path := shutil.which(driver):
@@ -139,13 +139,15 @@ def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
     return Finding("ok", "gpu", f"{seen}, seen by Keras")
 
 
-def check_disk(folder: Path, scarce: int = _SCARCE, too_little: int = _TOO_LITTLE) -> Finding:
+def check_disk(
+    folder: Path, warn_below: int = _WARN_BELOW, fail_below: int = _FAIL_BELOW
+) -> Finding:
     """Checks the free space where the outputs go."""
-    free = shutil.disk_usage(_existing(folder)).free
+    free = shutil.disk_usage(_nearest_existing(folder)).free
     found = f"{free / _GIB:.1f} GiB free for {folder}"
-    if free < too_little:
-        return Finding("fix", "disk", found, f"free {too_little / _GIB:.0f} GiB or more")
-    if free < scarce:
+    if free < fail_below:
+        return Finding("fix", "disk", found, f"free {fail_below / _GIB:.0f} GiB or more")
+    if free < warn_below:
         return Finding("note", "disk", found, "python -m flows.plan says what a run needs")
     return Finding("ok", "disk", found)
 
@@ -163,7 +165,7 @@ def check_store(place: str) -> Finding:
 
 def check_writable(folder: Path) -> Finding:
     """Checks that outputs can be written to a folder; leaves nothing behind."""
-    place = _existing(folder)
+    place = _nearest_existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
@@ -181,8 +183,8 @@ def check_prefect(api_url: str | None) -> Iterator[Finding]:
     ours = version("prefect")
     user = os.environ.get("PREFECT_API_AUTH_STRING")
     try:
-        theirs = json.loads(_get(f"{api_url}/admin/version", user=user))
-        pools = json.loads(_get(f"{api_url}/work_pools/filter", b"{}", user=user))
+        theirs = json.loads(_fetch(f"{api_url}/admin/version", user=user))
+        pools = json.loads(_fetch(f"{api_url}/work_pools/filter", b"{}", user=user))
     except (OSError, ValueError) as error:
         found = f"{api_url} does not answer: {error}"
         advice = "make up, or correct PREFECT_API_URL"
@@ -220,7 +222,7 @@ def check_mlflow(tracking_uri: str) -> Finding:
         return Finding("fix", "mlflow", found, "correct --tracking_uri")
     ours = version("mlflow")
     try:
-        theirs = _get(f"{tracking_uri}/version").decode()
+        theirs = _fetch(f"{tracking_uri}/version").decode()
     except (OSError, ValueError) as error:
         found = f"{shown} does not answer: {error}"
         return Finding("fix", "mlflow", found, "make up, or correct --tracking_uri")
@@ -248,14 +250,14 @@ def _check_store(file: Path) -> Finding:
     return Finding("ok", "mlflow", str(file))
 
 
-def _get(address: str, body: bytes | None = None, user: str | None = None) -> bytes:
+def _fetch(address: str, body: bytes | None = None, user: str | None = None) -> bytes:
     """The body of a server's response; ``user`` is ``name:password`` for basic auth."""
     headers = {"Content-Type": "application/json"}
     if user:
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
     request = urllib.request.Request(address, body, headers)  # noqa: S310 - the user's server
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
             return bytes(answer.read())
     except http.client.HTTPException as error:
         raise OSError(f"its answer is not HTTP ({type(error).__name__})") from error
@@ -267,7 +269,7 @@ def _minor(text: str) -> list[str]:
     return text.split(".")[:2]
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
@@ -282,7 +284,7 @@ def project_requirements() -> tuple[str, list[str]]:
     return ">=3.11,<3.14", [one for one in wanted if "extra ==" not in one]
 
 
-def examine(output: str, tracking_uri: str, api_url: str | None) -> list[Finding]:
+def run_checks(output: str, tracking_uri: str, api_url: str | None) -> list[Finding]:
     """Runs all checks, the slow ones in parallel."""
     python, packages = project_requirements()
     with ThreadPoolExecutor() as pool:
@@ -318,8 +320,8 @@ def main(arguments: Sequence[str]) -> str:
     api_url = os.environ.get("PREFECT_API_URL") or running_server(Path(ROOT))
     if args.repair and (file := database(mlflow)) and (old := follow(file)):
         print(f"{file}: its files are no longer named in {old}", file=sys.stderr)
-    findings = examine(args.output, mlflow, api_url)
-    rows = [(one.level, one.what, one.found, one.advice) for one in findings]
+    findings = run_checks(args.output, mlflow, api_url)
+    rows = [(one.level, one.subject, one.found, one.advice) for one in findings]
     text = table(("", "what", "found", "what to do"), rows)
     if any(one.level == "fix" for one in findings):
         print(text)

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.lifecycle.durations import ingest_key, recorded, train_key
-from flows.lifecycle.preflight import check_steps
+from flows.lifecycle.durations import ingest_key, recorded_durations, train_key
+from flows.lifecycle.preflight import check_parameters
 from model.plan import GEOMETRY
 from runtime import storage
 from runtime.command_line import Parser, add_tracking_uri, run_main
@@ -66,8 +66,8 @@ class Step:
 
     def row(self) -> tuple[str, ...]:
         """Cells of the printed table."""
-        size = human(self.written) if self.written else ""
-        time = f"about {duration(self.seconds)}" if self.seconds else ""
+        size = format_size(self.written) if self.written else ""
+        time = f"about {format_duration(self.seconds)}" if self.seconds else ""
         return (self.name, self.action, self.reads, self.writes, size, time, self.basis)
 
 
@@ -90,14 +90,14 @@ def plan(
     Raises:
         UserError: the source holds no pairs, or the run could not use its parameters.
     """
-    check_steps(ingest_config, train_config, gate_config)
+    check_parameters(ingest_config, train_config, gate_config)
     first, dataset, pairs = plan_ingest(source, output, ingest_config)
     second, model = plan_train(
         dataset, pairs, output, train_config, gate_config, tracking_uri, ingest_config, train_on
     )
     how = (infer_source, pairs, output, infer_config, tracking_uri)
     given = infer_config if infer_config.height else ingest_config
-    network = network_size(train_config, given.height, given.width)
+    network = relative_cost(train_config, given.height, given.width)
     third = plan_infer(model, dataset, *how, network)
     others = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
     steps = [first, second, *others, third]
@@ -117,7 +117,7 @@ def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, s
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
     found = digest_pairs(source_of(source, config))
-    reads = f"{found.images:,} pairs, {human(found.size)}"
+    reads = f"{found.images:,} pairs, {format_size(found.size)}"
     root = storage.join(storage.absolute(output), "datasets", config.name)
     published = published_versions(root, recipe)
     for folder, manifest in published:
@@ -130,7 +130,7 @@ def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, s
         else config.height * config.width * _RECORD_BYTES_PER_PIXEL
     )
     start = _START_S["ingest"]
-    seconds, basis = _estimate(output, ingest_key(config), found.images, start, _PAIRS_PER_S)
+    seconds, basis = _estimate_step(output, ingest_key(config), found.images, start, _PAIRS_PER_S)
     where = f"a new version in {root}"
     if published:
         where += f", beside {len(published)}; unchanged shards are reused"
@@ -171,10 +171,10 @@ def plan_train(
                 return Step("train", "cached", dataset, f"{writes}; {known} is registered"), model
     config = config.for_images(images)
     work = images * config.epochs
-    network = network_size(config, ingest_config.height, ingest_config.width)
+    network = relative_cost(config, ingest_config.height, ingest_config.width)
     key = train_key(config, ingest_config.height, ingest_config.width)
     rate = _TRAINED_PER_S / max(network, 0.01)
-    seconds, basis = _estimate(output, key, work, _START_S["train"], rate)
+    seconds, basis = _estimate_step(output, key, work, _START_S["train"], rate)
     if train_on != "here":
         seconds, basis = 0, f"{_NOT_KNOWN} for pool {train_on}"
     parameters = _PARAMETERS * (config.filters / _MEASURED_FILTERS) ** 2
@@ -206,7 +206,7 @@ def plan_infer(
     """The step; without a known model and input, only the amount of work.
 
     Args:
-        network: relative cost of an image in the network, from ``network_size``.
+        network: relative cost of an image in the network, from ``relative_cost``.
     """
     root = storage.join(storage.absolute(output), "predictions")
     images, action = pairs, "runs"
@@ -240,7 +240,7 @@ def plan_infer(
     return Step("infer", action, f"{images:,} images", writes, images * _ROW_BYTES, seconds, basis)
 
 
-def network_size(config: TrainConfig, height: int, width: int) -> float:
+def relative_cost(config: TrainConfig, height: int, width: int) -> float:
     """Work per image, relative to the measured network."""
     pixels = height * width / _MEASURED_PIXELS
     if config.architecture in GEOMETRY:
@@ -248,13 +248,15 @@ def network_size(config: TrainConfig, height: int, width: int) -> float:
     return pixels * _ON_ENCODER
 
 
-def _estimate(output: str, key: str, items: int, start_s: float, rate: float) -> tuple[float, str]:
+def _estimate_step(
+    output: str, key: str, items: int, start_s: float, rate: float
+) -> tuple[float, str]:
     """Seconds for this number of items, and what the estimate is based on.
 
     Args:
         rate: items per second to assume if no run is recorded.
     """
-    last = recorded(output).get(key)
+    last = recorded_durations(output).get(key)
     if last and last["items"]:
         # A short run is mostly start-up, which a longer run also pays only once.
         each = max(0.0, last["seconds"] - start_s) / last["items"]
@@ -263,7 +265,7 @@ def _estimate(output: str, key: str, items: int, start_s: float, rate: float) ->
 
 
 def _last_inference(root: str, images: int, network: float) -> tuple[float, str]:
-    """As ``_estimate``, from the newest row of the table of runs that has any predictions."""
+    """As ``_estimate_step``, from the newest row of the table of runs that has any predictions."""
     files = [run_file(root, one) for one in partitions(root)]
     for file in sorted(files, key=storage.modified, reverse=True):
         (row,) = read_table(file).to_pylist()
@@ -283,7 +285,7 @@ def _record_bytes(manifest: Manifest) -> float:
     return sum(shard.bytes for shard in manifest.shards) / max(manifest.records, 1)
 
 
-def human(size: float) -> str:
+def format_size(size: float) -> str:
     """Bytes in the unit that reads best."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
@@ -292,14 +294,14 @@ def human(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds in the unit that reads best."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def parameters_of(given: dict[str, Any]) -> dict[str, Any]:
+def validated_parameters(given: dict[str, Any]) -> dict[str, Any]:
     """The flow's parameters, validated as the flow itself validates them.
 
     Raises:
@@ -345,7 +347,7 @@ def main(arguments: Sequence[str]) -> str:
     named = {"source": args.source, "output": args.output, "tracking_uri": args.tracking_uri}
     given = defaults | given | {name: value for name, value in named.items() if value is not None}
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    steps = plan(**parameters_of(given))
+    steps = plan(**validated_parameters(given))
     total = sum(step.seconds for step in steps)
     header = ("step", "action", "reads", "writes", "size", "time", "estimated from")
     more = (
@@ -354,7 +356,7 @@ def main(arguments: Sequence[str]) -> str:
         else ""
     )
     rows = table(header, [step.row() for step in steps])
-    return f"{rows}\n\ntotal: about {duration(total)}{more}"
+    return f"{rows}\n\ntotal: about {format_duration(total)}{more}"
 
 
 if __name__ == "__main__":

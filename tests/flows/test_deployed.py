@@ -258,7 +258,7 @@ from prefect import flow
 from flows.tasks import remote_training
 from schemas.config import GateConfig, TrainConfig
 
-remote_training.START_WITHIN_S = 3
+remote_training.START_TIMEOUT_S = 3
 
 @flow(name="unattended")
 def unattended() -> None:

@@ -22,7 +22,7 @@ from runtime.mlflow_files import follow
 
 
 def _levels(findings) -> dict[str, str]:
-    return {one.what: one.level for one in findings}
+    return {one.subject: one.level for one in findings}
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def test_versions_that_do_not_fit_are_found() -> None:
 
     found = list(doctor.check_packages(packages, installed))
     assert _levels(found) == {"fastapi": "fix", "kornia-rs": "fix"}
-    fastapi = next(one for one in found if one.what == "fastapi")
+    fastapi = next(one for one in found if one.subject == "fastapi")
     assert "0.155.0, expected" in fastapi.found
     assert "pip install 'fastapi" in fastapi.advice
 
@@ -85,9 +85,9 @@ def test_gpus_that_keras_does_not_see_are_found(tmp_path) -> None:
 
 def test_a_full_or_forbidden_disk_is_found(tmp_path) -> None:
     missing = tmp_path / "not" / "yet"
-    assert doctor.check_disk(missing, scarce=0, too_little=0).level == "ok"
-    assert doctor.check_disk(missing, scarce=1 << 60, too_little=0).level == "note"
-    assert doctor.check_disk(missing, scarce=1 << 60, too_little=1 << 60).level == "fix"
+    assert doctor.check_disk(missing, warn_below=0, fail_below=0).level == "ok"
+    assert doctor.check_disk(missing, warn_below=1 << 60, fail_below=0).level == "note"
+    assert doctor.check_disk(missing, warn_below=1 << 60, fail_below=1 << 60).level == "fix"
     assert doctor.check_writable(missing).level == "ok"
     assert not missing.exists()
     assert list(tmp_path.iterdir()) == []

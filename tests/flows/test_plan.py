@@ -9,8 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from jobs import ANY_MODEL, IN_MEMORY, SMALL
 
-from flows.lifecycle.durations import ingest_key, record, recorded, train_key
-from flows.plan import _last_inference, duration, human, main, parameters_of, plan
+from flows.lifecycle.durations import ingest_key, record_duration, recorded_durations, train_key
+from flows.plan import (
+    _last_inference,
+    format_duration,
+    format_size,
+    main,
+    plan,
+    validated_parameters,
+)
 from runtime.errors import UserError
 from runtime.table import table
 from schemas.config import InferConfig, IngestConfig, TrainConfig
@@ -56,7 +63,7 @@ def test_a_first_run_reads_and_writes_all_three(done, tmp_path) -> None:
         ("infer", "runs"),
     ]
     size = sum(path.stat().st_size for path in Path(done["source"]).rglob("*.png"))
-    assert steps[0].reads == f"40 pairs, {human(size)}"
+    assert steps[0].reads == f"40 pairs, {format_size(size)}"
     assert steps[1].reads == "32 images, 2 times"
     assert all(step.seconds > 0 and step.written > 0 for step in steps)
     assert {step.basis for step in steps} == {"docs/operate.md"}
@@ -145,8 +152,10 @@ def test_the_model_is_the_one_that_the_gate_would_leave(done, trained, dataset, 
 
 def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
     new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
-    record(str(tmp_path), ingest_key(SMALL), 400, 43)
-    record(str(tmp_path), train_key(TrainConfig(architecture="unet", filters=512), 32, 48), 1, 9999)
+    record_duration(str(tmp_path), ingest_key(SMALL), 400, 43)
+    record_duration(
+        str(tmp_path), train_key(TrainConfig(architecture="unet", filters=512), 32, 48), 1, 9999
+    )
     ingest, train, _ = plan(**new)
     # 3 s of start-up, and a tenth of a second for each of the 40 pairs.
     assert ingest.seconds == pytest.approx(7)
@@ -155,7 +164,7 @@ def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
     elsewhere = plan(**new, train_on="gpu")[1]
     assert (elsewhere.seconds, elsewhere.basis) == (0, "not known for pool gpu")
     (tmp_path / "durations.json").write_text("{")
-    assert recorded(str(tmp_path)) == {}
+    assert recorded_durations(str(tmp_path)) == {}
 
 
 def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: Path) -> None:
@@ -203,7 +212,7 @@ def test_mistakes_are_said_before_anything_is_read(tmp_path, job) -> None:
         ({"nonsense": 1}, r"^parameters \['nonsense'\] are unknown; expected .*'train_config'"),
     ):
         with pytest.raises(UserError, match=message):
-            parameters_of({"source": "x", **given})
+            validated_parameters({"source": "x", **given})
     done = job("flows.plan", f"--source={tmp_path}/none")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: source")
@@ -259,10 +268,10 @@ def test_columns_are_as_wide_as_their_cells() -> None:
 
 
 def test_sizes_and_times_read_well() -> None:
-    assert [human(size) for size in (12, 1_200, 34_500_000, 2.5e9)] == [
+    assert [format_size(size) for size in (12, 1_200, 34_500_000, 2.5e9)] == [
         "12 B",
         "1 kB",
         "34 MB",
         "2.5 GB",
     ]
-    assert [duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
+    assert [format_duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]

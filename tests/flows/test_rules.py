@@ -21,7 +21,7 @@ from jobs import ROOT, python
 from operated import processes
 from servers import answering, ask, free_port, until
 
-from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, JobError, run_job
 from runtime.errors import UnavailableError, UserError
 from runtime.services import Service, State, end_group, members, running_server, start_time
 
@@ -40,9 +40,9 @@ from runtime.services import Service, State, end_group, members, running_server,
     ],
 )
 def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
-    from flows.lifecycle.run_names import short
+    from flows.lifecycle.run_names import short_name
 
-    assert short(place) == name
+    assert short_name(place) == name
 
 
 @pytest.mark.parametrize(
@@ -56,10 +56,10 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
     ],
 )
 def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
-    from flows.lifecycle.retries import may_help
+    from flows.lifecycle.retries import should_retry
 
     state = SimpleNamespace(result=lambda **_: error)
-    assert may_help(None, None, state) is helps
+    assert should_retry(None, None, state) is helps
 
 
 def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
@@ -70,16 +70,16 @@ def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> 
     from flows.tasks import report
 
     for step in (
-        backfill.infer_one,
+        backfill.infer_pair,
         infer.infer_tables,
         ingest.ingest_dataset,
         report.write_report,
         train.train_model,
     ):
         assert step.retries == 3
-        assert step.retry_condition_fn is retries.may_help
+        assert step.retry_condition_fn is retries.should_retry
     state = SimpleNamespace(result=lambda **_: TaskRunTimeoutError("48 hours"))
-    assert not retries.may_help(None, None, state)
+    assert not retries.should_retry(None, None, state)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +108,9 @@ def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -
 
     sent: list[int] = []
     monkeypatch.setattr(progress, "create_progress_artifact", refuse)
-    shown = progress.Progress("beam.ingest")
+    shown = progress.ProgressArtifact("beam.ingest")
     for share in range(100):
-        shown.show(share)
+        shown.update(share)
     assert len(sent) == 1
 
 
@@ -145,24 +145,26 @@ def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> No
     monkeypatch.setattr(remote_training, "get_client", lambda **_: Client())
     monkeypatch.setattr(remote_training, "_POLL_S", 0)
     run = SimpleNamespace(id="some", name="some")
-    assert remote_training._wait_for(run, lambda: None).state.is_completed()
-    monkeypatch.setattr(remote_training, "PATIENCE_S", -1)
+    assert remote_training._wait_for_end(run, lambda: None).state.is_completed()
+    monkeypatch.setattr(remote_training, "SERVER_TIMEOUT_S", -1)
     Client.answers[:] = [Running(), httpx.ConnectError("away")]
     with pytest.raises(httpx.ConnectError):
-        remote_training._wait_for(run, lambda: None)
+        remote_training._wait_for_end(run, lambda: None)
 
 
 def test_ranges_of_versions_are_the_versions() -> None:
-    from flows.backfill import expand
+    from flows.backfill import expand_versions
 
-    assert expand(["models:/a/9-11", "models:/a/10", "models:/a-1@champion", "x/1-2.keras"]) == [
+    assert expand_versions(
+        ["models:/a/9-11", "models:/a/10", "models:/a-1@champion", "x/1-2.keras"]
+    ) == [
         *(f"models:/a/{number}" for number in (9, 10, 11)),
         "models:/a-1@champion",
         "x/1-2.keras",
     ]
     for slip in ("models:/a/3-2", "models:/a/1-99999"):
         with pytest.raises(UserError, match="expected FIRST-LAST with at most 1000 versions"):
-            expand([slip])
+            expand_versions([slip])
 
 
 def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> None:
@@ -171,7 +173,7 @@ def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> No
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UnavailableError, match=r"^MLflow is away$"):
-        run_job("absent", [], Watch(lambda _: None))
+        run_job("absent", [], JobCallbacks(lambda _: None))
 
 
 SILENT = "import time\ntime.sleep(3000)\n"
@@ -187,7 +189,7 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
     def run() -> None:
         # Around each task, Prefect sets its timeout so.
         with timeout(1):
-            run_job("silent", [str(tmp_path)], Watch(lambda _: None))
+            run_job("silent", [str(tmp_path)], JobCallbacks(lambda _: None))
 
     with ThreadPoolExecutor() as pool, pytest.raises(TimeoutError, match="timed out after 1"):
         pool.submit(run).result()
@@ -195,23 +197,23 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
 
 
 def test_the_name_is_found_among_the_options() -> None:
-    from flows.deploy.cli_plugin import deployment_name, full_name
+    from flows.deploy.cli_plugin import name_index, resolve_name
 
     run = ["prefect", "deployment", "run"]
-    assert deployment_name([*run, "infer"]) == 3
+    assert name_index([*run, "infer"]) == 3
     options = ["--watch", "-p", "a=1", "--params={}"]
-    assert deployment_name([*run, *options, "infer", "--tag", "x"]) == 7
+    assert name_index([*run, *options, "infer", "--tag", "x"]) == 7
     for others in ([*run, "--id", "x"], run, [*run, "--help"]):
-        assert deployment_name(others) is None
-    assert deployment_name(["prefect", "deployment", "inspect", "infer"]) is None
+        assert name_index(others) is None
+    assert name_index(["prefect", "deployment", "inspect", "infer"]) is None
     known = ["ingest/nightly", "infer/nightly", "infer/infer"]
-    assert full_name("infer", known) == full_name("infer/infer", known) == "infer/infer"
+    assert resolve_name("infer", known) == resolve_name("infer/infer", known) == "infer/infer"
     with pytest.raises(LookupError, match="ambiguous: expected one of infer/nightly, ingest/night"):
-        full_name("nightly", known)
+        resolve_name("nightly", known)
     with pytest.raises(LookupError, match="does not exist; found infer/infer, infer/nightly"):
-        full_name("inf", known)
+        resolve_name("inf", known)
     with pytest.raises(LookupError, match="found none; `make up` or"):
-        full_name("infer", [])
+        resolve_name("infer", [])
 
 
 def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
@@ -220,24 +222,24 @@ def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
     from prefect.client.schemas.objects import FlowRun
     from prefect.states import Crashed, Failed
 
-    from flows.tasks.remote_training import _end_of
+    from flows.tasks.remote_training import _describe_end
 
     for state, said in (
         (Failed(message="error: dataset 'x': there is no such folder"), "ended as Failed: dataset"),
         (Crashed(), "ended as Crashed: its page says more"),
     ):
         run = FlowRun(flow_id=uuid4(), state=state, state_name=state.name)
-        assert _end_of(run).startswith(said)
+        assert _describe_end(run).startswith(said)
 
 
 def test_texts_are_no_numbers() -> None:
-    from flows.deploy.cli_plugin import as_texts
+    from flows.deploy.cli_plugin import quote_texts
 
     text, number = {"type": "string"}, {"type": "integer"}
     schema = {"a": text, "b": {"anyOf": [text, {"type": "null"}]}, "n": number}
 
     def said(*words: str) -> list[str]:
-        return as_texts(["prefect", "deployment", "run", "x", *words], schema)[4:]
+        return quote_texts(["prefect", "deployment", "run", "x", *words], schema)[4:]
 
     for value in ("20240501", "1e5", "true", "007", "[1]", 'a"b', "", "a=b"):
         quoted = json.dumps(value)

@@ -88,19 +88,19 @@ def _last_line(done: Any) -> str:
 ENDS = """
 import json, sys
 from flows.backfill import backfill
-from flows.lifecycle.outcome import concluded
+from flows.lifecycle.outcome import with_final_state
 from flows.infer import infer
-from flows.lifecycle.job_process import Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, run_job
 from flows.train import train
 from prefect import State, flow
 
 @flow
-@concluded
+@with_final_state
 def child(way: str) -> str:
-    return run_job("ending", [way], Watch(print)).result
+    return run_job("ending", [way], JobCallbacks(print)).output
 
 @flow
-@concluded
+@with_final_state
 def parent(way: str) -> str:
     return child(way)
 

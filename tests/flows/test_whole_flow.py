@@ -15,7 +15,7 @@ from jobs import QUICK, RETRIED, ROOT, SMALL
 from PIL import Image
 from whole_flow import FLOW, MORE, ephemeral
 
-from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, JobError, run_job
 from flows.lifecycle.summary import class_rows, class_summary
 from flows.scenes import draw_scene, write_scenes
 from runtime.command_line import add_config, config_from, to_arguments
@@ -43,7 +43,7 @@ def test_configs_survive_the_command_line(config) -> None:
 def test_scenes_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
     lines: list[str] = []
     output = str(tmp_path / "a")
-    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], Watch(lines.append))
+    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], JobCallbacks(lines.append))
     assert done == (str(output), False)
     assert lines == ["scenes: 40/40 drawn"]
     write_scenes(str(tmp_path / "b"), 2)
@@ -66,9 +66,9 @@ def test_scenes_hold_the_classes_of_a_street() -> None:
 
 def test_a_jobs_mistake_is_the_users_and_a_defect_is_not() -> None:
     with pytest.raises(UserError, match="source '/none': there is no such folder"):
-        run_job("beam.ingest", ["--source=/none", "--output=/none"], Watch(lambda _: None))
+        run_job("beam.ingest", ["--source=/none", "--output=/none"], JobCallbacks(lambda _: None))
     with pytest.raises(JobError, match=r"No module named flows\.none"):
-        run_job("flows.none", [], Watch(lambda _: None))
+        run_job("flows.none", [], JobCallbacks(lambda _: None))
 
 
 def test_flow_modules_import_nothing_heavy() -> None:
