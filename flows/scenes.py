@@ -25,7 +25,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class _Canvas:
-    """An image and its mask, always drawn together."""
+    """An image and its mask; each shape is drawn into both."""
 
     def __init__(self, random: np.random.Generator, width: int, height: int) -> None:
         self.random = random
@@ -186,7 +186,7 @@ def _street(canvas: _Canvas, horizon: float, centre: float) -> None:
 
 
 def _object(canvas: _Canvas, horizon: float, centre: float, depth: float) -> None:
-    """One object at a depth between 0 (the horizon) and 1 (the camera)."""
+    """Draws a random object at a depth between 0 (the horizon) and 1 (the camera)."""
     random, (width, height) = canvas.random, canvas.image.size
     ground = horizon + (height - horizon) * depth**1.5
     scale = height * 0.5 * depth

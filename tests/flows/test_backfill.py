@@ -110,7 +110,7 @@ from flows.backfill import backfill
 from flows.lifecycle.job_process import run_job
 
 output, *sources = sys.argv[1:]
-flows.infer.run_job = lambda _, arguments, watch: run_job("silent", [output], watch)
+flows.infer.run_job = lambda _, arguments, callbacks: run_job("silent", [output], callbacks)
 backfill(["m"], sources=sources, output=output, at_once=2)
 """
 

@@ -11,7 +11,7 @@ from jobs import ANY_MODEL, IN_MEMORY, SMALL
 
 from flows.lifecycle.durations import ingest_key, record_duration, recorded_durations, train_key
 from flows.plan import (
-    _last_inference,
+    _estimate_inference,
     format_duration,
     format_size,
     main,
@@ -177,7 +177,7 @@ def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: P
         pq.write_table(pa.Table.from_pylist([row]), file)
         os.utime(file, (1000 - age, 1000 - age))
     # From the run before the last one: 4 s of start-up, and 5 s for the ten images it predicted.
-    assert _last_inference(str(tmp_path), 60, 1) == (34, "last run, 10 items")
+    assert _estimate_inference(str(tmp_path), 60, 1) == (34, "last run, 10 items")
 
 
 @pytest.mark.parametrize(
