@@ -63,9 +63,11 @@ def test_image_quality_has_one_row_an_image(tables: Path) -> None:
 def test_forms_of_output(tables: Path) -> None:
     sql = "FROM runs SELECT version, source, images_read ORDER BY ALL"
     with connect(tables) as database:
-        table, lines, text = (query.run(database, sql, form) for form in ("table", "csv", "json"))
-        masks = query.run(database, "FROM masks SELECT mask LIMIT 1", "json")
-        undefined = query.run(
+        table, lines, text = (
+            query.run_query(database, sql, form) for form in ("table", "csv", "json")
+        )
+        masks = query.run_query(database, "FROM masks SELECT mask LIMIT 1", "json")
+        undefined = query.run_query(
             database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json"
         )
     assert "│ v1      │ driveA  │          20 │" in table
@@ -85,7 +87,7 @@ def test_pandas_reads_the_class_none_as_the_help_says(tables: Path, capsys) -> N
     assert options in " ".join(capsys.readouterr().out.split())
     with connect(tables) as database:
         sql = "SELECT class_name, CASE WHEN class_id > 0 THEN 0.5 END AS iou FROM classes"
-        text = query.run(database, f"{sql} WHERE source = 'driveA' ORDER BY class_id", "csv")
+        text = query.run_query(database, f"{sql} WHERE source = 'driveA' ORDER BY class_id", "csv")
     found = eval(f"pd.read_csv(io.StringIO(text), {options})", {"pd": pd, "io": io, "text": text})
     assert found["class_name"][0] == "None"
     assert found["iou"].dtype == "float64"
@@ -101,7 +103,7 @@ def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
             ("SELECT error('line\nbreak')", "line break"),
         ):
             with pytest.raises(UserError, match=complaint) as caught:
-                query.run(database, sql)
+                query.run_query(database, sql)
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="there is no table of runs"):
         connect(tmp_path)

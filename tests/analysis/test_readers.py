@@ -15,7 +15,7 @@ import pytest
 from cookbook import SNIPPETS
 from inference import run_infer
 
-from analysis.tables import connect, one_run
+from analysis.tables import connect, select_run
 from beam.infer.runs import TABLES
 from schemas.config import InferConfig
 
@@ -121,7 +121,7 @@ def test_a_raw_name_chooses_its_run(hostile: Path) -> None:
         for chosen in (name, read):
             args = Namespace(source=chosen, partition=None, model=None, version=None)
             with connect(hostile) as connection:
-                assert one_run(connection, args)["source"] == read
+                assert select_run(connection, args)["source"] == read
 
 
 def test_the_cookbooks_snippet_prints_them_all(

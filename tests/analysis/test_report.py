@@ -82,7 +82,7 @@ def test_figures_of_the_classes(database, page: str) -> None:
     for row, (_, share, iou) in zip(rows, expected, strict=True):
         shown = "0" if share == 0 else f"{share:.1%}" if share >= 0.001 else "< 0.1%"
         assert row[1] == shown
-        assert row[7] == (report.NOTHING if iou is None or np.isnan(iou) else f"{iou:.3f}")
+        assert row[7] == (report.MISSING if iou is None or np.isnan(iou) else f"{iou:.3f}")
 
 
 def test_lineage_is_there(database, page: str) -> None:
