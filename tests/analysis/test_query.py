@@ -1,3 +1,5 @@
+"""Views, formats of output, the query command and the SQL shell."""
+
 import csv
 import io
 import json
@@ -21,7 +23,7 @@ VIEWS = [
 ]
 
 
-def test_views(tables: Path) -> None:
+def test_views_have_partition_columns_and_run_id(tables: Path) -> None:
     with connect(tables) as database:
         assert [name for (name,) in database.sql("SHOW TABLES").fetchall()] == VIEWS
         for view in VIEWS:
@@ -60,7 +62,7 @@ def test_image_quality_has_one_row_an_image(tables: Path) -> None:
             assert entropy == pytest.approx(-(shares * np.log2(shares)).sum())
 
 
-def test_forms_of_output(tables: Path) -> None:
+def test_output_formats(tables: Path) -> None:
     sql = "FROM runs SELECT version, source, images_read ORDER BY ALL"
     with connect(tables) as database:
         table, lines, text = (
@@ -80,7 +82,7 @@ def test_forms_of_output(tables: Path) -> None:
     assert undefined == '{"none": null, "known": 1.5}'
 
 
-def test_pandas_reads_the_class_none_as_the_help_says(tables: Path, capsys) -> None:
+def test_pandas_options_of_the_help_keep_class_none(tables: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         query.main(["--help"])
     options = "keep_default_na=False, na_values=['']"
@@ -94,7 +96,7 @@ def test_pandas_reads_the_class_none_as_the_help_says(tables: Path, capsys) -> N
     assert found["iou"].isna().tolist() == [True] + [False] * 12
 
 
-def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
+def test_query_errors_are_one_line(tables: Path, tmp_path: Path) -> None:
     with connect(tables) as database:
         for sql, complaint in (
             ("SELEC 1", "syntax error"),
@@ -117,7 +119,7 @@ def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
         connect(tmp_path / "damaged")
 
 
-def test_the_command_line(job: Job, tables: Path, tmp_path: Path) -> None:
+def test_query_command(job: Job, tables: Path, tmp_path: Path) -> None:
     # A folder's name is not treated as a pattern.
     strange = Path(shutil.copytree(tables, tmp_path / "a [1]*"))
     done = job(
@@ -129,7 +131,7 @@ def test_the_command_line(job: Job, tables: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_the_shell_goes_on_after_a_mistake(tables: Path) -> None:
+def test_shell_continues_after_an_error(tables: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "analysis.shell", f"--predictions={tables}"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""The small rules of the flows: names of runs, when a retry helps, which processes are stopped.
+"""Unit tests of the flows: run names, retries, progress, command-line plugin, process groups.
 
 Prefect creates its folder when it is imported, so modules that use it are imported inside the
 tests, whose home is a temporary folder.
@@ -39,7 +39,7 @@ from runtime.services import Service, State, end_group, members, running_server,
         ("..", "unnamed"),
     ],
 )
-def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
+def test_run_name_is_the_last_part_of_its_input(place, name) -> None:
     from flows.lifecycle.run_names import short_name
 
     assert short_name(place) == name
@@ -55,14 +55,14 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
         (TimeoutError("a connection's"), True),
     ],
 )
-def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
+def test_only_errors_that_a_retry_can_fix_are_retried(error, helps) -> None:
     from flows.lifecycle.retries import should_retry
 
     state = SimpleNamespace(result=lambda **_: error)
     assert should_retry(None, None, state) is helps
 
 
-def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
+def test_all_jobs_have_the_retry_policy_without_timeouts() -> None:
     from prefect.task_engine import TaskRunTimeoutError
 
     from flows import backfill, infer, ingest, train
@@ -93,13 +93,13 @@ def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> 
         ("nothing has changed: 40 records, all files intact", None),
     ],
 )
-def test_how_far_a_job_is_stands_in_its_lines(line, share) -> None:
+def test_percent_from_a_log_line(line, share) -> None:
     from flows.lifecycle.progress import percent
 
     assert percent(line) == (None if share is None else pytest.approx(share))
 
 
-def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -> None:
+def test_failed_progress_update_does_not_stop_the_job(monkeypatch) -> None:
     from flows.lifecycle import progress
 
     def refuse(*_: object) -> None:
@@ -124,7 +124,7 @@ def test_a_request_waits_for_a_server_that_is_about_to_start() -> None:
             assert asked.result() == [1]
 
 
-def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> None:
+def test_wait_for_remote_training_outlasts_an_outage(monkeypatch) -> None:
     import httpx
     from prefect.states import Completed, Running
 
@@ -152,7 +152,7 @@ def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> No
         remote_training._wait_for_end(run, lambda: None)
 
 
-def test_ranges_of_versions_are_the_versions() -> None:
+def test_version_ranges_are_expanded() -> None:
     from flows.backfill import expand_versions
 
     assert expand_versions(
@@ -167,7 +167,7 @@ def test_ranges_of_versions_are_the_versions() -> None:
             expand_versions([slip])
 
 
-def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> None:
+def test_exit_code_75_is_unavailable(tmp_path, monkeypatch) -> None:
     (tmp_path / "absent.py").write_text(
         "import sys\nprint('error: MLflow is away', file=sys.stderr)\nsys.exit(75)\n"
     )
@@ -180,7 +180,7 @@ SILENT = "import time\ntime.sleep(3000)\n"
 """Outlasts the limit of a test."""
 
 
-def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, monkeypatch) -> None:
+def test_silent_job_in_a_thread_is_stopped_at_its_timeout(tmp_path, monkeypatch) -> None:
     from prefect.utilities.timeout import timeout
 
     (tmp_path / "silent.py").write_text(SILENT)
@@ -196,7 +196,7 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
     assert not processes("silent", str(tmp_path))
 
 
-def test_the_name_is_found_among_the_options() -> None:
+def test_deployment_name_is_found_and_resolved() -> None:
     from flows.deploy.cli_plugin import name_index, resolve_name
 
     run = ["prefect", "deployment", "run"]
@@ -216,7 +216,7 @@ def test_the_name_is_found_among_the_options() -> None:
         resolve_name("infer", [])
 
 
-def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
+def test_reason_of_a_failed_remote_training_is_passed_on() -> None:
     from uuid import uuid4
 
     from prefect.client.schemas.objects import FlowRun
@@ -224,47 +224,47 @@ def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
 
     from flows.tasks.remote_training import _describe_end
 
-    for state, said in (
+    for state, message in (
         (Failed(message="error: dataset 'x': there is no such folder"), "ended as Failed: dataset"),
         (Crashed(), "ended as Crashed: its page says more"),
     ):
         run = FlowRun(flow_id=uuid4(), state=state, state_name=state.name)
-        assert _describe_end(run).startswith(said)
+        assert _describe_end(run).startswith(message)
 
 
-def test_texts_are_no_numbers() -> None:
+def test_text_parameters_are_quoted() -> None:
     from flows.deploy.cli_plugin import quote_texts
 
     text, number = {"type": "string"}, {"type": "integer"}
     schema = {"a": text, "b": {"anyOf": [text, {"type": "null"}]}, "n": number}
 
-    def said(*words: str) -> list[str]:
+    def quoted_words(*words: str) -> list[str]:
         return quote_texts(["prefect", "deployment", "run", "x", *words], schema)[4:]
 
     for value in ("20240501", "1e5", "true", "007", "[1]", 'a"b', "", "a=b"):
         quoted = json.dumps(value)
-        assert said("-p", f"a={value}") == ["-p", f"a={quoted}"]
-        assert said(f"--param=b={value}", "--watch") == [f"--param=b={quoted}", "--watch"]
-    assert said("-p", "a=null", "-p", "b=null") == ["-p", 'a="null"', "-p", "b=null"]
+        assert quoted_words("-p", f"a={value}") == ["-p", f"a={quoted}"]
+        assert quoted_words(f"--param=b={value}", "--watch") == [f"--param=b={quoted}", "--watch"]
+    assert quoted_words("-p", "a=null", "-p", "b=null") == ["-p", 'a="null"', "-p", "b=null"]
     others = ["-p", 'a="7"', "-p", "n=7", "-p", "other=7", "--tag", "a=7", "--params", '{"a": 7}']
-    assert said(*others) == others
+    assert quoted_words(*others) == others
 
 
-def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
+def test_missing_server_is_refused_at_once(tmp_path) -> None:
     shutil.copy(ROOT / "prefect.toml", tmp_path)
     environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
     environment.pop("PREFECT_API_URL", None)
     api = f"http://127.0.0.1:{free_port()}/api"
     away = f"Prefect at {api} does not answer (ConnectError); `make up`, or correct PREFECT_API_URL"
     unnamed = "no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL"
-    for server, said in (({}, unnamed), ({"PREFECT_API_URL": api}, away)):
+    for server, message in (({}, unnamed), ({"PREFECT_API_URL": api}, away)):
         command = ("-m", "prefect", "deployment", "run", "infer")
         done = python(*command, cwd=tmp_path, env={**environment, **server})
-        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+        assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "said"),
+    ("module", "arguments", "message"),
     [
         ("flows.demo", ["--epochs=-1"], "epochs: Input should be greater than or equal to 0"),
         ("flows.demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
@@ -288,12 +288,12 @@ def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
         ("beam.ingest", ["--source=", "--output=a"], "expected a folder or a URI, found an empty"),
     ],
 )
-def test_a_mistake_is_one_line(module, arguments, said, tmp_path, monkeypatch) -> None:
+def test_user_error_is_one_line(module, arguments, message, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = python("-m", module, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -312,7 +312,7 @@ STUBBORN = """trap '' TERM; echo here; while :; do sleep 0.1; done"""
     ],
     ids=["orphans", "stubborn child", "stubborn leader"],
 )
-def test_the_whole_group_is_ended(script, kills_leader) -> None:
+def test_whole_process_group_is_stopped(script, kills_leader) -> None:
     with subprocess.Popen(
         ["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
     ) as leader:

@@ -1,3 +1,5 @@
+"""The whole flow on Prefect's ephemeral server; synthetic scenes; job processes."""
+
 import argparse
 import io
 import json
@@ -33,7 +35,7 @@ from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
         InferConfig(source_name="x-1"),
     ],
 )
-def test_configs_survive_the_command_line(config) -> None:
+def test_configs_round_trip_through_the_command_line(config) -> None:
     parser = argparse.ArgumentParser()
     add_config(parser, type(config))
     assert config_from(type(config), parser.parse_args(to_arguments(config))) == config
@@ -64,7 +66,7 @@ def test_scenes_hold_the_classes_of_a_street() -> None:
     assert {taxonomy.names[class_id] for class_id in found} == set(taxonomy.names)
 
 
-def test_a_jobs_mistake_is_the_users_and_a_defect_is_not() -> None:
+def test_job_exit_codes_become_user_or_job_errors() -> None:
     with pytest.raises(UserError, match="source '/none': there is no such folder"):
         run_job("beam.ingest", ["--source=/none", "--output=/none"], JobCallbacks(lambda _: None))
     with pytest.raises(JobError, match=r"No module named flows\.none"):
