@@ -6,23 +6,23 @@ READY := .venv/.ready
 .PHONY: help demo flink-demo analyse up down doctor serve test lint unit unit-fast soak bench clean clean-outputs stop lock images
 
 help:
-	@echo "make demo [RAW=folder]  run ingest, train and infer on this machine"
+	@echo "make demo [RAW=folder]  run ingest, train and infer once, on this machine"
 	@echo "make flink-demo         both jobs on a Flink cluster of this machine [RAW=folder]"
 	@echo "make analyse            SQL over the predictions [PREDICTIONS=folder]"
 	@echo "make up [RAW=folder]    start servers and workers on this machine; RAW is what the nightly run reads"
-	@echo "                        [NOTIFY=https://...] tells an address of failed runs; NOTIFY=off: none any more"
+	@echo "                        NOTIFY=https://... is a webhook for failed runs; NOTIFY=off removes it"
 	@echo "make down               stop them"
-	@echo "make doctor             check this machine and what it reaches"
+	@echo "make doctor             check this machine and the services that it uses"
 	@echo "make serve              answer HTTP requests with a model [MODEL=models:/lyft-unet@champion] [PORT=5001]"
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test; make unit-fast leaves slow tests out"
 	@echo "make soak               the long tests: random kills, 10,000 damaged PNGs"
-	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, flink, gpu, numbering, doubts;"
+	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, metadata, flink, gpu, numbering, doubts;"
 	@echo "                        MODEL=file, ARGS='more arguments'"
 	@echo "make images             build the container images [BUILDER=buildah] [IMAGES=cpu] [PIP_CONF=file]"
-	@echo "make lock               resolve requirements.lock and docker/locks anew"
+	@echo "make lock               resolve requirements.lock and docker/locks again"
 	@echo "make clean              stop what make up started, remove .venv and tools' caches; outputs stay"
-	@echo "make clean-outputs      stop it, remove outputs: every dataset, model and table"
+	@echo "make clean-outputs      stop what make up started, remove outputs: every dataset, model and table"
 
 demo: $(READY)
 	@$(BIN)/python -m flows.demo $(if $(RAW),--raw "$(RAW)")
@@ -58,10 +58,10 @@ serve: $(READY)
 	  $(BIN)/mlflow models serve --env-manager=local --host=127.0.0.1 --port=$(PORT) \
 	  --model-uri="$(or $(MODEL),models:/lyft-unet@champion)"
 
-# The benchmarks gpu and tables generate their own input.
+# The benchmarks gpu, tables and metadata generate their own input.
 BENCH ?= ingest
 bench: $(READY)
-	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu tables,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
+	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu tables metadata,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
 	  $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 # WORKERS=4 takes a quarter less on two cores, since tests with servers wait half of their time.
@@ -118,10 +118,10 @@ images:
 	    $(if $(PIP_CONF),--secret id=pip$(comma)src=$(PIP_CONF)) $(BUILD_FLAGS) . || exit 1; \
 	done
 
-# Where make flink-demo, if it was killed, has left a cluster.
+# A killed make flink-demo leaves its cluster here.
 DEMO_CLUSTER := outputs/flink-demo/cluster
 
-# Stop first: the servers would keep running without their files.
+# Before files are removed, which the servers would miss.
 stop:
 	@if [ -x $(BIN)/python ]; then \
 	  $(BIN)/python -m flows.local down && $(BIN)/python -m flows.flink down && \

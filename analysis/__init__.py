@@ -1,1 +1,1 @@
-"""For analysts: SQL views over the published Parquet, overlays, a report. Imports only schemas."""
+"""Analysis of published tables: SQL views, HTML report, overlays, masks as files."""

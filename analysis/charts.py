@@ -1,4 +1,4 @@
-"""Charts as inline SVG, coloured by the page's CSS variables to follow light and dark themes."""
+"""Histogram and confusion matrix as inline SVG; the page's CSS variables give the colours."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 _FONT = 'font-size="11"'
 
-_LEAST = 0.005
+_MIN_SHARE = 0.005
 """Smallest share at which a cell of a confusion matrix is coloured and labelled."""
 
 
 def histogram(values: npt.NDArray[np.float64], name: str, bins: int = 24) -> str:
-    """A bar chart over the range of ``values``, shares from 0 to 1; NaN is left out."""
+    """A bar chart of ``values``, which are shares from 0 to 1; NaN is left out."""
     values = values[~np.isnan(values)]
     low = min(0.95, np.floor(values.min(initial=1) * 20) / 20)
     counts, edges = np.histogram(values, bins, (low, max(1.0, values.max(initial=1))))
@@ -49,7 +49,7 @@ def histogram(values: npt.NDArray[np.float64], name: str, bins: int = 24) -> str
 
 
 def heatmap(shares: npt.NDArray[np.float64], names: Sequence[str]) -> str:
-    """A confusion matrix: rows are true classes, shares of a row's pixels from 0 to 1."""
+    """A confusion matrix whose rows are true classes, as shares of a row's pixels from 0 to 1."""
     cell, left, top = 36, 100, 82
     size = cell * len(names)
     parts = []
@@ -73,12 +73,11 @@ def heatmap(shares: npt.NDArray[np.float64], names: Sequence[str]) -> str:
             f'<g><rect class="cell" x="{x + 0.5}" y="{y + 0.5}" width="{cell - 1}" '
             f'height="{cell - 1}"/>'
         )
-        if share >= _LEAST:
+        if share >= _MIN_SHARE:
             parts.append(
                 f'<rect class="{kind}" x="{x + 0.5}" y="{y + 0.5}" width="{cell - 1}" '
                 f'height="{cell - 1}" fill-opacity="{max(0.03, share):.3f}"/>'
             )
-        if share >= _LEAST:
             tone = "most" if share >= 0.85 else "much" if share >= 0.6 else "some"
             parts.append(
                 f'<text class="{tone}" {_FONT} x="{x + cell / 2}" y="{y + cell / 2 + 4}" '

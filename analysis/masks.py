@@ -1,6 +1,6 @@
-"""Writes a run's masks as files: ``python -m analysis.masks --output FOLDER``.
+"""Exports a run's masks as PNG files or COCO annotations: ``python -m analysis.masks``.
 
-As PNGs under the images' own names, or as one file of COCO annotations, which CVAT imports; Label
+PNGs have the images' own names. The COCO annotations are one file, which CVAT imports; Label
 Studio's converter takes no run length codes (docs/cookbook.md).
 """
 
@@ -16,17 +16,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from analysis.pictures import file_name, no_image, taxonomy_of
-from analysis.tables import add_run_options, connect, key_of, one_run
+from analysis.pictures import safe_path, taxonomy_of, unknown_image
+from analysis.tables import add_run_options, connect, partition_key, select_run
 from images import panels
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 from schemas.classes import Taxonomy, UInt8Array
 
-COCO = "annotations.json"
-"""File of the COCO annotations."""
+COCO_FILE = "annotations.json"
 
-_AT_ONCE = 256
+_BATCH_ROWS = 256
 
 Encode = Callable[[bytes], bytes]
 
@@ -46,10 +45,10 @@ def main(arguments: Sequence[str]) -> str:
     )
     args = parser.parse_args(arguments)
     connection = connect(args.predictions)
-    run = one_run(connection, args)
+    run = select_run(connection, args)
     taxonomy = taxonomy_of(connection, run)
     if args.ids:
-        _check(connection, run, args.ids)
+        _require_images(connection, run, args.ids)
     rows = _rows(connection, run, args.ids)
     try:
         if args.form == "coco":
@@ -66,11 +65,11 @@ def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> 
 
     Args:
         rows: of the table masks.
-        encode: makes the file of the stored palette PNG.
+        encode: converts the stored palette PNG to the file's content.
     """
     written = 0
     for row in rows:
-        path = folder / f"{file_name(row['image_id'])}.png"
+        path = folder / f"{safe_path(row['image_id'])}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(row["mask"]))
         written += 1
@@ -78,15 +77,15 @@ def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> 
 
 
 def write_coco(rows: Iterator[dict[str, Any]], taxonomy: Taxonomy, folder: Path) -> None:
-    """Writes one annotation for each image and class in it, as an uncompressed run length code.
+    """Writes one annotation per image and class, as an uncompressed run length code.
 
-    A category's id is the class id plus 1, since tools take 0 for no category. Format: COCO's
+    A category's id is the class id plus 1, because tools read 0 as no category. Format: COCO's
     "stuff" annotations, https://cocodataset.org/#format-data.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
-        mask = _ids(row["mask"])
+        mask = _decode(row["mask"])
         suffix = PurePosixPath(row["source_uri"]).suffix
         images.append(
             {
@@ -102,19 +101,19 @@ def write_coco(rows: Iterator[dict[str, Any]], taxonomy: Taxonomy, folder: Path)
                     "id": len(annotations) + 1,
                     "image_id": number,
                     "category_id": class_id + 1,
-                    **_region(mask == class_id),
+                    **_encode_region(mask == class_id),
                 }
             )
-    categories = [{"id": one.id + 1, "name": one.name} for one in taxonomy.classes]
+    categories = [{"id": label.id + 1, "name": label.name} for label in taxonomy.classes]
     folder.mkdir(parents=True, exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / COCO).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    (folder / COCO_FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     print(f"{len(annotations):,} regions of {len(images):,} images written", file=sys.stderr)
 
 
-def _region(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
+def _encode_region(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
     """Run lengths, area and bounding box (x, y, width, height) of a region (height, width)."""
-    # COCO counts down the columns, and begins with pixels outside.
+    # COCO counts column by column, and the first run is outside the region.
     flat = inside.ravel(order="F")
     ends = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff(np.concatenate([[0], ends, [flat.size]])).tolist()
@@ -135,12 +134,12 @@ def _region(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:
 def _encoders(taxonomy: Taxonomy) -> dict[str, Encode]:
     return {
         "palette": lambda data: data,
-        "index": lambda data: _png(_ids(data)),
-        "colour": lambda data: _png(panels.colourise(_ids(data), taxonomy)),
+        "index": lambda data: _png(_decode(data)),
+        "colour": lambda data: _png(panels.colourise(_decode(data), taxonomy)),
     }
 
 
-def _ids(data: bytes) -> UInt8Array:
+def _decode(data: bytes) -> UInt8Array:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
@@ -153,8 +152,8 @@ def _png(pixels: UInt8Array) -> bytes:
 def _rows(
     connection: Any, run: dict[str, Any], ids: Sequence[str] | None
 ) -> Iterator[dict[str, Any]]:
-    """The masks of a run, ordered by id, a few at a time."""
-    parameters = key_of(run) | {"ids": list(ids) if ids else None}
+    """Yields the masks of a run in the order of their ids, fetched in batches."""
+    parameters = partition_key(run) | {"ids": list(ids) if ids else None}
     selected = connection.execute(
         "SELECT image_id, source_uri, mask.bytes FROM masks"
         " WHERE (model, version, source) = ($model, $version, $source)"
@@ -162,25 +161,25 @@ def _rows(
         " ORDER BY image_id",
         parameters,
     )
-    while rows := selected.fetchmany(_AT_ONCE):
+    while rows := selected.fetchmany(_BATCH_ROWS):
         for image_id, source_uri, mask in rows:
             yield {"image_id": image_id, "source_uri": source_uri, "mask": mask}
 
 
-def _check(connection: Any, run: dict[str, Any], ids: Sequence[str]) -> None:
+def _require_images(connection: Any, run: dict[str, Any], ids: Sequence[str]) -> None:
     """Checks that a run has these images.
 
     Raises:
-        UserError: names one that it has not.
+        UserError: an image is missing.
     """
-    found = connection.execute(
+    result = connection.execute(
         "SELECT image_id FROM masks"
         " WHERE (model, version, source) = ($model, $version, $source)"
         " AND list_contains($ids, image_id)",
-        key_of(run) | {"ids": list(ids)},
+        partition_key(run) | {"ids": list(ids)},
     )
-    if missing := set(ids) - {image_id for (image_id,) in found.fetchall()}:
-        raise no_image(run, min(missing))
+    if missing := set(ids) - {image_id for (image_id,) in result.fetchall()}:
+        raise unknown_image(run, min(missing))
 
 
 if __name__ == "__main__":

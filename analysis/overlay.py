@@ -1,4 +1,4 @@
-"""Overlays of chosen images as PNGs: ``python -m analysis.overlay --ids … --output FOLDER``."""
+"""Writes masks over selected images as PNGs: ``python -m analysis.overlay --ids … --output …``."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from analysis.pictures import Scene, file_name, load_scenes
-from analysis.tables import add_run_options, connect, one_run
+from analysis.pictures import Scene, load_scenes, safe_path
+from analysis.tables import add_run_options, connect, select_run
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 
 _GAP = 8
-_HEAD = 22
-_NARROWEST = 96
-"""Least width in pixels of a strip's tile, which must have room for its title."""
+_TITLE_HEIGHT = 22
+_MIN_TILE_WIDTH = 96
+"""In pixels, so that a tile has room for its title."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -35,12 +35,12 @@ def main(arguments: Sequence[str]) -> str:
     )
     args = parser.parse_args(arguments)
     connection = connect(args.predictions)
-    scenes = load_scenes(connection, one_run(connection, args), args.ids, args.dataset)
+    scenes = load_scenes(connection, select_run(connection, args), args.ids, args.dataset)
     files = {}
     for scene in scenes:
         out = io.BytesIO()
         (strip(scene) if args.strip else Image.fromarray(scene.prediction())).save(out, "PNG")
-        files[Path(args.output, f"{file_name(scene.image_id)}.png")] = out.getvalue()
+        files[Path(args.output, f"{safe_path(scene.image_id)}.png")] = out.getvalue()
     try:
         for path, data in files.items():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,25 +51,25 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def strip(scene: Scene) -> Image.Image:
-    """Input, truth, prediction and errors side by side, without those that are unknown."""
+    """Those of input, truth, prediction and errors that are known, side by side."""
     tiles = {
         "input": scene.image,
         "truth": scene.coloured_truth(),
         "prediction": scene.prediction(),
         "errors": scene.errors(),
     }
-    shown = {name: pixels for name, pixels in tiles.items() if pixels is not None}
+    known = {name: pixels for name, pixels in tiles.items() if pixels is not None}
     height, width = scene.mask.shape
-    # Small masks are enlarged by whole numbers, so that each pixel stays a square.
-    scale = -(-_NARROWEST // width)
+    # Small masks are enlarged by an integer factor, so that each pixel stays a square.
+    scale = -(-_MIN_TILE_WIDTH // width)
     width, height = width * scale, height * scale
-    sheet = Image.new("RGB", (len(shown) * (width + _GAP) - _GAP, height + _HEAD), "white")
+    sheet = Image.new("RGB", (len(known) * (width + _GAP) - _GAP, height + _TITLE_HEIGHT), "white")
     draw = ImageDraw.Draw(sheet)
-    for position, (name, pixels) in enumerate(shown.items()):
+    for position, (name, pixels) in enumerate(known.items()):
         x = position * (width + _GAP)
         draw.text((x, 3), name, (30, 30, 30), ImageFont.load_default(13))
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        sheet.paste(tile, (x, _HEAD))
+        sheet.paste(tile, (x, _TITLE_HEIGHT))
     return sheet
 
 

@@ -1,4 +1,4 @@
-"""Input, truth, mask, overlay and error map of selected images of a run."""
+"""Loads images of a run: input, ground truth, predicted mask, overlay and error map."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from analysis.tables import key_of
+from analysis.tables import partition_key
 from images import panels
 from runtime.errors import UserError
 from runtime.parquet import read_table
@@ -39,7 +39,7 @@ class Scene:
     """One image of a run; all arrays have the size of its mask.
 
     Attributes:
-        image: RGB, uint8 (height, width, 3); None if the picture no longer exists.
+        image: RGB, uint8 (height, width, 3); None if the image no longer exists.
         mask: predicted class ids, uint8 (height, width).
         truth: true class ids, 255 for void; None if they are unknown or have changed.
     """
@@ -76,8 +76,8 @@ def load_scenes(
     """Loads images of a run, in the order of ``ids``.
 
     Inputs and truth come from the dataset's records, or else from the source PNGs and the masks
-    beside them. Truth that does not reproduce the row's confusion matrix is left out: the files
-    have changed since the run.
+    beside them. Truth that does not reproduce the row's confusion matrix has changed since the run
+    and is left out.
 
     Args:
         run: row of ``runs``.
@@ -91,34 +91,34 @@ def load_scenes(
         "SELECT image_id, source_uri, mask.bytes, confusion FROM masks"
         " WHERE (model, version, source) = ($model, $version, $source)"
         " AND list_contains($ids, image_id)",
-        key_of(run) | {"ids": list(ids)},
+        partition_key(run) | {"ids": list(ids)},
     ).fetchall()
     by_id = {row[0]: row for row in rows}
     missing = [image_id for image_id in ids if image_id not in by_id]
     if missing:
-        raise no_image(run, missing[0])
+        raise unknown_image(run, missing[0])
     records = _records(dataset_of(run, dataset), ids)
-    raw = _raw_taxonomy(run)
+    raw_taxonomy = _raw_mask_taxonomy(run)
     scenes = []
     for image_id in ids:
         _, source_uri, data, confusion = by_id[image_id]
         mask = np.asarray(Image.open(io.BytesIO(data)))
-        image, truth = _input(records.get(image_id), source_uri, mask.shape, raw)
-        if truth is not None and not _agrees(truth, mask, confusion, len(taxonomy)):
+        image, truth = _image_and_truth(records.get(image_id), source_uri, mask.shape, raw_taxonomy)
+        if truth is not None and not _reproduces(truth, mask, confusion, len(taxonomy)):
             truth = None
         scenes.append(Scene(image_id, image, mask, truth, taxonomy))
     return scenes
 
 
-def no_image(run: dict[str, Any], image_id: str) -> UserError:
+def unknown_image(run: dict[str, Any], image_id: str) -> UserError:
     """The error to raise for an id that a run does not have."""
     return UserError(
         f"run {run['run_id']} has no image {image_id!r}; image ids are in the table masks"
     )
 
 
-def file_name(image_id: str) -> str:
-    """A path for an id, which comes from file names: it stays in the folder, and is its own."""
+def safe_path(image_id: str) -> str:
+    """A unique relative path for an image id; it never leads out of its folder."""
     return "/".join(safe_name(part) for part in image_id.split("/"))
 
 
@@ -127,7 +127,7 @@ def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy
     rows = connection.execute(
         "SELECT class_id, class_name, color FROM classes"
         " WHERE (model, version, source) = ($model, $version, $source) ORDER BY class_id",
-        key_of(run),
+        partition_key(run),
     ).fetchall()
     labels = tuple(
         ClassLabel(id=class_id, name=name, colour=(*bytes.fromhex(color[1:]),))
@@ -136,13 +136,13 @@ def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy
     return Taxonomy(name=run["taxonomy"], classes=labels)
 
 
-def _agrees(
+def _reproduces(
     truth: UInt8Array, mask: UInt8Array, confusion: Sequence[int] | None, classes: int
 ) -> bool:
     if confusion is None or truth.shape != mask.shape:
         return False
-    known = truth[truth != VOID]
-    if known.size and known.max() >= classes:
+    class_ids = truth[truth != VOID]
+    if class_ids.size and class_ids.max() >= classes:
         return False
     return ConfusionMatrix.of(truth, mask, classes).counts.ravel().tolist() == list(confusion)
 
@@ -151,15 +151,15 @@ def dataset_of(run: dict[str, Any], dataset: str | Path | None) -> str | None:
     """Folder of the dataset that a run predicted, or None if it no longer exists."""
     if dataset is None:
         folder = str(run["source_uri"])
-        is_there = run["dataset_fingerprint"] and is_file(join(folder, MANIFEST))
-        return folder if is_there else None
+        exists = run["dataset_fingerprint"] and is_file(join(folder, MANIFEST))
+        return folder if exists else None
     from schemas.manifest import load_manifest
 
-    found = load_manifest(dataset).fingerprint
-    if found != run["dataset_fingerprint"]:
+    fingerprint = load_manifest(dataset).fingerprint
+    if fingerprint != run["dataset_fingerprint"]:
         raise UserError(
             f"dataset {str(dataset)!r}: expected fingerprint {run['dataset_fingerprint']}, "
-            f"which run {run['run_id']} predicted, found {found}"
+            f"which run {run['run_id']} predicted, found {fingerprint}"
         )
     return str(dataset)
 
@@ -172,20 +172,20 @@ def _records(dataset: str | None, ids: Iterable[str]) -> dict[str, Example]:
     rows = read_table(
         join(dataset, SOURCES), columns=["shard"], filters=[("id", "in", sorted(wanted))]
     )
-    found = {}
+    examples = {}
     for name in sorted(set(rows["shard"].to_pylist()) - {None}):
         try:
             with local(join(dataset, name)) as path, open(path, "rb") as file:
                 for example in map(parse, read_records(file, name)):
                     if example.id in wanted:
-                        found[example.id] = example
+                        examples[example.id] = example
         except (OSError, CorruptRecordError):
             continue
-    return found
+    return examples
 
 
-def _raw_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
-    """The taxonomy for raw masks, if it is a built-in one and unchanged."""
+def _raw_mask_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
+    """The taxonomy that decodes raw masks, if it is built in and unchanged since the run."""
     if run["taxonomy"] in builtin_taxonomies():
         taxonomy = load_taxonomy(run["taxonomy"])
         if taxonomy.sha256 == run["taxonomy_sha256"]:
@@ -193,24 +193,24 @@ def _raw_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
     return None
 
 
-def _input(
-    record: Example | None, source_uri: str, shape: tuple[int, ...], raw: Taxonomy | None
+def _image_and_truth(
+    record: Example | None, source_uri: str, shape: tuple[int, ...], taxonomy: Taxonomy | None
 ) -> tuple[UInt8Array | None, UInt8Array | None]:
-    """The image at a mask's shape, and the truth; None for what cannot be read."""
+    """The image, resized to a mask's shape, and the truth; None for what cannot be read."""
     height, width = shape
     if record is not None:
-        seen, truth = (Image.open(io.BytesIO(data)) for data in (record.image, record.mask))
-        if seen.size == truth.size == (width, height):
-            return np.asarray(seen.convert("RGB")), np.asarray(truth)
+        picture, truth = (Image.open(io.BytesIO(data)) for data in (record.image, record.mask))
+        if picture.size == truth.size == (width, height):
+            return np.asarray(picture.convert("RGB")), np.asarray(truth)
     try:
         with Image.open(io.BytesIO(read_bytes(source_uri))) as file:
             image = file.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None, None
-    return np.asarray(image), _truth_beside(source_uri, raw)
+    return np.asarray(image), _read_truth_beside(source_uri, taxonomy)
 
 
-def _truth_beside(source_uri: str, raw: Taxonomy | None) -> UInt8Array | None:
+def _read_truth_beside(source_uri: str, taxonomy: Taxonomy | None) -> UInt8Array | None:
     """Class ids of the mask beside an image in Lyft's layout, or None."""
     parts = source_uri.split("/")
     if "CameraRGB" not in parts:
@@ -218,11 +218,11 @@ def _truth_beside(source_uri: str, raw: Taxonomy | None) -> UInt8Array | None:
     depth = len(parts) - 1 - parts[::-1].index("CameraRGB")
     for folder in _MASK_FOLDERS:
         try:
-            beside = "/".join([*parts[:depth], folder, *parts[depth + 1 :]])
-            with Image.open(io.BytesIO(read_bytes(beside))) as file:
+            mask_uri = "/".join([*parts[:depth], folder, *parts[depth + 1 :]])
+            with Image.open(io.BytesIO(read_bytes(mask_uri))) as file:
                 values = np.asarray(file if file.mode in ("L", "P") else file.convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
         ids = values if values.ndim == 2 else np.ascontiguousarray(values[..., 0])
-        return raw.class_ids(ids) if raw and not raw.unknown_values(ids) else ids
+        return taxonomy.class_ids(ids) if taxonomy and not taxonomy.unknown_values(ids) else ids
     return None

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analysis.tables import PREDICTIONS, connect, first_line
+from analysis.tables import PREDICTIONS, connect, one_line
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 
@@ -37,10 +37,10 @@ def main(arguments: Sequence[str]) -> str:
     )
     args = parser.parse_args(arguments)
     sql = sys.stdin.read() if args.sql == "-" else args.sql
-    return run(connect(args.predictions), sql, args.format)
+    return run_query(connect(args.predictions), sql, args.format)
 
 
-def run(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
+def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
     """The result of a query as text: a readable ``table``, ``csv``, or a ``json`` object per line.
 
     Raises:
@@ -51,12 +51,12 @@ def run(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
     try:
         relation = connection.sql(sql)
         # A statement without a result, like SET, has no relation.
-        return "" if relation is None else _text(relation, form)
+        return "" if relation is None else _format(relation, form)
     except duckdb.Error as error:
-        raise UserError(f"query: {first_line(error)}") from error
+        raise UserError(f"query: {one_line(error)}") from error
 
 
-def _text(relation: DuckDBPyRelation, form: str) -> str:
+def _format(relation: DuckDBPyRelation, form: str) -> str:
     out = io.StringIO()
     if form == "table":
         with contextlib.redirect_stdout(out):
@@ -68,16 +68,16 @@ def _text(relation: DuckDBPyRelation, form: str) -> str:
     else:
         for row in relation.fetchall():
             values = dict(zip(relation.columns, map(_jsonable, row), strict=True))
-            out.write(json.dumps(values, default=_plain, ensure_ascii=False) + "\n")
+            out.write(json.dumps(values, default=_as_text, ensure_ascii=False) + "\n")
     return out.getvalue().rstrip("\n")
 
 
 def _jsonable(value: Any) -> Any:
-    """JSON has neither NaN nor infinity."""
+    """None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _plain(value: Any) -> str:
+def _as_text(value: Any) -> str:
     return value.hex() if isinstance(value, bytes) else str(value)
 
 

@@ -1,4 +1,4 @@
-"""A run as one HTML file, to view and to share: ``python -m analysis.report``.
+"""HTML report of a run, as one file: ``python -m analysis.report``.
 
 The file is self-contained: it loads nothing and runs no script. The same tables and pictures give
 the same bytes.
@@ -21,7 +21,7 @@ from PIL import Image
 
 from analysis.charts import heatmap, histogram
 from analysis.pictures import Scene, dataset_of, load_scenes, taxonomy_of
-from analysis.tables import add_run_options, connect, key_of, one_run
+from analysis.tables import add_run_options, connect, partition_key, select_run
 from images.panels import VOID_COLOUR, WRONG_COLOUR
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 
 TEMPLATE = "report.html.j2"
 
-NOTHING = "\N{EN DASH}"
+MISSING = "\N{EN DASH}"
+"""Stands for an unknown or undefined figure."""
 
-_GALLERY = 4
-"""Images in each section of the gallery."""
+_IMAGES_PER_SECTION = 4
 
-_WIDEST = 400
-"""Largest width in pixels of a picture in the file."""
+_MAX_WIDTH = 400
+"""Of a picture in the file, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ClassFigures:
     Attributes:
         share: share of all predicted pixels.
         images: number of images with at least one predicted pixel of the class.
-        iou, precision, recall: over the images with truth; only the test split's if it has any.
+        iou, precision, recall: over the test split, or without its truth over all images.
     """
 
     name: str
@@ -67,7 +67,7 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class SplitFigures:
-    """Number of images in one split and, if the truth is known, how well they are predicted."""
+    """Images and metrics of one split; None if the truth is unknown."""
 
     name: str
     images: int
@@ -98,14 +98,13 @@ def report(
 
     taxonomy = taxonomy_of(connection, run)
     splits = split_figures(connection, run, taxonomy)
-    test = next((split for split in splits if split.name == "test"), None)
-    judged = test if test and test.accuracy is not None else None
-    scope = "test" if judged else None
-    matrix = _matrix(connection, run, len(taxonomy), scope)
+    test = [split for split in splits if split.name == "test" and split.accuracy is not None]
+    scope = "test" if test else None
+    matrix = _load_matrix(connection, run, len(taxonomy), scope)
     quality = connection.execute(
         "SELECT mean_confidence, coalesce(mean_iou, 'nan'::DOUBLE) AS mean_iou FROM image_quality"
         " WHERE (model, version, source) = ($model, $version, $source)",
-        key_of(run),
+        partition_key(run),
     ).fetchnumpy()
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -114,27 +113,27 @@ def report(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"share": _share, "figure": _figure, "file_uri": _file_uri}
+    environment.filters |= {"share": _format_share, "figure": _format_figure, "file_uri": _file_uri}
     return environment.get_template(TEMPLATE).render(
         run=run,
-        links=_links(run, mlflow, prefect),
+        links=_link_addresses(run, mlflow, prefect),
         taxonomy=taxonomy,
         scope=scope,
         groups=_test_groups(run, dataset) if scope else 0,
         few_groups=FEW_GROUPS,
         matrix=matrix,
-        overall=_overall(matrix, [judged] if judged else splits),
+        overall=_overall(matrix, test or splits),
         splits=splits,
         classes=class_figures(connection, run, taxonomy, matrix),
         confidence=histogram(quality["mean_confidence"], "mean confidence"),
         iou=histogram(quality["mean_iou"], "mean IoU") if matrix else None,
         heatmap=heatmap(_row_shares(matrix), taxonomy.names) if matrix else None,
-        gallery=list(_gallery(connection, run, dataset, judged=matrix is not None)),
+        gallery=list(_gallery(connection, run, dataset, has_truth=matrix is not None)),
         rejects=connection.execute(
             "SELECT stage, code, count(*), any_value(message ORDER BY source_uri) FROM rejects"
             " WHERE (model, version, source) = ($model, $version, $source)"
             " GROUP BY ALL ORDER BY 3 DESC, 1, 2",
-            key_of(run),
+            partition_key(run),
         ).fetchall(),
         wrong="#" + bytes(WRONG_COLOUR).hex(),
         unjudged="#" + bytes(VOID_COLOUR).hex(),
@@ -154,13 +153,13 @@ def class_figures(
         " sum(mean_confidence * pixel_count) / nullif(sum(pixel_count), 0)"
         " FROM class_stats WHERE (model, version, source) = ($model, $version, $source)"
         " GROUP BY class_id ORDER BY 2 DESC, 1",
-        key_of(run),
+        partition_key(run),
     ).fetchall()
     iou, precision, recall = (
         (matrix.iou(), matrix.precision(), matrix.recall()) if matrix else (None, None, None)
     )
 
-    def of(values: Any, class_id: int) -> float | None:
+    def metric(values: Any, class_id: int) -> float | None:
         return None if values is None or np.isnan(values[class_id]) else float(values[class_id])
 
     return [
@@ -170,9 +169,9 @@ def class_figures(
             share=share,
             images=images,
             confidence=confidence,
-            iou=of(iou, class_id),
-            precision=of(precision, class_id),
-            recall=of(recall, class_id),
+            iou=metric(iou, class_id),
+            precision=metric(precision, class_id),
+            recall=metric(recall, class_id),
         )
         for class_id, share, images, confidence in rows
     ]
@@ -181,16 +180,16 @@ def class_figures(
 def split_figures(
     connection: DuckDBPyConnection, run: dict[str, Any], taxonomy: Taxonomy
 ) -> list[SplitFigures]:
-    """One row per split; a run over plain images has a single split, ``all``."""
+    """Figures of each split; a run over image files has a single split, ``all``."""
     rows = connection.execute(
         "SELECT split, count(*), avg(mean_confidence) FROM masks"
         " WHERE (model, version, source) = ($model, $version, $source)"
         " GROUP BY split ORDER BY list_position(['train', 'validation', 'test'], split)",
-        key_of(run),
+        partition_key(run),
     ).fetchall()
     figures = []
     for split, images, confidence in rows:
-        matrix = _matrix(connection, run, len(taxonomy), split)
+        matrix = _load_matrix(connection, run, len(taxonomy), split)
         figures.append(
             SplitFigures(
                 name=split or "all",
@@ -205,7 +204,7 @@ def split_figures(
 
 
 def _test_groups(run: dict[str, Any], dataset: str | None) -> int:
-    """Groups of images in the test split of the dataset that was predicted; 0 if not known."""
+    """Number of groups of images in the predicted dataset's test split; 0 if not known."""
     folder = dataset_of(run, dataset)
     return load_manifest(folder).splits["test"].groups if folder else 0
 
@@ -219,16 +218,16 @@ def _overall(matrix: ConfusionMatrix | None, splits: list[SplitFigures]) -> dict
     }
 
 
-def _matrix(
+def _load_matrix(
     connection: DuckDBPyConnection, run: dict[str, Any], classes: int, split: str | None
 ) -> ConfusionMatrix | None:
-    """The matrix of a split, or of all images; None if no truth is known."""
+    """The confusion matrix of a split, or of all images; None if no truth is known."""
     counts = np.zeros((classes, classes), np.int64)
     rows = connection.execute(
         "SELECT true_class_id, predicted_class_id, pixel_count FROM confusion"
         " WHERE (model, version, source) = ($model, $version, $source)"
         " AND ($split IS NULL OR split = $split)",
-        key_of(run) | {"split": split},
+        partition_key(run) | {"split": split},
     ).fetchall()
     for true, predicted, pixels in rows:
         counts[true, predicted] += pixels
@@ -240,14 +239,14 @@ def _row_shares(matrix: ConfusionMatrix) -> np.ndarray[Any, np.dtype[np.float64]
 
 
 def _gallery(
-    connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None, *, judged: bool
+    connection: DuckDBPyConnection, run: dict[str, Any], dataset: str | None, *, has_truth: bool
 ) -> Iterator[dict[str, Any]]:
-    """Yields the worst, best and random images, ranked by IoU if ``judged``, else by confidence."""
-    key, by = ("mean_iou", "IoU") if judged else ("mean_confidence", "confidence")
+    """Yields sections of worst, best and random images, by IoU or without truth by confidence."""
+    key, name = ("mean_iou", "IoU") if has_truth else ("mean_confidence", "confidence")
     taken: list[str] = []
     for title, order in (
-        (f"Lowest {by}", f"{key}, image_id"),
-        (f"Highest {by}", f"{key} DESC, image_id"),
+        (f"Lowest {name}", f"{key}, image_id"),
+        (f"Highest {name}", f"{key} DESC, image_id"),
         ("Random", "md5(image_id), image_id"),
     ):
         result = connection.execute(
@@ -255,8 +254,8 @@ def _gallery(
             f" worst_class, worst_iou FROM image_quality"
             f" WHERE (model, version, source) = ($model, $version, $source)"
             f" AND {key} IS NOT NULL AND NOT list_contains($taken, image_id)"
-            f" ORDER BY {order} LIMIT {_GALLERY}",
-            key_of(run) | {"taken": taken},
+            f" ORDER BY {order} LIMIT {_IMAGES_PER_SECTION}",
+            partition_key(run) | {"taken": taken},
         )
         names = [column[0] for column in result.description or ()]
         rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
@@ -283,24 +282,24 @@ def _pictures(scene: Scene) -> Iterator[dict[str, Any]]:
             height, width = pixels.shape[:2]
             yield {
                 "name": name,
-                "width": min(width, _WIDEST),
-                "height": round(height * min(1, _WIDEST / width)),
+                "width": min(width, _MAX_WIDTH),
+                "height": round(height * min(1, _MAX_WIDTH / width)),
                 "data": _data_uri(pixels),
             }
 
 
 def _data_uri(pixels: UInt8Array) -> str:
     image = Image.fromarray(pixels)
-    if image.width > _WIDEST:
-        size = (_WIDEST, round(image.height * _WIDEST / image.width))
+    if image.width > _MAX_WIDTH:
+        size = (_MAX_WIDTH, round(image.height * _MAX_WIDTH / image.width))
         image = image.resize(size, Image.Resampling.LANCZOS)
     out = io.BytesIO()
     image.save(out, "WEBP", quality=85, method=6)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
 
 
-def _links(run: dict[str, Any], mlflow: str | None, prefect: str | None) -> dict[str, str]:
-    """Addresses to open, by column of ``runs``."""
+def _link_addresses(run: dict[str, Any], mlflow: str | None, prefect: str | None) -> dict[str, str]:
+    """Addresses to link to, by column of ``runs``."""
     links = {"source_uri": _file_uri(run["source_uri"])}
     if mlflow:
         links["mlflow_run_id"] = f"{mlflow}/#/runs/{run['mlflow_run_id']}"
@@ -312,26 +311,26 @@ def _links(run: dict[str, Any], mlflow: str | None, prefect: str | None) -> dict
     return {name: address for name, address in links.items() if address and run[name]}
 
 
-def _file_uri(place: str) -> str:
-    """``file://`` for a path of this machine; empty for a URI, which a browser cannot open."""
-    return "" if is_remote(place) else Path(place).as_uri()
+def _file_uri(location: str) -> str:
+    """A ``file://`` URI for a local path; empty for a store's URI, which a browser cannot open."""
+    return "" if is_remote(location) else Path(location).as_uri()
 
 
-def _share(value: float | None) -> str:
-    """Per cent; tells a rare class, below 0.1%, from an absent one."""
+def _format_share(value: float | None) -> str:
+    """Per cent; distinguishes a rare class, below 0.1%, from an absent one."""
     if value is None:
-        return NOTHING
+        return MISSING
     if value == 0:
         return "0"
     return f"{value:.1%}" if value >= 0.001 else "< 0.1%"
 
 
-def _figure(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:.3f}"
+def _format_figure(value: float | None) -> str:
+    return MISSING if value is None else f"{value:.3f}"
 
 
-def write(page: str, path: Path) -> None:
-    """Writes the file, whole or not at all.
+def write_page(page: str, path: Path) -> None:
+    """Writes the file atomically.
 
     Raises:
         UserError: the file cannot be written.
@@ -366,12 +365,12 @@ def main(arguments: Sequence[str]) -> str:
     connection = connect(args.predictions)
     page = report(
         connection,
-        one_run(connection, args),
+        select_run(connection, args),
         args.dataset,
         mlflow=args.mlflow,
         prefect=args.prefect,
     )
-    write(page, Path(args.output))
+    write_page(page, Path(args.output))
     return str(args.output)
 
 

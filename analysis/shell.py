@@ -1,4 +1,4 @@
-"""A SQL shell for the published tables: ``make analyse`` or ``python -m analysis.shell``."""
+"""SQL shell for the published tables: ``make analyse`` or ``python -m analysis.shell``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from analysis.query import run
+from analysis.query import run_query
 from analysis.tables import PREDICTIONS, connect
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
@@ -15,7 +15,7 @@ from runtime.errors import UserError
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-PROMPT, CONTINUED = "sql> ", "...> "
+PROMPT, CONTINUATION_PROMPT = "sql> ", "...> "
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -28,21 +28,21 @@ def main(arguments: Sequence[str]) -> str:
     views = [row[0] for row in connection.sql("SHOW TABLES").fetchall()]
     print(f"Views: {', '.join(views)}. SQL ends with a semicolon; DESCRIBE masks; shows columns.")
     print("Questions to start from are in docs/cookbook.md. Ctrl-D leaves.")
-    _complete(views, connection)
-    for statement in _statements():
+    _enable_completion(views, connection)
+    for statement in _read_statements():
         try:
-            print(run(connection, statement))
+            print(run_query(connection, statement))
         except UserError as error:
             print(f"error: {error}")
     return ""
 
 
-def _statements() -> Iterator[str]:
+def _read_statements() -> Iterator[str]:
     """Yields the input up to each semicolon at a line's end; Ctrl-C drops unfinished input."""
     lines: list[str] = []
     while True:
         try:
-            lines.append(input(CONTINUED if lines else PROMPT))
+            lines.append(input(CONTINUATION_PROMPT if lines else PROMPT))
         except EOFError:
             return
         except KeyboardInterrupt:
@@ -56,7 +56,7 @@ def _statements() -> Iterator[str]:
             lines.clear()
 
 
-def _complete(views: Sequence[str], connection: DuckDBPyConnection) -> None:
+def _enable_completion(views: Sequence[str], connection: DuckDBPyConnection) -> None:
     """Makes Tab complete the names of views and columns, if Python has readline."""
     with contextlib.suppress(ImportError):
         import readline
@@ -64,11 +64,11 @@ def _complete(views: Sequence[str], connection: DuckDBPyConnection) -> None:
         columns = connection.sql("SELECT DISTINCT column_name FROM duckdb_columns() ORDER BY 1")
         words = [*views, *(name for (name,) in columns.fetchall())]
 
-        def word(text: str, state: int) -> str | None:
-            matching = [one for one in words if one.startswith(text)]
-            return matching[state] if state < len(matching) else None
+        def complete(text: str, state: int) -> str | None:
+            matches = [word for word in words if word.startswith(text)]
+            return matches[state] if state < len(matches) else None
 
-        readline.set_completer(word)
+        readline.set_completer(complete)
         readline.parse_and_bind("tab: complete")
 
 

@@ -1,4 +1,4 @@
-"""The published tables in DuckDB: a connection with the views of ``views.sql``."""
+"""Opens the published tables in DuckDB, with the views of ``views.sql``; selects a run."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ PREDICTIONS = "outputs/predictions"
 """Default folder of the tables."""
 
 _VIEW = re.compile(r"^CREATE OR REPLACE VIEW (\w+) AS FROM published\('(\w+)'\);$", re.MULTILINE)
-"""Matches a view in ``views.sql`` that is a plain table of files."""
+"""Matches a view in ``views.sql`` that is one table without a query."""
 
-KEYS = ("model", "version", "source")
+PARTITION_COLUMNS = ("model", "version", "source")
 """Partition columns; each partition holds one run."""
 
 
 def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
-    """An in-memory database with the views; queries read the Parquet files.
+    """Opens an in-memory database with the views; queries read the Parquet files.
 
     Args:
         predictions: output of ``python -m beam.infer``, a folder or a URI.
@@ -50,7 +50,7 @@ def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
     views = VIEWS.read_text(encoding="utf-8")
     try:
         if is_remote(predictions):
-            tables = _tables(str(predictions).rstrip("/"))
+            tables = _open_on_store(str(predictions).rstrip("/"))
             for view, name in _VIEW.findall(views):
                 connection.register(view, tables[name])
             views = _VIEW.sub("", views)
@@ -60,17 +60,16 @@ def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
         connection.execute(views)
     except (duckdb.Error, OSError, ValueError) as error:
         raise UserError(
-            f"predictions {str(predictions)!r}: {first_line(error)}; "
+            f"predictions {str(predictions)!r}: {one_line(error)}; "
             "run `python -m beam.infer` again to write all tables"
         ) from error
     return connection
 
 
-def _tables(root: str) -> dict[str, Any]:
-    """The tables on a store, as datasets of the files that the published runs name.
+def _open_on_store(root: str) -> dict[str, Any]:
+    """The tables on a store, as pyarrow datasets of the files that the published runs list.
 
-    DuckDB would read a store with an extension that it downloads, and select files only by name
-    patterns.
+    DuckDB itself would download an extension and select files by pattern, also stale ones.
     """
     import pyarrow as pa
     from pyarrow import dataset
@@ -80,11 +79,11 @@ def _tables(root: str) -> dict[str, Any]:
         raise UserError(f"predictions {root!r}: there is no published run")
     files = [file for run in runs for file in (*checksums(root, run), run_file(root, run))]
     store, _ = filesystem(root)
-    # In the order in which DuckDB puts partition columns.
-    keys = pa.schema([(name, pa.string()) for name in sorted(KEYS)])
+    # In DuckDB's order of partition columns.
+    keys = pa.schema([(name, pa.string()) for name in sorted(PARTITION_COLUMNS)])
 
     def table(name: str, schema: pa.Schema) -> Any:
-        folders = tuple(join(root, one, "") for one in (name, LEGACY_FOLDERS.get(name, name)))
+        folders = tuple(join(root, folder, "") for folder in (name, LEGACY_FOLDERS.get(name, name)))
         return dataset.dataset(
             [bucket_and_key(file) for file in files if file.startswith(folders)],
             schema=pa.schema(
@@ -99,50 +98,54 @@ def _tables(root: str) -> dict[str, Any]:
     return {name: table(name, schema) for name, schema in SCHEMAS.items()}
 
 
-def first_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """DuckDB's error message in one line, without the excerpt of the query."""
     return " ".join(str(error).split("\n\nLINE ")[0].split())
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options by which ``one_run`` selects a run."""
+    """Adds the options for ``select_run``."""
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
     )
     parser.add_argument("--partition", help="model=NAME/version=vN/source=NAME; or some of these:")
-    for name in KEYS:
+    for name in PARTITION_COLUMNS:
         parser.add_argument(f"--{name}", help=f"{name} of the run")
 
 
-def one_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[str, Any]:
+def select_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict[str, Any]:
     """The row of ``runs`` that the options select.
 
     Raises:
         UserError: they select no run or several; the message names the candidates.
     """
-    wanted = {key: getattr(args, key) for key in KEYS if getattr(args, key) is not None}
+    wanted = {
+        key: getattr(args, key) for key in PARTITION_COLUMNS if getattr(args, key) is not None
+    }
     for part in (args.partition or "").strip("/").split("/"):
-        key, found, value = part.partition("=")
-        if found and key in KEYS:
+        key, separator, value = part.partition("=")
+        if separator and key in PARTITION_COLUMNS:
             wanted[key] = value
         elif part:
             raise UserError(f"partition {args.partition!r}: expected model=…/version=…/source=…")
     result = connection.sql("FROM runs ORDER BY model, version, source")
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    chosen = [
+    selected = [
         row
         for row in rows
         if all(row[key] in (value, partition_value(value)) for key, value in wanted.items())
     ]
-    if len(chosen) != 1:
-        names = "; ".join("/".join(f"{key}={row[key]}" for key in KEYS) for row in chosen or rows)
+    if len(selected) != 1:
+        names = "; ".join(
+            "/".join(f"{key}={row[key]}" for key in PARTITION_COLUMNS) for row in selected or rows
+        )
         raise UserError(
-            f"{len(chosen)} runs are chosen, expected one; choose by --partition, --model, "
+            f"{len(selected)} runs are chosen, expected one; choose by --partition, --model, "
             f"--version or --source from: {names}"
         )
-    return chosen[0]
+    return selected[0]
 
 
-def key_of(run: dict[str, Any]) -> dict[str, str]:
-    """Parameters of ``(model, version, source) = ($model, $version, $source)`` for one run."""
-    return {key: run[key] for key in KEYS}
+def partition_key(run: dict[str, Any]) -> dict[str, str]:
+    """SQL parameters for ``(model, version, source) = ($model, $version, $source)``."""
+    return {key: run[key] for key in PARTITION_COLUMNS}

@@ -40,10 +40,10 @@ CREATE OR REPLACE VIEW confusion AS FROM published('confusion');
 -- Inputs that could not be read or predicted, with the reason.
 CREATE OR REPLACE VIEW rejects AS FROM published('rejects');
 
--- Its former name, which many readers take for that of a hidden folder.
+-- The former name of rejects; many readers skip names with an underscore as hidden.
 CREATE OR REPLACE VIEW _rejects AS FROM rejects;
 
--- One row per image: how good its mask is or, without truth, how confident and how varied.
+-- One row per image: quality of its mask, confidence and variety of its classes.
 --   mean_iou       over the classes in the truth or prediction of this image
 --   worst_class    the class with the lowest IoU; on ties, the one with the largest union
 --   classes_found  classes with at least one predicted pixel
@@ -64,5 +64,5 @@ SELECT
     model, version, source, run_id, split, image_id, source_uri, width, height,
     pixel_accuracy, mean_iou, worst_class, worst_iou,
     mean_confidence, classes_found, class_entropy
--- With the partition columns in the join, a filter on them prunes the files of both tables.
+-- The partition columns are in the join so that a filter on them prunes the files of both tables.
 FROM masks JOIN of_classes USING (model, version, source, run_id, image_id);

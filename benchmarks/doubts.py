@@ -1,8 +1,8 @@
-"""How often the doubts on edges and channels err: ``make bench BENCH=doubts RAW=folder``.
+"""Error rates of the checks of edges and channels: ``make bench BENCH=doubts RAW=folder``.
 
 Scores the pairs as ingest does, at the records' size: as they are, with the masks of other frames,
-and with masks that are moved or drawn less precisely. Then it draws datasets from them and counts
-how often these are misjudged. The figures are those in docs/ingest.md.
+and with masks that are moved or drawn less precisely. Then it samples datasets from them and counts
+wrong verdicts. docs/ingest.md has the figures.
 """
 
 import argparse
@@ -65,11 +65,11 @@ CHANGES = {
 
 
 def drives(raw):
-    """The paths of the pairs of each folder of images, in order."""
-    found = {}
-    for _, one in RawSource(str(raw), load_layout("lyft")).entries():
-        found.setdefault(one.id, {})[one.is_mask] = raw / one.file.path
-    pairs = sorted((id_, files) for id_, files in found.items() if len(files) == 2)
+    """Yields each folder of images with the paths of its pairs, in order."""
+    files_by_id = {}
+    for _, entry in RawSource(str(raw), load_layout("lyft")).entries():
+        files_by_id.setdefault(entry.id, {})[entry.is_mask] = raw / entry.file.path
+    pairs = sorted((id_, files) for id_, files in files_by_id.items() if len(files) == 2)
     for name, group in groupby(pairs, lambda pair: Path(pair[0]).parent):
         yield str(name), [(files[False], files[True]) for _, files in group]
 
@@ -100,19 +100,20 @@ def main() -> None:
     parser.add_argument("--raw", type=Path, required=True)
     parser.add_argument("--draws", type=int, default=2_000)
     args = parser.parse_args()
-    found = dict(drives(args.raw))
+    pairs = dict(drives(args.raw))
     with ProcessPoolExecutor(2) as pool:
-        scored = dict(zip(found, pool.map(score_drive, found.values()), strict=True))
+        scored = dict(zip(pairs, pool.map(score_drive, pairs.values()), strict=True))
     print("| masks | drive | cells that agree | least | pairs doubted |")
     print("| --- | --- | ---: | ---: | ---: |")
     for name in CHANGES:
         for drive, scores in scored.items():
-            one = scores[name]
-            doubted = sum(EDGES in doubts_of(score) for score in one)
-            least = min(score.agreement for score in one)
-            share = DoubtTotal.of(one).agreement
-            print(f"| {name} | {drive} | {share:.2f} | {least:.2f} | {doubted} of {len(one)} |")
-    draw = np.random.default_rng(0)
+            of_pairs = scores[name]
+            doubted = sum(EDGES in doubts_of(score) for score in of_pairs)
+            least = min(score.agreement for score in of_pairs)
+            share = DoubtTotal.of(of_pairs).agreement
+            doubted_of = f"{doubted} of {len(of_pairs)}"
+            print(f"| {name} | {drive} | {share:.2f} | {least:.2f} | {doubted_of} |")
+    random = np.random.default_rng(0)
     print()
     print("| verdict | drive | " + " | ".join(f"{size} pairs" for size in SIZES) + " |")
     print("| --- | --- |" + " ---: |" * len(SIZES))
@@ -121,17 +122,17 @@ def main() -> None:
         (
             "masks of the next frame missed",
             "of the next frame",
-            lambda one: not edges_disagree(one),
+            lambda total: not edges_disagree(total),
         ),
         ("right channels called swapped", "right", channels_swapped),
-        ("swapped channels missed", "swapped channels", lambda one: not channels_swapped(one)),
+        ("swapped channels missed", "swapped channels", lambda total: not channels_swapped(total)),
     ):
         for drive, scores in scored.items():
             shares = []
             for size in SIZES:
-                sets = draw.integers(len(scores[name]), size=(args.draws, size))
-                errors = sum(wrong(DoubtTotal.of(scores[name][at] for at in one)) for one in sets)
-                shares.append(f"{errors / args.draws:.2%}")
+                samples = random.integers(len(scores[name]), size=(args.draws, size))
+                totals = (DoubtTotal.of(scores[name][at] for at in sample) for sample in samples)
+                shares.append(f"{sum(map(wrong, totals)) / args.draws:.2%}")
             print(f"| {verdict} | {drive} | " + " | ".join(shares) + " |")
 
 

@@ -10,24 +10,22 @@ is left out.
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
+import measuring
 from inputs import REPEATED, repeated_pairs
 
 from flows.flink import cluster as flink
 from runtime.services import State
 
-HERE = Path(__file__).parent
 CONTENDERS = [(runner, workers) for runner in ("local", "flink") for workers in (1, 2)]
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def cluster_cpu(root: Path) -> float:
-    """CPU seconds of the cluster's processes and of all children that they have waited for."""
+    """CPU seconds of the cluster's processes and of their children that have ended."""
     total = 0
     groups = {service.pid for service in State.load(root).services.values()}
     for entry in Path("/proc").iterdir():
@@ -45,21 +43,8 @@ def cluster_cpu(root: Path) -> float:
 def measure(job: str, arguments: list[str], cluster: Path | None, log: Path) -> tuple[float, float]:
     """Wall and CPU seconds of one run, to its end."""
     before = cluster_cpu(cluster) if cluster else 0.0
-    started = time.perf_counter()
-    with log.open("w") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-m", f"beam.{job}", *arguments],
-            cwd=HERE.parent,
-            stdout=file,
-            stderr=file,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    seconds = time.perf_counter() - started
-    if process.returncode:
-        raise SystemExit(f"{job} failed:\n{log.read_text()[-3000:]}")
-    cpu = usage.ru_utime + usage.ru_stime
-    return seconds, cpu + (cluster_cpu(cluster) - before if cluster else 0)
+    run = measuring.measure([sys.executable, "-m", f"beam.{job}", *arguments], log)
+    return run.seconds, run.cpu + (cluster_cpu(cluster) - before if cluster else 0)
 
 
 def main() -> None:
@@ -86,7 +71,7 @@ def report(args: argparse.Namespace, scratch: Path, clusters: dict[int, Path]) -
     jobs = ["ingest", "infer"] if args.model else ["ingest"]
     few = repeated_pairs(args.raw, scratch, 20)
     for workers, cluster in clusters.items():
-        # Warms the cluster up: the JVM compiles its code during the first job.
+        # Warm-up: the JVM compiles its code during the first job.
         arguments = [f"--source={few}", f"--output={scratch / f'warm-{workers}'}"]
         arguments += ["--runner=FlinkRunner", f"--flink_master={flink.master(cluster)}"]
         measure("ingest", arguments, cluster, scratch / "log")

@@ -17,15 +17,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inputs import REPEATED, network_size, repeated_pairs
+from measuring import HERE, measure
 
-HERE = Path(__file__).parent
 WORKERS = 2
 CONTENDERS = ("infer", "infer-tensorflow", "stock", "tfdata", "bare")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: seconds to its end and to its first prediction, and peak MiB of a process."""
+    """Seconds to the end and to the first prediction, and peak MiB of the largest process."""
 
     seconds: float
     first: float | None
@@ -36,13 +36,14 @@ def command(contender: str, source: Path, output: Path, model: Path) -> list[str
     """The contender's command line; it writes below an output folder that does not exist yet."""
     job, _, engine = contender.partition("-")
     if job == "infer":
-        place = "--dataset" if (source / "manifest.json").exists() else "--source"
-        # The folder of images alone, since the peers have no truth either.
-        folder = source if place == "--dataset" else source / "CameraRGB"
-        options = ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
-        arguments = [f"--model={model}", f"{place}={folder}", f"--output={output}", *options]
-        if place == "--source":
+        arguments = [f"--model={model}", f"--output={output}"]
+        arguments += ["--direct_running_mode=multi_processing", f"--direct_num_workers={WORKERS}"]
+        if (source / "manifest.json").exists():
+            arguments.append(f"--dataset={source}")
+        else:
             height, width = network_size()
+            # Without the folder of masks, since the peers read no truth either.
+            arguments.append(f"--source={source / 'CameraRGB'}")
             arguments += [f"--height={height}", f"--width={width}"]
         if engine:
             arguments.append(f"--engine={engine}")
@@ -51,46 +52,33 @@ def command(contender: str, source: Path, output: Path, model: Path) -> list[str
     return [sys.executable, str(script), str(source), str(output), str(model), str(WORKERS)]
 
 
-def measure(contender: str, source: Path, model: Path, scratch: Path) -> Run:
-    """Runs one contender once, to completion."""
-    with tempfile.TemporaryDirectory(dir=scratch) as folder, (scratch / "log").open("w") as log:
+def run(contender: str, source: Path, model: Path, scratch: Path) -> Run:
+    """Runs one contender once."""
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
         output = Path(folder, "out")
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            command(contender, source, output, model),
-            cwd=HERE.parent,
-            stdout=log,
-            stderr=log,
-            env={
-                **os.environ,
-                "PYTHONPATH": f"{HERE}{os.pathsep}{HERE.parent}",
-                "TF_CPP_MIN_LOG_LEVEL": "3",
-            },
-        )
-        seen: list[float] = []
+        first: list[float] = []
         ended = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(output, started, seen, ended))
+        watcher = threading.Thread(target=_watch, args=(output, first, ended))
         watcher.start()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        ended.set()
-        watcher.join()
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{contender} failed:\n{(scratch / 'log').read_text()[-3000:]}")
-    return Run(seconds, seen[0] if seen else None, usage.ru_maxrss / 1024)
+        try:
+            measured = measure(command(contender, source, output, model), scratch / "log")
+        finally:
+            ended.set()
+            watcher.join()
+    return Run(measured.seconds, first[0] if first else None, measured.peak_mib)
 
 
-def _watch(output: Path, started: float, seen: list[float], ended: threading.Event) -> None:
-    """Records when the job's counters first show a prediction."""
-    while not seen and not ended.wait(0.02):
+def _watch(output: Path, first: list[float], ended: threading.Event) -> None:
+    """Records after how many seconds the job's counters show a prediction."""
+    started = time.perf_counter()
+    while not ended.wait(0.02):
         for path in output.glob(".staging-*/progress/*.json"):
             try:
-                found = "predicted" in path.read_text()
+                has_predicted = "predicted" in path.read_text()
             except OSError:
                 continue
-            if found:
-                seen.append(time.perf_counter() - started)
+            if has_predicted:
+                first.append(time.perf_counter() - started)
                 return
 
 
@@ -132,24 +120,24 @@ def compare(sources: dict[int, Path], contenders: list[str], args, model: Path, 
     print("| ---: | --- | ---: | ---: | ---: | ---: |", flush=True)
     for count, source in sources.items():
         rounds = [
-            {one: measure(one, source, model, scratch) for one in contenders}
+            {job: run(job, source, model, scratch) for job in contenders}
             for _ in range(args.rounds)
         ]
-        for one in contenders:
-            medians[one, count] = statistics.median(r[one].seconds for r in rounds)
-            ratio = statistics.median(r[one].seconds / r["infer"].seconds for r in rounds)
-            firsts = [first for r in rounds if (first := r[one].first) is not None]
+        for job in contenders:
+            medians[job, count] = statistics.median(r[job].seconds for r in rounds)
+            ratio = statistics.median(r[job].seconds / r["infer"].seconds for r in rounds)
+            firsts = [first for r in rounds if (first := r[job].first) is not None]
             first = f"{statistics.median(firsts):.1f}" if firsts else ""
-            peak = max(r[one].peak_mib for r in rounds)
-            row = f"{medians[one, count]:.1f} | {ratio:.2f} | {first} | {peak:.0f}"
-            print(f"| {count} | {one} | {row} |", flush=True)
+            peak = max(r[job].peak_mib for r in rounds)
+            row = f"{medians[job, count]:.1f} | {ratio:.2f} | {first} | {peak:.0f}"
+            print(f"| {count} | {job} | {row} |", flush=True)
     if len(sources) > 1:
         low, high = min(sources), max(sources)
-        print("\nOnce started, between the smallest and the largest count:")
-        for one in contenders:
-            rate = (high - low) / (medians[one, high] - medians[one, low])
-            start = medians[one, low] - low / rate
-            print(f"  {one}: {rate:.1f} images/s, plus {start:.1f} s of start-up")
+        print("\nWithout start-up, between the smallest and the largest count:")
+        for job in contenders:
+            rate = (high - low) / (medians[job, high] - medians[job, low])
+            start = medians[job, low] - low / rate
+            print(f"  {job}: {rate:.1f} images/s, plus {start:.1f} s of start-up")
 
 
 def main() -> None:
@@ -171,7 +159,7 @@ def main() -> None:
             (scratch / str(count)).mkdir()
             pairs[count] = repeated_pairs(args.raw, scratch / str(count), count)
         if "pngs" in args.inputs:
-            print("PNGs of the size they have:")
+            print("PNGs of their own size:")
             compare(pairs, list(args.contenders), args, model, scratch)
         if "records" in args.inputs:
             print("\nTFRecords of 96x128, with truth:")

@@ -18,12 +18,12 @@ REPEATED = (
     *("--max_doubtful_fraction=1", "--max_leak=1"),
     *("--height=96", "--width=128", "--resize=nearest"),
 )
-"""Options of ingest that keep them: all are doubtful and leak, since pictures repeat. Their size is
-that of the notebooks, to which all peers resize."""
+"""Options of ingest for repeated pairs, all of which are near-duplicates and so doubtful and leaks;
+at the notebooks' size, to which all peers resize."""
 
 
 def network_size() -> tuple[int, int]:
-    """Height and width at which the inference jobs predict, from the variable SIZE."""
+    """Height and width at which the inference jobs predict, from the environment variable SIZE."""
     height, _, width = os.environ.get("SIZE", "96x128").partition("x")
     return int(height), int(width)
 
@@ -83,14 +83,14 @@ def tiny_pairs(folder: Path, count: int) -> Path:
 
 def _resized(image: Path, target: Path, size: tuple[int, int]) -> Path:
     """Writes a pair in another size: the image by bilinear interpolation, class ids as they are."""
-    for name, how in (
+    for name, resampling in (
         ("CameraRGB", Image.Resampling.BILINEAR),
         ("CameraSeg", Image.Resampling.NEAREST),
     ):
         path = target.parents[1] / name / target.name
         path.parent.mkdir(parents=True, exist_ok=True)
         with Image.open(image.parents[1] / name / image.name) as source:
-            source.resize(size, how).save(path)
+            source.resize(size, resampling).save(path)
     return target
 
 

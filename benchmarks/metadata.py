@@ -1,8 +1,8 @@
 """Measures how the last step of an ingest grows with pairs: ``make bench BENCH=metadata``.
 
-The step writes the tables beside the shards and the manifest, in one process. It is run alone, on
-made-up rows of ``--counts`` pairs in shards of 5,000, since nobody can ingest millions of pairs for
-a measurement. Its seconds per million pairs and its memory should not depend on their number.
+The step writes the tables beside the shards and the manifest, in one process. It runs alone, on
+made-up rows of ``--counts`` pairs in shards of 5,000. Its seconds per million pairs and its memory
+should not depend on the number of pairs.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def step(folder: Path, shards: list[ShardInfo], pairs: int) -> None:
 
 
 def peak_mib() -> float:
-    """Most memory that this process has held; getrusage would include its parent's."""
+    """Peak memory of this process; getrusage would include its parent's."""
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     return int(kilobytes) / 1024
 

@@ -1,9 +1,8 @@
-"""How far masks are from each CARLA numbering: ``make bench BENCH=numbering RAW=folder``.
+"""Error rates of the check of class numberings: ``make bench BENCH=numbering RAW=folder``.
 
-Reads the real masks as they are and translated to other numberings (renamed by class), and prints
-each one's distance from every reading in nats, and what the check of ingest says when the masks
-are read by a taxonomy. Then it draws datasets whose classes have other shares and places than the
-real ones, and counts how often the check errs.
+Reads the real masks as they are and translated to CARLA's other numberings. Prints the distance of
+each from every reading in nats, and ingest's verdict for each taxonomy. Then it samples
+datasets whose classes have other shares and places than the real ones, and counts wrong verdicts.
 """
 
 import argparse
@@ -37,7 +36,7 @@ class Counts:
         return Counts(self.all[chosen], self.upper[chosen])
 
     def translated(self, to):
-        """The same masks with another value for each."""
+        """The same masks with each value replaced, from a table of values."""
         made = [np.zeros_like(one) for one in (self.all, self.upper)]
         for new, old in zip(made, (self.all, self.upper), strict=True):
             np.add.at(new.T, to, old.T)
@@ -52,7 +51,7 @@ class Counts:
         return made
 
     def stats(self, classes):
-        """What ingest keeps of them."""
+        """The statistics that ingest computes of them."""
         rest = np.zeros(classes, np.int64)
         pixels, upper = (
             one.sum(axis=0)[:classes].astype(np.int64) for one in (self.all, self.upper)
@@ -96,18 +95,18 @@ def fits(counts, name):
 
 def verdicts(counts, right):
     """What the check says for each taxonomy that the values fit; ``!`` marks an error."""
-    said = []
+    verdicts_by_name = []
     for name in NUMBERINGS:
         if not fits(counts, name):
             continue
         taxonomy = load_taxonomy(name)
-        found = find_mix_up(counts.stats(len(taxonomy)), taxonomy)
-        wrong = (found is None) != (name in right)
-        other = (" luma" if found.reading.luma else "") if found else ""
-        said.append(
-            f"{name}: {found.reading.taxonomy.name + other if found else 'ok'}{'!' * wrong}"
-        )
-    return "; ".join(said)
+        mix_up = find_mix_up(counts.stats(len(taxonomy)), taxonomy)
+        verdict = "ok"
+        if mix_up:
+            verdict = mix_up.reading.taxonomy.name + " luma" * mix_up.reading.luma
+        is_wrong = (mix_up is None) != (name in right)
+        verdicts_by_name.append(f"{name}: {verdict}{'!' * is_wrong}")
+    return "; ".join(verdicts_by_name)
 
 
 def draw(random, shares, spread):

@@ -1,4 +1,4 @@
-"""Bare loop: decode, nearest resize, encode in plain processes.
+"""Peer of ingest: a bare loop in plain processes that decodes, resizes and encodes.
 
 Calls the job's decoder and encoder directly; nothing is checked, hashed or counted.
 """

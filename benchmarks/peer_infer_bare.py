@@ -1,6 +1,6 @@
-"""Bare loop: decode, batch, call the compiled model in plain processes.
+"""Peer of infer: a bare loop in plain processes that decodes, batches and predicts.
 
-Calls the job's decoder, resize and engine directly; nothing is described, encoded or written.
+Calls the job's decoder, resize and engine directly; computes no statistics and writes nothing.
 """
 
 import sys
@@ -54,13 +54,12 @@ def predict(paths: list[Path], model_file: str, workers: int) -> int:
 
 
 def main(source: str, _output: str, model: str, workers: str) -> None:
-    found = sorted(Path(source).glob("CameraRGB/*.png")) or sorted(
-        Path(source).glob("*.tfrecord-*")
-    )
+    pngs = sorted(Path(source).glob("CameraRGB/*.png"))
+    files = pngs or sorted(Path(source).glob("*.tfrecord-*"))
     count = int(workers)
     with ProcessPoolExecutor(count, mp_context=get_context("spawn")) as pool:
-        done = [pool.submit(predict, found[one::count], model, count) for one in range(count)]
-        print(sum(one.result() for one in done))
+        jobs = [pool.submit(predict, files[i::count], model, count) for i in range(count)]
+        print(sum(job.result() for job in jobs))
 
 
 if __name__ == "__main__":

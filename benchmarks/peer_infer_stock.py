@@ -1,4 +1,4 @@
-"""Beam's stock transforms on FnApiRunner: RunInference with TFModelHandlerNumpy, WriteToParquet."""
+"""Peer of infer: Beam's RunInference with TFModelHandlerNumpy, and WriteToParquet."""
 
 import io
 import sys

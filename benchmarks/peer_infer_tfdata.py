@@ -1,4 +1,4 @@
-"""One process: tf.data reads and batches, Keras predicts, two Parquet files take the same rows."""
+"""Peer of infer in one process: tf.data reads, Keras predicts, the same rows go to two files."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs the TFDS builder on FnApiRunner with worker processes."""
+"""Peer of ingest: the TFDS builder on FnApiRunner with worker processes."""
 
 import sys
 from pathlib import Path

@@ -8,48 +8,18 @@ repeat and ``MODEL=file.keras`` the network, by default the U-Net of 16 filters 
 """
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from inputs import REPEATED, repeated_pairs, tiny_pairs
+from measuring import HERE, measure
 
 from beam.shared.source import RawSource
 from beam.shared.source_digest import digest_source
 from schemas.raw_layout import load_layout
-
-HERE = Path(__file__).parent
-
-
-class Run(NamedTuple):
-    """One run: wall and CPU seconds, and peak MiB of its largest process."""
-
-    seconds: float
-    cpu: float
-    peak_mib: float
-
-
-def measure(arguments: list[str], scratch: Path) -> Run:
-    """Runs one job to completion."""
-    with (scratch / "log").open("w") as log:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=HERE.parent,
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{arguments[0]} failed:\n{(scratch / 'log').read_text()[-3000:]}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024)
 
 
 def make_model(path: Path) -> Path:
@@ -109,15 +79,15 @@ def main() -> None:
                 read = size_of(source) / count / 1024
                 print(f"| {count} | list | | {listing:.2f} | | | | {read:.1f} read |", flush=True)
                 jobs = {
-                    "ingest": ["beam.ingest", f"--source={source}", *REPEATED],
-                    "infer": ["beam.infer", f"--model={model}", f"--source={source}/CameraRGB"],
+                    "ingest": [f"--source={source}", *REPEATED],
+                    "infer": [f"--model={model}", f"--source={source}/CameraRGB"],
                 }
                 for job in args.jobs:
-                    arguments = jobs[job]
+                    command = [sys.executable, "-m", f"beam.{job}", *jobs[job]]
                     for workers in args.workers:
                         output = scratch / f"{job}-{workers}"
                         options = [f"--output={output}", f"--direct_num_workers={workers}"]
-                        run = measure([*arguments, *options], scratch)
+                        run = measure([*command, *options], scratch / "log")
                         written = size_of(output) / count / 1024
                         print(
                             f"| {count} | {job} | {workers} | {run.seconds:.1f} | {run.cpu:.1f} | "

@@ -1,4 +1,4 @@
-"""Stub of the package, which Beam's TFModelHandlerNumpy imports for this one call."""
+"""Stub of tensorflow_hub, which Beam's TFModelHandlerNumpy imports for this one function."""
 
 
 def resolve(path):

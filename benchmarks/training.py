@@ -1,10 +1,9 @@
 """Times our training loop against a bare ``model.fit``: ``make bench BENCH=training``.
 
 Both train the same network on the same images in one process, in turns. The bare loop is ``fit`` on
-arrays in memory with a plain loss and nothing else; ours includes its input, augmentation, metrics,
-checkpoints and MLflow. Both validate. The first epoch of each round, which compiles, is left out.
-CPU time is shown beside wall time, because it varies less on a shared machine. The input is also
-measured alone.
+arrays in memory with a plain loss; ours includes its input, augmentation, metrics, checkpoints and
+MLflow. Both validate. The first epoch of each round, which compiles, is left out. CPU time varies
+less than wall time on a shared machine, so both are printed. The input is also measured alone.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Removes from a virtual environment what no process here opens: headers, packages' own tests, and the
-# compiler library that TensorFlow requires but never loads.
+# Removes unused files from a virtual environment: headers, packages' own tests, and the compiler library
+# that TensorFlow requires but never loads.
 set -eu
 cd "$1"/lib/python3.*/site-packages
 rm -rf tensorflow/include pyarrow/include pyarrow/tests pandas/tests clang/native

@@ -15,79 +15,84 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
 from flows.infer import run_infer
-from flows.lifecycle.cancellation import ended_together
-from flows.lifecycle.outcome import concluded
-from flows.lifecycle.paths import Place
-from flows.lifecycle.progress import watched
-from flows.lifecycle.retries import HOUR_S, RETRIED
+from flows.lifecycle.cancellation import stop_jobs_on_exception
+from flows.lifecycle.outcome import with_final_state
+from flows.lifecycle.paths import PathOrUri
+from flows.lifecycle.progress import report_progress
+from flows.lifecycle.retries import HOUR_S, RETRY_OPTIONS
 from runtime.errors import UserError, first_line
 from runtime.mlflow_store import TRACKING_URI
 from runtime.storage import join
 from schemas.config import InferConfig
 
 _RANGE = re.compile(r"(models:/[^/@]+/)(\d+)-(\d+)")
-_MOST = 1000
-"""Most runs in one backfill; a larger number is probably a typing error."""
+_MAX_JOBS = 1000
+"""Most jobs in one backfill; a larger number is probably a typing error."""
 
-_NAMED = 3
-"""Most failures that the run's state names; the table names all."""
+_MAX_FAILURES_IN_MESSAGE = 3
+"""Most failures in the message of the run's state; the table lists all."""
 
 
-def expand(models: Sequence[str]) -> list[str]:
-    """Replaces ranges of versions by the URIs of the versions, and drops duplicates.
+def expand_versions(models: Sequence[str]) -> list[str]:
+    """Expands ranges of versions to the versions' URIs, and drops duplicates.
 
     ``models:/lyft-unet/3-5`` stands for versions 3, 4 and 5; other URIs stay as they are.
 
     Raises:
         UserError: a range is empty or too long.
     """
-    found: list[str] = []
+    uris: list[str] = []
     for model in models:
         versions = _RANGE.fullmatch(model)
         if versions is None:
-            found.append(model)
+            uris.append(model)
             continue
         first, last = int(versions[2]), int(versions[3])
-        if not first <= last < first + _MOST:
-            raise UserError(f"models {model!r}: expected FIRST-LAST with at most {_MOST} versions")
-        found += [f"{versions[1]}{number}" for number in range(first, last + 1)]
-    return list(dict.fromkeys(found))
+        if not first <= last < first + _MAX_JOBS:
+            expected = f"FIRST-LAST with at most {_MAX_JOBS} versions"
+            raise UserError(f"models {model!r}: expected {expected}")
+        uris += [f"{versions[1]}{number}" for number in range(first, last + 1)]
+    return list(dict.fromkeys(uris))
 
 
-def _name() -> str:
-    given = flow_run.parameters
-    places = [*given.get("datasets", ()), *given.get("sources", ())]
-    return f"backfill-{len(given.get('models', ()))}-models-{len(places)}-sources"
+def _run_name() -> str:
+    models, datasets, sources = (
+        len(flow_run.parameters.get(name, ())) for name in ("models", "datasets", "sources")
+    )
+    return f"backfill-{models}-models-{datasets + sources}-sources"
 
 
 @task(
     name="beam.infer",
-    task_run_name="{model} over {place}",
+    task_run_name="{model} over {source_option}",
     tags={"beam"},
     timeout_seconds=6 * HOUR_S,
-    **RETRIED,
+    **RETRY_OPTIONS,
 )
-def infer_one(model: str, place: str, output: str, config: InferConfig, tracking_uri: str) -> bool:
+def infer_pair(
+    model: str, source_option: str, output: str, config: InferConfig, tracking_uri: str
+) -> bool:
     """Runs the job on ``--dataset=…`` or ``--source=…``; returns whether there was work to do."""
-    with watched("beam.infer") as watch:
-        return not run_infer(model, [place], output, config, tracking_uri, watch).idle
+    with report_progress("beam.infer") as callbacks:
+        result = run_infer(model, [source_option], output, config, tracking_uri, callbacks)
+    return not result.up_to_date
 
 
-@flow(name="backfill", flow_run_name=_name)
-@concluded
+@flow(name="backfill", flow_run_name=_run_name)
+@with_final_state
 def backfill(
     models: Annotated[list[str], Field(min_length=1)],
-    datasets: list[Place] = [],  # noqa: B006 - pydantic copies it, Prefect shows it
-    sources: list[Place] = [],  # noqa: B006
-    output: Place = "outputs",
+    datasets: list[PathOrUri] = [],  # noqa: B006 - pydantic copies it, Prefect shows it
+    sources: list[PathOrUri] = [],  # noqa: B006
+    output: PathOrUri = "outputs",
     config: InferConfig = InferConfig(),
     at_once: Annotated[int, Field(ge=1, le=16)] = 2,
     tracking_uri: str = TRACKING_URI,
 ) -> list[dict[str, str]]:
-    """Predicts with each model over each dataset and folder, a few jobs at a time.
+    """Predicts with each model over each dataset and source, a few jobs at a time.
 
     Output that is already published is verified and skipped. If a job fails, the others go on; the
-    flow then fails at the end and names the jobs that failed.
+    flow fails at the end and names the failed jobs.
 
     Args:
         models: MLflow URIs, or ranges of versions such as `models:/lyft-unet/3-7`.
@@ -105,48 +110,51 @@ def backfill(
         UserError: there are no pairs or too many, `source_name` is set for more than one dataset or
             source, or a job failed.
     """
-    places = [*(f"--dataset={one}" for one in datasets), *(f"--source={one}" for one in sources)]
-    pairs = list(itertools.product(expand(models), dict.fromkeys(places)))
-    if not 1 <= len(pairs) <= _MOST:
+    options = [f"--dataset={path}" for path in datasets]
+    options += [f"--source={path}" for path in sources]
+    pairs = list(itertools.product(expand_versions(models), dict.fromkeys(options)))
+    if not 1 <= len(pairs) <= _MAX_JOBS:
         raise UserError(
-            f"backfill: expected 1 to {_MOST} pairs of a model and a dataset or source, "
+            f"backfill: expected 1 to {_MAX_JOBS} pairs of a model and a dataset or source, "
             f"found {len(pairs)}"
         )
-    if config.source_name and len(places) > 1:
+    if config.source_name and len(options) > 1:
         raise UserError("source_name is for one dataset or source; leave it out to name each")
     rows = []
     runner: ThreadPoolTaskRunner[Any]
     futures: list[PrefectFuture[Any]]
-    with ThreadPoolTaskRunner(max_workers=at_once) as runner, ended_together():
+    with ThreadPoolTaskRunner(max_workers=at_once) as runner, stop_jobs_on_exception():
         futures = [
             runner.submit(
-                cast(Any, infer_one),
+                cast(Any, infer_pair),
                 {
                     "model": model,
-                    "place": place,
+                    "source_option": option,
                     "output": join(output, "predictions"),
                     "config": config,
                     "tracking_uri": tracking_uri,
                 },
             )
-            for model, place in pairs
+            for model, option in pairs
         ]
-        for (model, place), future in zip(pairs, futures, strict=True):
+        for (model, option), future in zip(pairs, futures, strict=True):
             future.wait()
-            found = future.state.result(raise_on_failure=False)
-            failed = isinstance(found, BaseException)
+            result = future.state.result(raise_on_failure=False)
+            is_failed = isinstance(result, BaseException)
             rows.append(
                 {
                     "model": model,
-                    "over": place.partition("=")[2],
-                    "outcome": "failed" if failed else "run" if found else "skipped",
-                    "what": first_line(found, 1000) if failed else "",
+                    "over": option.partition("=")[2],
+                    "outcome": "failed" if is_failed else "run" if result else "skipped",
+                    "what": first_line(result, 1000) if is_failed else "",
                 }
             )
     create_table_artifact(rows, "backfill", f"{len(rows)} pairs of a model and a source")
-    broken = [row for row in rows if row["outcome"] == "failed"]
-    if broken:
-        why = [f"{one['model']} over {one['over']}: {one['what']}" for one in broken[:_NAMED]]
-        more = f"; {len(broken) - _NAMED} more in the table" if len(broken) > _NAMED else ""
-        raise UserError(f"{len(broken)} of {len(rows)} failed: {'; '.join(why)}{more}")
+    failed = [row for row in rows if row["outcome"] == "failed"]
+    if failed:
+        reasons = [f"{row['model']} over {row['over']}: {row['what']}" for row in failed]
+        listed = "; ".join(reasons[:_MAX_FAILURES_IN_MESSAGE])
+        rest = len(failed) - _MAX_FAILURES_IN_MESSAGE
+        more = f"; {rest} more in the table" if rest > 0 else ""
+        raise UserError(f"{len(failed)} of {len(rows)} failed: {listed}{more}")
     return rows

@@ -19,7 +19,7 @@ from runtime.table import table
 from schemas.config import IngestConfig, TrainConfig
 
 _HEIGHT, _WIDTH = 96, 128
-"""Half of the default's sides: a quarter of the time."""
+"""Half of the default height and width: a quarter of the time."""
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -86,7 +86,7 @@ def require_local(output: str) -> None:
 
 
 def _embed_prefect(output: Path) -> None:
-    """Makes Prefect start a server for this run only, with its state below the output folder."""
+    """Makes Prefect start an ephemeral server, with its state below the output folder."""
     home = output / "prefect"
     home.mkdir(parents=True, exist_ok=True)
     os.environ["PREFECT_HOME"] = str(home)

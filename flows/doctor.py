@@ -1,7 +1,6 @@
 """Checks this machine and the services that it uses: ``python -m flows.doctor``.
 
-Each finding says what to do; the exit code is 1 if something must be fixed before a run can
-succeed.
+The exit code is 1 if something must be fixed before a run can succeed.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from flows.deploy.deployments import PROJECT
-from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, JobError, run_job
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError, redact_credentials
 from runtime.mlflow_files import find_former_folder, rewrite_paths
@@ -43,10 +42,10 @@ from runtime.table import table
 Level = Literal["ok", "note", "fix"]
 
 _GIB = 1 << 30
-_SCARCE, _TOO_LITTLE = 10 * _GIB, 1 * _GIB
-_ANSWER_S = 10
+_WARN_BELOW, _FAIL_BELOW = 10 * _GIB, 1 * _GIB
+_TIMEOUT_S = 10
 _REBUILD = "remove .venv, then make test"
-_GPUS = (
+_LIST_GPUS = (
     "import json, keras, tensorflow as tf; "
     "print(json.dumps([keras.backend.backend(), len(tf.config.list_physical_devices('GPU'))]))"
 )
@@ -62,7 +61,7 @@ class Finding:
     """
 
     level: Level
-    what: str
+    subject: str
     found: str
     advice: str = ""
 
@@ -79,19 +78,20 @@ def check_packages(
     required: Sequence[str], installed: Callable[[str], str] = version
 ) -> Iterator[Finding]:
     """Checks the installed packages against pyproject.toml; yields a finding for each mismatch."""
-    misfits = 0
-    for one in map(Requirement, required):
-        if one.marker and not one.marker.evaluate():
+    mismatches = 0
+    for requirement in map(Requirement, required):
+        if requirement.marker and not requirement.marker.evaluate():
             continue
+        name, bounds = requirement.name, requirement.specifier
         try:
-            found = installed(one.name)
+            found = installed(name)
         except PackageNotFoundError:
             found = "nothing"
-        if found == "nothing" or not one.specifier.contains(found, prereleases=True):
-            misfits += 1
-            advice = f"pip install '{one.name}{one.specifier}', or {_REBUILD}"
-            yield Finding("fix", one.name, f"{found}, expected {one.specifier}", advice)
-    if not misfits:
+        if found == "nothing" or not bounds.contains(found, prereleases=True):
+            mismatches += 1
+            advice = f"pip install '{name}{bounds}', or {_REBUILD}"
+            yield Finding("fix", name, f"{found}, expected {bounds}", advice)
+    if not mismatches:
         yield Finding("ok", "packages", f"{len(required)} as pyproject.toml bounds them")
 
 
@@ -100,10 +100,10 @@ def check_beam() -> Finding:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="lyft-doctor-") as scratch:
         try:
-            silent = Watch(lambda _: None)
-            run_job("flows.scenes", [f"--output={scratch}/raw", "--count=4"], silent)
+            no_log = JobCallbacks(lambda _: None)
+            run_job("flows.scenes", [f"--output={scratch}/raw", "--count=4"], no_log)
             arguments = [f"--source={scratch}/raw", f"--output={scratch}/out", "--name=doctor"]
-            run_job("beam.ingest", [*arguments, "--validation=0", "--test=0"], silent)
+            run_job("beam.ingest", [*arguments, "--validation=0", "--test=0"], no_log)
         except (JobError, UserError) as error:
             last = str(error).splitlines()[-1]
             return Finding("fix", "beam", last, "run make test; /tmp must be writable and not full")
@@ -111,12 +111,12 @@ def check_beam() -> Finding:
     return Finding("ok", "beam", f"{cores} workers, 4 pairs in {time.monotonic() - started:.0f} s")
 
 
-def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
-    """Compares the GPUs that Keras sees, in a process of its own, with those the driver lists."""
-    shown = 0
+def check_gpu(script: str = _LIST_GPUS, driver: str = "nvidia-smi") -> Finding:
+    """Compares the number of GPUs that Keras sees, in a subprocess, with the driver's list."""
+    listed = 0
     if path := shutil.which(driver):
-        listed = subprocess.run([path, "-L"], capture_output=True, text=True, check=False)
-        shown = listed.stdout.count("GPU ")
+        output = subprocess.run([path, "-L"], capture_output=True, text=True, check=False).stdout
+        listed = output.count("GPU ")
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -131,45 +131,46 @@ def check_gpu(script: str = _GPUS, driver: str = "nvidia-smi") -> Finding:
     if backend != "tensorflow":
         found = f"backend {backend}, expected tensorflow"
         return Finding("fix", "keras", found, "unset KERAS_BACKEND")
-    if seen < shown:
+    if seen < listed:
         advice = "pip install -e '.[gpu]'; CUDA_VISIBLE_DEVICES must not hide it"
-        return Finding("fix", "gpu", f"Keras sees {seen}, the driver shows {shown}", advice)
+        return Finding("fix", "gpu", f"Keras sees {seen}, the driver shows {listed}", advice)
     if not seen:
         return Finding("ok", "gpu", "none; training runs on the CPU")
     return Finding("ok", "gpu", f"{seen}, seen by Keras")
 
 
-def check_disk(folder: Path, scarce: int = _SCARCE, too_little: int = _TOO_LITTLE) -> Finding:
-    """Checks the free space where the outputs go."""
-    free = shutil.disk_usage(_existing(folder)).free
+def check_disk(
+    folder: Path, warn_below: int = _WARN_BELOW, fail_below: int = _FAIL_BELOW
+) -> Finding:
+    """Checks the free disk space below ``folder``; the thresholds are in bytes."""
+    free = shutil.disk_usage(_nearest_existing(folder)).free
     found = f"{free / _GIB:.1f} GiB free for {folder}"
-    if free < too_little:
-        return Finding("fix", "disk", found, f"free {too_little / _GIB:.0f} GiB or more")
-    if free < scarce:
+    if free < fail_below:
+        return Finding("fix", "disk", found, f"free {fail_below / _GIB:.0f} GiB or more")
+    if free < warn_below:
         return Finding("note", "disk", found, "python -m flows.plan says what a run needs")
     return Finding("ok", "disk", found)
 
 
-def check_store(place: str) -> Finding:
-    """Checks that outputs can be written to a store; leaves nothing behind."""
+def check_store(uri: str) -> Finding:
+    """Checks that outputs can be written to an object store; leaves nothing behind."""
     try:
-        require_writable(place)
+        require_writable(uri)
     except UserError as error:
-        return Finding(
-            "fix", "outputs", str(error), "check the place, the AWS_ variables and the store"
-        )
-    return Finding("ok", "outputs", f"{place} can be written")
+        advice = "check the place, the AWS_ variables and the store"
+        return Finding("fix", "outputs", str(error), advice)
+    return Finding("ok", "outputs", f"{uri} can be written")
 
 
 def check_writable(folder: Path) -> Finding:
     """Checks that outputs can be written to a folder; leaves nothing behind."""
-    place = _existing(folder)
+    existing = _nearest_existing(folder)
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        advice = f"give this user the right to write {place}, or name another --output"
-        return Finding("fix", "outputs", f"{place}: {error.strerror}", advice)
+        advice = f"give this user the right to write {existing}, or name another --output"
+        return Finding("fix", "outputs", f"{existing}: {error.strerror}", advice)
     return Finding("ok", "outputs", f"{folder} can be written")
 
 
@@ -181,16 +182,14 @@ def check_prefect(api_url: str | None) -> Iterator[Finding]:
     ours = version("prefect")
     user = os.environ.get("PREFECT_API_AUTH_STRING")
     try:
-        theirs = json.loads(_get(f"{api_url}/admin/version", user=user))
-        pools = json.loads(_get(f"{api_url}/work_pools/filter", b"{}", user=user))
+        theirs = json.loads(_fetch(f"{api_url}/admin/version", user=user))
+        pools = json.loads(_fetch(f"{api_url}/work_pools/filter", b"{}", user=user))
     except (OSError, ValueError) as error:
         found = f"{api_url} does not answer: {error}"
         advice = "make up, or correct PREFECT_API_URL"
         if str(error) == "Unauthorized":
-            found, advice = (
-                f"{api_url} rejects the credentials",
-                "set PREFECT_API_AUTH_STRING to the server's",
-            )
+            found = f"{api_url} rejects the credentials"
+            advice = "set PREFECT_API_AUTH_STRING to the server's"
         yield Finding("fix", "prefect", found, advice)
         return
     if _minor(theirs) != _minor(ours):
@@ -213,27 +212,27 @@ def check_mlflow(tracking_uri: str) -> Finding:
     """Checks that MLflow's server answers and has our minor version, or that its database opens."""
     scheme, _, path = tracking_uri.partition(":///")
     if scheme == "sqlite":
-        return _check_store(Path(path).absolute())
-    shown = redact_credentials(tracking_uri)
+        return _check_mlflow_database(Path(path).absolute())
+    uri = redact_credentials(tracking_uri)
     if not tracking_uri.startswith(("http://", "https://")):
-        found = f"{shown!r} is neither sqlite:///FILE nor http://HOST"
+        found = f"{uri!r} is neither sqlite:///FILE nor http://HOST"
         return Finding("fix", "mlflow", found, "correct --tracking_uri")
     ours = version("mlflow")
     try:
-        theirs = _get(f"{tracking_uri}/version").decode()
+        theirs = _fetch(f"{tracking_uri}/version").decode()
     except (OSError, ValueError) as error:
-        found = f"{shown} does not answer: {error}"
+        found = f"{uri} does not answer: {error}"
         return Finding("fix", "mlflow", found, "make up, or correct --tracking_uri")
     if _minor(theirs) != _minor(ours):
         found = f"server {theirs[:20]}, here {ours}"
         return Finding("fix", "mlflow", found, "bring both to the same minor version")
-    return Finding("ok", "mlflow", f"{shown}, {theirs}")
+    return Finding("ok", "mlflow", f"{uri}, {theirs}")
 
 
-def _check_store(file: Path) -> Finding:
+def _check_mlflow_database(file: Path) -> Finding:
     if not file.exists():
-        found = check_writable(file.parent)
-        return Finding(found.level, "mlflow", f"{file} is made by the first run", found.advice)
+        folder = check_writable(file.parent)
+        return Finding(folder.level, "mlflow", f"{file} is made by the first run", folder.advice)
     if not os.access(file, os.W_OK) or not os.access(file.parent, os.W_OK):
         return Finding("fix", "mlflow", f"{file} cannot be written", "make the file writable")
     try:
@@ -243,19 +242,19 @@ def _check_store(file: Path) -> Finding:
         advice = "name another --tracking_uri, or restore the file"
         return Finding("fix", "mlflow", f"{file} is not an MLflow store: {error}", advice)
     if old := find_former_folder(file):
-        where = f"{file} names its files in {old}, which is gone; they are here"
-        return Finding("fix", "mlflow", where, "python -m flows.doctor --repair")
+        found = f"{file} names its files in {old}, which is gone; they are here"
+        return Finding("fix", "mlflow", found, "python -m flows.doctor --repair")
     return Finding("ok", "mlflow", str(file))
 
 
-def _get(address: str, body: bytes | None = None, user: str | None = None) -> bytes:
+def _fetch(address: str, body: bytes | None = None, user: str | None = None) -> bytes:
     """The body of a server's response; ``user`` is ``name:password`` for basic auth."""
     headers = {"Content-Type": "application/json"}
     if user:
         headers["Authorization"] = f"Basic {base64.b64encode(user.encode()).decode()}"
     request = urllib.request.Request(address, body, headers)  # noqa: S310 - the user's server
     try:
-        with urllib.request.urlopen(request, timeout=_ANSWER_S) as answer:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
             return bytes(answer.read())
     except http.client.HTTPException as error:
         raise OSError(f"its answer is not HTTP ({type(error).__name__})") from error
@@ -263,11 +262,11 @@ def _get(address: str, body: bytes | None = None, user: str | None = None) -> by
         raise OSError(str(error.reason)) from error
 
 
-def _minor(text: str) -> list[str]:
-    return text.split(".")[:2]
+def _minor(release: str) -> list[str]:
+    return release.split(".")[:2]
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     """The folder itself, or its nearest parent that exists."""
     return next(path for path in (folder, *folder.parents) if path.is_dir())
 
@@ -278,11 +277,11 @@ def project_requirements() -> tuple[str, list[str]]:
     if file.is_file():
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         return project["requires-python"], project["dependencies"]
-    wanted = requires("lyft-unet-pipeline") or []
-    return ">=3.11,<3.14", [one for one in wanted if "extra ==" not in one]
+    installed = requires("lyft-unet-pipeline") or []
+    return ">=3.11,<3.14", [text for text in installed if "extra ==" not in text]
 
 
-def examine(output: str, tracking_uri: str, api_url: str | None) -> list[Finding]:
+def run_checks(output: str, tracking_uri: str, api_url: str | None) -> list[Finding]:
     """Runs all checks, the slow ones in parallel."""
     python, packages = project_requirements()
     with ThreadPoolExecutor() as pool:
@@ -295,7 +294,7 @@ def examine(output: str, tracking_uri: str, api_url: str | None) -> list[Finding
             *check_prefect(api_url),
             check_mlflow(tracking_uri),
         ]
-        return quick + [one.result() for one in slow]
+        return quick + [future.result() for future in slow]
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -318,10 +317,10 @@ def main(arguments: Sequence[str]) -> str:
     api_url = os.environ.get("PREFECT_API_URL") or prefect_api_url(Path(ROOT))
     if args.repair and (file := sqlite_file(mlflow)) and (old := rewrite_paths(file)):
         print(f"{file}: its files are no longer named in {old}", file=sys.stderr)
-    findings = examine(args.output, mlflow, api_url)
-    rows = [(one.level, one.what, one.found, one.advice) for one in findings]
+    findings = run_checks(args.output, mlflow, api_url)
+    rows = [(row.level, row.subject, row.found, row.advice) for row in findings]
     text = table(("", "what", "found", "what to do"), rows)
-    if any(one.level == "fix" for one in findings):
+    if any(finding.level == "fix" for finding in findings):
         print(text)
         sys.exit(1)
     return text

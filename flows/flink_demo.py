@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from runtime.log_filters import import_tensorflow
 
 ROOT = "outputs/flink-demo"
-_SIDES = ("local", "flink")
+_RUNNERS = ("local", "flink")
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -39,20 +39,20 @@ def main(arguments: Sequence[str]) -> str:
     require_local(args.output)
     output = Path(args.output).absolute()
     raw = storage.absolute(args.raw or write_scenes(str(output / "raw"), args.scenes))
-    for side in _SIDES:
-        shutil.rmtree(output / side, ignore_errors=True)
-    model = _model(output / "model")
+    for runner in _RUNNERS:
+        shutil.rmtree(output / runner, ignore_errors=True)
+    model = _untrained_model(output / "model")
     cluster = output / "cluster"
     try:
         print(flink.up(cluster), file=sys.stderr, flush=True)
-        rows = _compare(raw, model, output, flink.master(cluster))
+        rows = _compare_runners(raw, model, output, flink.master(cluster))
         dashboard = f"http://{flink.master(cluster)}"
     finally:
         print(flink.down(cluster), file=sys.stderr, flush=True)
     return "\n".join([*rows, f"the dashboard was at {dashboard}; logs are in {cluster / 'logs'}"])
 
 
-def _compare(raw: str, model: Path, output: Path, master: str) -> list[str]:
+def _compare_runners(raw: str, model: Path, output: Path, master: str) -> list[str]:
     """Runs both jobs with both runners; returns one line for each job.
 
     Raises:
@@ -64,25 +64,25 @@ def _compare(raw: str, model: Path, output: Path, master: str) -> list[str]:
         ("infer", [f"--model={model}", f"--source={raw}"]),
     ):
         seconds = {}
-        for side in _SIDES:
-            arguments = [*options, f"--output={output / side / job}"]
-            if side == "flink":
+        for runner in _RUNNERS:
+            arguments = [*options, f"--output={output / runner / job}"]
+            if runner == "flink":
                 arguments += ["--runner=FlinkRunner", f"--flink_master={master}"]
-            print(f"{job}, {side}:", file=sys.stderr, flush=True)
+            print(f"{job}, {runner}:", file=sys.stderr, flush=True)
             started = time.monotonic()
             _run(job, arguments)
-            seconds[side] = time.monotonic() - started
-        local, other = (published_digests(output / side / job) for side in _SIDES)
+            seconds[runner] = time.monotonic() - started
+        local, other = (published_digests(output / runner / job) for runner in _RUNNERS)
         if local != other:
             names = sorted(name for name in local | other if local.get(name) != other.get(name))
             raise UserError(f"{job}: these files differ: {', '.join(names)}")
-        times = ", ".join(f"{side} {seconds[side]:.1f} s" for side in _SIDES)
+        times = ", ".join(f"{runner} {seconds[runner]:.1f} s" for runner in _RUNNERS)
         rows.append(f"{job:<7} {len(local)} files, the same to the byte; {times}")
     return rows
 
 
 def published_digests(root: Path) -> dict[str, str]:
-    """SHA-256 of every file below ``root``, by path; without the table of runs: it holds times."""
+    """SHA-256 by path of all files below ``root``, except the table ``runs``, which holds times."""
     return {
         str(path.relative_to(root)): storage.file_sha256(path)
         for path in sorted(root.rglob("*"))
@@ -97,8 +97,8 @@ def _run(job: str, arguments: Sequence[str]) -> None:
         raise UserError(f"{' '.join(command[1:])} ended with code {done.returncode}")
 
 
-def _model(folder: Path) -> Path:
-    """Path of an untrained network: the demo compares the jobs, not the quality of predictions."""
+def _untrained_model(folder: Path) -> Path:
+    """Writes an untrained network, which is enough to compare the runners; returns its path."""
     path = folder / "untrained.keras"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)

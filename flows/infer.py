@@ -8,12 +8,12 @@ from pathlib import Path
 from prefect import flow, task
 from prefect.runtime import flow_run
 
-from flows.lifecycle.job_process import Done, Watch, run_job
-from flows.lifecycle.outcome import concluded
-from flows.lifecycle.paths import Place
-from flows.lifecycle.progress import watched
-from flows.lifecycle.retries import HOUR_S, RETRIED
-from flows.lifecycle.run_names import named
+from flows.lifecycle.job_process import JobCallbacks, JobResult, run_job
+from flows.lifecycle.outcome import with_final_state
+from flows.lifecycle.paths import PathOrUri
+from flows.lifecycle.progress import report_progress
+from flows.lifecycle.retries import HOUR_S, RETRY_OPTIONS
+from flows.lifecycle.run_names import run_name_from
 from flows.tasks.drift import MAX_DRIFT, MaxDrift, publish_drift
 from runtime.command_line import to_arguments
 from runtime.mlflow_store import TRACKING_URI
@@ -25,52 +25,52 @@ from schemas.config import InferConfig
     name="beam.infer",
     tags={"beam"},
     timeout_seconds=6 * HOUR_S,
-    **RETRIED,
+    **RETRY_OPTIONS,
 )
 def infer_tables(
     model: str,
-    places: list[str],
+    source_options: list[str],
     output: str,
     config: InferConfig,
     tracking_uri: str,
-    max_drift: float = MAX_DRIFT,
+    max_drift: float,
 ) -> str:
     """Runs the Beam job on ``--dataset=…`` or ``--source=…``; returns the root of the tables."""
     with tempfile.TemporaryDirectory(prefix="lyft-drift-") as scratch:
         drift = Path(scratch, "drift.json")
-        with watched("beam.infer") as watch:
-            how = (output, config, tracking_uri, watch)
-            done = run_infer(model, [*places, f"--drift={drift}"], *how)
+        options = [*source_options, f"--drift={drift}"]
+        with report_progress("beam.infer") as callbacks:
+            result = run_infer(model, options, output, config, tracking_uri, callbacks)
         publish_drift(drift, max_drift)
-    return done.result
+    return result.output
 
 
 def run_infer(
     model: str,
-    places: list[str],
+    options: list[str],
     output: str,
     config: InferConfig,
     tracking_uri: str,
-    watch: Watch,
-) -> Done:
-    """Runs the job and passes it the id of the root flow run of the calling task."""
+    callbacks: JobCallbacks,
+) -> JobResult:
+    """Runs the job, which records the id of the calling task's root flow run in its tables."""
     arguments = [
         f"--model={model}",
-        *places,
+        *options,
         f"--output={output}",
         f"--tracking_uri={tracking_uri}",
         f"--flow_run_id={flow_run.root_flow_run_id}",
     ]
-    return run_job("beam.infer", [*arguments, *to_arguments(config)], watch)
+    return run_job("beam.infer", [*arguments, *to_arguments(config)], callbacks)
 
 
-@flow(name="infer", flow_run_name=named("infer-with", "model"))
-@concluded
+@flow(name="infer", flow_run_name=run_name_from("infer-with", "model"))
+@with_final_state
 def infer(
     model: str = "models:/lyft-unet@champion",
-    dataset: Place | None = None,
-    source: Place | None = None,
-    output: Place = "outputs",
+    dataset: PathOrUri | None = None,
+    source: PathOrUri | None = None,
+    output: PathOrUri = "outputs",
     config: InferConfig = InferConfig(),
     tracking_uri: str = TRACKING_URI,
     max_drift: MaxDrift = MAX_DRIFT,
@@ -90,7 +90,7 @@ def infer(
     Returns:
         Root of the tables.
     """
-    given = {"dataset": dataset, "source": source}
-    places = [f"--{name}={place}" for name, place in given.items() if place]
+    inputs = {"dataset": dataset, "source": source}
+    options = [f"--{name}={value}" for name, value in inputs.items() if value]
     root = join(output, "predictions")
-    return infer_tables(model, places, root, config, tracking_uri, max_drift)
+    return infer_tables(model, options, root, config, tracking_uri, max_drift)

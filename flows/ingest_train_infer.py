@@ -9,10 +9,10 @@ from prefect import flow
 from flows.infer import infer
 from flows.ingest import ingest
 from flows.lifecycle.artifacts import publish_class_table, publish_links
-from flows.lifecycle.outcome import concluded
-from flows.lifecycle.paths import Place
-from flows.lifecycle.preflight import check_steps
-from flows.lifecycle.run_names import named
+from flows.lifecycle.outcome import with_final_state
+from flows.lifecycle.paths import PathOrUri
+from flows.lifecycle.preflight import check_parameters
+from flows.lifecycle.run_names import run_name_from
 from flows.lifecycle.summary import class_summary, partition_of
 from flows.tasks.drift import MAX_DRIFT, MaxDrift
 from flows.tasks.evaluate import evaluate_model
@@ -27,14 +27,14 @@ from schemas.manifest import load_manifest
 
 
 class Results(NamedTuple):
-    """Where a run's outputs are.
+    """Outputs of a run.
 
     Attributes:
         dataset: folder of the published dataset.
         model: ``models:/<name>/<version>``.
         predictions: root of the tables.
         partition: partition of this run's rows, below each table.
-        report: page on these rows; a panel of test images is beside it, as ``.png``.
+        report: HTML page on these rows; a panel of test images is beside it, as ``.png``.
     """
 
     dataset: str
@@ -44,19 +44,19 @@ class Results(NamedTuple):
     report: str
 
 
-@flow(name="ingest-train-infer", flow_run_name=named("ingest-train-infer", "source"))
-@concluded
+@flow(name="ingest-train-infer", flow_run_name=run_name_from("ingest-train-infer", "source"))
+@with_final_state
 def ingest_train_infer(
-    source: Place,
-    output: Place = "outputs",
-    infer_source: Place | None = None,
+    source: PathOrUri,
+    output: PathOrUri = "outputs",
+    infer_source: PathOrUri | None = None,
     tracking_uri: str = TRACKING_URI,
     train_on: Literal["here", "gpu"] = "here",
     ingest_config: IngestConfig = IngestConfig(),
     train_config: TrainConfig = TrainConfig(),
     gate_config: GateConfig = GateConfig(),
     infer_config: InferConfig = InferConfig(),
-    evaluate_on: list[Place] | None = None,
+    evaluate_on: list[PathOrUri] | None = None,
     mask_files: MaskFiles = "none",
     max_drift: MaxDrift = MAX_DRIFT,
 ) -> Results:
@@ -82,10 +82,10 @@ def ingest_train_infer(
         max_drift: Largest distance, 0 to 1, of the predicted class shares from those on the model's
             validation split; above it, the run warns and emits the event `lyft.drift.exceeded`.
     """
-    check_steps(ingest_config, train_config, gate_config)
+    check_parameters(ingest_config, train_config, gate_config)
     dataset = ingest(source, output, ingest_config)
-    how = (dataset, output, train_config, gate_config, tracking_uri)
-    model = train(*how) if train_on == "here" else train_remotely(*how)
+    train_step = train if train_on == "here" else train_remotely
+    model = train_step(dataset, output, train_config, gate_config, tracking_uri)
     for other in evaluate_on or []:
         evaluate_model(model, other, tracking_uri)
     predictions = infer(

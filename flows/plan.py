@@ -1,4 +1,4 @@
-"""Shows what a run of ingest-train-infer would do: ``python -m flows.plan``.
+"""Dry run of ingest-train-infer, with estimates of size and time: ``python -m flows.plan``.
 
 Writes nothing. Verifies the checksums of published output, as the run itself would.
 """
@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.lifecycle.durations import ingest_key, recorded, train_key
-from flows.lifecycle.preflight import check_steps
+from flows.lifecycle.durations import ingest_key, recorded_durations, train_key
+from flows.lifecycle.preflight import check_parameters
 from model.plan import GEOMETRY
 from runtime import storage
 from runtime.command_line import Parser, add_tracking_uri, run_main
@@ -28,18 +28,18 @@ from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
 from schemas.manifest import Manifest, load_manifest
 from schemas.published import partitions, run_file
 
-RATES = "docs/operate.md"
-"""Page that documents the rates below and says which were measured: 2 cores, no GPU."""
+RATES_PAGE = "docs/operate.md"
+"""Documents how the rates below were measured: 2 cores, no GPU."""
 
 _START_S = {"ingest": 3, "train": 20, "infer": 4}
 _PAIRS_PER_S, _TRAINED_PER_S = 214, 30.5
 _PREDICTED_PER_S = {16: 122, 32: 52.9}
-"""By number of filters, which does not affect the cost of an image's decoding and its mask."""
+"""By number of filters, which does not affect the cost of decoding an image and of its mask."""
 _RECORD_BYTES_PER_PIXEL = 1.7
 _ROW_BYTES = 1400
-_PARAMETERS, _PARAMETERS_ON_ENCODER = 2_161_229, 5_601_933
+_PARAMETERS, _PARAMETERS_WITH_ENCODER = 2_161_229, 5_601_933
 _MEASURED_PIXELS, _MEASURED_FILTERS = 96 * 128, 16
-_ON_ENCODER = 0.54
+_COST_WITH_ENCODER = 0.54
 """Work per pixel of unet-lite0 with 32 filters, relative to the measured network."""
 _FLOAT_BYTES = 4
 _NOT_KNOWN = "not known"
@@ -66,8 +66,8 @@ class Step:
 
     def row(self) -> tuple[str, ...]:
         """Cells of the printed table."""
-        size = human(self.written) if self.written else ""
-        time = f"about {duration(self.seconds)}" if self.seconds else ""
+        size = format_size(self.written) if self.written else ""
+        time = f"about {format_duration(self.seconds)}" if self.seconds else ""
         return (self.name, self.action, self.reads, self.writes, size, time, self.basis)
 
 
@@ -83,32 +83,33 @@ def plan(
     infer_config: InferConfig = InferConfig(),
     evaluate_on: Sequence[str] | None = None,
     mask_files: str = "none",
-    max_drift: float = 0,  # noqa: ARG001 - decides nothing of this
+    max_drift: float = 0,  # noqa: ARG001 - a parameter of the flow that affects no step
 ) -> list[Step]:
-    """The steps; takes the parameters of the flow.
+    """The steps of a run with these parameters, which are those of the flow.
 
     Raises:
         UserError: the source holds no pairs, or the run could not use its parameters.
     """
-    check_steps(ingest_config, train_config, gate_config)
-    first, dataset, pairs = plan_ingest(source, output, ingest_config)
-    second, model = plan_train(
+    check_parameters(ingest_config, train_config, gate_config)
+    ingest, dataset, pairs = plan_ingest(source, output, ingest_config)
+    train, model = plan_train(
         dataset, pairs, output, train_config, gate_config, tracking_uri, ingest_config, train_on
     )
-    how = (infer_source, pairs, output, infer_config, tracking_uri)
-    given = infer_config if infer_config.height else ingest_config
-    network = network_size(train_config, given.height, given.width)
-    third = plan_infer(model, dataset, *how, network)
-    others = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
-    steps = [first, second, *others, third]
+    size = infer_config if infer_config.height else ingest_config
+    cost = relative_cost(train_config, size.height, size.width)
+    infer = plan_infer(
+        model, dataset, infer_source, pairs, output, infer_config, tracking_uri, cost
+    )
+    evaluations = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
+    steps = [ingest, train, *evaluations, infer]
     if mask_files != "none":
         folder = storage.join(storage.absolute(storage.local_root(output)), "masks")
-        steps.append(Step("masks", "replaces", third.reads, f"{mask_files} files in {folder}"))
+        steps.append(Step("masks", "replaces", infer.reads, f"{mask_files} files in {folder}"))
     return steps
 
 
 def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, str | None, int]:
-    """The step, the published version that it would reuse, if any, and the number of pairs."""
+    """The step, the folder of the version that it would reuse or None, and the number of pairs."""
     from beam.ingest.incremental import is_unchanged, published_versions
     from beam.ingest.records import recipe_of
     from beam.shared.source import source_of
@@ -116,26 +117,23 @@ def plan_ingest(source: str, output: str, config: IngestConfig) -> tuple[Step, s
 
     recipe = recipe_of(source, config)
     storage.require_folder(recipe.source, "source")
-    found = digest_pairs(source_of(source, config))
-    reads = f"{found.images:,} pairs, {human(found.size)}"
+    pairs = digest_pairs(source_of(source, config))
+    reads = f"{pairs.images:,} pairs, {format_size(pairs.size)}"
     root = storage.join(storage.absolute(output), "datasets", config.name)
     published = published_versions(root, recipe)
     for folder, manifest in published:
-        if is_unchanged(folder, manifest, found.digest):
+        if is_unchanged(folder, manifest, pairs.digest):
             step = Step("ingest", "cached", reads, f"nothing; {folder} is published and intact")
             return step, folder, manifest.records
-    each = (
-        _record_bytes(published[0][1])
-        if published
-        else config.height * config.width * _RECORD_BYTES_PER_PIXEL
-    )
-    start = _START_S["ingest"]
-    seconds, basis = _estimate(output, ingest_key(config), found.images, start, _PAIRS_PER_S)
-    where = f"a new version in {root}"
+    writes = f"a new version in {root}"
+    record_bytes = config.height * config.width * _RECORD_BYTES_PER_PIXEL
     if published:
-        where += f", beside {len(published)}; unchanged shards are reused"
-    written = found.images * each
-    return Step("ingest", "runs", reads, where, written, seconds, basis), None, found.images
+        writes += f", beside {len(published)}; unchanged shards are reused"
+        record_bytes = _mean_record_bytes(published[0][1])
+    start = _START_S["ingest"]
+    seconds, basis = _estimate_step(output, ingest_key(config), pairs.images, start, _PAIRS_PER_S)
+    written = pairs.images * record_bytes
+    return Step("ingest", "runs", reads, writes, written, seconds, basis), None, pairs.images
 
 
 @outages_as_unavailable()
@@ -149,7 +147,7 @@ def plan_train(
     ingest_config: IngestConfig,
     train_on: str,
 ) -> tuple[Step, str | None]:
-    """The step, and the version to predict with if it is known beforehand."""
+    """The step, and the model version to predict with if it is known beforehand, else None."""
     images = round(pairs * (1 - ingest_config.validation - ingest_config.test))
     if dataset is not None:
         from model.plan import plan as plan_training
@@ -165,28 +163,27 @@ def plan_train(
             known = registry.find_trained(config.model_name, registry.with_pinned_start(chosen).key)
             if known is not None:
                 model = outcome_if_known(known, config.model_name, gate)
-                # Asked to promote it regardless, the gate changes the champion.
+                # With promote=always, the gate makes a reused version the champion.
                 decides = gate.promote == "always" and registry.champion(config.model_name) != known
                 writes = "the gate's decision" if decides or model is None else "nothing"
                 return Step("train", "cached", dataset, f"{writes}; {known} is registered"), model
     config = config.for_images(images)
-    work = images * config.epochs
-    network = network_size(config, ingest_config.height, ingest_config.width)
+    cost = relative_cost(config, ingest_config.height, ingest_config.width)
     key = train_key(config, ingest_config.height, ingest_config.width)
-    rate = _TRAINED_PER_S / max(network, 0.01)
-    seconds, basis = _estimate(output, key, work, _START_S["train"], rate)
+    rate = _TRAINED_PER_S / max(cost, 0.01)
+    seconds, basis = _estimate_step(output, key, images * config.epochs, _START_S["train"], rate)
     if train_on != "here":
         seconds, basis = 0, f"{_NOT_KNOWN} for pool {train_on}"
     parameters = _PARAMETERS * (config.filters / _MEASURED_FILTERS) ** 2
     if config.architecture not in GEOMETRY:
-        parameters = _PARAMETERS_ON_ENCODER
+        parameters = _PARAMETERS_WITH_ENCODER
     reads = f"{images:,} images, {config.epochs} times"
     writes = f"a version of {config.model_name} in {redact_credentials(tracking_uri)}"
     return Step("train", "runs", reads, writes, parameters * _FLOAT_BYTES, seconds, basis), None
 
 
 def plan_evaluation(dataset: str, tracking_uri: str) -> Step:
-    """The evaluation of the model on another dataset."""
+    """The step that evaluates the model on another dataset."""
     manifest = load_manifest(dataset)
     reads = f"{manifest.records:,} images of {manifest.name}"
     writes = f"metrics and pictures in {redact_credentials(tracking_uri)}"
@@ -201,12 +198,12 @@ def plan_infer(
     output: str,
     config: InferConfig,
     tracking_uri: str,
-    network: float,
+    cost: float,
 ) -> Step:
-    """The step; without a known model and input, only the amount of work.
+    """The step; without a known model and input, only an estimate.
 
     Args:
-        network: relative cost of an image in the network, from ``network_size``.
+        cost: cost of an image in the network, from ``relative_cost``.
     """
     root = storage.join(storage.absolute(output), "predictions")
     images, action = pairs, "runs"
@@ -215,76 +212,75 @@ def plan_infer(
         from beam.shared.source import source_of
         from beam.shared.source_digest import digest_images
 
-        found = digest_images(source_of(source, config))
-        images = found.images or found.other_pngs
+        listing = digest_images(source_of(source, config))
+        images = listing.images or listing.other_pngs
     if model is not None and (source is not None or dataset is not None):
         from beam.infer import runs
         from beam.infer.plan import plan_job
 
-        at = None if source else dataset
+        dataset = None if source else dataset
         processes = len(os.sched_getaffinity(0))
         with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
-            job = plan_job(model, source, at, config, tracking_uri, processes, scratch)
+            job = plan_job(model, source, dataset, config, tracking_uri, processes, scratch)
         partition = runs.partition_of(job.model, job.source_name)
         images = job.images
         if runs.is_published(root, partition, job.run_id):
-            return Step(
-                "infer",
-                "cached",
-                f"{images:,} images",
-                f"nothing; {partition} is published and intact",
-            )
+            writes = f"nothing; {partition} is published and intact"
+            return Step("infer", "cached", f"{images:,} images", writes)
         action = "replaces" if storage.is_folder(storage.join(root, "masks", partition)) else "runs"
         writes = f"{partition} in {root}"
-    seconds, basis = _last_inference(root, images, network)
+    seconds, basis = _estimate_inference(root, images, cost)
     return Step("infer", action, f"{images:,} images", writes, images * _ROW_BYTES, seconds, basis)
 
 
-def network_size(config: TrainConfig, height: int, width: int) -> float:
-    """Work per image, relative to the measured network."""
+def relative_cost(config: TrainConfig, height: int, width: int) -> float:
+    """Work of the network per image, relative to the measured network."""
     pixels = height * width / _MEASURED_PIXELS
     if config.architecture in GEOMETRY:
         return pixels * (config.filters / _MEASURED_FILTERS) ** 2
-    return pixels * _ON_ENCODER
+    return pixels * _COST_WITH_ENCODER
 
 
-def _estimate(output: str, key: str, items: int, start_s: float, rate: float) -> tuple[float, str]:
+def _estimate_step(
+    output: str, key: str, items: int, start_s: float, rate: float
+) -> tuple[float, str]:
     """Seconds for this number of items, and what the estimate is based on.
 
     Args:
         rate: items per second to assume if no run is recorded.
     """
-    last = recorded(output).get(key)
+    last = recorded_durations(output).get(key)
     if last and last["items"]:
         # A short run is mostly start-up, which a longer run also pays only once.
-        each = max(0.0, last["seconds"] - start_s) / last["items"]
-        return min(start_s, last["seconds"]) + items * each, f"last run, {last['items']:,} items"
-    return start_s + items / rate, RATES
+        per_item = max(0.0, last["seconds"] - start_s) / last["items"]
+        seconds = min(start_s, last["seconds"]) + items * per_item
+        return seconds, f"last run, {last['items']:,} items"
+    return start_s + items / rate, RATES_PAGE
 
 
-def _last_inference(root: str, images: int, network: float) -> tuple[float, str]:
-    """As ``_estimate``, from the newest row of the table of runs that has any predictions."""
-    files = [run_file(root, one) for one in partitions(root)]
+def _estimate_inference(root: str, images: int, cost: float) -> tuple[float, str]:
+    """Like ``_estimate_step``, but based on the newest run in the tables that predicted images."""
+    files = [run_file(root, partition) for partition in partitions(root)]
     for file in sorted(files, key=storage.modified, reverse=True):
         (row,) = read_table(file).to_pylist()
         # Reused images cost next to nothing.
         predicted = row["images_read"] - row["images_reused"]
         if predicted:
-            took = (row["finished_at"] - row["started_at"]).total_seconds()
-            start = min(_START_S["infer"], took)
-            return start + images * (took - start) / predicted, f"last run, {predicted:,} items"
+            seconds = (row["finished_at"] - row["started_at"]).total_seconds()
+            start = min(_START_S["infer"], seconds)
+            return start + images * (seconds - start) / predicted, f"last run, {predicted:,} items"
     small, large = (1 / rate for rate in _PREDICTED_PER_S.values())
     # Twice the filters means four times the multiplications.
-    of_network = (large - small) / 3
-    return _START_S["infer"] + images * (small + (network - 1) * of_network), RATES
+    network_s = (large - small) / 3
+    return _START_S["infer"] + images * (small + (cost - 1) * network_s), RATES_PAGE
 
 
-def _record_bytes(manifest: Manifest) -> float:
+def _mean_record_bytes(manifest: Manifest) -> float:
     return sum(shard.bytes for shard in manifest.shards) / max(manifest.records, 1)
 
 
-def human(size: float) -> str:
-    """Bytes in the unit that reads best."""
+def format_size(size: float) -> str:
+    """Bytes as text, in a suitable unit."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.0f} {unit}"
@@ -292,14 +288,14 @@ def human(size: float) -> str:
     return f"{size:.1f} GB"
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the unit that reads best."""
+def format_duration(seconds: float) -> str:
+    """Seconds as text, in a suitable unit."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def parameters_of(given: dict[str, Any]) -> dict[str, Any]:
+def validated_parameters(given: dict[str, Any]) -> dict[str, Any]:
     """The flow's parameters, validated as the flow itself validates them.
 
     Raises:
@@ -309,18 +305,16 @@ def parameters_of(given: dict[str, Any]) -> dict[str, Any]:
 
     from flows.ingest_train_infer import ingest_train_infer
 
-    # Prefect also logs the whole exception.
+    # Otherwise Prefect also logs the whole exception.
     logging.getLogger("prefect.flows").setLevel(logging.CRITICAL)
-
     known = inspect.signature(ingest_train_infer.fn).parameters
     if unknown := sorted(given.keys() - known.keys()):
         raise UserError(f"parameters {unknown} are unknown; expected {sorted(known)}")
     try:
         return ingest_train_infer.validate_parameters(given)
     except ParameterTypeError as error:
-        raise UserError(
-            "; ".join(line.strip(" -") for line in str(error).splitlines()[1:])
-        ) from error
+        reasons = "; ".join(line.strip(" -") for line in str(error).splitlines()[1:])
+        raise UserError(reasons) from error
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -330,31 +324,27 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument("--output", help="root of all outputs (default: outputs)")
     add_tracking_uri(parser)
     defaults = {"tracking_uri": parser.get_default("tracking_uri")}
-    # Tells what was given, which counts for more than --params, from what was not.
+    # --params overrides a default, but not an option that was given.
     parser.set_defaults(tracking_uri=None)
     parser.add_argument(
         "--params", default="{}", help="the flow's parameters, as JSON, as for Prefect"
     )
     args = parser.parse_args(arguments)
     try:
-        given = json.loads(args.params)
+        params = json.loads(args.params)
     except ValueError as error:
         raise UserError(f"--params is not valid JSON: {error}") from error
-    if not isinstance(given, dict):
+    if not isinstance(params, dict):
         raise UserError(f"--params: expected an object, found {args.params!r}")
-    named = {"source": args.source, "output": args.output, "tracking_uri": args.tracking_uri}
-    given = defaults | given | {name: value for name, value in named.items() if value is not None}
+    options = {name: getattr(args, name) for name in ("source", "output", "tracking_uri")}
+    options = {name: value for name, value in options.items() if value is not None}
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    steps = plan(**parameters_of(given))
-    total = sum(step.seconds for step in steps)
+    steps = plan(**validated_parameters(defaults | params | options))
+    total = f"total: about {format_duration(sum(step.seconds for step in steps))}"
+    if any(_NOT_KNOWN in step.basis for step in steps):
+        total += ", plus the steps whose time is not known"
     header = ("step", "action", "reads", "writes", "size", "time", "estimated from")
-    more = (
-        ", plus the steps whose time is not known"
-        if any(_NOT_KNOWN in step.basis for step in steps)
-        else ""
-    )
-    rows = table(header, [step.row() for step in steps])
-    return f"{rows}\n\ntotal: about {duration(total)}{more}"
+    return f"{table(header, [step.row() for step in steps])}\n\n{total}"
 
 
 if __name__ == "__main__":

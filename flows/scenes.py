@@ -25,7 +25,7 @@ Points = Sequence[tuple[float, float]]
 
 
 class _Canvas:
-    """An image and its mask, always drawn together."""
+    """An image and its mask; each shape is drawn into both."""
 
     def __init__(self, random: np.random.Generator, width: int, height: int) -> None:
         self.random = random
@@ -70,7 +70,7 @@ def draw_scene(
     _houses(canvas, horizon)
     _street(canvas, horizon, centre)
     for depth in np.sort(random.uniform(0.12, 0.95, random.integers(7, 13))):
-        _thing(canvas, horizon, centre, float(depth))
+        _object(canvas, horizon, centre, float(depth))
     # Sensor noise and a light gradient keep colours from giving the classes away.
     pixels = np.asarray(canvas.image).astype(np.float32)
     light = np.linspace(random.uniform(0.8, 1.1), random.uniform(0.8, 1.1), width)
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str]) -> str:
 def _write_scene(output: str, seed: int, width: int, height: int, index: int) -> None:
     image, mask = draw_scene(seed * 1_000_003 + index, width, height)
     name = f"000_{index:04d}.png"
-    # An existing file has the same content; keeping its modification time avoids reading it anew.
+    # An existing file has the same content; with its modification time kept, ingest reuses it.
     for folder, pixels in (("CameraRGB", image), ("CameraSeg", mask)):
         path = Path(output, folder, name)
         if not path.exists():
@@ -185,8 +185,8 @@ def _street(canvas: _Canvas, horizon: float, centre: float) -> None:
         canvas.polygon("RoadLines", points, paint)
 
 
-def _thing(canvas: _Canvas, horizon: float, centre: float, depth: float) -> None:
-    """One object at a depth between 0 (the horizon) and 1 (the camera)."""
+def _object(canvas: _Canvas, horizon: float, centre: float, depth: float) -> None:
+    """Draws a random object at a depth between 0 (the horizon) and 1 (the camera)."""
     random, (width, height) = canvas.random, canvas.image.size
     ground = horizon + (height - horizon) * depth**1.5
     scale = height * 0.5 * depth

@@ -8,12 +8,12 @@ from pathlib import Path
 from prefect import flow, task
 
 from flows.lifecycle.artifacts import publish_decision, publish_model
-from flows.lifecycle.durations import timed_job, train_key
-from flows.lifecycle.outcome import concluded
-from flows.lifecycle.paths import Place
-from flows.lifecycle.progress import watched
-from flows.lifecycle.retries import HOUR_S, RETRIED
-from flows.lifecycle.run_names import named
+from flows.lifecycle.durations import run_timed_job, train_key
+from flows.lifecycle.outcome import with_final_state
+from flows.lifecycle.paths import PathOrUri
+from flows.lifecycle.progress import report_progress
+from flows.lifecycle.retries import HOUR_S, RETRY_OPTIONS
+from flows.lifecycle.run_names import run_name_from
 from runtime.command_line import to_arguments
 from runtime.mlflow_store import TRACKING_URI
 from runtime.storage import local_root
@@ -25,7 +25,7 @@ from schemas.manifest import load_manifest
     name="model.train",
     tags={"keras"},
     timeout_seconds=48 * HOUR_S,
-    **RETRIED,
+    **RETRY_OPTIONS,
 )
 def train_model(
     dataset: str, output: str, config: TrainConfig, gate: GateConfig, tracking_uri: str
@@ -42,25 +42,25 @@ def train_model(
 
     def measure(_: str) -> tuple[str, int]:
         manifest = load_manifest(dataset)
-        size = manifest.config.height, manifest.config.width
         images = manifest.splits["train"].records
-        return train_key(config, *size), images * config.for_images(images).epochs
+        key = train_key(config, manifest.config.height, manifest.config.width)
+        return key, images * config.for_images(images).epochs
 
     with tempfile.TemporaryDirectory(prefix="lyft-gate-") as scratch:
         decision = Path(scratch, "gate.md")
+        arguments.append(f"--decision={decision}")
         try:
-            with watched("model.train") as watch:
-                arguments.append(f"--decision={decision}")
-                return timed_job("model.train", arguments, watch, output, measure)
+            with report_progress("model.train") as callbacks:
+                return run_timed_job("model.train", arguments, callbacks, output, measure)
         finally:
             publish_decision(decision)
 
 
-@flow(name="train", flow_run_name=named("train-on", "dataset"))
-@concluded
+@flow(name="train", flow_run_name=run_name_from("train-on", "dataset"))
+@with_final_state
 def train(
-    dataset: Place,
-    output: Place = "outputs",
+    dataset: PathOrUri,
+    output: PathOrUri = "outputs",
     config: TrainConfig = TrainConfig(),
     gate: GateConfig = GateConfig(),
     tracking_uri: str = TRACKING_URI,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -80,6 +82,33 @@ class State(BaseModel):
     def is_running(self, name: str) -> bool:
         """Whether the service with this name was started and is still running."""
         return name in self.services and self.services[name].is_running()
+
+    def start(
+        self,
+        root: Path,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        *,
+        cwd: Path,
+        env: Mapping[str, str],
+    ) -> bool:
+        """Starts a service and saves its process id at once; returns False if it runs already."""
+        if self.is_running(name):
+            return False
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                command,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=env,
+                start_new_session=True,
+            )
+        self.services[name] = Service(pid=process.pid, started=start_time(process.pid) or "")
+        self.save(root)
+        return True
 
     def url(self, name: str) -> str:
         """Address of a server, which listens on this machine only."""

@@ -1,4 +1,4 @@
-"""What the documents name exists: versions, files, and the functions of the two walks."""
+"""Versions, files and functions that the documents name exist."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ def test_files_that_are_named_exist(document: Path) -> None:
     assert missing == []
 
 
-def test_the_walks_name_what_is_there() -> None:
+def test_walkthroughs_name_existing_functions() -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     steps = re.findall(r"^\| `(\S+\.py)` \| (.+?) \|", text, re.MULTILINE)
     assert len(steps) > 15

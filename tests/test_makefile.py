@@ -1,4 +1,4 @@
-"""The commands that `make` runs, in its own folder with a python that only records its calls."""
+"""Commands of the Makefile, run with a stub of python that records its calls."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def make(project: Path, *arguments: str) -> tuple[int, list[str]]:
 STOPPED = ["-m flows.local down", "-m flows.flink down"]
 
 
-def test_clean_stops_servers_and_keeps_what_was_made(project: Path) -> None:
+def test_clean_stops_servers_and_keeps_outputs(project: Path) -> None:
     assert make(project, "clean") == (0, STOPPED)
     left = {path.name for path in project.iterdir()} - {"notes"}
     assert left == {"Makefile", "requirements.lock", "pyproject.toml", "code", "outputs", "data"}
@@ -54,7 +54,7 @@ def test_clean_stops_servers_and_keeps_what_was_made(project: Path) -> None:
     assert make(project, "clean") == (0, [])
 
 
-def test_what_a_killed_demo_has_left_is_stopped(project: Path) -> None:
+def test_stop_includes_the_cluster_of_a_killed_demo(project: Path) -> None:
     cluster = f"{ROOT_OF_DEMO}/cluster"
     (project / cluster).mkdir(parents=True)
     assert make(project, "stop") == (0, [*STOPPED, f"-m flows.flink down --root={cluster}"])
@@ -72,7 +72,7 @@ def test_outputs_are_removed_by_name_only_and_after_servers_have_stopped(project
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "call"),
     [
         (["up"], "-m flows.local up"),
         (["up", "RAW=my images"], "-m flows.local up --raw my images"),
@@ -87,5 +87,5 @@ def test_outputs_are_removed_by_name_only_and_after_servers_have_stopped(project
         (["bench", "BENCH=tables", "RAW=x"], "benchmarks/tables.py"),
     ],
 )
-def test_make_hands_on_what_it_is_given(project: Path, arguments: list[str], said: str) -> None:
-    assert make(project, *arguments) == (0, [said])
+def test_make_passes_variables_on(project: Path, arguments: list[str], call: str) -> None:
+    assert make(project, *arguments) == (0, [call])

@@ -1,4 +1,4 @@
-"""What a Prefect server is told: pools, deployments, automations; and our part of its commands.
+"""Registers pools, deployments and automations on a Prefect server; plugin for its command line.
 
 It imports no flow: deployments name theirs by path.
 """

@@ -1,10 +1,10 @@
-"""Lets ``prefect deployment run`` take bare names, paths like numbers, and say why a run failed.
+"""Plugin for ``prefect deployment run``: bare names, text parameters as text, reason of a failure.
 
 It also lets Prefect's command line find the server of ``make up``.
 
 Prefect loads this module through its entry point in the group ``prefect.plugins`` if plugins are
 enabled; prefect.toml enables them for the project's folder only. The hook runs while prefect is
-imported, before the command line is read, so it can rewrite the arguments.
+imported, before the command line is parsed, so it can rewrite the arguments.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, NoReturn
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
-from flows.deploy.watching import print_reason_last
+from flows.deploy.watching import print_failure_reason
 from runtime.services import ROOT, prefect_api_url
 
 _COMMAND = ["deployment", "run"]
 _SWITCHES = ("--watch", "--no-watch", "--help")
 """Options of ``prefect deployment run`` that take no value."""
-_PARAMETER = ("-p", "--param")
+_PARAMETER_OPTIONS = ("-p", "--param")
 
 
 @register_hook
@@ -32,18 +32,18 @@ async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     if not _is_prefect(sys.argv):
         return None
     local = None if ctx.api_url else prefect_api_url(Path(ROOT))
-    name = deployment_name(sys.argv)
-    if name:
+    index = name_index(sys.argv)
+    if index:
         if not (api_url := ctx.api_url or local):
-            # Prefect would start a server for this command alone, which has no deployments.
+            # Prefect would start an ephemeral server, which has no deployments.
             _fail("no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL")
-        sys.argv[name], schema = await _deployment(sys.argv[name], api_url)
-        sys.argv[:] = as_texts(sys.argv, schema)
-        print_reason_last()
+        sys.argv[index], schema = await _find_deployment(sys.argv[index], api_url)
+        sys.argv[:] = quote_texts(sys.argv, schema)
+        print_failure_reason()
     return SetupResult(env={"PREFECT_API_URL": local}) if local else None
 
 
-def deployment_name(argv: Sequence[str]) -> int | None:
+def name_index(argv: Sequence[str]) -> int | None:
     """Index of NAME in ``prefect deployment run NAME …``; None in any other command."""
     if list(argv[1:3]) != _COMMAND:
         return None
@@ -53,47 +53,47 @@ def deployment_name(argv: Sequence[str]) -> int | None:
     return index if index < len(argv) else None
 
 
-def as_texts(argv: Sequence[str], schema: Mapping[str, Any]) -> list[str]:
-    """The command line whose texts are texts in JSON as well: ``-p source=20240501`` is no number.
+def quote_texts(argv: Sequence[str], schema: Mapping[str, Any]) -> list[str]:
+    """Quotes values of text parameters, which Prefect reads as JSON: ``-p source="20240501"``.
 
     Args:
         schema: the deployment's parameters by name, as JSON schemas.
     """
 
-    def text(spec: str) -> str:
-        name, _, value = spec.partition("=")
-        given = schema.get(name, {})
-        kinds = {one.get("type") for one in given.get("anyOf", [given])}
+    def quote(assignment: str) -> str:
+        name, _, value = assignment.partition("=")
+        parameter = schema.get(name, {})
+        types = {option.get("type") for option in parameter.get("anyOf", [parameter])}
         try:
-            found = json.loads(value)
+            decoded = json.loads(value)
         except ValueError:
-            is_right = False
+            is_valid = False
         else:
-            is_right = isinstance(found, str) or (found is None and "null" in kinds)
-        return spec if is_right or "string" not in kinds else f"{name}={json.dumps(value)}"
+            is_valid = isinstance(decoded, str) or (decoded is None and "null" in types)
+        return assignment if is_valid or "string" not in types else f"{name}={json.dumps(value)}"
 
-    found = list(argv)
+    quoted = list(argv)
     for index, word in enumerate(argv):
-        if argv[index - 1] in _PARAMETER:
-            found[index] = text(word)
-        elif word.startswith(tuple(f"{option}=" for option in _PARAMETER)):
-            option, _, spec = word.partition("=")
-            found[index] = f"{option}={text(spec)}"
-    return found
+        if argv[index - 1] in _PARAMETER_OPTIONS:
+            quoted[index] = quote(word)
+        elif word.startswith(tuple(f"{option}=" for option in _PARAMETER_OPTIONS)):
+            option, _, assignment = word.partition("=")
+            quoted[index] = f"{option}={quote(assignment)}"
+    return quoted
 
 
-def full_name(name: str, known: Sequence[str]) -> str:
-    """The only ``flow/deployment`` in ``known`` that is ``name``, or whose deployment is.
+def resolve_name(name: str, known: Sequence[str]) -> str:
+    """The only ``flow/deployment`` in ``known`` with this name, bare or full.
 
     Raises:
-        LookupError: no flow, or more than one, has such a deployment.
+        LookupError: none or several of them have this name.
     """
-    found = [one for one in known if name in (one, one.partition("/")[2])]
-    if len(found) == 1:
-        return found[0]
-    if found:
+    matches = [full for full in known if name in (full, full.partition("/")[2])]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
         raise LookupError(
-            f"deployment {name!r} is ambiguous: expected one of {', '.join(sorted(found))}"
+            f"deployment {name!r} is ambiguous: expected one of {', '.join(sorted(matches))}"
         )
     others = ", ".join(sorted(known)) or "none; `make up` or `python -m flows.deploy` makes them"
     raise LookupError(f"deployment {name!r} does not exist; found {others}")
@@ -106,8 +106,8 @@ def _is_prefect(argv: Sequence[str]) -> bool:
     return program.name in ("prefect", "-m") or program.parts[-2:] == ("prefect", "__main__.py")
 
 
-async def _deployment(name: str, api_url: str) -> tuple[str, dict[str, Any]]:
-    """Full name and parameters' schemas of the deployment with a name, bare or full."""
+async def _find_deployment(name: str, api_url: str) -> tuple[str, dict[str, Any]]:
+    """Full name and parameter schemas of the deployment with this name, bare or full."""
     from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
     from prefect.settings import PREFECT_API_AUTH_STRING
@@ -116,12 +116,12 @@ async def _deployment(name: str, api_url: str) -> tuple[str, dict[str, Any]]:
     by_name = DeploymentFilter(name=DeploymentFilterName(any_=[name.rpartition("/")[2]]))
     try:
         async with PrefectClient(api_url, auth_string=auth) as client:
-            found = await client.read_deployments(deployment_filter=by_name)
+            matches = await client.read_deployments(deployment_filter=by_name)
             known = {
-                f"{(await client.read_flow(one.flow_id)).name}/{one.name}": one
-                for one in found or await client.read_deployments()
+                f"{(await client.read_flow(deployment.flow_id)).name}/{deployment.name}": deployment
+                for deployment in matches or await client.read_deployments()
             }
-        full = full_name(name, list(known))
+        full = resolve_name(name, list(known))
         return full, (known[full].parameter_openapi_schema or {}).get("properties", {})
     except LookupError as error:
         _fail(str(error))

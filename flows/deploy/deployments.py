@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flows.deploy.notify import check_address, notify
+from flows.deploy.notify import check_webhook_url, set_webhook
 from runtime import storage
 from runtime.command_line import Parser
 from runtime.errors import UserError
@@ -27,7 +27,7 @@ AUTOMATIONS = "flows/deploy/automations.yaml"
 
 
 def deploy(
-    tracking_uri: str, environment: Mapping[str, str], raw: str = "", address: str = ""
+    tracking_uri: str, environment: Mapping[str, str], raw: str = "", webhook: str = ""
 ) -> list[str]:
     """Creates missing work pools and automations, and applies prefect.yaml.
 
@@ -40,7 +40,7 @@ def deploy(
             server.
         raw: folder or URI of the raw pairs; set on the deployments for which prefect.yaml names a
             source, unless it is empty.
-        address: where failed runs are told of, or ``off``; empty leaves that as it is.
+        webhook: URL that is notified of failed runs, or ``off``; empty changes nothing.
 
     Returns:
         Names of the deployments, as ``flow/deployment``.
@@ -56,15 +56,15 @@ def deploy(
         _prefect(["deploy", "--all"], environment)
         # Comes before anything else that can fail: a deployment without the tracking URI would
         # train into another store.
-        names = _point_deployments(tracking_uri, raw, environment)
+        names = _set_parameters(tracking_uri, raw, environment)
         _add_automations(environment)
-        if address:
+        if webhook:
             with _client(environment) as client:
-                notify(address, names, client, environment)
+                set_webhook(webhook, names, client, environment)
     except httpx.HTTPError as error:
-        said = str(error).partition("\n")[0]
+        reply = str(error).partition("\n")[0]
         raise UserError(
-            f"Prefect at {environment['PREFECT_API_URL']} refuses the deployment: {said}; "
+            f"Prefect at {environment['PREFECT_API_URL']} refuses the deployment: {reply}; "
             "PREFECT_API_URL and PREFECT_API_AUTH_STRING must be the server's"
         ) from error
     return names
@@ -96,26 +96,27 @@ def _add_automations(environment: Mapping[str, str]) -> None:
     import yaml
     from prefect.events.schemas.automations import AutomationCore
 
-    described = yaml.safe_load((PROJECT / AUTOMATIONS).read_text(encoding="utf-8"))
+    automations = yaml.safe_load((PROJECT / AUTOMATIONS).read_text(encoding="utf-8"))
     with _client(environment) as client:
-        for one in described:
-            if not client.read_automations_by_name(one["name"]):
-                client.create_automation(AutomationCore.model_validate(one))
+        for automation in automations:
+            if not client.read_automations_by_name(automation["name"]):
+                client.create_automation(AutomationCore.model_validate(automation))
 
 
-def _point_deployments(tracking_uri: str, raw: str, environment: Mapping[str, str]) -> list[str]:
+def _set_parameters(tracking_uri: str, raw: str, environment: Mapping[str, str]) -> list[str]:
+    """Sets these parameters on the deployments of prefect.yaml; returns the deployments' names."""
     from prefect.client.schemas.actions import DeploymentUpdate
 
     names = deployment_names()
     with _client(environment) as client:
         for name in names:
-            one = client.read_deployment_by_name(name)
-            parameters = dict(one.parameters)
-            if "tracking_uri" in (one.parameter_openapi_schema or {}).get("properties", {}):
+            deployment = client.read_deployment_by_name(name)
+            parameters = dict(deployment.parameters)
+            if "tracking_uri" in (deployment.parameter_openapi_schema or {}).get("properties", {}):
                 parameters["tracking_uri"] = tracking_uri
             if raw and "source" in parameters:
                 parameters["source"] = raw
-            client.update_deployment(one.id, DeploymentUpdate(parameters=parameters))
+            client.update_deployment(deployment.id, DeploymentUpdate(parameters=parameters))
     return names
 
 
@@ -123,8 +124,8 @@ def deployment_names() -> list[str]:
     """The deployments of prefect.yaml as ``flow/deployment``; each is named like its flow."""
     import yaml
 
-    described = yaml.safe_load((PROJECT / "prefect.yaml").read_text(encoding="utf-8"))
-    return sorted(f"{one['name']}/{one['name']}" for one in described["deployments"])
+    config = yaml.safe_load((PROJECT / "prefect.yaml").read_text(encoding="utf-8"))
+    return sorted(f"{entry['name']}/{entry['name']}" for entry in config["deployments"])
 
 
 def _client(environment: Mapping[str, str]) -> SyncPrefectClient:
@@ -135,12 +136,12 @@ def _client(environment: Mapping[str, str]) -> SyncPrefectClient:
     )
 
 
-def add_notify(parser: Parser) -> None:
+def add_notify_option(parser: Parser) -> None:
     """Adds ``--notify``."""
     parser.add_argument(
         "--notify",
         default="",
-        help="address that gets a POST of JSON when a run fails or crashes; off: none any more",
+        help="URL that gets a POST of JSON when a run fails or crashes; off: notifies nobody",
     )
 
 
@@ -157,9 +158,9 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument(
         "--raw", default="", help="raw pairs of the nightly run (default: that of prefect.yaml)"
     )
-    add_notify(parser)
+    add_notify_option(parser)
     args = parser.parse_args(arguments)
-    check_address(args.notify)
+    check_webhook_url(args.notify)
     if not (server := os.environ.get("PREFECT_API_URL")):
         raise UserError("no server is named; set PREFECT_API_URL, or start one with make up")
     environment = {**os.environ, "PREFECT_CLI_PROMPT": "false"}

@@ -1,4 +1,4 @@
-"""Tells an address of every run of these deployments that fails or crashes, as one JSON object."""
+"""Notifications: a webhook gets a JSON object for every run that fails, crashes or times out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 OFF = "off"
-"""In place of an address: tell nobody any more."""
+"""In place of a URL: removes the webhook."""
 
 AUTOMATION = "Notify of failed runs"
 _BLOCK = "lyft-notify"
@@ -26,34 +26,34 @@ _PAYLOAD = """{
   "reason": {{ flow_run.state.message | tojson }},
   "url": {{ flow_run | ui_url | tojson }}
 }"""
-"""Chat services that take webhooks, show ``text``."""
+"""Template of the request's body; chat services show ``text``."""
 
 
-def check_address(address: str) -> None:
-    """Refuses what is no address.
+def check_webhook_url(url: str) -> None:
+    """Checks the value of ``--notify``.
 
     Raises:
-        UserError: it is neither ``off`` nor an http address; the message does not repeat it, since
-            it may contain a token.
+        UserError: it is neither empty, ``off`` nor an http URL; the message does not repeat it,
+            since it may contain a token.
     """
-    parts = urlsplit(address)
-    if address not in ("", OFF) and not (parts.scheme in ("http", "https") and parts.hostname):
+    parts = urlsplit(url)
+    if url not in ("", OFF) and not (parts.scheme in ("http", "https") and parts.hostname):
         raise UserError("--notify: expected http://…, https://… or off")
 
 
-def notify(
-    address: str,
+def set_webhook(
+    url: str,
     deployments: Sequence[str],
     client: SyncPrefectClient,
     environment: Mapping[str, str],
 ) -> None:
-    """Sets the address that is told, or none; replaces an earlier one.
+    """Sets the webhook in place of an earlier one, or removes it.
 
-    Prefect's server keeps the address encrypted, and makes the requests.
+    Prefect's server keeps the URL encrypted, and makes the requests.
 
     Args:
-        address: for a POST of JSON, or ``off``.
-        deployments: as ``flow/deployment``; only their runs are told of.
+        url: receives a POST of JSON; ``off`` removes the webhook.
+        deployments: as ``flow/deployment``; the webhook is for their runs only.
         client: client of the server.
         environment: names the same server, as environment variables of Prefect.
     """
@@ -66,19 +66,18 @@ def notify(
         temporary_settings,
     )
 
-    known = client.read_automations_by_name(AUTOMATION)
-    if address == OFF:
-        for one in known:
-            client.delete_automation(one.id)
+    existing = client.read_automations_by_name(AUTOMATION)
+    if url == OFF:
+        for old in existing:
+            client.delete_automation(old.id)
         return
     server = {
         PREFECT_API_URL: environment["PREFECT_API_URL"],
         PREFECT_API_AUTH_STRING: environment.get("PREFECT_API_AUTH_STRING"),
     }
     with temporary_settings(server):
-        block = Webhook(url=address, headers={"Content-Type": "application/json"}).save(
-            _BLOCK, overwrite=True
-        )
+        webhook = Webhook(url=url, headers={"Content-Type": "application/json"})
+        block = webhook.save(_BLOCK, overwrite=True)
     ids = [client.read_deployment_by_name(name).id for name in deployments]
     automation = AutomationCore(
         name=AUTOMATION,
@@ -89,14 +88,14 @@ def notify(
             expect={f"prefect.flow-run.{state}" for state in ("Failed", "Crashed", "TimedOut")},
             match_related={
                 "prefect.resource.role": "deployment",
-                "prefect.resource.id": [f"prefect.deployment.{one}" for one in ids],
+                "prefect.resource.id": [f"prefect.deployment.{id_}" for id_ in ids],
             },
             for_each={"prefect.resource.id"},
             threshold=1,
         ),
         actions=[CallWebhook(block_document_id=block, payload=_PAYLOAD)],
     )
-    if known:
-        client.update_automation(known[0].id, automation)
+    if existing:
+        client.update_automation(existing[0].id, automation)
     else:
         client.create_automation(automation)

@@ -1,4 +1,4 @@
-"""Why a run failed, as the last line of ``prefect deployment run … --watch``."""
+"""Prints the reason of a failure as the last line of ``prefect deployment run … --watch``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 
-def print_reason_last() -> None:
-    """Makes the command end with the run's reason, where Prefect names its state alone."""
+def print_failure_reason() -> None:
+    """Patches the command to print the message of the run's state; Prefect prints only its name."""
     from prefect.cli import flow_runs_watching
 
     watch_flow_run: Any = flow_runs_watching.watch_flow_run

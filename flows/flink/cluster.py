@@ -2,8 +2,8 @@
 
 ``up`` starts a JobManager and some TaskManagers on 127.0.0.1 and free ports, with all state in one
 folder; run again, it starts those that are not running, such as a TaskManager that was killed.
-``down`` stops them and ``status`` lists them. ``jobmanager`` and ``taskmanager`` become one such
-process, for containers, services and clusters of several machines.
+``down`` stops them and ``status`` lists them. ``jobmanager`` and ``taskmanager`` run one process in
+the foreground, for containers, system services and clusters of several machines.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import argparse
 import os
 import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,20 +19,19 @@ from pathlib import Path
 from typing import NoReturn
 
 from beam.runners.flink_api import FlinkCluster
-from flows.flink import processes as flink_processes
-from flows.flink.processes import REST_PORT, RPC_PORT, Processes
+from flows.flink.processes import REST_PORT, RPC_PORT, Processes, available_cores
 from runtime.command_line import Parser
 from runtime.errors import UnavailableError, UserError
 from runtime.locks import try_lock
-from runtime.services import Service, State, start_time
+from runtime.services import State
 
 ROOT = "outputs/flink"
 JOB_MANAGER = "jobmanager"
 TASK_MANAGERS = 2
-ANYWHERE = "0.0.0.0"  # noqa: S104 - other machines connect; up listens on 127.0.0.1
+ALL_INTERFACES = "0.0.0.0"  # noqa: S104 - other machines connect; up listens on 127.0.0.1
 
-_START_S = 120
-_STOP_S = 20
+_START_TIMEOUT_S = 120
+_STOP_TIMEOUT_S = 20
 
 
 def up(root: Path, task_managers: int = TASK_MANAGERS, slots: int | None = None) -> str:
@@ -57,12 +55,12 @@ def up(root: Path, task_managers: int = TASK_MANAGERS, slots: int | None = None)
         state = State.load(root)
         state.ports = {"rest": _free_port(), "rpc": _free_port()}
         state.save(root)
-    here, cores = "127.0.0.1", flink_processes.cores()
+    localhost, cores = "127.0.0.1", available_cores()
     processes = Processes(
         folder=root,
-        job_manager=here,
-        host=here,
-        bind=here,
+        job_manager=localhost,
+        host=localhost,
+        bind=localhost,
         slots=slots or cores,
         parallelism=cores,
         **state.ports,
@@ -70,12 +68,12 @@ def up(root: Path, task_managers: int = TASK_MANAGERS, slots: int | None = None)
     processes.configure()
     _start(state, JOB_MANAGER, processes, processes.job_manager_command())
     names = [f"taskmanager-{index + 1}" for index in range(task_managers)]
-    new = []
+    new_ids = []
     for name in names:
-        known_as = f"{name}-{time.time_ns()}"
-        if _start(state, name, processes, processes.task_manager_command(known_as)):
-            new.append(known_as)
-    _wait(root, state, names, new)
+        resource_id = f"{name}-{time.time_ns()}"
+        if _start(state, name, processes, processes.task_manager_command(resource_id)):
+            new_ids.append(resource_id)
+    _wait_for_slots(root, state, names, new_ids)
     return status(root)
 
 
@@ -84,7 +82,7 @@ def down(root: Path) -> str:
     state = State.load(root)
     running = [name for name in reversed(state.services) if state.is_running(name)]
     for name in running:
-        state.services[name].stop(_STOP_S)
+        state.services[name].stop(_STOP_TIMEOUT_S)
     state.services.clear()
     if root.is_dir():
         state.save(root)
@@ -117,8 +115,8 @@ def master(root: Path) -> str:
     return f"127.0.0.1:{state.ports['rest']}"
 
 
-def job_manager(root: Path, host: str, bind: str, rest: int, rpc: int) -> NoReturn:
-    """Becomes a JobManager.
+def run_job_manager(root: Path, host: str, bind: str, rest: int, rpc: int) -> NoReturn:
+    """Replaces this process with a JobManager.
 
     Args:
         root: folder in which the process's own folder is created.
@@ -139,11 +137,13 @@ def job_manager(root: Path, host: str, bind: str, rest: int, rpc: int) -> NoRetu
         rest=rest,
         rpc=rpc,
     )
-    _become(processes, processes.job_manager_command())
+    _exec_flink(processes, processes.job_manager_command())
 
 
-def task_manager(root: Path, host: str, bind: str, job_manager: str, slots: int | None) -> NoReturn:
-    """Becomes a TaskManager, named after its host.
+def run_task_manager(
+    root: Path, host: str, bind: str, job_manager: str, slots: int | None
+) -> NoReturn:
+    """Replaces this process with a TaskManager that is named after its host.
 
     To use more of a host, give its TaskManager more slots; a second one would have the same name.
 
@@ -157,31 +157,31 @@ def task_manager(root: Path, host: str, bind: str, job_manager: str, slots: int 
     Raises:
         UserError: Java, Flink or Beam's runner is missing, or ``job_manager`` is malformed.
     """
-    leader, _, port = job_manager.partition(":")
-    if not leader or not (port or str(RPC_PORT)).isdecimal():
+    job_manager_host, _, port = job_manager.partition(":")
+    if not job_manager_host or not (port or str(RPC_PORT)).isdecimal():
         raise UserError(f"--jobmanager={job_manager}: expected <host> or <host>:<port>")
     processes = Processes(
         folder=root / f"taskmanager-{host}",
-        job_manager=leader,
+        job_manager=job_manager_host,
         host=host,
         bind=bind,
-        slots=slots or flink_processes.cores(),
+        slots=slots or available_cores(),
         rpc=int(port or RPC_PORT),
     )
-    _become(processes, processes.task_manager_command(host))
+    _exec_flink(processes, processes.task_manager_command(host))
 
 
-def _become(processes: Processes, command: list[str]) -> NoReturn:
+def _exec_flink(processes: Processes, command: list[str]) -> NoReturn:
     """Replaces this process with Flink, so that signals reach Flink directly.
 
-    Clears the scratch folder first, because a Flink that is ended by a signal leaves files there.
+    Clears the scratch folder first: a Flink process that a signal ends leaves files there.
 
     Raises:
         UserError: another process is using the folder.
     """
     folder = processes.folder
     folder.mkdir(parents=True, exist_ok=True)
-    # Never closed: it stays locked until Flink ends.
+    # Never closed, so that the folder stays locked until Flink ends.
     lock = (folder / "lock").open("a")
     if not try_lock(lock):
         raise UserError(
@@ -200,46 +200,35 @@ def _hint(state: State) -> str:
 
 
 def _start(state: State, name: str, processes: Processes, command: Sequence[str]) -> bool:
-    """Starts a service and saves its id at once; returns False if it was running already."""
-    if state.is_running(name):
-        return False
     root = processes.folder
-    with _log(root, name).open("ab") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=root,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=processes.environment(),
-            start_new_session=True,
-        )
-    state.services[name] = Service(pid=process.pid, started=start_time(process.pid) or "")
-    state.save(root)
-    return True
+    environment = processes.environment()
+    return state.start(root, name, command, _log_path(root, name), cwd=root, env=environment)
 
 
-def _wait(root: Path, state: State, task_managers: Sequence[str], new: Sequence[str]) -> None:
+def _wait_for_slots(
+    root: Path, state: State, task_managers: Sequence[str], new_ids: Sequence[str]
+) -> None:
     """Waits until new TaskManagers have reported their slots to the JobManager.
 
     Raises:
         UserError: a process has ended or takes too long.
     """
     cluster = FlinkCluster(state.url("rest"))
-    deadline = time.monotonic() + _START_S
-    missing = set(new)
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    missing = set(new_ids)
     while time.monotonic() < deadline:
         for name in (JOB_MANAGER, *task_managers):
             if not state.is_running(name):
-                raise UserError(f"{name} has ended; its log is {_log(root, name)}")
+                raise UserError(f"{name} has ended; its log is {_log_path(root, name)}")
         with suppress(UnavailableError, RuntimeError):
             # A TaskManager is listed a moment before its slots are.
             missing -= {name for name, slots in cluster.task_managers().items() if slots}
         if not missing:
             return
         time.sleep(0.2)
+    names = ", ".join(sorted(missing))
     raise UserError(
-        f"Flink: {', '.join(sorted(missing))} not known to the JobManager within {_START_S} s; "
+        f"Flink: {names} not known to the JobManager within {_START_TIMEOUT_S} s; "
         f"logs are in {root / 'logs'}"
     )
 
@@ -250,12 +239,12 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _log(root: Path, name: str) -> Path:
+def _log_path(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.out"
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns what runs where, if it returns."""
+    """The command line; returns what to print, unless Flink replaces the process."""
     parser = _parser()
     args = parser.parse_args(arguments)
     for name in ("slots", "task_managers"):
@@ -270,45 +259,45 @@ def main(arguments: Sequence[str]) -> str:
         case "status":
             return status(root)
         case "jobmanager":
-            job_manager(root, args.host, args.bind, args.rest_port, args.rpc_port)
+            run_job_manager(root, args.host, args.bind, args.rest_port, args.rpc_port)
         case _:
-            task_manager(root, args.host, args.bind, args.jobmanager, args.slots)
+            run_task_manager(root, args.host, args.bind, args.jobmanager, args.slots)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m flows.flink", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    said = {
-        "up": "start the processes that are not running on this machine",
-        "down": "stop what up has started",
-        "status": "say what runs on this machine",
-        "jobmanager": "become a JobManager",
-        "taskmanager": "become a TaskManager",
-    }
-    of = {
-        name: commands.add_parser(name, help=text, description=text) for name, text in said.items()
-    }
-    for one in of.values():
-        one.add_argument("--root", default=ROOT, help=f"folder of all state (default: {ROOT})")
-    of["up"].add_argument(
+    subparsers = parser.add_subparsers(dest="command", required=True)
+    up, _, _, jobmanager, taskmanager = commands = [
+        subparsers.add_parser(name, help=text, description=text)
+        for name, text in (
+            ("up", "start the processes that are not running on this machine"),
+            ("down", "stop the processes that up has started"),
+            ("status", "list the processes that run on this machine"),
+            ("jobmanager", "run a JobManager in the foreground"),
+            ("taskmanager", "run a TaskManager in the foreground"),
+        )
+    ]
+    for command in commands:
+        command.add_argument("--root", default=ROOT, help=f"folder of all state (default: {ROOT})")
+    up.add_argument(
         "--task_managers", type=int, default=TASK_MANAGERS, help=f"(default: {TASK_MANAGERS})"
     )
-    for one in (of["up"], of["taskmanager"]):
-        one.add_argument("--slots", type=int, help="of each TaskManager (default: one a core)")
-    for one in (of["jobmanager"], of["taskmanager"]):
-        one.add_argument(
+    for command in (up, taskmanager):
+        command.add_argument("--slots", type=int, help="of each TaskManager (default: one a core)")
+    for command in (jobmanager, taskmanager):
+        command.add_argument(
             "--host", required=True, help="address at which the other processes reach it"
         )
-        one.add_argument(
+        command.add_argument(
             "--bind",
-            default=ANYWHERE,
-            help=f"address to listen on; connections need no password (default: {ANYWHERE})",
+            default=ALL_INTERFACES,
+            help=f"address to listen on; connections need no password (default: {ALL_INTERFACES})",
         )
     for port, default in (("rest", REST_PORT), ("rpc", RPC_PORT)):
-        of["jobmanager"].add_argument(
+        jobmanager.add_argument(
             f"--{port}_port", type=int, default=default, help=f"(default: {default})"
         )
-    of["taskmanager"].add_argument(
+    taskmanager.add_argument(
         "--jobmanager", required=True, help=f"its host, with :port where that is not {RPC_PORT}"
     )
     return parser

@@ -1,4 +1,4 @@
-"""Flink's processes, without Flink's start scripts: configuration, memory, command lines."""
+"""Configuration, memory sizes and command lines of Flink's processes, without its start scripts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ appender.console.layout.pattern = %d{yyyy-MM-dd HH:mm:ss,SSS} %-5p %-50c{1.} - %
 """
 
 
-def cores() -> int:
-    """Cores that this process may use."""
+def available_cores() -> int:
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -93,7 +93,7 @@ class Processes:
         """A TaskManager's program and arguments.
 
         Args:
-            name: the cluster's name for it; must be unique among the running TaskManagers.
+            name: its resource id; must be unique among the running TaskManagers.
 
         Raises:
             UserError: Java, Flink or Beam's runner is missing.
@@ -109,8 +109,8 @@ class Processes:
             f"-XX:MaxDirectMemorySize={direct + memory['network.max']}m",
             *("-cp", jars, main, *self._conf()),
             f"-Dtaskmanager.resource-id={name}",
-            # Loads Beam's runner once instead of for each job: only then does it keep its Python
-            # workers from one step to the next.
+            # Loads Beam's runner once instead of for each job, so that it keeps its Python workers
+            # from one step to the next.
             "-Dclassloader.resolve-order=parent-first",
         ]
 
@@ -147,22 +147,20 @@ class Processes:
             # Otherwise any web page, in a browser that can reach this address, could read its
             # responses and so run code.
             "web.access-control-allow-origin": f"http://{self.job_manager}:{self.rest}",
-            # Seconds. A TaskManager keeps 60 MB of each job that has ended, for an hour by default.
+            # Seconds; an hour by default. A TaskManager keeps 60 MB of each job until then.
             "blob.service.cleanup.interval": 60,
             "io.tmp.dirs": scratch,
             "web.tmpdir": scratch,
-            # A TaskManager that has ended refuses heartbeats, which is noticed after seconds, not
-            # twenty; one that is slow to answer on busy cores has three minutes.
+            # A TaskManager that has ended refuses heartbeats and is noticed within seconds; one
+            # that is slow to answer on busy cores has three minutes.
             "heartbeat.interval": 1000,
             "heartbeat.timeout": 180000,
-            # Steps that need data of a lost TaskManager fail one after the other; unlike with
-            # fixed-delay, failures within one delay count as one.
+            # Steps that need data of a lost TaskManager fail one after the other. This strategy,
+            # unlike fixed-delay, counts failures within one delay as one.
             "restart-strategy.type": "exponential-delay",
-            # Machines may come and go for hours. An hour without a failure resets the count; a
-            # file that crashes its worker does so once.
+            # Machines may come and go for hours; an hour without a failure resets the count.
             "restart-strategy.exponential-delay.attempts-before-reset-backoff": 50,
-            # Longer than a Python worker waits for work; otherwise a dead worker would be used
-            # again.
+            # Longer than a Python worker waits for work, so that no dead worker is used again.
             "restart-strategy.exponential-delay.initial-backoff": "5 s",
             "restart-strategy.exponential-delay.max-backoff": "10 s",
         }
@@ -171,7 +169,7 @@ class Processes:
 def _memory(slots: int) -> dict[str, int]:
     """Memory of a TaskManager's JVM in MiB, without that of its Python workers.
 
-    Every size is set here, because Flink's start scripts, which would derive some, are not used.
+    All sizes are set here; only Flink's start scripts, which are not used, would derive some.
     """
     network = 64 * slots
     return {

@@ -1,4 +1,4 @@
-"""What happens around the work of any run: its name, paths, processes, progress, retries, end.
+"""Life cycle of a run: its name, paths, job processes, progress, retries, artifacts, final state.
 
 It imports no flow and no task.
 """

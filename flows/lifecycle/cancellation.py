@@ -1,4 +1,4 @@
-"""Ends the jobs of a flow that is stopped or cancelled, where Prefect alone would not."""
+"""Cancellation: stops the jobs of a stopped or cancelled flow where Prefect alone would not."""
 
 from __future__ import annotations
 
@@ -13,65 +13,65 @@ from prefect.exceptions import Abort
 from prefect.runtime import flow_run
 from prefect.states import Cancelled
 
-_ASK_S = 30
+_POLL_S = 30
 
-_ENDS: ContextVar[threading.Event | None] = ContextVar("_ENDS", default=None)
-"""Set when the jobs in other threads must end. Prefect's threads inherit the flow's context."""
+_STOP_REQUEST: ContextVar[threading.Event | None] = ContextVar("_STOP_REQUEST", default=None)
+"""Set when the jobs in other threads must stop. Prefect's threads inherit the flow's context."""
 
 
 @contextmanager
-def ended_together() -> Iterator[None]:
-    """If the block is left by an exception, ends the jobs that its task runner's threads run.
+def stop_jobs_on_exception() -> Iterator[None]:
+    """Stops the jobs in the threads of the block's task runner if the block raises an exception.
 
-    Prefect stops a flow by an exception in the main thread, and then waits for the others.
+    Prefect stops a flow by an exception in the main thread, and then waits for the other threads.
     """
-    ends = threading.Event()
-    token = _ENDS.set(ends)
+    stop_request = threading.Event()
+    token = _STOP_REQUEST.set(stop_request)
     try:
         yield
     except BaseException:
-        ends.set()
+        stop_request.set()
         raise
     finally:
-        _ENDS.reset(token)
+        _STOP_REQUEST.reset(token)
 
 
 @contextmanager
-def ended_with_the_flow() -> Iterator[Callable[[], None]]:
+def cancellation_check() -> Iterator[Callable[[], None]]:
     """Yields a function that raises Prefect's ``Abort`` once the flow is stopped or cancelled.
 
-    Usually the worker stops a cancelled flow's process. After an outage of Prefect's server it
-    hears of no cancellation any more, and without a worker nobody does: the server is asked too.
+    Usually the worker stops a cancelled flow's process. After an outage of Prefect's server the
+    worker misses cancellations, and a flow may have no worker. So the server is polled too.
     """
-    over, cancelled = threading.Event(), threading.Event()
+    done, cancelled = threading.Event(), threading.Event()
 
-    def ask() -> None:
-        while not cancelled.is_set() and not over.wait(_ASK_S):
-            # Whatever the transport raises: it is asked again.
+    def poll() -> None:
+        while not cancelled.is_set() and not done.wait(_POLL_S):
+            # Transport errors are ignored: the next poll may succeed.
             with suppress(Exception):
                 if _is_cancelled():
                     cancelled.set()
 
     def check() -> None:
-        # Prefect does not try again what raises this, and reports no state for it.
+        # Prefect neither retries a task that raises Abort nor reports a state for it.
         if cancelled.is_set():
             raise Abort("the flow run has been cancelled")
-        if (ends := _ENDS.get()) and ends.is_set():
+        if (stop_request := _STOP_REQUEST.get()) and stop_request.is_set():
             raise Abort("the flow has been stopped")
 
     # A thread of its own, since a request may take a minute during an outage.
-    threading.Thread(target=copy_context().run, args=(ask,), daemon=True).start()
+    threading.Thread(target=copy_context().run, args=(poll,), daemon=True).start()
     try:
         yield check
     except Abort:
         if cancelled.is_set():
-            _conclude()
+            _report_cancelled()
         raise
     finally:
-        over.set()
+        done.set()
 
 
-def _runs() -> set[UUID]:
+def _run_ids() -> set[UUID]:
     """This flow run and its root, which may be the same."""
     return {UUID(str(flow_run.id)), UUID(str(flow_run.root_flow_run_id))}
 
@@ -79,16 +79,16 @@ def _runs() -> set[UUID]:
 def _is_cancelled() -> bool:
     """Whether this flow run or its root is being cancelled, or is cancelled."""
     with get_client(sync_client=True) as client:
-        states = [client.read_flow_run(run).state for run in _runs()]
-    return any(now and (now.is_cancelling() or now.is_cancelled()) for now in states)
+        states = [client.read_flow_run(run).state for run in _run_ids()]
+    return any(state and (state.is_cancelling() or state.is_cancelled()) for state in states)
 
 
-def _conclude() -> None:
-    """Reports that the runs have ended, as the worker would.
+def _report_cancelled() -> None:
+    """Reports both runs as cancelled, as the worker would.
 
-    Also this run, if only its root has been cancelled so far: the server follows with it some
-    seconds later, when no process is left to answer.
+    If only the root is cancelled so far, the server cancels this run some seconds later, when no
+    process is left to report its end.
     """
-    for run in _runs():
+    for run in _run_ids():
         with suppress(Exception), get_client(sync_client=True) as client:
             client.set_flow_run_state(run, Cancelled(message="The flow's job has been ended."))

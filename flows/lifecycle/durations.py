@@ -1,4 +1,4 @@
-"""Records how long steps took on this machine, beside their outputs, for `python -m flows.plan`."""
+"""Records durations of steps, beside their outputs, for the estimates of `python -m flows.plan`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flows.lifecycle.job_process import Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, run_job
 from runtime.storage import local_root
 from schemas.config import IngestConfig, TrainConfig
 
@@ -25,30 +25,30 @@ def train_key(config: TrainConfig, height: int, width: int) -> str:
     return f"train {config.architecture} {config.filters} filters {height}x{width}"
 
 
-def timed_job(
+def run_timed_job(
     module: str,
     arguments: Sequence[str],
-    watch: Watch,
+    callbacks: JobCallbacks,
     output: str,
     measure: Callable[[str], tuple[str, int]],
 ) -> str:
-    """Runs a job and returns its result; records its duration unless there was nothing to do.
+    """Runs a job and returns its output; records its duration unless there was nothing to do.
 
     Args:
         output: root of all outputs, where the duration is recorded.
-        measure: maps the job's result to its key and the number of items that it processed.
+        measure: maps the job's output to its key and the number of items that it processed.
     """
     started = time.monotonic()
-    done = run_job(module, arguments, watch)
-    if not done.idle:
-        key, items = measure(done.result)
-        record(output, key, items, time.monotonic() - started)
-    return done.result
+    result = run_job(module, arguments, callbacks)
+    if not result.up_to_date:
+        key, items = measure(result.output)
+        record_duration(output, key, items, time.monotonic() - started)
+    return result.output
 
 
-def record(output: str, key: str, items: int, seconds: float) -> None:
-    """Records a duration in place of the last one with the same key."""
-    known = recorded(output) | {key: {"items": items, "seconds": round(seconds, 1)}}
+def record_duration(output: str, key: str, items: int, seconds: float) -> None:
+    """Records a duration atomically, in place of the last one with the same key."""
+    known = recorded_durations(output) | {key: {"items": items, "seconds": round(seconds, 1)}}
     file = Path(local_root(output)) / _FILE
     file.parent.mkdir(parents=True, exist_ok=True)
     new = file.with_suffix(f".{os.getpid()}")
@@ -56,10 +56,10 @@ def record(output: str, key: str, items: int, seconds: float) -> None:
     new.replace(file)
 
 
-def recorded(output: str) -> dict[str, dict[str, float]]:
+def recorded_durations(output: str) -> dict[str, dict[str, float]]:
     """All recorded durations by key; empty if the file is missing or damaged."""
     try:
-        found = json.loads((Path(local_root(output)) / _FILE).read_text(encoding="utf-8"))
+        content = json.loads((Path(local_root(output)) / _FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}

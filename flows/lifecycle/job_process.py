@@ -1,7 +1,7 @@
-"""Runs one job in its own process and passes its lines on to the flow's log.
+"""Runs a job as a subprocess and passes its log lines on to the flow.
 
 The job's memory, including that of a GPU, is freed when its process ends, and its imports cost the
-flow nothing. The process ends if the flow is stopped, and also if the flow is killed.
+flow nothing. The process ends if the flow is stopped or killed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.command_line import EX_TEMPFAIL
 from runtime.errors import UnavailableError, UserError
 from runtime.services import stop_process_group
 
-_NOTHING_TO_DO = "nothing has changed"
+_UP_TO_DATE = "nothing has changed"
 """What a job prints if it finds its output published and intact."""
 
 _LAST_LINES = 20
@@ -29,24 +29,24 @@ _GRACE_S = 10
 _CHECK_S = 1
 
 
-class Done(NamedTuple):
-    """Outcome of a job that succeeded.
+class JobResult(NamedTuple):
+    """Result of a job that succeeded.
 
     Attributes:
-        result: the last line of its standard output.
-        idle: whether it found its output published and intact.
+        output: the last line of its standard output.
+        up_to_date: whether it found its output published and intact.
     """
 
-    result: str
-    idle: bool
+    output: str
+    up_to_date: bool
 
 
 class JobError(RuntimeError):
     """A job failed, and not because of a user's mistake; carries the last lines that it printed."""
 
 
-class Watch(NamedTuple):
-    """What is called while a job runs, in the thread that runs it.
+class JobCallbacks(NamedTuple):
+    """Functions that are called while a job runs, in the thread that runs it.
 
     Attributes:
         log: with each line of the job's standard error.
@@ -57,7 +57,7 @@ class Watch(NamedTuple):
     check: Callable[[], None] = lambda: None
 
 
-def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
+def run_job(module: str, arguments: Sequence[str], callbacks: JobCallbacks) -> JobResult:
     """Runs ``python -m module arguments`` to its end.
 
     Raises:
@@ -76,54 +76,54 @@ def run_job(module: str, arguments: Sequence[str], watch: Watch) -> Done:
     )
     last: deque[str] = deque(maxlen=_LAST_LINES)
     output: list[str] = []
-    idle = False
+    up_to_date = False
     lines: Queue[str | None] = Queue()
     readers = [
         threading.Thread(target=read, daemon=True)
-        for read in (lambda: output.extend(process.stdout or ()), lambda: _read(process, lines))
+        for read in (lambda: output.extend(process.stdout or ()), lambda: _enqueue(process, lines))
     ]
     with process:
         try:
             for reader in readers:
                 reader.start()
-            # Prefect cannot interrupt a thread other than the main one in a read, only between
-            # two steps of Python; so nothing here waits for longer than a second.
-            while (line := _next(lines, watch.check)) is not None:
+            # Prefect interrupts a thread other than the main one only between two bytecodes,
+            # not in a blocking read; so nothing here blocks for longer than a second.
+            while (line := _next_line(lines, callbacks.check)) is not None:
                 last.append(line)
-                idle |= _NOTHING_TO_DO in line
-                watch.log(line)
+                up_to_date |= _UP_TO_DATE in line
+                callbacks.log(line)
             code = process.wait()
         except BaseException:
-            # Its workers are in its process group.
+            # The job's workers are in its process group.
             stop_process_group(process.pid, _GRACE_S)
             raise
         for reader in readers:
             reader.join()
     if code in (2, EX_TEMPFAIL):
-        said = (last or ["the job refused its arguments"])[-1].removeprefix("error: ")
-        raise UserError(said) if code == 2 else UnavailableError(said)
+        message = (last or ["the job refused its arguments"])[-1].removeprefix("error: ")
+        raise UserError(message) if code == 2 else UnavailableError(message)
     if code != 0:
-        said = last[-1].strip() if last else "nothing"
-        all_said = "\n".join(last)
-        raise JobError(f"{module} {_how(code)}; it said last: {said}\n{all_said}")
-    return Done(output[-1].strip(), idle)
+        line = last[-1].strip() if last else "nothing"
+        details = "\n".join(last)
+        raise JobError(f"{module} {_describe_exit(code)}; it said last: {line}\n{details}")
+    return JobResult(output[-1].strip(), up_to_date)
 
 
-def _how(code: int) -> str:
+def _describe_exit(code: int) -> str:
     if code >= 0:
         return f"ended with code {code}"
     hint = " (as when memory runs out)" if code == -signal.SIGKILL else ""
     return f"was killed by {signal.Signals(-code).name}{hint}"
 
 
-def _read(process: subprocess.Popen[str], lines: Queue[str | None]) -> None:
+def _enqueue(process: subprocess.Popen[str], lines: Queue[str | None]) -> None:
     for line in process.stderr or ():
         lines.put(line.rstrip())
     lines.put(None)
 
 
-def _next(lines: Queue[str | None], check: Callable[[], None]) -> str | None:
-    """The next line; None at the end. Calls ``check`` first, and every second that it waits."""
+def _next_line(lines: Queue[str | None], check: Callable[[], None]) -> str | None:
+    """The next line; None at the end. Calls ``check`` before, and every second of the wait."""
     while True:
         check()
         with suppress(Empty):

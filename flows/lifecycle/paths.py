@@ -1,4 +1,4 @@
-"""Paths and URIs among the parameters of flows."""
+"""Type of the flows' parameters that are paths or URIs."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pydantic import AfterValidator, Field
 
 from runtime.storage import absolute
 
-Place = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
-"""A folder or a URI; flows get it absolute: relative ones are in the project, ``~`` is the home."""
+PathOrUri = Annotated[str, Field(min_length=1), AfterValidator(absolute)]
+"""A path or URI, made absolute: relative paths are in the project's folder, ``~`` is the home."""

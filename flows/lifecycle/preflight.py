@@ -1,4 +1,4 @@
-"""What a later step of a run would refuse, said before the first one starts."""
+"""Preflight check: refuses, before the first step, what a later step of the run would refuse."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from schemas.classes import load_taxonomy, with_void
 from schemas.config import GateConfig, IngestConfig, TrainConfig
 
 
-def check_steps(ingest: IngestConfig, train: TrainConfig, gate: GateConfig) -> None:
+def check_parameters(ingest: IngestConfig, train: TrainConfig, gate: GateConfig) -> None:
     """Checks the parameters of a run against each other; reads no image.
 
     Raises:

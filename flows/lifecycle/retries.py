@@ -1,4 +1,4 @@
-"""When a step is retried, and how long it may take."""
+"""Retry policy of the tasks that run jobs."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from runtime.errors import UnavailableError, UserError
 HOUR_S = 3600
 
 
-def may_help(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Prefect's signature
+def should_retry(task: Any, task_run: Any, state: Any) -> bool:  # noqa: ARG001 - Prefect's signature
     """Whether a retry can help: not if the input is at fault or the step has timed out."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, UserError):
         return isinstance(error, UnavailableError)
-    # Any other TimeoutError comes from a connection.
+    # The timeout of a connection, any other TimeoutError, is retried.
     return not isinstance(error, TaskRunTimeoutError)
 
 
-RETRIED: dict[str, Any] = {
+RETRY_OPTIONS: dict[str, Any] = {
     "retries": 3,
-    # Long enough in all for a service to be started again.
+    # In all, long enough for a restart of a service.
     "retry_delay_seconds": [10, 30, 90],
     # 0.6 to 1.5 times the delay, so that runs do not all retry at once.
     "retry_jitter_factor": 0.5,
-    "retry_condition_fn": may_help,
+    "retry_condition_fn": should_retry,
 }
-"""How a job's task is retried: arguments of Prefect's ``task``."""
+"""Arguments of Prefect's ``task``."""

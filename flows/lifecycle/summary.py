@@ -1,4 +1,4 @@
-"""Summary of a run for people: a class table and a picture."""
+"""Summary of a run's predictions: a table of classes and a panel of example images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from schemas.published import files_of
 
 _EXAMPLES = 4
 
-_CLASS_KEYS = ["class_id", "class_name", "split"]
-_PIXELS = ("pixel_count", "intersection", "union")
+_GROUP_COLUMNS = ["class_id", "class_name", "split"]
+_SUMMED_COLUMNS = ("pixel_count", "intersection", "union")
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class ClassSummary:
 
     Attributes:
         pixel_share: share of all predicted pixels.
-        iou: over the images of the test split, or over all images if there are none of it; None
-            without truth or if the class does not occur.
+        iou: over the images of the test split, or over all images if there is no such split; None
+            without ground truth or if the class does not occur.
         iou_over: ``test`` or ``all``.
     """
 
@@ -53,23 +53,24 @@ def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]
     sums: dict[tuple[int, str, str | None], Counter[str]] = defaultdict(Counter)
     # One file at a time: there may be millions of rows, and only a few sums are needed.
     for file in files_of(predictions, "class_stats", partition):
-        table = read_table(file, [*_CLASS_KEYS, *_PIXELS])
-        grouped = table.group_by(_CLASS_KEYS).aggregate([(name, "sum") for name in _PIXELS])
-        for row in grouped.to_pylist():
-            key = tuple(row[name] for name in _CLASS_KEYS)
-            sums[key].update({name: row[f"{name}_sum"] or 0 for name in _PIXELS})
+        table = read_table(file, [*_GROUP_COLUMNS, *_SUMMED_COLUMNS])
+        aggregations = [(name, "sum") for name in _SUMMED_COLUMNS]
+        for row in table.group_by(_GROUP_COLUMNS).aggregate(aggregations).to_pylist():
+            key = tuple(row[name] for name in _GROUP_COLUMNS)
+            sums[key].update({name: row[f"{name}_sum"] or 0 for name in _SUMMED_COLUMNS})
     has_test = any(split == "test" for _, _, split in sums)
-    everything = sum(one["pixel_count"] for one in sums.values())
+    all_pixels = sum(counts["pixel_count"] for counts in sums.values())
     summaries = []
     for class_id, name in sorted({key[:2] for key in sums}):
-        of_class = {key[2]: one for key, one in sums.items() if key[0] == class_id}
-        judged = [one for split, one in of_class.items() if split == "test" or not has_test]
-        union = sum(one["union"] for one in judged)
+        by_split = {key[2]: counts for key, counts in sums.items() if key[0] == class_id}
+        evaluated = [by_split.get("test", Counter())] if has_test else by_split.values()
+        union = sum(counts["union"] for counts in evaluated)
+        pixels = sum(counts["pixel_count"] for counts in by_split.values())
         summaries.append(
             ClassSummary(
                 class_name=name,
-                pixel_share=sum(one["pixel_count"] for one in of_class.values()) / everything,
-                iou=sum(one["intersection"] for one in judged) / union if union else None,
+                pixel_share=pixels / all_pixels,
+                iou=sum(counts["intersection"] for counts in evaluated) / union if union else None,
                 iou_over="test" if has_test else "all",
             )
         )
@@ -77,14 +78,14 @@ def class_summary(predictions: str | Path, partition: str) -> list[ClassSummary]
 
 
 def class_rows(summaries: list[ClassSummary]) -> list[dict[str, str]]:
-    """The rows of a table for people to read."""
+    """Rows of a table, as text."""
     return [
         {
-            "class": one.class_name,
-            "pixel share": f"{one.pixel_share:.2%}",
-            f"IoU on {one.iou_over}": "" if one.iou is None else f"{one.iou:.3f}",
+            "class": summary.class_name,
+            "pixel share": f"{summary.pixel_share:.2%}",
+            f"IoU on {summary.iou_over}": "" if summary.iou is None else f"{summary.iou:.3f}",
         }
-        for one in summaries
+        for summary in summaries
     ]
 
 
@@ -92,7 +93,7 @@ def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, 
     """Draws a panel of test images from the worst to the best: input, truth, prediction.
 
     Returns:
-        Whether there was any image of the test split to draw.
+        Whether the test split has an image to draw.
     """
     import pyarrow.compute as pc
 

@@ -1,4 +1,4 @@
-"""After an outage, a schedule's runs are late: only the newest of them has work to do."""
+"""Superseded runs: of a schedule's late runs, e.g. after an outage, only the newest does work."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 
 
-def newer_run() -> str | None:
-    """Why this flow run has nothing to do: a newer one, due by now, does the same.
+def superseded_by() -> str | None:
+    """The reason why this flow run has nothing to do, if a newer run that is due does the same.
 
-    Only a schedule's run is ever superseded, and only by another one: of the same deployment, with
-    the same parameters, and not cancelled. A run that has ended once before is here again because
-    a person wants it.
+    Only a scheduled run is superseded, and only by a later scheduled run of the same deployment and
+    parameters that is not cancelled. A run that has ended before is never superseded: a person has
+    started it again.
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
@@ -35,22 +35,22 @@ def newer_run() -> str | None:
     with get_client(sync_client=True) as client:
         if any(state.is_final() for state in client.read_flow_run_states(run.id)):
             return None
-        found = client.read_flow_runs(
+        later = client.read_flow_runs(
             flow_run_filter=due, sort=FlowRunSort.EXPECTED_START_TIME_DESC
         )
-    newest = next((one for one in found if _supersedes(one, run)), None)
+    newest = next((other for other in later if _supersedes(other, run)), None)
     if newest is None:
         return None
     return f"superseded by the run that was due at {newest.expected_start_time:%Y-%m-%d %H:%M %Z}"
 
 
-def _supersedes(one: FlowRun, run: FlowRun) -> bool:
-    assert one.expected_start_time
+def _supersedes(other: FlowRun, run: FlowRun) -> bool:
+    assert other.expected_start_time
     assert run.expected_start_time
-    is_cancelled = one.state and (one.state.is_cancelled() or one.state.is_cancelling())
+    is_cancelled = other.state and (other.state.is_cancelled() or other.state.is_cancelling())
     return (
-        one.auto_scheduled
-        and one.expected_start_time > run.expected_start_time
-        and one.parameters == run.parameters
+        other.auto_scheduled
+        and other.expected_start_time > run.expected_start_time
+        and other.parameters == run.parameters
         and not is_cancelled
     )

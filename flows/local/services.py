@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -19,27 +18,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.deploy.deployments import POOLS, PROJECT, add_notify, deploy
-from flows.deploy.notify import check_address
+from flows.deploy.deployments import POOLS, PROJECT, add_notify_option, deploy
+from flows.deploy.notify import check_webhook_url
 from runtime import storage
 from runtime.command_line import Parser
 from runtime.errors import UserError
-from runtime.services import ROOT, Service, State, start_time
+from runtime.services import ROOT, State
 
 _PREFERRED_PORTS = {"prefect": 4200, "mlflow": 5000}
-_HEALTH = {"prefect": "/api/health", "mlflow": "/health"}
-_START_S = 300
-_STOP_S = 40
+_HEALTH_PATHS = {"prefect": "/api/health", "mlflow": "/health"}
+_START_TIMEOUT_S = 300
+_STOP_TIMEOUT_S = 40
 """More than the 30 s that a worker gives its runs to end."""
 
 
-def up(root: Path, raw: str | None = None, address: str = "") -> str:
+def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
     """Starts the services that are not running yet and applies the deployments.
 
     Args:
         raw: folder or URI of the raw pairs that the deployments read if a run names none; kept
             until another is given.
-        address: where failed runs are told of, or ``off``; empty leaves that as it is.
+        webhook: URL that is notified of failed runs, or ``off``; empty changes nothing.
 
     Returns:
         Addresses, and what to do next.
@@ -60,22 +59,22 @@ def up(root: Path, raw: str | None = None, address: str = "") -> str:
         if raw is not None:
             state.raw = storage.absolute(raw)
             state.save(root)
-        for server in _HEALTH:
+        for server in _HEALTH_PATHS:
             if not state.is_running(server):
-                # Processes that it left behind when it was killed may hold its port.
+                # Processes that a killed server has left behind may hold its port.
                 if server in state.services:
-                    state.services[server].stop(_STOP_S)
-                state.ports[server] = _port(state.ports.get(server, _PREFERRED_PORTS[server]))
+                    state.services[server].stop(_STOP_TIMEOUT_S)
+                state.ports[server] = _free_port(state.ports.get(server, _PREFERRED_PORTS[server]))
         environment = _environment(root, state)
-        for server, command in _servers(root, state).items():
+        for server, command in _server_commands(root, state).items():
             _start(root, state, server, command, environment)
-        for server, path in _HEALTH.items():
-            _wait(root, state, server, state.url(server) + path)
-        deploy(state.url("mlflow"), environment, state.raw, address)
+        for server, path in _HEALTH_PATHS.items():
+            _wait_until_healthy(root, state, server, state.url(server) + path)
+        deploy(state.url("mlflow"), environment, state.raw, webhook)
         for pool in POOLS:
             command = ["-m", "prefect", "worker", "start", f"--pool={pool}", f"--name={pool}"]
             _start(root, state, f"worker-{pool}", command, environment)
-        return _report(root, state)
+        return _status_table(root, state)
 
 
 def down(root: Path) -> str:
@@ -84,9 +83,11 @@ def down(root: Path) -> str:
         return f"nothing runs in {root}"
     with _locked(root):
         state = State.load(root)
-        running = [n for n in reversed(state.services) if state.services[n].has_processes()]
+        running = [
+            name for name in reversed(state.services) if state.services[name].has_processes()
+        ]
         for name in running:
-            state.services[name].stop(_STOP_S)
+            state.services[name].stop(_STOP_TIMEOUT_S)
         state.services.clear()
         state.save(root)
     return f"stopped: {', '.join(running)}" if running else f"nothing runs in {root}"
@@ -94,19 +95,16 @@ def down(root: Path) -> str:
 
 def status(root: Path) -> str:
     """The process id of each service, and its address or log."""
-    return _report(root, State.load(root))
+    return _status_table(root, State.load(root))
 
 
-def _servers(root: Path, state: State) -> dict[str, list[str]]:
-    here = "--host=127.0.0.1"
+def _server_commands(root: Path, state: State) -> dict[str, list[str]]:
+    host = "--host=127.0.0.1"
     store = _mlflow_store(root)
     return {
-        "prefect": [
-            *("-m", "prefect", "server", "start", here),
-            f"--port={state.ports['prefect']}",
-        ],
+        "prefect": ["-m", "prefect", "server", "start", host, f"--port={state.ports['prefect']}"],
         "mlflow": [
-            *("-m", "mlflow", "server", here, f"--port={state.ports['mlflow']}", "--workers=1"),
+            *("-m", "mlflow", "server", host, f"--port={state.ports['mlflow']}", "--workers=1"),
             f"--backend-store-uri=sqlite:///{store}/mlflow.db",
             # Clients read and write files in place, whether or not the server runs.
             f"--default-artifact-root={(store / 'artifacts').as_uri()}",
@@ -116,7 +114,7 @@ def _servers(root: Path, state: State) -> dict[str, list[str]]:
 
 
 def _mlflow_store(root: Path) -> Path:
-    """MLflow's folder, beside the state, so that commands use the same one without a server."""
+    """MLflow's folder, beside the state: commands use the same store without a server."""
     return root.parent / "mlflow"
 
 
@@ -129,10 +127,10 @@ def _environment(root: Path, state: State) -> dict[str, str]:
         "PREFECT_CLI_PROMPT": "false",
         # Prefect's server waits a minute for SQLite's lock, so its clients must wait longer.
         "PREFECT_API_REQUEST_TIMEOUT": "120",
-        # Pauses of 2, 4, 8, … s: 8 minutes in all, where the default of 5 gives up after one.
+        # Delays of 2, 4, 8, … s: 8 minutes in all. The default of 5 gives up after one minute.
         "PREFECT_CLIENT_MAX_RETRIES": "8",
         "PYTHONUNBUFFERED": "1",
-        # Saves eight processes and 1.8 GB for MLflow's own jobs, which nobody starts here.
+        # MLflow's own jobs are not used here; without them, eight processes and 1.8 GB are saved.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }
@@ -141,50 +139,37 @@ def _environment(root: Path, state: State) -> dict[str, str]:
 def _start(
     root: Path, state: State, name: str, command: Sequence[str], environment: Mapping[str, str]
 ) -> None:
-    """Starts a service unless it is running, and saves its process id at once."""
-    if state.is_running(name):
-        return
-    with _log(root, name).open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, *command],
-            cwd=PROJECT,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            env=environment,
-            start_new_session=True,
-        )
-    state.services[name] = Service(pid=process.pid, started=start_time(process.pid) or "")
-    state.save(root)
+    command = [sys.executable, *command]
+    state.start(root, name, command, _log_path(root, name), cwd=PROJECT, env=environment)
 
 
-def _wait(root: Path, state: State, name: str, address: str) -> None:
+def _wait_until_healthy(root: Path, state: State, name: str, address: str) -> None:
     """Waits until a server answers.
 
     Raises:
         UserError: the server has ended or takes too long.
     """
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while state.is_running(name) and time.monotonic() < deadline:
         try:
             with urllib.request.urlopen(address, timeout=5):  # noqa: S310 - our own server
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise UserError(f"{name} does not answer at {address}; its log is {_log(root, name)}")
+    raise UserError(f"{name} does not answer at {address}; its log is {_log_path(root, name)}")
 
 
-def _report(root: Path, state: State) -> str:
+def _status_table(root: Path, state: State) -> str:
     lines = []
-    for name in (*_HEALTH, *(f"worker-{pool}" for pool in POOLS)):
+    for name in (*_HEALTH_PATHS, *(f"worker-{pool}" for pool in POOLS)):
         running = state.is_running(name)
-        what = state.url(name) if running and name in _HEALTH else ""
-        how = f"process {state.services[name].pid}" if running else "stopped"
-        lines.append(f"{name:<11} {how:<16} {what or _log(root, name)}")
+        status = f"process {state.services[name].pid}" if running else "stopped"
+        url_or_log = state.url(name) if running and name in _HEALTH_PATHS else _log_path(root, name)
+        lines.append(f"{name:<11} {status:<16} {url_or_log}")
     if state.is_running("prefect"):
         raw = state.raw or PROJECT / "data/raw"
         program = Path(sys.executable).with_name("prefect")
-        whole = "ingest-train-infer/ingest-train-infer"
+        deployment = "ingest-train-infer/ingest-train-infer"
         lines += [
             "",
             f"Every night at 3:30, and where a run names no source: {raw}",
@@ -192,16 +177,16 @@ def _report(root: Path, state: State) -> str:
             "",
             "Next, try, in any folder",
             f"  export PREFECT_API_URL={state.url('prefect')}/api",
-            f"  {program} deployment run {whole} --watch -p source=/PATH/OF/RAW",
+            f"  {program} deployment run {deployment} --watch -p source=/PATH/OF/RAW",
         ]
     return "\n".join(lines)
 
 
-def _port(wanted: int) -> int:
-    """The wanted port if it is free, else any free port."""
-    for port in (wanted, 0):
+def _free_port(preferred: int) -> int:
+    """The preferred port if it is free, else any free port."""
+    for port in (preferred, 0):
         with socket.socket() as probe:
-            # As servers do, so that a port whose last connections are still closing is free.
+            # As servers do, so that a port whose last connections are still closing counts as free.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
@@ -211,7 +196,7 @@ def _port(wanted: int) -> int:
     raise UserError("no port is free on 127.0.0.1")
 
 
-def _log(root: Path, name: str) -> Path:
+def _log_path(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.log"
 
 
@@ -224,16 +209,16 @@ def _locked(root: Path) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; returns which services run, and where."""
+    """The command line; returns the state of the services."""
     parser = Parser(prog="python -m flows.local", description=__doc__)
     parser.add_argument("command", choices=("up", "down", "status"))
     parser.add_argument("--root", default=ROOT, help=f"folder of all state (default: {ROOT})")
     parser.add_argument(
         "--raw", help="with up: folder or URI for the nightly run to read from now on"
     )
-    add_notify(parser)
+    add_notify_option(parser)
     args = parser.parse_args(arguments)
-    check_address(args.notify)
+    check_webhook_url(args.notify)
     root = Path(args.root).absolute()
     if args.command == "up":
         return up(root, args.raw, args.notify)

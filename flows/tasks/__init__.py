@@ -1,4 +1,4 @@
-"""Tasks and subflows that ``ingest-train-infer`` adds to the three jobs.
+"""Tasks that ``ingest-train-infer`` adds to the three jobs: report, drift, masks and others.
 
 They import ``flows.lifecycle``, never a flow.
 """

@@ -1,4 +1,4 @@
-"""Drift of a run's predictions: a table on the run's page, and an event if it goes too far."""
+"""Drift of a run's predictions: a table on the run's page, and an event above the threshold."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from pydantic import Field
 from schemas.drift import Drift, Profile
 
 MaxDrift = Annotated[float, Field(ge=0, le=1)]
-"""Largest total variation distance of the class shares that is no reason to look."""
+"""Threshold of the total variation distance between the class shares."""
 
 MAX_DRIFT = 0.15
-"""More than twice what other splits of the same drive came to, see docs/operate.md."""
+"""More than twice the distance of other splits of the same drive, see docs/operate.md."""
 
 EVENT = "lyft.drift.exceeded"
-"""Name of the event; its resource is the model, its payload ``payload_of``."""
+"""Name of the event; its resource is the model."""
 
 _KEY = "drift"
 
@@ -32,10 +32,11 @@ def publish_drift(file: Path, max_drift: float) -> None:
     drift = Drift.model_validate_json(file.read_bytes())
     distance = drift.distance
     if distance is None:
-        create_markdown_artifact(f"Drift is not known: {_reason(drift)}.", _KEY, _about(drift))
-        get_run_logger().info("drift is not known: %s", _reason(drift))
+        reason = _reason_unknown(drift)
+        create_markdown_artifact(f"Drift is not known: {reason}.", _KEY, _describe(drift))
+        get_run_logger().info("drift is not known: %s", reason)
         return
-    create_table_artifact(rows_of(drift), _KEY, f"{_about(drift)}: distance {distance:.3f}")
+    create_table_artifact(_table_rows(drift), _KEY, f"{_describe(drift)}: distance {distance:.3f}")
     if distance <= max_drift:
         return
     get_run_logger().warning(
@@ -49,24 +50,25 @@ def publish_drift(file: Path, max_drift: float) -> None:
             "prefect.resource.id": f"lyft.model.{drift.model.removeprefix('models:/')}",
             "prefect.resource.name": drift.model,
         },
-        payload=payload_of(drift, max_drift),
+        payload=_event_payload(drift, max_drift),
     )
 
 
-def rows_of(drift: Drift) -> list[dict[str, str]]:
-    """The table: a row per class, then the sum of the distances and the confidences."""
-    rows = [
-        _row(name, f"{now:.2%}", f"{then:.2%}", f"{abs(now - then) / 2:.4f}")
+def _table_rows(drift: Drift) -> list[dict[str, str]]:
+    """A row per class, then the sum of the distances and the confidences."""
+    cells = [
+        (name, f"{now:.2%}", f"{then:.2%}", f"{abs(now - then) / 2:.4f}")
         for name, now, then in drift.differences()
     ]
-    rows.append(_row("all classes", "", "", f"{drift.distance or 0:.4f}"))
-    now, then = (_confidence(one) for one in (drift.now, drift.validation))
-    return [*rows, _row("mean confidence", now, then, "")]
+    cells.append(("all classes", "", "", f"{drift.distance or 0:.4f}"))
+    cells.append(("mean confidence", _confidence(drift.now), _confidence(drift.validation), ""))
+    columns = ("class", "share now", "share in validation", "distance")
+    return [dict(zip(columns, row, strict=True)) for row in cells]
 
 
-def payload_of(drift: Drift, max_drift: float) -> dict[str, object]:
-    """What the event carries: the figures, and the class whose share has changed most."""
-    name, now, then = max(drift.differences(), key=lambda one: abs(one[1] - one[2]))
+def _event_payload(drift: Drift, max_drift: float) -> dict[str, object]:
+    """The figures, and the class whose share has changed most."""
+    name, now, then = max(drift.differences(), key=lambda shares: abs(shares[1] - shares[2]))
     return {
         "model": drift.model,
         "partition": drift.partition,
@@ -81,20 +83,17 @@ def payload_of(drift: Drift, max_drift: float) -> dict[str, object]:
     }
 
 
-def _row(name: str, now: str, then: str, distance: str) -> dict[str, str]:
-    return {"class": name, "share now": now, "share in validation": then, "distance": distance}
-
-
 def _confidence(profile: Profile | None) -> str:
-    known = profile is not None and profile.mean_confidence is not None
-    return f"{profile.mean_confidence:.3f}" if profile is not None and known else ""
+    if profile is None or profile.mean_confidence is None:
+        return ""
+    return f"{profile.mean_confidence:.3f}"
 
 
-def _about(drift: Drift) -> str:
+def _describe(drift: Drift) -> str:
     return f"Predictions of {drift.partition} beside the validation split of {drift.model}"
 
 
-def _reason(drift: Drift) -> str:
+def _reason_unknown(drift: Drift) -> str:
     if drift.validation is None:
         return (
             f"{drift.model} was registered without figures of its validation split, as versions "

@@ -1,4 +1,4 @@
-"""Task ``model.evaluate``: how the model to predict with does on other datasets."""
+"""Task ``model.evaluate``: evaluates the model on another dataset."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from prefect import task
 
 from flows.lifecycle.artifacts import publish_evaluation
 from flows.lifecycle.job_process import run_job
-from flows.lifecycle.progress import watched
-from flows.lifecycle.retries import HOUR_S, RETRIED
+from flows.lifecycle.progress import report_progress
+from flows.lifecycle.retries import HOUR_S, RETRY_OPTIONS
 
 
 @task(
     name="model.evaluate",
     tags={"keras"},
     timeout_seconds=6 * HOUR_S,
-    **RETRIED,
+    **RETRY_OPTIONS,
 )
 def evaluate_model(model: str, dataset: str, tracking_uri: str) -> str:
     """Evaluates a model on all images of a dataset; returns the URI of its tables in MLflow."""
@@ -30,7 +30,7 @@ def evaluate_model(model: str, dataset: str, tracking_uri: str) -> str:
             "--split=all",
             f"--report={report}",
         ]
-        with watched("model.evaluate") as watch:
-            place = run_job("model.evaluate", arguments, watch).result
+        with report_progress("model.evaluate") as callbacks:
+            tables = run_job("model.evaluate", arguments, callbacks).output
         publish_evaluation(report)
-    return place
+    return tables

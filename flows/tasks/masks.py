@@ -1,4 +1,4 @@
-"""Task ``analysis.masks``: a partition's masks as files, for those who do not read Parquet."""
+"""Task ``analysis.masks``: writes a partition's masks as PNG files or COCO annotations."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from typing import Literal
 
 from prefect import get_run_logger, task
 
-from flows.lifecycle.job_process import Watch, run_job
-from flows.lifecycle.retries import HOUR_S, RETRIED
+from flows.lifecycle.job_process import JobCallbacks, run_job
+from flows.lifecycle.retries import HOUR_S, RETRY_OPTIONS
 from runtime.storage import absolute, join, local_root
 
 MaskFiles = Literal["none", "palette", "index", "colour", "coco"]
 """Forms of ``python -m analysis.masks``; ``none`` writes no files."""
 
 
-@task(name="analysis.masks", tags={"duckdb"}, timeout_seconds=6 * HOUR_S, **RETRIED)
+@task(name="analysis.masks", tags={"duckdb"}, timeout_seconds=6 * HOUR_S, **RETRY_OPTIONS)
 def write_masks(output: str, predictions: str, partition: str, form: MaskFiles) -> str:
     """Writes ``<output>/masks/<partition>/``; returns that folder.
 
-    It is on this machine, below ``outputs``, if ``output`` is a URI.
+    If ``output`` is a URI, the folder is below ``outputs`` on this machine.
     """
     folder = join(absolute(local_root(output)), "masks", partition)
     arguments = [f"--predictions={predictions}", f"--partition={partition}", f"--form={form}"]
-    return run_job(
-        "analysis.masks", [*arguments, f"--output={folder}"], Watch(get_run_logger().info)
-    ).result
+    arguments.append(f"--output={folder}")
+    return run_job("analysis.masks", arguments, JobCallbacks(get_run_logger().info)).output

@@ -101,7 +101,7 @@ def test_worst_images_come_first(database) -> None:
     assert [row[1] for row in rows] == [round(means[row[0]], 3) for row in rows]
 
 
-def test_drift_adds_up_to_nothing(database) -> None:
+def test_class_share_drift_sums_to_zero(database) -> None:
     rows = database.sql(_query("Did the classes' shares drift between two runs?")).fetchall()
     before, after, drift = np.array([row[1:4] for row in rows]).T
     assert before.sum() == pytest.approx(1, abs=1e-3)
@@ -110,7 +110,7 @@ def test_drift_adds_up_to_nothing(database) -> None:
     assert list(abs(drift)) == sorted(abs(drift), reverse=True)
 
 
-def test_lineage_ends_at_a_file(database, scenes: Path) -> None:
+def test_lineage_leads_to_an_existing_png(database, scenes: Path) -> None:
     rows = database.sql(_query("Where does a row come from?")).fetchall()
     lineage = dict(
         line.split(maxsplit=1) for (line,) in rows if not line.startswith(("MLf", "flow"))
@@ -121,7 +121,7 @@ def test_lineage_ends_at_a_file(database, scenes: Path) -> None:
     assert lineage["dataset"] == lineage["trained"].removeprefix("on ").strip()
 
 
-def test_every_image_is_accounted_for(database) -> None:
+def test_read_images_are_predicted_or_rejected(database) -> None:
     rows = database.sql(_query("Do all images add up?")).fetchall()
     assert len(rows) == 4
     for _, _, read, predicted, rejected, masks, classes in rows:

@@ -1,4 +1,4 @@
-"""Masks as files: the pixels of the tables, under the images' names, and as COCO annotations."""
+"""Export of masks as PNGs and as COCO annotations."""
 
 import io
 import json
@@ -28,7 +28,7 @@ def masks(tables: Path) -> dict[str, tuple[bytes, np.ndarray]]:
 
 
 @pytest.mark.parametrize("form", ["palette", "index", "colour"])
-def test_pngs_have_the_images_names(
+def test_pngs_have_image_names_and_table_pixels(
     form: str, tables: Path, masks, tmp_path: Path, job_here: Job
 ) -> None:
     done = job_here(
@@ -86,14 +86,14 @@ def test_coco_annotations_cover_each_pixel_once(
     assert len({one["id"] for one in coco["annotations"]}) == len(coco["annotations"])
 
 
-def test_mistakes_are_one_line(tables: Path, tmp_path: Path, job_here: Job) -> None:
+def test_user_errors_are_one_line(tables: Path, tmp_path: Path, job_here: Job) -> None:
     (tmp_path / "file").touch()
-    for arguments, said in (
+    for arguments, message in (
         ((*CHOSEN, f"--output={tmp_path}", "--ids", "none"), "has no image 'none'"),
         ((*CHOSEN, f"--output={tmp_path}/file"), "is not writable"),
         (("--version=v9", f"--output={tmp_path}"), "0 runs are chosen"),
     ):
         done = job_here("analysis.masks", f"--predictions={tables}", *arguments)
         assert done.returncode == 2
-        assert said in done.stderr
+        assert message in done.stderr
         assert done.stderr.count("\n") == 1

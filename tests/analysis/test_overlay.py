@@ -1,4 +1,4 @@
-"""Masks over chosen images, as files."""
+"""Overlays and strips of selected images, as files."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def test_a_strip_enlarges_small_masks() -> None:
     assert strip(alone).size == (96, 86)
 
 
-def test_overlays_of_chosen_images(job: Job, job_here: Job, tables: Path, tmp_path: Path) -> None:
+def test_overlays_of_selected_images(job: Job, job_here: Job, tables: Path, tmp_path: Path) -> None:
     chosen_ids = "SELECT image_id FROM masks WHERE version = 'v1' AND source = 'driveB' LIMIT 2"
     with connect(tables) as database:
         ids = [image_id for (image_id,) in database.sql(chosen_ids).fetchall()]

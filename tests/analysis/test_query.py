@@ -1,3 +1,5 @@
+"""Views, formats of output, the query command and the SQL shell."""
+
 import csv
 import io
 import json
@@ -21,7 +23,7 @@ VIEWS = [
 ]
 
 
-def test_views(tables: Path) -> None:
+def test_views_have_partition_columns_and_run_id(tables: Path) -> None:
     with connect(tables) as database:
         assert [name for (name,) in database.sql("SHOW TABLES").fetchall()] == VIEWS
         for view in VIEWS:
@@ -60,12 +62,14 @@ def test_image_quality_has_one_row_an_image(tables: Path) -> None:
             assert entropy == pytest.approx(-(shares * np.log2(shares)).sum())
 
 
-def test_forms_of_output(tables: Path) -> None:
+def test_output_formats(tables: Path) -> None:
     sql = "FROM runs SELECT version, source, images_read ORDER BY ALL"
     with connect(tables) as database:
-        table, lines, text = (query.run(database, sql, form) for form in ("table", "csv", "json"))
-        masks = query.run(database, "FROM masks SELECT mask LIMIT 1", "json")
-        undefined = query.run(
+        table, lines, text = (
+            query.run_query(database, sql, form) for form in ("table", "csv", "json")
+        )
+        masks = query.run_query(database, "FROM masks SELECT mask LIMIT 1", "json")
+        undefined = query.run_query(
             database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json"
         )
     assert "│ v1      │ driveA  │          20 │" in table
@@ -78,21 +82,21 @@ def test_forms_of_output(tables: Path) -> None:
     assert undefined == '{"none": null, "known": 1.5}'
 
 
-def test_pandas_reads_the_class_none_as_the_help_says(tables: Path, capsys) -> None:
+def test_pandas_options_of_the_help_keep_class_none(tables: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         query.main(["--help"])
     options = "keep_default_na=False, na_values=['']"
     assert options in " ".join(capsys.readouterr().out.split())
     with connect(tables) as database:
         sql = "SELECT class_name, CASE WHEN class_id > 0 THEN 0.5 END AS iou FROM classes"
-        text = query.run(database, f"{sql} WHERE source = 'driveA' ORDER BY class_id", "csv")
+        text = query.run_query(database, f"{sql} WHERE source = 'driveA' ORDER BY class_id", "csv")
     found = eval(f"pd.read_csv(io.StringIO(text), {options})", {"pd": pd, "io": io, "text": text})
     assert found["class_name"][0] == "None"
     assert found["iou"].dtype == "float64"
     assert found["iou"].isna().tolist() == [True] + [False] * 12
 
 
-def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
+def test_query_errors_are_one_line(tables: Path, tmp_path: Path) -> None:
     with connect(tables) as database:
         for sql, complaint in (
             ("SELEC 1", "syntax error"),
@@ -101,7 +105,7 @@ def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
             ("SELECT error('line\nbreak')", "line break"),
         ):
             with pytest.raises(UserError, match=complaint) as caught:
-                query.run(database, sql)
+                query.run_query(database, sql)
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="there is no table of runs"):
         connect(tmp_path)
@@ -115,7 +119,7 @@ def test_mistakes_end_in_one_line(tables: Path, tmp_path: Path) -> None:
         connect(tmp_path / "damaged")
 
 
-def test_the_command_line(job: Job, tables: Path, tmp_path: Path) -> None:
+def test_query_command(job: Job, tables: Path, tmp_path: Path) -> None:
     # A folder's name is not treated as a pattern.
     strange = Path(shutil.copytree(tables, tmp_path / "a [1]*"))
     done = job(
@@ -127,7 +131,7 @@ def test_the_command_line(job: Job, tables: Path, tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_the_shell_goes_on_after_a_mistake(tables: Path) -> None:
+def test_shell_continues_after_an_error(tables: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "analysis.shell", f"--predictions={tables}"],
         cwd=ROOT,

@@ -1,4 +1,4 @@
-"""Every reader opens every table with its default options, and reads the same text in it."""
+"""Parquet readers open every table with default options and read the same values."""
 
 import shutil
 from argparse import Namespace
@@ -15,7 +15,7 @@ import pytest
 from cookbook import SNIPPETS
 from inference import run_infer
 
-from analysis.tables import connect, one_run
+from analysis.tables import connect, select_run
 from beam.infer.runs import TABLES
 from schemas.config import InferConfig
 
@@ -116,15 +116,15 @@ def test_hugging_face_opens_every_table(
         assert found.num_rows == pq.read_table(hostile / table).num_rows
 
 
-def test_a_raw_name_chooses_its_run(hostile: Path) -> None:
+def test_unescaped_source_name_selects_its_run(hostile: Path) -> None:
     for name, read in zip(SOURCES, READ, strict=True):
         for chosen in (name, read):
             args = Namespace(source=chosen, partition=None, model=None, version=None)
             with connect(hostile) as connection:
-                assert one_run(connection, args)["source"] == read
+                assert select_run(connection, args)["source"] == read
 
 
-def test_the_cookbooks_snippet_prints_them_all(
+def test_cookbook_snippet_prints_all_runs(
     hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
@@ -133,7 +133,7 @@ def test_the_cookbooks_snippet_prints_them_all(
     (tmp_path / "outputs/predictions").symlink_to(hostile)
     monkeypatch.chdir(tmp_path)
     exec(SNIPPETS["The same in every reader"], {})
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     # By DuckDB, pandas and pyarrow; Polars shows the first and the last rows.
-    assert all(said.count(name) >= 3 for name in READ)
-    assert f"num_rows: {len(READ)}" in said
+    assert all(printed.count(name) >= 3 for name in READ)
+    assert f"num_rows: {len(READ)}" in printed

@@ -1,3 +1,5 @@
+"""HTML report of a run: figures, lineage, pictures, and its look in a browser."""
+
 import base64
 import io
 import re
@@ -82,10 +84,10 @@ def test_figures_of_the_classes(database, page: str) -> None:
     for row, (_, share, iou) in zip(rows, expected, strict=True):
         shown = "0" if share == 0 else f"{share:.1%}" if share >= 0.001 else "< 0.1%"
         assert row[1] == shown
-        assert row[7] == (report.NOTHING if iou is None or np.isnan(iou) else f"{iou:.3f}")
+        assert row[7] == (report.MISSING if iou is None or np.isnan(iou) else f"{iou:.3f}")
 
 
-def test_lineage_is_there(database, page: str) -> None:
+def test_report_shows_lineage(database, page: str) -> None:
     run = _run(database)
     text = _Page(page).text
     for key in ("run_id", "model_uri", "model_sha256", "mlflow_run_id", "source_uri"):
@@ -94,7 +96,7 @@ def test_lineage_is_there(database, page: str) -> None:
     assert "on the test split, 4 groups of images that belong together: fewer than 10 say" in text
 
 
-def test_lineage_can_be_opened(
+def test_report_links_to_files_and_servers(
     database, job_here: Job, tables: Path, page: str, tmp_path: Path
 ) -> None:
     files = [Path(unquote(link.removeprefix("file://"))) for link in _Page(page).links]
@@ -145,14 +147,14 @@ def test_the_gallery_shows_worst_best_and_random_images(database, page: str) -> 
         assert picture.size == (int(image["width"]), int(image["height"])) == (48, 32)
 
 
-def test_the_page_stands_by_itself(page: str) -> None:
+def test_report_is_self_contained(page: str) -> None:
     assert all(address.startswith("data:") for address in _Page(page).addresses)
     assert "<script" not in page
     assert not re.search(r"url\(|@import|https?:", page)
     assert len(page.encode()) < MEBIBYTE
 
 
-def test_the_same_tables_give_the_same_bytes(
+def test_report_is_deterministic(
     job: Job, tables: Path, page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "reports/report.html"
@@ -191,7 +193,7 @@ def test_a_run_without_truth_and_with_rejects(tables, scenes, tmp_path: Path) ->
     assert "<b>.png" not in text
 
 
-def test_pictures_that_are_gone_leave_the_masks(database, tables: Path, tmp_path: Path) -> None:
+def test_masks_are_shown_without_deleted_images(database, tables: Path, tmp_path: Path) -> None:
     run = _run(database, source="driveA")
     (image_id,) = database.sql(
         "SELECT min(image_id) FROM masks WHERE version = 'v1' AND source = 'driveA'"
@@ -221,7 +223,7 @@ def _pixels(path: Path) -> np.ndarray:
         return np.asarray(image)
 
 
-def test_scenes_hold_what_the_tables_say(database, scenes: Path) -> None:
+def test_scenes_agree_with_the_tables(database, scenes: Path) -> None:
     run = _run(database, source="driveA")
     rows = database.sql(
         "SELECT image_id, source_uri, pixel_accuracy FROM masks"
@@ -239,7 +241,7 @@ def test_scenes_hold_what_the_tables_say(database, scenes: Path) -> None:
         assert np.array_equal(scene.prediction()[right], blend[right])
 
 
-def test_truth_that_has_changed_is_not_shown(database) -> None:
+def test_changed_truth_is_not_shown(database) -> None:
     run = _run(database, source="driveA")
     uri, image_id = database.sql(
         "SELECT source_uri, image_id FROM masks WHERE version = 'v1' AND source = 'driveA' LIMIT 1"
@@ -309,18 +311,18 @@ def browser():
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1200])
-def test_in_a_browser(browser, page: str, tmp_path: Path, scheme, width: int) -> None:
+def test_report_in_a_browser(browser, page: str, tmp_path: Path, scheme, width: int) -> None:
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
     tab = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 844})
-    said: list[str] = []
-    asked: list[str] = []
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("request", lambda request: asked.append(request.url))
+    console: list[str] = []
+    requests: list[str] = []
+    tab.on("console", lambda message: console.append(message.text))
+    tab.on("pageerror", lambda error: console.append(str(error)))
+    tab.on("request", lambda request: requests.append(request.url))
     tab.goto(path.as_uri())
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [path.as_uri()]
+    assert console == []
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     assert tab.evaluate("document.documentElement.scrollWidth") == width
     assert tab.evaluate("[...document.images].every(i => i.complete && i.naturalWidth === 48)")
     assert tab.evaluate("document.images.length") == 48

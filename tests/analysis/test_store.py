@@ -52,7 +52,7 @@ def test_every_query_of_the_cookbook_gives_the_same(both, sql: str) -> None:
     assert found == expected
 
 
-def test_files_that_no_run_names_are_not_read(bucket, tables: Path) -> None:
+def test_orphaned_files_are_not_read(bucket, tables: Path) -> None:
     place = bucket.put(tables, "orphans")
     (found, *_) = (path for path in tables.glob("masks/**/*.parquet"))
     orphan = found.relative_to(tables).with_name("orphan.parquet")
@@ -63,7 +63,7 @@ def test_files_that_no_run_names_are_not_read(bucket, tables: Path) -> None:
             assert ours.sql(count).fetchall() == theirs.sql(count).fetchall()
 
 
-def test_rejects_are_read_where_earlier_versions_put_them(
+def test_rejects_are_read_from_the_former_folder(
     bucket: Store, tables: Path, tmp_path: Path
 ) -> None:
     """Two runs have a reject; the row of the first names the folder that rejects had before."""
@@ -90,7 +90,7 @@ def test_rejects_are_read_where_earlier_versions_put_them(
     assert sorted(rows) == sorted(expected)
 
 
-def test_commands_take_a_place_on_a_store(
+def test_commands_read_tables_on_a_store(
     on_store: str, tables: Path, job: Job, job_here: Job, tmp_path: Path
 ) -> None:
     def run(*arguments: str, start: Job = job_here) -> subprocess.CompletedProcess[str]:
@@ -121,7 +121,7 @@ def test_commands_take_a_place_on_a_store(
         assert (tmp_path / "ours" / path).read_bytes() == (tmp_path / "theirs" / path).read_bytes()
 
 
-def test_places_without_tables_are_one_line(bucket: Store) -> None:
+def test_missing_tables_are_a_one_line_error(bucket: Store) -> None:
     with pytest.raises(UserError, match="there is no table of runs"):
         connect(bucket.uri("nothing"))
     storage.write_bytes(bucket.uri("empty/runs/model=m/other.txt"), b"")

@@ -45,7 +45,7 @@ def test_services_are_pinned_watched_and_bound_to_this_machine(service):
     assert not one.get("privileged")
 
 
-def test_what_a_service_waits_for_can_come_about():
+def test_dependencies_of_services_can_be_met():
     for name, one in SERVICES.items():
         for other, how in one.get("depends_on", {}).items():
             condition = how["condition"]
@@ -59,7 +59,7 @@ def test_what_a_service_waits_for_can_come_about():
 
 
 @pytest.mark.parametrize("service", ["prefect", "mlflow"])
-def test_health_is_asked_where_the_server_listens(service):
+def test_health_checks_use_the_servers_port(service):
     port = next(one for one in program(service) if one.startswith("--port=")).partition("=")[2]
     assert environment(service)["HEALTH_URL"].startswith(f"http://127.0.0.1:{port}/")
     assert SERVICES[service]["ports"][0].endswith(f":{port}")
@@ -74,7 +74,7 @@ def test_secrets_come_from_the_environment():
         assert not any("PASSWORD" in one or "SECRET" in one for one in program(name))
 
 
-def test_the_example_names_what_must_be_set_and_sets_no_secret():
+def test_env_example_lists_required_variables_without_values():
     example = (ROOT / "docker/.env.example").read_text(encoding="utf-8")
     text = (ROOT / "docker/compose.yaml").read_text(encoding="utf-8")
     asked = {name: how or "" for name, how in REFERENCE.findall(text)}
@@ -88,13 +88,13 @@ def test_the_example_names_what_must_be_set_and_sets_no_secret():
     }
 
 
-def test_git_leaves_the_secrets_out():
+def test_git_ignores_the_env_file():
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
     assert any(fnmatch.fnmatch("docker/.env", pattern) for pattern in ignored)
     assert not any(fnmatch.fnmatch("docker/.env.example", pattern) for pattern in ignored)
 
 
-def test_settings_are_those_of_the_programs_installed():
+def test_settings_exist_in_the_installed_programs():
     import mlflow.environment_variables
 
     dockerfile = set(re.findall(r"\b(?:PREFECT|MLFLOW)_\w+(?==)", DOCKERFILE))
@@ -107,7 +107,7 @@ def test_settings_are_those_of_the_programs_installed():
         assert hasattr(module, name), name
 
 
-def test_what_the_database_is_told_is_what_the_servers_ask_for():
+def test_database_credentials_match_those_of_the_servers():
     script = (ROOT / "docker/postgres-init.sh").read_text(encoding="utf-8")
     given = dict(re.findall(r'^own_database (\w+) "\$(\w+)"$', script, flags=re.MULTILINE))
     assert given == {"prefect": "PREFECT_DB_PASSWORD", "mlflow": "MLFLOW_DB_PASSWORD"}
@@ -183,13 +183,13 @@ def test_options_of_the_commands_exist(service):
         assert re.search(rf"(?<![\w-]){option}(?![\w-])", done.stdout), option
 
 
-def test_scripts_can_run():
+def test_scripts_are_executable_and_parse():
     for name in ("slim.sh", "postgres-init.sh"):
         assert os.access(ROOT / "docker" / name, os.X_OK)
         subprocess.run(["sh", "-n", str(ROOT / "docker" / name)], check=True)
 
 
-def test_options_of_the_page_are_beams():
+def test_documented_runner_options_exist_in_beam():
     page = (ROOT / "docs/containers.md").read_text(encoding="utf-8")
     options = re.findall(r"^  (--runner=[^`]+?)\n```", page, flags=re.MULTILINE)
     assert options

@@ -1,4 +1,4 @@
-"""The images and their locks, checked against the project."""
+"""Dockerfile and locks, checked against the project."""
 
 import os
 import re
@@ -24,6 +24,7 @@ from containers import (
 from jobs import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+from setuptools import find_packages
 
 from beam.tools import FLINK
 
@@ -64,7 +65,9 @@ def test_the_whole_project_is_in_the_image():
         if word == "COPY"
         if stage == "project"
     }
-    packages = set(setuptools["setuptools"]["packages"])
+    packages = set(
+        find_packages(str(ROOT), include=setuptools["setuptools"]["packages"]["find"]["include"])
+    )
     assert {one.partition(".")[0] for one in packages} <= copied
     folders = (path.parent.relative_to(ROOT) for path in ROOT.glob("[!.]*/**/__init__.py"))
     found = {".".join(folder.parts) for folder in folders if folder.parts[0] in copied}
@@ -72,7 +75,7 @@ def test_the_whole_project_is_in_the_image():
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_images_run_as_a_user_without_rights_and_without_compilers(image):
+def test_images_run_unprivileged_and_without_compilers(image):
     assert of_image(image, "USER")[-1] == "10001:10001"
     commands = of_image(image, "RUN")
     if image == "flink":
@@ -101,7 +104,7 @@ def test_code_is_copied_after_dependencies(image):
     assert max(dependencies) < min(code)
 
 
-def test_what_fetches_flink_runs_in_its_stage_and_fills_the_folder_of_the_image(tmp_path):
+def test_flink_tools_stage_has_all_files_that_it_needs(tmp_path):
     stage = [(word, rest) for where, word, rest in instructions() if where == "flink-tools"]
     for rest in (rest for word, rest in stage if word == "COPY"):
         *paths, target = rest.split()
@@ -132,7 +135,7 @@ def test_what_fetches_flink_runs_in_its_stage_and_fills_the_folder_of_the_image(
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tools}\n", "")
 
 
-def test_images_have_health_checks_but_the_worker_that_its_runner_watches():
+def test_all_images_but_the_beam_worker_have_health_checks():
     checks = {image: of_image(image, "HEALTHCHECK")[-1] for image in IMAGES}
     assert checks.pop("worker") == "NONE"
     assert all("HEALTH_URL" in check for check in checks.values())
@@ -167,7 +170,7 @@ def test_locks_pin_versions_and_hashes_and_name_no_index(name):
             assert hashes, requirement
 
 
-def test_locks_hold_what_the_project_asks_for():
+def test_locks_satisfy_the_projects_requirements():
     asked = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["gpu"]
     for requirement in map(Requirement, asked):
         name = requirement.name
@@ -176,7 +179,7 @@ def test_locks_hold_what_the_project_asks_for():
         assert found in requirement.specifier, f"{requirement}, locked {found}: make lock"
 
 
-def test_what_the_images_install_is_what_the_tests_ran_with():
+def test_images_install_the_versions_of_requirements_lock():
     ours = ROOT / "requirements.lock"
     for name, lock in LOCKS.items():
         shared = set(locked(lock)) & set(locked(ours))
@@ -185,7 +188,7 @@ def test_what_the_images_install_is_what_the_tests_ran_with():
         assert not different, f"{name}.lock is of another day than requirements.lock: make lock"
 
 
-def test_gpu_adds_what_tensorflow_asks_for_with_cuda_and_nothing_twice():
+def test_gpu_lock_adds_only_tensorflows_cuda_packages():
     extra = [Requirement(one) for one in requires("tensorflow") or [] if "and-cuda" in one]
     assert len(extra) > 5
     for requirement in extra:
@@ -195,7 +198,7 @@ def test_gpu_adds_what_tensorflow_asks_for_with_cuda_and_nothing_twice():
     assert not set(locked(LOCKS["gpu"])) & set(locked(LOCKS["cpu"]))
 
 
-def test_slim_leaves_modules_and_takes_headers_and_tests(tmp_path):
+def test_slim_removes_headers_and_tests_and_keeps_modules(tmp_path):
     packages = tmp_path / "lib/python3.12/site-packages"
     for path in (
         "tensorflow/include/a.h",
@@ -209,7 +212,7 @@ def test_slim_leaves_modules_and_takes_headers_and_tests(tmp_path):
     assert sorted(path.name for path in packages.rglob("*.*")) == ["d.py"]
 
 
-def test_hadolint_finds_nothing():
+def test_hadolint_passes():
     program = Path(sys.executable).with_name("hadolint")
     if not program.exists():
         pytest.skip("hadolint is not installed")

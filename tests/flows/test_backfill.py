@@ -30,7 +30,7 @@ print(json.dumps([found, tables[::-1]]))
 
 
 # Slow: seven jobs under a server of its own.
-def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
+def test_backfill_continues_after_failures_and_skips_published_output(
     scenes: Path, dataset: Path, trained, tmp_path: Path
 ) -> None:
     base = {"output": str(tmp_path), "tracking_uri": trained.tracking_uri, "at_once": 2}
@@ -94,7 +94,7 @@ def test_one_failure_stops_no_other_and_what_is_done_is_skipped(
         assert field in why
 
 
-def test_a_name_for_all_sources_is_refused() -> None:
+def test_one_source_name_for_several_sources_is_refused() -> None:
     from flows.backfill import backfill
     from runtime.errors import UserError
     from schemas.config import InferConfig
@@ -110,12 +110,12 @@ from flows.backfill import backfill
 from flows.lifecycle.job_process import run_job
 
 output, *sources = sys.argv[1:]
-flows.infer.run_job = lambda _, arguments, watch: run_job("silent", [output], watch)
+flows.infer.run_job = lambda _, arguments, callbacks: run_job("silent", [output], callbacks)
 backfill(["m"], sources=sources, output=output, at_once=2)
 """
 
 
-def test_no_more_run_at_once_than_may_and_they_end_with_the_flow(tmp_path: Path) -> None:
+def test_concurrency_is_limited_and_jobs_end_with_the_flow(tmp_path: Path) -> None:
     (tmp_path / "silent.py").write_text("import time\ntime.sleep(3000)\n")
     output = str(tmp_path / "out")
     flow = subprocess.Popen(

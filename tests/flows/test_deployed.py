@@ -39,7 +39,7 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
 
-    def said(module: str, *arguments: str) -> str:
+    def last_line(module: str, *arguments: str) -> str:
         done = python("-m", module, *arguments, cwd=work)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
@@ -53,8 +53,8 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     ]
     training += ["--loss=cross-entropy", "--model_name=shared"]
     at_server = f"--tracking_uri={server}"
-    first = said("model.train", *training, "--epochs=1", "--floor=0")
-    second = said("model.train", *training, "--epochs=2", "--promote=always", at_server)
+    first = last_line("model.train", *training, "--epochs=1", "--floor=0")
+    second = last_line("model.train", *training, "--epochs=2", "--promote=always", at_server)
     assert [first, second] == ["models:/shared/1", "models:/shared/2"]
 
     # The registry reads both ways, without MLflow.
@@ -71,10 +71,12 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     assert read[0][2][0] == "FINISHED"
 
     # Each version is read the other way, including its files, which the job opens.
-    assert said("model.gate", "--rollback=shared") == first
+    assert last_line("model.gate", "--rollback=shared") == first
     for model, store in ((first, [at_server]), (second, [])):
         output = f"{work}/outputs/predictions"
-        said("beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store)
+        last_line(
+            "beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store
+        )
     rows = f"FROM '{work}/outputs/predictions/masks/**/*.parquet' SELECT version, count(*)"
     assert duckdb.sql(f"{rows} GROUP BY ALL ORDER BY ALL").fetchall() == [("v1", 40), ("v2", 40)]
 
@@ -204,7 +206,7 @@ def test_the_nightly_schedule_and_the_queue_behind_it(local) -> None:
     }
 
 
-def test_the_nights_read_the_folder_that_was_named_until_another_is(local, scenes) -> None:
+def test_nightly_run_reads_the_last_given_raw_folder(local, scenes) -> None:
     def sources() -> dict[str, str | None]:
         found = local.ask("/deployments/filter")
         return {one["name"]: one["parameters"].get("source") for one in found}
@@ -219,7 +221,7 @@ def test_the_nights_read_the_folder_that_was_named_until_another_is(local, scene
     assert f"{program} deployment run ingest-train-infer/ingest-train-infer --watch" in report
 
 
-def test_a_bare_name_that_means_nothing_or_two_things_is_said(local, tmp_path) -> None:
+def test_unknown_or_ambiguous_bare_name_is_refused(local, tmp_path) -> None:
     none = local.prefect("deployment", "run", "nightly")
     assert none.returncode == 2
     assert none.stderr.strip() == (
@@ -258,7 +260,7 @@ from prefect import flow
 from flows.tasks import remote_training
 from schemas.config import GateConfig, TrainConfig
 
-remote_training.START_WITHIN_S = 3
+remote_training.START_TIMEOUT_S = 3
 
 @flow(name="unattended")
 def unattended() -> None:
@@ -268,7 +270,7 @@ print(unattended(return_state=True).message)
 """
 
 
-def test_a_training_that_no_worker_starts_is_given_up(local) -> None:
+def test_training_that_no_worker_starts_is_cancelled(local) -> None:
     def pause(is_paused: bool) -> None:
         local.ask("/work_pools/gpu", {"is_paused": is_paused}, "PATCH")
 
@@ -304,7 +306,7 @@ ingest_train_infer(
 
 
 # Slow: a flow asks the server for its state only from time to time.
-def test_a_flow_that_no_worker_cancels_ends_its_job_by_itself(local, scenes, tmp_path) -> None:
+def test_cancelled_flow_without_a_worker_ends_its_job(local, scenes, tmp_path) -> None:
     """Such as one whose worker has been through an outage of the server."""
     environment = {**os.environ, "PREFECT_API_URL": local.api}
     arguments = [str(scenes), str(tmp_path), SMALL.model_dump_json()]
@@ -346,9 +348,7 @@ print(impatient())
 """
 
 
-def test_a_step_that_takes_too_long_is_stopped_and_not_tried_again(
-    local, dataset, tmp_path
-) -> None:
+def test_timed_out_step_is_stopped_and_not_retried(local, dataset, tmp_path) -> None:
     environment = {**os.environ, "PREFECT_API_URL": local.api}
     done = python("-c", IMPATIENT, str(dataset), str(tmp_path), env=environment)
     assert done.returncode == 0, done.stderr

@@ -1,3 +1,5 @@
+"""Checks of `python -m flows.doctor`, on machines and servers with and without problems."""
+
 import json
 import os
 import socket
@@ -22,7 +24,7 @@ from runtime.mlflow_files import rewrite_paths
 
 
 def _levels(findings) -> dict[str, str]:
-    return {one.what: one.level for one in findings}
+    return {one.subject: one.level for one in findings}
 
 
 @contextmanager
@@ -36,7 +38,7 @@ def _answers(pages: dict[str, str]) -> Iterator[str]:
         yield address
 
 
-def test_versions_that_do_not_fit_are_found() -> None:
+def test_mismatched_versions_are_found() -> None:
     python, packages = doctor.project_requirements()
     assert doctor.check_python(python, (3, 12, 1)).level == "ok"
     assert doctor.check_python(python, (3, 10, 9)).level == "fix"
@@ -50,12 +52,12 @@ def test_versions_that_do_not_fit_are_found() -> None:
 
     found = list(doctor.check_packages(packages, installed))
     assert _levels(found) == {"fastapi": "fix", "kornia-rs": "fix"}
-    fastapi = next(one for one in found if one.what == "fastapi")
+    fastapi = next(one for one in found if one.subject == "fastapi")
     assert "0.155.0, expected" in fastapi.found
     assert "pip install 'fastapi" in fastapi.advice
 
 
-def test_beams_workers_are_started_or_it_is_said_why_not(monkeypatch, tmp_path) -> None:
+def test_beam_check_ingests_or_reports_the_reason(monkeypatch, tmp_path) -> None:
     assert doctor.check_beam().level == "ok"
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
     broken = tmp_path / "apache_beam.py"
@@ -65,7 +67,7 @@ def test_beams_workers_are_started_or_it_is_said_why_not(monkeypatch, tmp_path) 
     assert "grpc is broken" in found.found
 
 
-def test_gpus_that_keras_does_not_see_are_found(tmp_path) -> None:
+def test_gpus_invisible_to_keras_are_found(tmp_path) -> None:
     driver = tmp_path / "smi"
     driver.write_text("#!/bin/sh\necho 'GPU 0: one'\necho 'GPU 1: two'\n")
     driver.chmod(0o755)
@@ -83,11 +85,11 @@ def test_gpus_that_keras_does_not_see_are_found(tmp_path) -> None:
     assert "no libcudart" in broken.found
 
 
-def test_a_full_or_forbidden_disk_is_found(tmp_path) -> None:
+def test_full_or_read_only_disk_is_found(tmp_path) -> None:
     missing = tmp_path / "not" / "yet"
-    assert doctor.check_disk(missing, scarce=0, too_little=0).level == "ok"
-    assert doctor.check_disk(missing, scarce=1 << 60, too_little=0).level == "note"
-    assert doctor.check_disk(missing, scarce=1 << 60, too_little=1 << 60).level == "fix"
+    assert doctor.check_disk(missing, warn_below=0, fail_below=0).level == "ok"
+    assert doctor.check_disk(missing, warn_below=1 << 60, fail_below=0).level == "note"
+    assert doctor.check_disk(missing, warn_below=1 << 60, fail_below=1 << 60).level == "fix"
     assert doctor.check_writable(missing).level == "ok"
     assert not missing.exists()
     assert list(tmp_path.iterdir()) == []
@@ -95,7 +97,7 @@ def test_a_full_or_forbidden_disk_is_found(tmp_path) -> None:
     assert doctor.check_writable(Path("/proc/self")).level == "fix"
 
 
-def test_a_prefect_server_that_does_not_fit_is_found() -> None:
+def test_prefect_server_problems_are_found() -> None:
     ours = version("prefect")
     pools = json.dumps([{"name": "cpu", "status": "READY"}, {"name": "gpu", "status": "NOT_READY"}])
 
@@ -113,7 +115,7 @@ def test_a_prefect_server_that_does_not_fit_is_found() -> None:
     assert _levels(doctor.check_prefect(None)) == {"prefect": "note"}
 
 
-def test_an_mlflow_that_does_not_fit_is_found(tmp_path, trained) -> None:
+def test_mlflow_problems_are_found(tmp_path, trained) -> None:
     with _answers({"/version": version("mlflow")}) as address:
         assert doctor.check_mlflow(address).level == "ok"
     with _answers({"/version": "2.1.0"}) as address:
@@ -127,7 +129,7 @@ def test_an_mlflow_that_does_not_fit_is_found(tmp_path, trained) -> None:
     assert doctor.check_mlflow(f"sqlite:///{tmp_path}/broken.db").level == "fix"
 
 
-def test_a_store_that_was_moved_is_said_and_repaired(
+def test_moved_mlflow_store_is_reported_and_repaired(
     trained, training, scenes: Path, tmp_path: Path
 ) -> None:
     """As with a project's folder that gets another name."""
@@ -152,7 +154,7 @@ def test_a_store_that_was_moved_is_said_and_repaired(
     assert rewrite_paths(store) is None
 
 
-def test_the_command_says_what_to_do_and_fails_where_it_must(tmp_path) -> None:
+def test_command_prints_advice_and_exits_with_1(tmp_path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         silent.close()

@@ -1,4 +1,4 @@
-"""Failures while flows run, with real servers, workers and jobs, and how the next run recovers."""
+"""Failures during flows, with real servers, workers and jobs, and recovery by the next run."""
 
 import os
 import re

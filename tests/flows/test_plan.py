@@ -1,3 +1,5 @@
+"""Dry run of the whole flow: cached steps, estimates, parameters."""
+
 import json
 import os
 import shutil
@@ -9,8 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 from jobs import ANY_MODEL, IN_MEMORY, SMALL
 
-from flows.lifecycle.durations import ingest_key, record, recorded, train_key
-from flows.plan import _last_inference, duration, human, main, parameters_of, plan
+from flows.lifecycle.durations import ingest_key, record_duration, recorded_durations, train_key
+from flows.plan import (
+    _estimate_inference,
+    format_duration,
+    format_size,
+    main,
+    plan,
+    validated_parameters,
+)
 from runtime.errors import UserError
 from runtime.table import table
 from schemas.config import InferConfig, IngestConfig, TrainConfig
@@ -47,7 +56,7 @@ def _files(folder: str) -> dict[str, int]:
     return {str(p): p.stat().st_mtime_ns for p in Path(folder).rglob("*") if p.is_file()}
 
 
-def test_a_first_run_reads_and_writes_all_three(done, tmp_path) -> None:
+def test_first_run_plans_all_three_steps(done, tmp_path) -> None:
     new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
     steps = plan(**new)
     assert [(step.name, step.action) for step in steps] == [
@@ -56,14 +65,14 @@ def test_a_first_run_reads_and_writes_all_three(done, tmp_path) -> None:
         ("infer", "runs"),
     ]
     size = sum(path.stat().st_size for path in Path(done["source"]).rglob("*.png"))
-    assert steps[0].reads == f"40 pairs, {human(size)}"
+    assert steps[0].reads == f"40 pairs, {format_size(size)}"
     assert steps[1].reads == "32 images, 2 times"
     assert all(step.seconds > 0 and step.written > 0 for step in steps)
     assert {step.basis for step in steps} == {"docs/operate.md"}
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_published_and_whole_is_cached(done) -> None:
+def test_intact_published_output_is_cached(done) -> None:
     before = _files(done["output"])
     steps = plan(**done)
     assert [step.action for step in steps] == ["cached"] * 3
@@ -72,7 +81,7 @@ def test_what_is_published_and_whole_is_cached(done) -> None:
     assert _files(done["output"]) == before
 
 
-def test_other_datasets_are_judged_between_training_and_inference(done, dataset, tmp_path) -> None:
+def test_evaluations_are_between_training_and_inference(done, dataset, tmp_path) -> None:
     steps = plan(**done, evaluate_on=[str(dataset)], mask_files="coco")
     masks = steps.pop()
     assert (masks.name, masks.reads) == ("masks", steps[-1].reads)
@@ -83,7 +92,7 @@ def test_other_datasets_are_judged_between_training_and_inference(done, dataset,
         plan(**done, evaluate_on=[str(tmp_path / "none")])
 
 
-def test_what_is_damaged_changed_or_replaced_is_said(done, tmp_path) -> None:
+def test_plan_shows_damaged_changed_and_replaced_output(done, tmp_path) -> None:
     output = Path(shutil.copytree(done["output"], tmp_path / "outputs"))
     here = {**done, "output": str(output)}
 
@@ -106,7 +115,7 @@ def test_what_is_damaged_changed_or_replaced_is_said(done, tmp_path) -> None:
     assert "beside 1" in damaged[0].writes
 
 
-def test_the_model_is_the_one_that_the_gate_would_leave(done, trained, dataset, tmp_path) -> None:
+def test_plan_uses_the_model_that_the_gate_would_leave(done, trained, dataset, tmp_path) -> None:
     import mlflow
 
     from model import registry, tracking
@@ -143,10 +152,12 @@ def test_the_model_is_the_one_that_the_gate_would_leave(done, trained, dataset, 
         planned()
 
 
-def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
+def test_estimates_use_the_last_comparable_run(done, tmp_path) -> None:
     new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
-    record(str(tmp_path), ingest_key(SMALL), 400, 43)
-    record(str(tmp_path), train_key(TrainConfig(architecture="unet", filters=512), 32, 48), 1, 9999)
+    record_duration(str(tmp_path), ingest_key(SMALL), 400, 43)
+    record_duration(
+        str(tmp_path), train_key(TrainConfig(architecture="unet", filters=512), 32, 48), 1, 9999
+    )
     ingest, train, _ = plan(**new)
     # 3 s of start-up, and a tenth of a second for each of the 40 pairs.
     assert ingest.seconds == pytest.approx(7)
@@ -155,10 +166,10 @@ def test_estimates_rest_on_the_last_run_of_their_kind(done, tmp_path) -> None:
     elsewhere = plan(**new, train_on="gpu")[1]
     assert (elsewhere.seconds, elsewhere.basis) == (0, "not known for pool gpu")
     (tmp_path / "durations.json").write_text("{")
-    assert recorded(str(tmp_path)) == {}
+    assert recorded_durations(str(tmp_path)) == {}
 
 
-def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: Path) -> None:
+def test_estimates_skip_runs_that_reused_all_images(tmp_path: Path) -> None:
     began = datetime(2026, 1, 1, tzinfo=UTC)
     for age, (version, reused, seconds) in enumerate([("v3", 60, 2), ("v2", 50, 9), ("v1", 0, 64)]):
         row = {"images_read": 60, "images_reused": reused, "started_at": began}
@@ -168,7 +179,7 @@ def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: P
         pq.write_table(pa.Table.from_pylist([row]), file)
         os.utime(file, (1000 - age, 1000 - age))
     # From the run before the last one: 4 s of start-up, and 5 s for the ten images it predicted.
-    assert _last_inference(str(tmp_path), 60, 1) == (34, "last run, 10 items")
+    assert _estimate_inference(str(tmp_path), 60, 1) == (34, "last run, 10 items")
 
 
 @pytest.mark.parametrize(
@@ -181,9 +192,7 @@ def test_a_run_that_took_its_images_over_tells_nothing_of_predicting(tmp_path: P
         ((32, 48), 4, [3 + 40 / 214, 20 + 64 / 30.5 / 100, 4 + 40 * 0.0046]),
     ],
 )
-def test_estimates_without_any_run_are_what_was_measured(
-    done, size, filters, seconds, tmp_path
-) -> None:
+def test_estimates_without_a_run_use_measured_rates(done, size, filters, seconds, tmp_path) -> None:
     steps = plan(
         source=done["source"],
         output=str(tmp_path),
@@ -197,13 +206,13 @@ def test_estimates_without_any_run_are_what_was_measured(
         plan(source=done["source"], ingest_config=IngestConfig(height=0, width=0))
 
 
-def test_mistakes_are_said_before_anything_is_read(tmp_path, job) -> None:
+def test_invalid_parameters_are_refused_before_anything_is_read(tmp_path, job) -> None:
     for given, message in (
         ({"train_config": {"epochs": -1}}, r"^train_config\.epochs: .*greater than or equal to 0$"),
         ({"nonsense": 1}, r"^parameters \['nonsense'\] are unknown; expected .*'train_config'"),
     ):
         with pytest.raises(UserError, match=message):
-            parameters_of({"source": "x", **given})
+            validated_parameters({"source": "x", **given})
     done = job("flows.plan", f"--source={tmp_path}/none")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: source")
@@ -229,7 +238,7 @@ def test_the_command_prints_one_line_for_each_step(done, job) -> None:
     ]
 
 
-def test_what_is_named_counts_for_more_than_the_parameters(done, tmp_path, monkeypatch) -> None:
+def test_options_override_params(done, tmp_path, monkeypatch) -> None:
     params = {
         key: value if isinstance(value, str) else value.model_dump() for key, value in done.items()
     }
@@ -259,10 +268,10 @@ def test_columns_are_as_wide_as_their_cells() -> None:
 
 
 def test_sizes_and_times_read_well() -> None:
-    assert [human(size) for size in (12, 1_200, 34_500_000, 2.5e9)] == [
+    assert [format_size(size) for size in (12, 1_200, 34_500_000, 2.5e9)] == [
         "12 B",
         "1 kB",
         "34 MB",
         "2.5 GB",
     ]
-    assert [duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]
+    assert [format_duration(seconds) for seconds in (5, 600, 9000)] == ["5 s", "10 min", "2.5 h"]

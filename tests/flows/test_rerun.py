@@ -1,4 +1,4 @@
-"""A rerun without changes: what it must not import, and when the report stays."""
+"""A rerun without changes imports no heavy module and keeps the report."""
 
 import logging
 from pathlib import Path
@@ -29,7 +29,7 @@ def _imported(module: str, *arguments: str) -> str:
     return done.stdout.splitlines()[-1]
 
 
-def test_jobs_with_nothing_to_do_import_nothing_heavy(
+def test_up_to_date_jobs_import_nothing_heavy(
     dataset: Path, scenes: Path, trained: Trained, tables: Path, tmp_path: Path
 ) -> None:
     datasets = dataset.parents[1]
@@ -44,7 +44,7 @@ def test_jobs_with_nothing_to_do_import_nothing_heavy(
     assert _imported("beam.infer", *infer) == "[]"
 
 
-def test_a_report_stays_while_tables_and_files_are_what_they_were(
+def test_report_is_kept_while_inputs_and_files_are_unchanged(
     tables: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []

@@ -1,4 +1,4 @@
-"""The small rules of the flows: names of runs, when a retry helps, which processes are stopped.
+"""Unit tests of the flows: run names, retries, progress, command-line plugin, process groups.
 
 Prefect creates its folder when it is imported, so modules that use it are imported inside the
 tests, whose home is a temporary folder.
@@ -21,7 +21,7 @@ from jobs import ROOT, python
 from operated import processes
 from servers import answering, ask, free_port, until
 
-from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, JobError, run_job
 from runtime.errors import UnavailableError, UserError
 from runtime.services import (
     Service,
@@ -46,10 +46,10 @@ from runtime.services import (
         ("..", "unnamed"),
     ],
 )
-def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
-    from flows.lifecycle.run_names import short
+def test_run_name_is_the_last_part_of_its_input(place, name) -> None:
+    from flows.lifecycle.run_names import short_name
 
-    assert short(place) == name
+    assert short_name(place) == name
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def test_a_run_is_named_by_the_end_of_what_it_reads(place, name) -> None:
         (TimeoutError("a connection's"), True),
     ],
 )
-def test_a_step_is_tried_again_only_where_that_can_help(error, helps) -> None:
-    from flows.lifecycle.retries import may_help
+def test_only_errors_that_a_retry_can_fix_are_retried(error, helps) -> None:
+    from flows.lifecycle.retries import should_retry
 
     state = SimpleNamespace(result=lambda **_: error)
-    assert may_help(None, None, state) is helps
+    assert should_retry(None, None, state) is helps
 
 
-def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> None:
+def test_all_jobs_have_the_retry_policy_without_timeouts() -> None:
     from prefect.task_engine import TaskRunTimeoutError
 
     from flows import backfill, infer, ingest, train
@@ -77,16 +77,16 @@ def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> 
     from flows.tasks import report
 
     for step in (
-        backfill.infer_one,
+        backfill.infer_pair,
         infer.infer_tables,
         ingest.ingest_dataset,
         report.write_report,
         train.train_model,
     ):
         assert step.retries == 3
-        assert step.retry_condition_fn is retries.may_help
+        assert step.retry_condition_fn is retries.should_retry
     state = SimpleNamespace(result=lambda **_: TaskRunTimeoutError("48 hours"))
-    assert not retries.may_help(None, None, state)
+    assert not retries.should_retry(None, None, state)
 
 
 @pytest.mark.parametrize(
@@ -100,13 +100,13 @@ def test_all_jobs_are_tried_again_alike_and_not_after_prefects_own_timeout() -> 
         ("nothing has changed: 40 records, all files intact", None),
     ],
 )
-def test_how_far_a_job_is_stands_in_its_lines(line, share) -> None:
+def test_percent_from_a_log_line(line, share) -> None:
     from flows.lifecycle.progress import percent
 
     assert percent(line) == (None if share is None else pytest.approx(share))
 
 
-def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -> None:
+def test_failed_progress_update_does_not_stop_the_job(monkeypatch) -> None:
     from flows.lifecycle import progress
 
     def refuse(*_: object) -> None:
@@ -115,9 +115,9 @@ def test_a_server_that_refuses_a_picture_of_progress_stops_no_job(monkeypatch) -
 
     sent: list[int] = []
     monkeypatch.setattr(progress, "create_progress_artifact", refuse)
-    shown = progress.Progress("beam.ingest")
+    shown = progress.ProgressArtifact("beam.ingest")
     for share in range(100):
-        shown.show(share)
+        shown.update(share)
     assert len(sent) == 1
 
 
@@ -131,7 +131,7 @@ def test_a_request_waits_for_a_server_that_is_about_to_start() -> None:
             assert asked.result() == [1]
 
 
-def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> None:
+def test_wait_for_remote_training_outlasts_an_outage(monkeypatch) -> None:
     import httpx
     from prefect.states import Completed, Running
 
@@ -152,40 +152,42 @@ def test_a_training_elsewhere_is_waited_for_through_an_outage(monkeypatch) -> No
     monkeypatch.setattr(remote_training, "get_client", lambda **_: Client())
     monkeypatch.setattr(remote_training, "_POLL_S", 0)
     run = SimpleNamespace(id="some", name="some")
-    assert remote_training._wait_for(run, lambda: None).state.is_completed()
-    monkeypatch.setattr(remote_training, "PATIENCE_S", -1)
+    assert remote_training._wait_for_end(run, lambda: None).state.is_completed()
+    monkeypatch.setattr(remote_training, "SERVER_TIMEOUT_S", -1)
     Client.answers[:] = [Running(), httpx.ConnectError("away")]
     with pytest.raises(httpx.ConnectError):
-        remote_training._wait_for(run, lambda: None)
+        remote_training._wait_for_end(run, lambda: None)
 
 
-def test_ranges_of_versions_are_the_versions() -> None:
-    from flows.backfill import expand
+def test_version_ranges_are_expanded() -> None:
+    from flows.backfill import expand_versions
 
-    assert expand(["models:/a/9-11", "models:/a/10", "models:/a-1@champion", "x/1-2.keras"]) == [
+    assert expand_versions(
+        ["models:/a/9-11", "models:/a/10", "models:/a-1@champion", "x/1-2.keras"]
+    ) == [
         *(f"models:/a/{number}" for number in (9, 10, 11)),
         "models:/a-1@champion",
         "x/1-2.keras",
     ]
     for slip in ("models:/a/3-2", "models:/a/1-99999"):
         with pytest.raises(UserError, match="expected FIRST-LAST with at most 1000 versions"):
-            expand([slip])
+            expand_versions([slip])
 
 
-def test_a_job_that_ends_with_75_may_be_tried_again(tmp_path, monkeypatch) -> None:
+def test_exit_code_75_is_unavailable(tmp_path, monkeypatch) -> None:
     (tmp_path / "absent.py").write_text(
         "import sys\nprint('error: MLflow is away', file=sys.stderr)\nsys.exit(75)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(UnavailableError, match=r"^MLflow is away$"):
-        run_job("absent", [], Watch(lambda _: None))
+        run_job("absent", [], JobCallbacks(lambda _: None))
 
 
 SILENT = "import time\ntime.sleep(3000)\n"
 """Outlasts the limit of a test."""
 
 
-def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, monkeypatch) -> None:
+def test_silent_job_in_a_thread_is_stopped_at_its_timeout(tmp_path, monkeypatch) -> None:
     from prefect.utilities.timeout import timeout
 
     (tmp_path / "silent.py").write_text(SILENT)
@@ -194,82 +196,82 @@ def test_a_silent_job_in_a_thread_is_stopped_when_its_time_is_over(tmp_path, mon
     def run() -> None:
         # Around each task, Prefect sets its timeout so.
         with timeout(1):
-            run_job("silent", [str(tmp_path)], Watch(lambda _: None))
+            run_job("silent", [str(tmp_path)], JobCallbacks(lambda _: None))
 
     with ThreadPoolExecutor() as pool, pytest.raises(TimeoutError, match="timed out after 1"):
         pool.submit(run).result()
     assert not processes("silent", str(tmp_path))
 
 
-def test_the_name_is_found_among_the_options() -> None:
-    from flows.deploy.cli_plugin import deployment_name, full_name
+def test_deployment_name_is_found_and_resolved() -> None:
+    from flows.deploy.cli_plugin import name_index, resolve_name
 
     run = ["prefect", "deployment", "run"]
-    assert deployment_name([*run, "infer"]) == 3
+    assert name_index([*run, "infer"]) == 3
     options = ["--watch", "-p", "a=1", "--params={}"]
-    assert deployment_name([*run, *options, "infer", "--tag", "x"]) == 7
+    assert name_index([*run, *options, "infer", "--tag", "x"]) == 7
     for others in ([*run, "--id", "x"], run, [*run, "--help"]):
-        assert deployment_name(others) is None
-    assert deployment_name(["prefect", "deployment", "inspect", "infer"]) is None
+        assert name_index(others) is None
+    assert name_index(["prefect", "deployment", "inspect", "infer"]) is None
     known = ["ingest/nightly", "infer/nightly", "infer/infer"]
-    assert full_name("infer", known) == full_name("infer/infer", known) == "infer/infer"
+    assert resolve_name("infer", known) == resolve_name("infer/infer", known) == "infer/infer"
     with pytest.raises(LookupError, match="ambiguous: expected one of infer/nightly, ingest/night"):
-        full_name("nightly", known)
+        resolve_name("nightly", known)
     with pytest.raises(LookupError, match="does not exist; found infer/infer, infer/nightly"):
-        full_name("inf", known)
+        resolve_name("inf", known)
     with pytest.raises(LookupError, match="found none; `make up` or"):
-        full_name("infer", [])
+        resolve_name("infer", [])
 
 
-def test_the_reason_of_a_training_elsewhere_is_passed_on() -> None:
+def test_reason_of_a_failed_remote_training_is_passed_on() -> None:
     from uuid import uuid4
 
     from prefect.client.schemas.objects import FlowRun
     from prefect.states import Crashed, Failed
 
-    from flows.tasks.remote_training import _end_of
+    from flows.tasks.remote_training import _describe_end
 
-    for state, said in (
+    for state, message in (
         (Failed(message="error: dataset 'x': there is no such folder"), "ended as Failed: dataset"),
         (Crashed(), "ended as Crashed: its page says more"),
     ):
         run = FlowRun(flow_id=uuid4(), state=state, state_name=state.name)
-        assert _end_of(run).startswith(said)
+        assert _describe_end(run).startswith(message)
 
 
-def test_texts_are_no_numbers() -> None:
-    from flows.deploy.cli_plugin import as_texts
+def test_text_parameters_are_quoted() -> None:
+    from flows.deploy.cli_plugin import quote_texts
 
     text, number = {"type": "string"}, {"type": "integer"}
     schema = {"a": text, "b": {"anyOf": [text, {"type": "null"}]}, "n": number}
 
-    def said(*words: str) -> list[str]:
-        return as_texts(["prefect", "deployment", "run", "x", *words], schema)[4:]
+    def quoted_words(*words: str) -> list[str]:
+        return quote_texts(["prefect", "deployment", "run", "x", *words], schema)[4:]
 
     for value in ("20240501", "1e5", "true", "007", "[1]", 'a"b', "", "a=b"):
         quoted = json.dumps(value)
-        assert said("-p", f"a={value}") == ["-p", f"a={quoted}"]
-        assert said(f"--param=b={value}", "--watch") == [f"--param=b={quoted}", "--watch"]
-    assert said("-p", "a=null", "-p", "b=null") == ["-p", 'a="null"', "-p", "b=null"]
+        assert quoted_words("-p", f"a={value}") == ["-p", f"a={quoted}"]
+        assert quoted_words(f"--param=b={value}", "--watch") == [f"--param=b={quoted}", "--watch"]
+    assert quoted_words("-p", "a=null", "-p", "b=null") == ["-p", 'a="null"', "-p", "b=null"]
     others = ["-p", 'a="7"', "-p", "n=7", "-p", "other=7", "--tag", "a=7", "--params", '{"a": 7}']
-    assert said(*others) == others
+    assert quoted_words(*others) == others
 
 
-def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
+def test_missing_server_is_refused_at_once(tmp_path) -> None:
     shutil.copy(ROOT / "prefect.toml", tmp_path)
     environment = {**os.environ, "PREFECT_LOGGING_LEVEL": "ERROR"}
     environment.pop("PREFECT_API_URL", None)
     api = f"http://127.0.0.1:{free_port()}/api"
     away = f"Prefect at {api} does not answer (ConnectError); `make up`, or correct PREFECT_API_URL"
     unnamed = "no Prefect server is named or runs here; `make up`, or set PREFECT_API_URL"
-    for server, said in (({}, unnamed), ({"PREFECT_API_URL": api}, away)):
+    for server, message in (({}, unnamed), ({"PREFECT_API_URL": api}, away)):
         command = ("-m", "prefect", "deployment", "run", "infer")
         done = python(*command, cwd=tmp_path, env={**environment, **server})
-        assert (done.returncode, done.stderr) == (2, f"error: {said}\n")
+        assert (done.returncode, done.stderr) == (2, f"error: {message}\n")
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "said"),
+    ("module", "arguments", "message"),
     [
         ("flows.demo", ["--epochs=-1"], "epochs: Input should be greater than or equal to 0"),
         ("flows.demo", ["--raw=/none"], "RAW '/none': there is no such folder"),
@@ -293,12 +295,12 @@ def test_a_name_without_any_server_is_said_at_once(tmp_path) -> None:
         ("beam.ingest", ["--source=", "--output=a"], "expected a folder or a URI, found an empty"),
     ],
 )
-def test_a_mistake_is_one_line(module, arguments, said, tmp_path, monkeypatch) -> None:
+def test_user_error_is_one_line(module, arguments, message, tmp_path, monkeypatch) -> None:
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     done = python("-m", module, *arguments, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"error: {said}")
+    assert done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -317,7 +319,7 @@ STUBBORN = """trap '' TERM; echo here; while :; do sleep 0.1; done"""
     ],
     ids=["orphans", "stubborn child", "stubborn leader"],
 )
-def test_the_whole_group_is_ended(script, kills_leader) -> None:
+def test_whole_process_group_is_stopped(script, kills_leader) -> None:
     with subprocess.Popen(
         ["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
     ) as leader:

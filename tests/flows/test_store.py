@@ -99,7 +99,7 @@ def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, mo
     assert [step.action for step in steps] == ["cached", "cached", "cached"]
 
 
-def test_the_doctor_looks_at_the_store(bucket: Store, job: Job) -> None:
+def test_doctor_checks_the_store(bucket: Store, job: Job) -> None:
     assert check_store(bucket.uri("outputs")).level == "ok"
     found = check_store("s3://none/outputs")
     assert found.level == "fix"

@@ -1,4 +1,4 @@
-"""What happens while nobody looks: runs that never begin, are late or fail, and who is told."""
+"""Unattended runs that never begin, are late or fail; final states; notifications by webhook."""
 
 import json
 import os
@@ -68,16 +68,16 @@ def test_a_run_whose_worker_dies_before_it_begins_crashes_and_frees_its_slot(
     assert _slots(local) == 0
     impatient()
     run_local("up", local.root)
-    # The next run gets the slot; why it fails is said at the end, and on the pages of both runs.
+    # The next run gets the slot; the reason of its failure is the last line, and on both pages.
     (tmp_path / "raw").mkdir()
     done = local.prefect(*RUN, "--watch", "-p", f"source={tmp_path / 'raw'}")
-    said = _last_line(done)
-    assert said.startswith("error: ")
-    assert f"{tmp_path / 'raw'}" in said
-    assert "holds no pairs" in said
+    reason = _last_line(done)
+    assert reason.startswith("error: ")
+    assert f"{tmp_path / 'raw'}" in reason
+    assert "holds no pairs" in reason
     (run,) = re.findall(r"UUID: (\S+)", done.stdout)
     (child,) = local.children(run)
-    assert _run(local, run)["state"]["message"] == child["state"]["message"] == said
+    assert _run(local, run)["state"]["message"] == child["state"]["message"] == reason
 
 
 def _last_line(done: Any) -> str:
@@ -88,19 +88,19 @@ def _last_line(done: Any) -> str:
 ENDS = """
 import json, sys
 from flows.backfill import backfill
-from flows.lifecycle.outcome import concluded
+from flows.lifecycle.outcome import with_final_state
 from flows.infer import infer
-from flows.lifecycle.job_process import Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, run_job
 from flows.train import train
 from prefect import State, flow
 
 @flow
-@concluded
+@with_final_state
 def child(way: str) -> str:
-    return run_job("ending", [way], Watch(print)).result
+    return run_job("ending", [way], JobCallbacks(print)).output
 
 @flow
-@concluded
+@with_final_state
 def parent(way: str) -> str:
     return child(way)
 
@@ -135,7 +135,7 @@ sys.exit(int(way))
 """
 
 
-def test_the_reason_of_each_way_to_end_is_the_states_message(local, tmp_path) -> None:
+def test_state_message_is_the_reason_for_each_exit(local, tmp_path) -> None:
     (tmp_path / "ending.py").write_text(ENDING)
     paths = {"PREFECT_API_URL": local.api, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
     places = (str(tmp_path / "none"), f"sqlite:///{tmp_path}/mlflow.db")
@@ -145,23 +145,23 @@ def test_the_reason_of_each_way_to_end_is_the_states_message(local, tmp_path) ->
     killed = "was killed by SIGKILL (as when memory runs out); it said last: halfway there"
     dataset = f"error: dataset '{places[0]}': there is no such folder"
     assert [name for name, _ in found] == [*["Failed"] * 4, "Completed", *["Failed"] * 4]
-    said = [message for _, message in found]
-    assert said[:4] == [
+    messages = [message for _, message in found]
+    assert messages[:4] == [
         "error: /raw: no image found",
         "error: /raw: no image found",
         "error: ending ended with code 1; it said last: ValueError: a defect",
         f"error: ending {killed}",
     ]
-    assert said[5:7] == [dataset, dataset]
+    assert messages[5:7] == [dataset, dataset]
     why = [
         f"none.keras over {place}: source '{place}': there is no such folder or archive"
         for place in (places[0], f"{places[0]}2")
     ]
-    assert said[7] == f"error: 2 of 2 failed: {'; '.join(why)}"
-    assert "sources" in said[8]
+    assert messages[7] == f"error: 2 of 2 failed: {'; '.join(why)}"
+    assert "sources" in messages[8]
 
 
-def test_each_flow_concludes_so() -> None:
+def test_each_flow_sets_its_final_state() -> None:
     from flows.backfill import backfill
     from flows.infer import infer
     from flows.ingest import ingest
@@ -173,8 +173,8 @@ def test_each_flow_concludes_so() -> None:
 
 
 @contextmanager
-def _listening():
-    """A server that notes what it is told; yields its address and the notes."""
+def _webhook_server():
+    """A server that records requests; yields its address and the requests' paths and bodies."""
     notes: list[tuple[str, dict[str, Any]]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -197,7 +197,7 @@ def _listening():
             thread.join()
 
 
-def test_failed_and_crashed_runs_are_told_until_that_is_turned_off(local) -> None:
+def test_webhook_gets_failed_and_crashed_runs_until_removed(local) -> None:
     def crash() -> None:
         started = local.prefect("deployment", "run", "train", "-p", "dataset=x", "--start-in=1 day")
         (run,) = re.findall(r"UUID: (\S+)", started.stdout)
@@ -205,7 +205,7 @@ def test_failed_and_crashed_runs_are_told_until_that_is_turned_off(local) -> Non
         local.ask(f"/flow_runs/{run}/set_state", crashed)
 
     secret = "token-of-the-chat"
-    with _listening() as (address, notes):
+    with _webhook_server() as (address, notes):
         run_local("up", local.root, f"--notify={address}/{secret}")
         # What looks like a number is a path as well.
         done = local.prefect("deployment", "run", "infer", "--watch", "-p", "dataset=20240501")
@@ -244,7 +244,7 @@ def _told(local: Local) -> list[str]:
     return [one["name"] for one in found if one["name"] == "Notify of failed runs"]
 
 
-def test_after_an_outage_a_schedules_runs_do_their_work_once(local, tmp_path) -> None:
+def test_late_scheduled_runs_work_once_after_an_outage(local, tmp_path) -> None:
     (found,) = [one for one in local.ask("/deployments/filter") if one["name"] == "ingest"]
     place = f"/deployments/{found['id']}"
     given = {"source": str(tmp_path / "none")}

@@ -1,3 +1,5 @@
+"""The whole flow on Prefect's ephemeral server; synthetic scenes; job processes."""
+
 import argparse
 import io
 import json
@@ -15,7 +17,7 @@ from jobs import QUICK, RETRIED, ROOT, SMALL
 from PIL import Image
 from whole_flow import FLOW, MORE, ephemeral
 
-from flows.lifecycle.job_process import JobError, Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, JobError, run_job
 from flows.lifecycle.summary import class_rows, class_summary
 from flows.scenes import draw_scene, write_scenes
 from runtime.command_line import add_config, config_from, to_arguments
@@ -33,7 +35,7 @@ from schemas.config import GateConfig, InferConfig, IngestConfig, TrainConfig
         InferConfig(source_name="x-1"),
     ],
 )
-def test_configs_survive_the_command_line(config) -> None:
+def test_configs_round_trip_through_the_command_line(config) -> None:
     parser = argparse.ArgumentParser()
     add_config(parser, type(config))
     assert config_from(type(config), parser.parse_args(to_arguments(config))) == config
@@ -43,7 +45,7 @@ def test_configs_survive_the_command_line(config) -> None:
 def test_scenes_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
     lines: list[str] = []
     output = str(tmp_path / "a")
-    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], Watch(lines.append))
+    done = run_job("flows.scenes", [f"--output={output}", "--count=40"], JobCallbacks(lines.append))
     assert done == (str(output), False)
     assert lines == ["scenes: 40/40 drawn"]
     write_scenes(str(tmp_path / "b"), 2)
@@ -64,11 +66,11 @@ def test_scenes_hold_the_classes_of_a_street() -> None:
     assert {taxonomy.names[class_id] for class_id in found} == set(taxonomy.names)
 
 
-def test_a_jobs_mistake_is_the_users_and_a_defect_is_not() -> None:
+def test_job_exit_codes_become_user_or_job_errors() -> None:
     with pytest.raises(UserError, match="source '/none': there is no such folder"):
-        run_job("beam.ingest", ["--source=/none", "--output=/none"], Watch(lambda _: None))
+        run_job("beam.ingest", ["--source=/none", "--output=/none"], JobCallbacks(lambda _: None))
     with pytest.raises(JobError, match=r"No module named flows\.none"):
-        run_job("flows.none", [], Watch(lambda _: None))
+        run_job("flows.none", [], JobCallbacks(lambda _: None))
 
 
 def test_flow_modules_import_nothing_heavy() -> None:

@@ -19,11 +19,11 @@ from runtime.services import start_time
 
 FLOW = """
 import sys, threading
-from flows.lifecycle.job_process import Watch, run_job
+from flows.lifecycle.job_process import JobCallbacks, run_job
 
 module, *arguments = sys.argv[1:]
 # As Prefect's pool of threads does.
-thread = threading.Thread(target=run_job, args=(module, arguments, Watch(print)))
+thread = threading.Thread(target=run_job, args=(module, arguments, JobCallbacks(print)))
 thread.start()
 thread.join()
 """

@@ -67,7 +67,7 @@ def prefect(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_deploys_twice_and_a_bare_name_runs(signed_in: str, job: Job):
+def test_deploy_is_idempotent_and_accepts_bare_names(signed_in: str, job: Job):
     made = ask("/flows/", {"name": "theirs"})["id"]
     theirs = {"name": "theirs", "flow_id": made, "parameters": {"tracking_uri": "http://theirs"}}
     schema = {"type": "object", "properties": {"tracking_uri": {"type": "string"}}}
@@ -92,7 +92,7 @@ def test_deploys_twice_and_a_bare_name_runs(signed_in: str, job: Job):
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_whom_to_tell_is_set_replaced_and_turned_off(job: Job):
+def test_webhook_is_set_replaced_and_removed(job: Job):
     def told(*arguments: str) -> list[str]:
         done = job("flows.deploy", "--tracking_uri=http://mlflow:5000", *arguments)
         assert done.returncode == 0, done.stderr
@@ -108,15 +108,13 @@ def test_whom_to_tell_is_set_replaced_and_turned_off(job: Job):
 
 
 @pytest.mark.usefixtures("signed_in")
-def test_the_nights_are_planned(job: Job):
+def test_nightly_runs_are_scheduled(job: Job):
     assert job("flows.deploy", "--tracking_uri=http://mlflow:5000").returncode == 0
     planned = ("flow-run", "ls", "--state-type=SCHEDULED")
     until(lambda: "ingest-train-infer" in prefect(*planned).stdout)
 
 
-def test_who_does_not_know_the_password_is_refused(
-    api: str, job: Job, monkeypatch: pytest.MonkeyPatch
-):
+def test_wrong_password_is_refused(api: str, job: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_API_URL", api)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{api}/admin/version")
@@ -130,14 +128,14 @@ def test_who_does_not_know_the_password_is_refused(
         assert (finding.level, finding.found) == ("fix", f"{api} rejects the credentials")
 
 
-def test_without_a_server_it_says_so(job: Job, monkeypatch: pytest.MonkeyPatch):
+def test_missing_server_is_reported(job: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     done = job("flows.deploy", "--tracking_uri=http://mlflow:5000")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no server is named; set PREFECT_API_URL")
 
 
-def test_only_these_deployments_have_to_start_within_seconds() -> None:
+def test_start_timeout_applies_to_these_deployments_only() -> None:
     """Others on the same server may fetch an image for minutes before their flow begins."""
     described = yaml.safe_load((ROOT / AUTOMATIONS).read_text(encoding="utf-8"))
     (one,) = [one for one in described if one["name"] == "Crash runs that do not start"]

@@ -110,7 +110,7 @@ def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_java")
-def test_a_task_manager_has_its_folder_for_itself_and_memory_for_its_slots(
+def test_task_manager_locks_its_folder_and_has_memory_for_its_slots(
     tmp_path: Path, job: Job
 ) -> None:
     folder, log = tmp_path / "root/taskmanager-node", tmp_path / "log"
@@ -156,7 +156,7 @@ def test_a_task_manager_has_its_folder_for_itself_and_memory_for_its_slots(
 
 @pytest.mark.usefixtures("no_java")
 @pytest.mark.parametrize("leader", [":6123", "leader:rpc"])
-def test_an_address_without_its_form_is_one_line(leader: str, tmp_path: Path, job: Job) -> None:
+def test_malformed_address_is_a_one_line_error(leader: str, tmp_path: Path, job: Job) -> None:
     options = ["--host=node", f"--root={tmp_path / 'root'}", f"--jobmanager={leader}"]
     done = job("flows.flink", "taskmanager", *options)
     assert (done.returncode, done.stdout) == (2, "")

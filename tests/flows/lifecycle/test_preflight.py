@@ -1,7 +1,9 @@
+"""Preflight check of a run's parameters."""
+
 import pytest
 
 from flows.ingest_train_infer import ingest_train_infer
-from flows.lifecycle.preflight import check_steps
+from flows.lifecycle.preflight import check_parameters
 from runtime.errors import UserError
 from schemas.config import GateConfig, IngestConfig, TrainConfig
 
@@ -17,21 +19,21 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("ingest", "train", "gate", "said"), MISTAKES)
-def test_what_a_later_step_would_refuse_is_said_first(ingest, train, gate, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        check_steps(IngestConfig(**ingest), TrainConfig(**train), GateConfig(**gate))
+@pytest.mark.parametrize(("ingest", "train", "gate", "message"), MISTAKES)
+def test_preflight_refuses_incompatible_parameters(ingest, train, gate, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_parameters(IngestConfig(**ingest), TrainConfig(**train), GateConfig(**gate))
 
 
-def test_what_fits_is_not_refused() -> None:
-    check_steps(IngestConfig(), TrainConfig(), GateConfig())
+def test_preflight_accepts_compatible_parameters() -> None:
+    check_parameters(IngestConfig(), TrainConfig(), GateConfig())
     gate = GateConfig(critical="Vehicles, Roads")
-    check_steps(IngestConfig(), TrainConfig(), gate)
+    check_parameters(IngestConfig(), TrainConfig(), gate)
     binary = TrainConfig(target="Roads,RoadLines")
-    check_steps(IngestConfig(), binary, GateConfig(critical="RoadLines+Roads"))
+    check_parameters(IngestConfig(), binary, GateConfig(critical="RoadLines+Roads"))
 
 
-def test_the_flow_reads_nothing_before() -> None:
+def test_preflight_runs_before_any_input_is_read() -> None:
     with pytest.raises(UserError, match="critical 'Unicorns'"):
         # The flow's function, without Prefect; the source does not exist, which is not noticed.
         ingest_train_infer.fn("none", gate_config=GateConfig(critical="Unicorns"))

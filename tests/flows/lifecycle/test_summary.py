@@ -55,7 +55,7 @@ def test_classes_are_summed_over_all_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("overlap", "union", "iou"), [(3, 4, 0.75), (None, None, None)])
-def test_without_a_test_split_all_images_count(
+def test_iou_is_over_all_images_without_a_test_split(
     overlap: int | None, union: int | None, iou: float | None, tmp_path: Path
 ) -> None:
     _publish(tmp_path, "class_stats", [[_row(0, None, 5, overlap, union)]])

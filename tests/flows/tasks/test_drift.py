@@ -1,4 +1,4 @@
-"""What a run says of its drift: table, warning, event, or that nothing is known."""
+"""Drift of a run: table, warning, event, or the reason why it is unknown."""
 
 import logging
 from pathlib import Path
@@ -38,7 +38,7 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogC
     return run
 
 
-def test_the_table_shows_both_and_the_same_set_does_not_warn(publish) -> None:
+def test_drift_table_shows_both_shares_and_equal_shares_do_not_warn(publish) -> None:
     found = publish(THEN, THEN, 0)
     rows, key, about = found["table"]
     assert (key, about.rpartition(": ")[2]) == ("drift", "distance 0.000")
@@ -52,7 +52,7 @@ def test_the_table_shows_both_and_the_same_set_does_not_warn(publish) -> None:
     assert not found["warnings"]
 
 
-def test_a_shifted_set_warns_and_emits_the_event_above_the_threshold(publish) -> None:
+def test_drift_above_the_threshold_warns_and_emits_the_event(publish) -> None:
     found = publish(SHIFTED, THEN, 0.25)
     name, rest = found["event"]
     assert name == "lyft.drift.exceeded"
@@ -77,7 +77,7 @@ def test_a_shifted_set_warns_and_emits_the_event_above_the_threshold(publish) ->
         (NOTHING, THEN, "holds no predicted pixel"),
     ],
 )
-def test_what_is_not_known_is_said(now, then, reason, publish) -> None:
+def test_unknown_drift_is_reported_with_its_reason(now, then, reason, publish) -> None:
     found = publish(now, then, 0)
     assert reason in found["text"][0]
     assert found.keys() == {"text", "warnings"}
