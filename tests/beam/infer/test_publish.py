@@ -198,6 +198,16 @@ def test_a_kill_before_the_first_step_shows_nothing(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == set(TABLES)
 
 
+def _seen_quickly(root: Path, table: str) -> list[str] | None:
+    """What a reader sees, unless it takes longer than replaced files stay, or one has just gone."""
+    started = time.monotonic()
+    try:
+        found = _seen(root, table)
+    except FileNotFoundError:
+        return None
+    return found if time.monotonic() - started < publish._GRACE_S else None
+
+
 def test_readers_see_a_whole_state_while_others_are_published(tmp_path: Path) -> None:
     """A file that a reader has just listed may be gone, but it never finds a mixture of states."""
     _publish(tmp_path, "state-0")
@@ -208,13 +218,8 @@ def test_readers_see_a_whole_state_while_others_are_published(tmp_path: Path) ->
     def read() -> None:
         while not done.is_set():
             for table in TABLES:
-                started = time.monotonic()
-                try:
-                    found = _seen(tmp_path, table)
-                except FileNotFoundError:
-                    continue
-                # Old files stay for a while; a reader that is slower than that may miss some.
-                if time.monotonic() - started > publish._GRACE_S:
+                found = _seen_quickly(tmp_path, table)
+                if found is None:
                     continue
                 seen.update(found)
                 if len(set(found)) != 1 or len(found) != FILES:
