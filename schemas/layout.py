@@ -96,8 +96,12 @@ def part_file_name(run_id: str, index: int, parts: int) -> str:
 
 def part_index(key: str, parts: int) -> int:
     """Index of the part that holds the rows of a key: an image's id, a path."""
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return int.from_bytes(digest) * parts >> 64
+    return part_hash(key) * parts >> 64
+
+
+def part_hash(key: str) -> int:
+    """Hash of a key, 0 to 2**64 - 1. Each part is a range of hashes."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
 
 
 def safe_name(text: str) -> str:

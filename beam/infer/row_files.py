@@ -19,18 +19,21 @@ from apache_beam.utils.windowed_value import WindowedValue
 from beam.infer.table_parts import Columns, Row, RowRef, write_part
 from beam.shared.atomic_writes import atomic_file
 from runtime.storage import join, writing
-from schemas.layout import part_file_name, part_index
+from schemas.layout import part_file_name, part_hash, part_index
 from schemas.prediction import CLASS_STATS, MASKS, plain
 
 PartKey = tuple[str, int, int]
 """Table, index of the part, number of parts."""
 
 _FLUSH_IMAGES, _FLUSH_BYTES = 512, 16 << 20
+_BATCH_IMAGES = 16
+"""Images in a record batch, the least of a file that is read."""
 
 
 class WriteRowFiles(beam.DoFn):
     """Writes rows to Arrow files of a few MiB in ``folder`` and yields a RowRef for each image.
 
+    Rows are in the order of the parts, so that a part reads only some record batches of each file.
     A retried bundle writes new files; those of the first attempt are never read.
     """
 
@@ -61,18 +64,26 @@ class WriteRowFiles(beam.DoFn):
     def _flush(self) -> Iterator[RowRef]:
         if not self._masks:
             return
-        masks = pa.Table.from_pylist(self._masks, schema=plain(MASKS))
-        names = CLASS_STATS.names
-        columns = {name: [value for one in self._classes for value in one[name]] for name in names}
-        classes = pa.table(columns, schema=plain(CLASS_STATS))
+        rows = sorted(
+            zip(self._masks, self._classes, strict=True),
+            key=lambda row: part_hash(row[0]["image_id"]),
+        )
+        masks = pa.Table.from_pylist([mask for mask, _ in rows], schema=plain(MASKS))
+        columns = {
+            name: [value for _, classes in rows for value in classes[name]]
+            for name in CLASS_STATS.names
+        }
+        stats = pa.table(columns, schema=plain(CLASS_STATS))
         stem = join(self._folder, uuid.uuid4().hex)
         files = {}
-        for name, table in (("masks", masks), ("class_stats", classes)):
+        for name, table in (("masks", masks), ("class_stats", stats)):
             files[name] = f"{stem}.{name}.arrow"
+            batch_rows = _BATCH_IMAGES * table.num_rows // len(rows)
             with writing(files[name]) as path, pa.ipc.new_file(str(path), table.schema) as writer:
-                writer.write_table(table)
-        for mask, one in zip(self._masks, self._classes, strict=True):
-            yield RowRef(mask["image_id"], files, len(one["class_id"]), mask["mask_size"])
+                writer.write_table(table, max_chunksize=batch_rows)
+        for index, (mask, classes) in enumerate(rows):
+            size, batch = mask["mask_size"], index // _BATCH_IMAGES
+            yield RowRef(mask["image_id"], files, len(classes["class_id"]), size, batch)
         self.start_bundle()
 
 

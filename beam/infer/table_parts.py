@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from runtime.errors import UnavailableError
+from runtime.object_store import request
 from runtime.parquet import read_table
-from runtime.storage import local
+from runtime.storage import is_remote
 from schemas.prediction import CLASS_STATS, MASKS, plain
 
 Row = dict[str, Any]
@@ -31,12 +32,14 @@ class RowRef(NamedTuple):
     Attributes:
         files: by table: an Arrow IPC file of this run, or a published Parquet file.
         rows: number of rows in class_stats, one per class; size: bytes of the mask.
+        batch: index of the record batch in an Arrow file.
     """
 
     image_id: str
     files: dict[str, str]
     rows: int
     size: int
+    batch: int = 0
 
     def bytes_in(self, table: str) -> int:
         """Approximate bytes that the rows take in a file of ``table``."""
@@ -50,9 +53,9 @@ def write_part(
     path: Path, table: str, refs: Iterable[RowRef], schema: pa.Schema, row_group_bytes: int
 ) -> None:
     """Gathers the rows of images, orders them by image id and writes them as one Parquet file."""
-    wanted: dict[str, list[str]] = defaultdict(list)
+    wanted: dict[str, list[RowRef]] = defaultdict(list)
     for ref in refs:
-        wanted[ref.files[table]].append(ref.image_id)
+        wanted[ref.files[table]].append(ref)
     pieces = [_rows(file, wanted[file], plain(_SCHEMAS[table])) for file in sorted(wanted)]
     rows = pa.concat_tables(pieces) if pieces else plain(_SCHEMAS[table]).empty_table()
     run_id = schema.metadata[b"lyft.run_id"].decode()
@@ -69,10 +72,10 @@ def write_part(
             writer.write_table(rows.slice(start, count), row_group_size=count)
 
 
-def _rows(file: str, image_ids: list[str], schema: pa.Schema) -> pa.Table:
+def _rows(file: str, refs: list[RowRef], schema: pa.Schema) -> pa.Table:
+    image_ids = [ref.image_id for ref in refs]
     if file.endswith(".arrow"):
-        with local(file) as path, pa.memory_map(str(path)) as source:
-            rows = pa.ipc.open_file(source).read_all()
+        rows = _read_batches(file, {ref.batch for ref in refs})
     else:
         try:
             rows = read_table(file, columns=schema.names).cast(schema)
@@ -81,6 +84,17 @@ def _rows(file: str, image_ids: list[str], schema: pa.Schema) -> pa.Table:
                 f"{file} is gone: another job has published this partition meanwhile; run again"
             ) from error
     return rows.filter(pc.is_in(rows["image_id"], pa.array(image_ids, pa.string())))
+
+
+def _read_batches(file: str, indices: set[int]) -> pa.Table:
+    """Record batches of an Arrow file; from a store, nothing else of it is read."""
+
+    def read(store: Any, key: str) -> pa.Table:
+        with store.open_input_file(key) if store else pa.memory_map(key) as source:
+            reader = pa.ipc.open_file(source)
+            return pa.Table.from_batches([reader.get_batch(index) for index in sorted(indices)])
+
+    return request(file, read) if is_remote(file) else read(None, file)
 
 
 def _as_published(rows: pa.Table, schema: pa.Schema) -> pa.Table:
