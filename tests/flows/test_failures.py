@@ -27,7 +27,6 @@ from operated import (
     run_local,
     until,
 )
-from servers import PATIENCE_S
 
 from runtime.services import State, start_time
 
@@ -54,11 +53,14 @@ def _kill(local: Local, *services: str) -> None:
         until(lambda name=name: not state.is_running(name))
 
 
-def _start(local: Local, deployment: str, **parameters: Any) -> str:
+def _start(
+    local: Local, deployment: str, env: dict[str, str] | None = None, **parameters: Any
+) -> str:
     (found,) = [one for one in local.ask("/deployments/filter") if one["name"] == deployment]
     body = {
         "parameters": {**found["parameters"], **parameters},
         "state": {"type": "SCHEDULED"},
+        "job_variables": {"env": env} if env else {},
         # Makes each request start a new run.
         "idempotency_key": str(uuid4()),
     }
@@ -143,26 +145,18 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
         "infer": ("beam.infer", f"--output={tmp_path}/predictions"),
     }
     checkpoints = tmp_path / "training"
-    zombies = {name: _start(local, name, **parameters) for name, parameters in asked.items()}
-
-    def is_at_work(name: str, pid: int) -> bool:
-        if name == "train":
-            # Written last and atomically: once it exists, training can resume after an epoch.
-            return any(checkpoints.rglob("state.npz"))
-        return bool(children(pid))
-
-    held: dict[str, int] = {}
-    workers: list[int] = []
-    deadline = time.monotonic() + PATIENCE_S
-    while len(held) < len(jobs):
-        assert time.monotonic() < deadline, held
-        for name, job in jobs.items():
-            if name not in held and (found := processes(*job)) and is_at_work(name, found[0]):
-                # Stopped in the middle of its work until it is killed.
-                os.kill(found[0], signal.SIGSTOP)
-                workers += children(found[0])
-                held[name] = found[0]
-        time.sleep(0.05)
+    # The checkpoint of an epoch is complete once this file exists.
+    middle = {"ingest": "written", "train": "state.npz", "infer": "predicted"}
+    zombies, places = {}, {name: tmp_path / f"held-{name}" for name in asked}
+    for name, parameters in asked.items():
+        places[name].mkdir()
+        env = {"HELD_AT": middle[name], "HELD_IN": str(places[name])}
+        env["PYTHONPATH"] = f"{ROOT}/tests/support/held:{ROOT}"
+        zombies[name] = _start(local, name, env, **parameters)
+    for name, place in places.items():
+        servers.until(lambda place=place: any(place.iterdir()), f"{name} in the middle of its work")
+    held = {name: job_of(*words) for name, words in jobs.items()}
+    workers = [worker for pid in held.values() for worker in children(pid)]
     assert len(workers) >= 2
     flows = [_parent(pid) for pid in held.values()]
     _kill(local, "worker-cpu", "worker-gpu")

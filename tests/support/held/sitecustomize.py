@@ -1,7 +1,8 @@
-"""Holds Python workers in the middle of their work, so that a test can end them there.
+"""Holds processes in the middle of their work, so that a test can end them there.
 
-A worker that starts with this folder first in PYTHONPATH stands still once it has published the
-counter HELD_AT, as long as the folder HELD_IN exists; there it leaves a file named by its process.
+A process that starts with this folder first in PYTHONPATH stands still once it has published the
+counter or the file HELD_AT, as long as the folder HELD_IN exists; there it leaves a file named by
+its id.
 """
 
 import os
@@ -14,9 +15,11 @@ _replace = os.replace
 
 def replace(source, target, **options) -> None:
     _replace(source, target, **options)
-    counter, place = os.environ.get("HELD_AT"), Path(os.environ.get("HELD_IN", "/none"))
+    held_at, place = os.environ.get("HELD_AT"), Path(os.environ.get("HELD_IN", "/none"))
     path = Path(os.fsdecode(target))
-    if path.parent.name != "progress" or f'"{counter}"' not in path.read_text(encoding="utf-8"):
+    if path.name != held_at and not (
+        path.parent.name == "progress" and f'"{held_at}"' in path.read_text(encoding="utf-8")
+    ):
         return
     with suppress(FileNotFoundError):
         (place / str(os.getpid())).touch()
