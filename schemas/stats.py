@@ -40,8 +40,12 @@ class PixelStats:
     @classmethod
     def zero(cls, classes: int) -> PixelStats:
         """The statistics of zero images."""
-        none, channels = np.zeros(classes, np.int64), np.zeros(3, np.int64)
-        return cls(none, 0, none, none, none, channels, channels.astype(object))
+
+        def zeros() -> Int64Array:
+            return np.zeros(classes, np.int64)
+
+        channels = np.zeros(3, np.int64)
+        return cls(zeros(), 0, zeros(), zeros(), zeros(), channels, channels.astype(object))
 
     @classmethod
     def of(cls, image: UInt8Array, mask: UInt8Array, classes: int) -> PixelStats:

@@ -19,6 +19,7 @@ import servers
 from jobs import QUICK, RETRIED, ROOT, SMALL, on_small_disk
 from operated import (
     SERVICES,
+    ZOMBIE_AUTOMATION,
     Local,
     children,
     job_of,
@@ -99,17 +100,11 @@ def _versions(store: Path) -> int:
 @pytest.fixture
 def suspicious(local: Local) -> Iterator[None]:
     """Shortens the time of `make up`'s automation for one test; heartbeats come every 30 s."""
-    automations = local.ask("/automations/filter")
-    (found,) = [one for one in automations if one["name"] == "Crash zombie runs"]
-    assert found["trigger"]["within"] == 300
-    given = {key: found[key] for key in ("name", "description", "enabled", "trigger", "actions")}
-    place = f"/automations/{found['id']}"
-    local.ask(place, {**given, "trigger": {**found["trigger"], "within": 90}}, "PUT")
+    assert local.set_within(ZOMBIE_AUTOMATION, 90) == 300
     try:
         yield
     finally:
-        local.ask(place, given, "PUT")
-        assert local.ask(place, method="GET")["trigger"]["within"] == 300
+        assert local.set_within(ZOMBIE_AUTOMATION, 300) == 90
 
 
 # Slow: three jobs run twice, and Prefect notices a dead run only after 90 s.

@@ -260,7 +260,7 @@ def test_columns_are_as_wide_as_their_cells() -> None:
         "Roads         9.1%",
         "TrafficSigns  34.82%",
     ]
-    assert table(*cells, numbers=True).splitlines() == [
+    assert table(*cells, align_right=True).splitlines() == [
         "class          share",
         "Roads           9.1%",
         "TrafficSigns  34.82%",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import servers
 from jobs import ROOT, python
-from operated import RUN, Local, children, run_local, until
+from operated import RUN, START_AUTOMATION, Local, children, run_local, until
 from servers import free_port
 
 from runtime.services import State
@@ -38,18 +38,9 @@ def _slots(local: Local) -> int:
 @pytest.fixture
 def impatient(local: Local):
     """Shortens the time within which a run must begin, for one test."""
-    automations = local.ask("/automations/filter")
-    (found,) = [one for one in automations if one["name"] == "Crash runs that do not start"]
-    assert found["trigger"]["within"] == 90
-    given = {key: found[key] for key in ("name", "description", "enabled", "trigger", "actions")}
-    place = f"/automations/{found['id']}"
-
-    def set_to(seconds: float) -> None:
-        local.ask(place, {**given, "trigger": {**found["trigger"], "within": seconds}}, "PUT")
-
-    set_to(20)
-    yield lambda: set_to(90)
-    set_to(90)
+    usual = local.set_within(START_AUTOMATION, 20)
+    yield lambda: local.set_within(START_AUTOMATION, usual)
+    local.set_within(START_AUTOMATION, usual)
 
 
 def test_a_run_whose_worker_dies_before_it_begins_crashes_and_frees_its_slot(
@@ -58,7 +49,9 @@ def test_a_run_whose_worker_dies_before_it_begins_crashes_and_frees_its_slot(
     worker = State.load(local.root).services["worker-cpu"].pid
     run = local.start({"source": str(tmp_path / "none")})
     # Python takes seconds to import Prefect before the run can begin.
-    begun = servers.until(lambda: children(worker), "a run's process")
+    begun = servers.until(
+        lambda: _run(local, run)["state_type"] == "PENDING" and children(worker), "a run's process"
+    )
     for pid in (worker, *begun):
         os.kill(pid, signal.SIGKILL)
     assert _run(local, run)["state_type"] == "PENDING"
