@@ -63,6 +63,24 @@ FIRST = (
 SLOW = {"local", "cluster", "bucket", "trained", "tables", "plain_model"}
 """Fixtures that take more than a few seconds: ``make unit-fast`` leaves their tests out."""
 
+SLOW_FILES = (
+    "beam/ingest/test_sources.py",
+    "beam/ingest/test_split.py",
+    "beam/test_prune.py",
+    "flows/deploy/test_deployments.py",
+    "flows/test_backfill.py",
+    "flows/test_doctor.py",
+    "flows/test_whole_flow.py",
+    "model/test_encoders.py",
+    "model/test_gate.py",
+    "model/test_onnx.py",
+    "model/test_resume.py",
+    "model/test_reuse.py",
+    "model/test_sweep.py",
+    "model/test_train.py",
+)
+"""Files that train, start a server or run many pipelines: left out, too."""
+
 
 def pytest_configure() -> None:
     """Sets variables before the modules that read them are imported, and allows slow machines."""
@@ -87,7 +105,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks slow tests, and puts the slowest groups first: a long one must not start last."""
     ranks = {group: rank for rank, group in enumerate(FIRST)}
     for item in items:
-        if SLOW.intersection(getattr(item, "fixturenames", ())):
+        path = item.nodeid.partition("::")[0].removeprefix("tests/")
+        if path in SLOW_FILES or SLOW.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("slow")
     items.sort(key=lambda item: ranks.get(_group(item.nodeid), len(ranks)))
 
