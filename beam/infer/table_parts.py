@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from runtime.errors import UnavailableError
 from runtime.object_store import request
 from runtime.parquet import read_table
-from runtime.storage import is_remote
+from runtime.storage import is_remote, map_concurrently
 from schemas.prediction import CLASS_STATS, MASKS, plain
 
 Row = dict[str, Any]
@@ -56,8 +56,11 @@ def write_part(
     wanted: dict[str, list[RowRef]] = defaultdict(list)
     for ref in refs:
         wanted[ref.files[table]].append(ref)
-    pieces = [_rows(file, wanted[file], plain(_SCHEMAS[table])) for file in sorted(wanted)]
-    rows = pa.concat_tables(pieces) if pieces else plain(_SCHEMAS[table]).empty_table()
+    row_schema, files = plain(_SCHEMAS[table]), sorted(wanted)
+    # On a store, each file costs several requests.
+    read = map_concurrently if any(map(is_remote, files)) else map
+    pieces = list(read(lambda file: _rows(file, wanted[file], row_schema), files))
+    rows = pa.concat_tables(pieces) if pieces else row_schema.empty_table()
     run_id = schema.metadata[b"lyft.run_id"].decode()
     position = rows.schema.get_field_index("run_id")
     rows = rows.set_column(
