@@ -19,7 +19,7 @@ from runtime.command_line import JobParser, add_config, add_tracking_uri, config
 from schemas.config import InferConfig
 
 if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    pass
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str]) -> str:
     config = config_from(InferConfig, args)
     options, processes = None, len(os.sched_getaffinity(0))
     if beam_arguments:
-        from beam.runners.run import processes_of
+        from beam.runners.run import pipeline_options, processes_of
 
-        options = _options(beam_arguments)
+        options = pipeline_options(beam_arguments)
         processes = processes_of(options)
     root = make_output(args.output)
     places = args.source, args.dataset
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str]) -> str:
             predict(
                 job,
                 root,
-                options or _options([]),
+                options,
                 args.flow_run_id,
                 resume=args.resume,
                 retry_rejects=args.retry_rejects,
@@ -83,12 +83,6 @@ def _is_published(job: Job, root: str) -> bool:
     partition = runs.partition_of(job.model, job.source_name)
     with partition_lock(root, partition):
         return runs.is_unchanged(root, partition, job.run_id)
-
-
-def _options(arguments: Sequence[str]) -> PipelineOptions:
-    from beam.runners.run import pipeline_options
-
-    return pipeline_options(arguments)
 
 
 if __name__ == "__main__":

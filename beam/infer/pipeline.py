@@ -158,13 +158,14 @@ def run(
 def predict(
     job: Job,
     root: str,
-    options: PipelineOptions,
+    options: PipelineOptions | None,
     flow_run_id: str | None,
     *,
     resume: bool,
     retry_rejects: bool,
 ) -> None:
-    """Publishes the job's tables, unless they are already published."""
+    """Publishes the job's tables, unless they are already published; arguments as for ``run``."""
+    options = options or pipeline_options([])
     partition = runs.partition_of(job.model, job.source_name)
     with disk_errors_as_user_errors(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_unchanged(root, partition, job.run_id):

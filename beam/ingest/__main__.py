@@ -12,7 +12,7 @@ from runtime.command_line import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
 
 if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    pass
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -28,20 +28,18 @@ def main(arguments: Sequence[str]) -> str:
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(IngestConfig, args)
     # Parsed first, so that a wrong option ends the command before the source is listed.
-    options = _options(beam_arguments) if beam_arguments else None
+    options = None
+    if beam_arguments:
+        from beam.runners.run import pipeline_options
+
+        options = pipeline_options(beam_arguments)
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(args.source, args.output, config, listing)
         if published := find_unchanged(job):
             return published
         from beam.ingest.pipeline import publish_version
 
-        return publish_version(job, options or _options([]))
-
-
-def _options(arguments: Sequence[str]) -> PipelineOptions:
-    from beam.runners.run import pipeline_options
-
-    return pipeline_options(arguments)
+        return publish_version(job, options)
 
 
 if __name__ == "__main__":

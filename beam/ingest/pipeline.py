@@ -152,12 +152,12 @@ def run(
     """
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(source, output, config, listing)
-        return find_unchanged(job) or publish_version(job, options or pipeline_options([]))
+        return find_unchanged(job) or publish_version(job, options)
 
 
 @disk_errors_as_user_errors()
-def publish_version(job: Job, options: PipelineOptions) -> str:
-    """Builds and publishes a dataset; returns its folder.
+def publish_version(job: Job, options: PipelineOptions | None = None) -> str:
+    """Builds and publishes a dataset; returns its folder. ``options`` as for ``run``.
 
     Raises:
         UserError: too many inputs are bad, or the output cannot be written.
@@ -171,7 +171,9 @@ def publish_version(job: Job, options: PipelineOptions) -> str:
             listed=staged_listing(job.listing, work),
             previous=PublishedShards.of(*job.published[0]) if job.published else None,
         )
-        manifest = _stage(job.recipe, staging, job.source_digest.images, options)
+        manifest = _stage(
+            job.recipe, staging, job.source_digest.images, options or pipeline_options([])
+        )
         final = version_folder(job.datasets, manifest)
         stages.publish(staging.dataset, final, MANIFEST)
     for warning in manifest.warnings:

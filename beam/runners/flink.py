@@ -113,7 +113,7 @@ class FlinkRunner(PortableRunner):
 
     def __init__(self, is_permanent: Callable[[str], bool]) -> None:
         super().__init__()
-        self._is_final = is_permanent
+        self._is_permanent = is_permanent
 
     def default_environment(self, options: PipelineOptions) -> environments.Environment:
         """The user's environment; by default, worker processes beside each TaskManager."""
@@ -171,7 +171,7 @@ class FlinkRunner(PortableRunner):
             state = cluster.state(job)
             failure = cluster.failure(job)
             # Flink itself would retry a job that can only fail again.
-            if state == "FAILED" or self._is_final(failure):
+            if state == "FAILED" or self._is_permanent(failure):
                 raise RuntimeError(failure or "Flink names no reason")
         if state == "CANCELED":
             raise UserError(f"job {job} was cancelled on Flink's side; nothing was published")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 import uuid
 from collections import Counter
@@ -19,6 +18,8 @@ from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
+
+from runtime.background import repeating
 
 _INTERVAL_S = 1.0
 
@@ -77,29 +78,24 @@ def show_progress(job: str, folder: Path, total: int, unit: str) -> Iterator[Non
         total: number of inputs; unit: their name, e.g. ``pairs``.
     """
     folder.mkdir()
-    stop = threading.Event()
     started = time.monotonic()
+    last = ""
 
-    def report(last: str) -> str:
+    def report() -> None:
+        nonlocal last
         line = progress_line(_sum_counts(folder), total, unit)
         if line != last:
             elapsed = time.monotonic() - started
             print(f"{job}: {elapsed:5.1f} s  {line}", file=sys.stderr, flush=True)
-        return line
+        last = line
 
-    def watch() -> None:
-        last = ""
-        while not stop.wait(2 * _INTERVAL_S):
-            last = report(last)
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
     try:
-        yield
+        with repeating(report, 2 * _INTERVAL_S):
+            yield
     finally:
-        stop.set()
-        thread.join()
-        report("")
+        # The last line is printed in any case.
+        last = ""
+        report()
 
 
 def progress_line(counts: Counter[str], total: int, unit: str) -> str:

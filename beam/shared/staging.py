@@ -11,7 +11,6 @@ import errno
 import os
 import shutil
 import tempfile
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from runtime import listing, storage
+from runtime.background import repeating
 from runtime.errors import UserError
 from runtime.locks import try_lock
 from runtime.storage import is_remote, join
@@ -142,26 +142,16 @@ def is_abandoned(modified: float) -> bool:
 @contextmanager
 def _heartbeat(folder: str) -> Iterator[None]:
     """Rewrites the heartbeat of a staging folder on a store while the block runs."""
-    stop = threading.Event()
 
     def beat() -> None:
         # A store that is away now may answer at the next beat.
         with suppress(UserError, OSError):
             storage.write_bytes(join(folder, _HEARTBEAT), b"")
 
-    def keep_beating() -> None:
-        while not stop.wait(_HEARTBEAT_S):
-            beat()
-
     beat()
-    thread = threading.Thread(target=keep_beating, daemon=True)
-    thread.start()
-    try:
+    # A beat after the folder's removal would bring it back.
+    with repeating(beat, _HEARTBEAT_S):
         yield
-    finally:
-        stop.set()
-        # A beat after the folder's removal would bring it back.
-        thread.join()
 
 
 def _is_dead(folder: str) -> bool:
