@@ -1,129 +1,99 @@
-"""Trains the notebooks' recipe on a published dataset, on any Keras backend.
+"""Times a training's epochs against its bare step: ``make bench BENCH=gpu_training ARGS=...``.
 
-``KERAS_BACKEND=jax python benchmarks/gpu_training.py --dataset DIR``. It needs keras, a backend,
-pillow, pydantic, protobuf, pyarrow and google-crc32c, but not TensorFlow. The recipe: Adam at 1e-3,
-cross-entropy, batches of 32, no augmentation. Each policy trains a network of its own; the
-weights of the first then predict the test split with each policy, and the masks are compared.
+``python benchmarks/gpu_training.py --dataset DIR --backend jax --repeat 25``. The training is that
+of ``model.train`` without MLflow: its input, augmentation, metrics and checkpoints. The bare step
+is ``train_on_batch`` of the same network on one augmented batch that stays on the device. On JAX
+it needs no TensorFlow, but keras, jax, kornia-rs, pillow, pydantic, protobuf, pyarrow, psutil,
+tenacity and google-crc32c.
 """
 
 import argparse
-import io
-import os
+import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-import keras
-import numpy as np
-from PIL import Image
-
-from model.losses import SegmentationLoss
-from model.metrics import SegmentationMetrics
-from model.unet import unet
-from schemas.example import parse, read_records
-from schemas.manifest import load_manifest
-from schemas.stats import ConfusionMatrix
-
-Arrays = tuple[np.ndarray, np.ndarray]
+from model.backend import choose, import_keras
+from model.checkpoint import Checkpoint
+from model.plan import Plan, plan
+from runtime.command_line import add_config, config_from
+from schemas.config import TrainConfig
 
 
-def pixels(folder: Path, split: str) -> Arrays:
-    """Images (n, height, width, 3) and masks (n, height, width, 1) of a split, uint8."""
-    images, masks = [], []
-    for shard in load_manifest(str(folder)).shards:
-        if shard.split != split:
-            continue
-        with (folder / shard.name).open("rb") as stream:
-            for record in read_records(stream, shard.name):
-                example = parse(record)
-                images.append(np.asarray(Image.open(io.BytesIO(example.image))))
-                masks.append(np.asarray(Image.open(io.BytesIO(example.mask)))[..., None])
-    return np.stack(images), np.stack(masks)
+def repeated(chosen: Plan, times: int) -> Plan:
+    """The plan with each shard of the train split read ``times`` times."""
+    manifest = chosen.manifest
+    train = manifest.splits["train"]
+    shards = [shard for shard in manifest.shards if shard.split == "train"] * (times - 1)
+    longer = train.model_copy(update={"records": train.records * times})
+    update = {
+        "shards": [*manifest.shards, *shards],
+        "splits": {**manifest.splits, "train": longer},
+    }
+    return Plan(**{**vars(chosen), "manifest": manifest.model_copy(update=update)})
 
 
-class Seconds(keras.callbacks.Callback):
-    """The seconds of each epoch, validation included; the first one compiles."""
+def trained(chosen: Plan) -> tuple[float, object]:
+    """Images per second in the median epoch after the first, which compiles; and the network."""
+    from model.fit import fit
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.epochs: list[float] = []
-
-    def on_epoch_begin(self, *_: object) -> None:
-        self.started = time.perf_counter()
-
-    def on_epoch_end(self, *_: object) -> None:
-        self.epochs.append(time.perf_counter() - self.started)
+    with tempfile.TemporaryDirectory() as folder:
+        network, progress = fit(chosen, Checkpoint(Path(folder)), lambda _: None, log)
+    epochs = [epoch["epoch_seconds"] for epoch in progress.epochs[1:]]
+    return chosen.manifest.splits["train"].records / statistics.median(epochs), network
 
 
-def network(args: argparse.Namespace, classes: int, policy: str) -> keras.Model:
-    keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(args.seed)
-    model = unet(classes, args.filters, normalisation=args.normalisation)
-    model.compile(
-        keras.optimizers.Adam(1e-3), SegmentationLoss(), metrics=[SegmentationMetrics(classes)]
-    )
-    return model
+def bare(chosen: Plan, steps: int) -> float:
+    """Images per second of steps on one batch."""
+    from keras import ops
+
+    from model.dataset import DatasetInput
+    from model.fit import compile_network
+    from model.hardware import training_scope
+    from model.unet import build
+
+    batch = next(iter(DatasetInput(chosen).training()))
+    images, masks = map(ops.convert_to_tensor, batch)
+    with training_scope(chosen.config):
+        network = build(chosen.config, len(chosen.taxonomy))
+        compile_network(network, chosen, steps)
+        for _ in range(3):
+            network.train_on_batch(images, masks)
+        started = time.perf_counter()
+        for _ in range(steps):
+            # It returns the loss as a number, so the step has finished when it returns.
+            network.train_on_batch(images, masks)
+        return steps * len(images) / (time.perf_counter() - started)
 
 
-def predicted(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    return model.predict(images, batch_size=32, verbose=0).argmax(axis=-1)
+def log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", type=Path, required=True, help="a published dataset")
-    parser.add_argument("--filters", type=int, default=32)
-    parser.add_argument("--normalisation", default="none")
-    parser.add_argument("--epochs", type=int, default=18)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dataset", required=True, help="a published dataset")
     parser.add_argument("--repeat", type=int, default=1, help="copies of the train split")
-    parser.add_argument(
-        "--policies", nargs="+", default=["float32", "mixed_float16", "mixed_bfloat16"]
-    )
+    parser.add_argument("--steps", type=int, default=50, help="bare steps")
+    add_config(parser, TrainConfig)
     args = parser.parse_args()
-    classes = len(load_manifest(str(args.dataset)).taxonomy)
-    train, validation, test = (
-        pixels(args.dataset, split) for split in ("train", "validation", "test")
-    )
-    train = tuple(np.concatenate([array] * args.repeat) for array in train)
+    config = config_from(TrainConfig, args)
+    keras = import_keras(choose(config.backend))
+    from model.dataset import DatasetInput
+    from model.evaluation import evaluate
+
+    chosen = repeated(plan(args.dataset, config), args.repeat)
+    rate, network = trained(chosen)
+    step = bare(chosen, args.steps)
+    found = evaluate(network, DatasetInput(chosen), chosen.taxonomy, "test").metrics()
+    print(f"backend {keras.backend.backend()}, {chosen.config.epochs} epochs, {chosen.key[:8]}")
+    print(f"training {rate:.1f} images/s, bare step {step:.1f}, ratio {rate / step:.3f}")
     print(
-        f"backend {keras.backend.backend()}, {args.filters} filters, {args.epochs} epochs of "
-        f"{len(train[0])} images; test split: {len(test[0])}"
+        f"test: accuracy {found['test_pixel_accuracy']:.4f}, mean IoU {found['test_mean_iou']:.4f}"
     )
-    print("| policy | first epoch s | all s | images/s later | loss | accuracy | mean IoU |")
-    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |", flush=True)
-    weights = None
-    for policy in args.policies:
-        model = network(args, classes, policy)
-        clock = Seconds()
-        model.fit(
-            *train,
-            batch_size=32,
-            epochs=args.epochs,
-            validation_data=validation,
-            callbacks=[clock],
-            verbose=0,
-        )
-        weights = weights or model.get_weights()
-        loss = model.evaluate(*test, batch_size=32, verbose=0)[0]
-        matrix = ConfusionMatrix.of(test[1][..., 0], predicted(model, test[0]), classes)
-        rate = len(train[0]) * (args.epochs - 1) / max(sum(clock.epochs[1:]), 1e-9)
-        print(
-            f"| {policy} | {clock.epochs[0]:.1f} | {sum(clock.epochs):.1f} | {rate:.0f} | "
-            f"{loss:.4f} | {matrix.pixel_accuracy():.4f} | {matrix.mean_iou():.4f} |",
-            flush=True,
-        )
-    print(f"pixels of the test split that the weights of {args.policies[0]} predict alike:")
-    reference = None
-    for policy in args.policies:
-        model = network(args, classes, policy)
-        model.set_weights(weights)
-        found = predicted(model, test[0])
-        reference = found if reference is None else reference
-        print(f"  {policy}: {(found == reference).mean():.4%}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,38 +1,20 @@
-"""tf.data input pipelines over the TFRecord shards of a published dataset."""
+"""A published dataset as batches for training and evaluation, on any backend of Keras."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Iterator
+from functools import cache, lru_cache
 from typing import Any
 
-import tensorflow as tf
+import numpy as np
+from keras import ops
 
-from model.augment import augment
+from model.augment import Draws, augment, draw
+from model.feed import Feed
 from model.plan import Plan
-from model.shards import find_damaged, shard_paths
+from model.records import Pixels, Records
 from schemas.classes import VOID, UInt8Array
-from schemas.example import parsing_spec
 from schemas.geometry import Geometry
-
-_SHUFFLE_RECORDS = 4096
-_PARALLEL_READS = 4
-
-
-@contextmanager
-def damaged_shards_as_user_errors(plan: Plan) -> Iterator[None]:
-    """Turns TensorFlow's error about a damaged record into one that names the shard.
-
-    Raises:
-        UserError: a shard is damaged.
-    """
-    try:
-        yield
-    except tf.errors.DataLossError as error:
-        if found := find_damaged(plan.folder, plan.manifest.shards):
-            raise found from error
-        raise
 
 
 class DatasetInput:
@@ -51,134 +33,81 @@ class DatasetInput:
         self.geometry = geometry or plan.geometry
         self.height, self.width = plan.manifest.config.height, plan.manifest.config.width
         self.class_table = plan.class_table
-        self._paths: dict[str, list[str]] = {}
+        self._records = cache(self._open)
 
     def steps(self, split: str) -> int:
         """Number of batches in one pass over a split."""
         return -(-self.manifest.splits[split].records // self.config.batch_size)
 
-    def training(self, first_epoch: int = 0) -> Any:
-        """All epochs from ``first_epoch`` on as one stream, so that no epoch waits for its input.
+    def training(self, first_epoch: int = 0) -> Feed:
+        """All epochs from ``first_epoch`` on as one feed, so that no epoch waits for its input.
 
         Order and augmentation depend only on the seed and the epoch's number. Batches are those of
         ``evaluation``, but shuffled, and with float images if they are augmented.
         """
-        config = self.config
-        in_memory = self._fits_memory("train")
-        # Decoded here: ``batches`` is traced as a graph, which could not keep the pixels.
-        epoch = self._epoch_from_memory() if in_memory else self._epoch_from_shards
+        config, steps, records = self.config, self.steps("train"), self._records("train")
 
-        def batches(number: Any) -> Any:
-            seed = tf.stack([tf.constant(config.seed, tf.int64), number])
-            if config.augment == "off":
-                return epoch(seed)
+        @lru_cache(maxsize=2)
+        def order(epoch: int) -> Any:
+            return np.random.default_rng([config.seed, epoch]).permutation(len(records))
 
-            def augmented(step: Any, batch: Any) -> Any:
-                images, masks = batch
-                key = tf.random.fold_in(seed, step)
-                return augment(images, masks, key, config.crop, config.colour, config.weather)
+        def batch(index: int) -> tuple[Pixels, Draws]:
+            epoch, step = divmod(index, steps)
+            epoch += first_epoch
+            numbers = order(epoch)[step * config.batch_size :][: config.batch_size]
+            return records.read(numbers), draw(config.seed, epoch, step, len(numbers))
 
-            steps = epoch(seed).enumerate()
-            return steps.map(augmented, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        def prepare(pixels: Pixels, draws: Draws) -> Any:
+            if config.augment == "on":
+                pixels = augment(*pixels, draws, config)
+            return self._pad(*pixels, ops)
 
-        epochs = tf.data.Dataset.range(first_epoch, config.epochs)
-        stream = self._pad(epochs.flat_map(batches)).prefetch(tf.data.AUTOTUNE)
-        options = tf.data.Options()
-        # With the autotuner, the end of a stream waits up to a minute until it wakes.
-        options.autotune.enabled = False
-        if in_memory:
-            # Default optimizations copy the graph with all its pixels.
-            options.experimental_optimization.apply_default_optimizations = False
-        return stream.with_options(options)
+        return Feed(batch, (config.epochs - first_epoch) * steps, prepare)
 
-    def evaluation(self, split: str) -> Any:
+    def validation(self) -> Feed:
+        """The validation split as a feed."""
+        records = self._records("validation")
+        return Feed(lambda step: self._batch(records, step), self.steps("validation"))
+
+    def evaluation(self, split: str) -> Iterator[Pixels]:
         """One pass over a split in the order of its shards.
 
-        Returns:
-            A ``tf.data.Dataset`` of (images uint8 (batch, height, width, 3), masks uint8 (batch,
-            height, width, 1)).
+        Yields:
+            Images uint8 (batch, height, width, 3), masks uint8 (batch, height, width, 1).
         """
-        batches = self._records(split).batch(self.config.batch_size)
-        count = tf.data.experimental.assert_cardinality(self.steps(split))
-        return self._pad(batches).apply(count).prefetch(tf.data.AUTOTUNE)
-
-    def validation(self) -> Any:
-        """The validation split, kept in memory if it fits."""
-        batches = self.evaluation("validation")
-        return batches.cache() if self._fits_memory("validation") else batches
+        records = self._records(split)
+        return (self._batch(records, step) for step in range(self.steps(split)))
 
     def pairs(self, split: str) -> Iterator[tuple[UInt8Array, UInt8Array]]:
         """Yields the images (height, width, 3) and masks (height, width) of a split."""
-        for image, mask in self._records(split):
-            yield image.numpy(), mask.numpy()[..., 0]
+        records = self._records(split)
+        for number in range(len(records)):
+            images, masks = records.read(np.array([number]))
+            yield images[0], masks[0, ..., 0]
 
-    def _records(self, split: str) -> Any:
-        return self._decode(tf.data.TFRecordDataset(self._files(split)))
-
-    def _files(self, split: str) -> list[str]:
-        if split not in self._paths:
-            shards = [shard for shard in self.manifest.shards if shard.split == split]
-            self._paths[split] = shard_paths(self.folder, shards)
-        return self._paths[split]
-
-    def _fits_memory(self, split: str) -> bool:
+    def _open(self, split: str) -> Records:
         size = self.manifest.splits[split].records * self.height * self.width * 4
-        return size <= self.config.cache_mib << 20
+        return Records(
+            self.folder,
+            [shard for shard in self.manifest.shards if shard.split == split],
+            (self.height, self.width),
+            self.class_table,
+            in_memory=size <= self.config.cache_mib << 20,
+        )
 
-    @cached_property
-    def _train_pixels(self) -> tuple[Any, Any]:
-        """All images and masks of the train split; decoded once."""
-        whole_split = self._records("train").batch(self.manifest.splits["train"].records)
-        images, masks = next(iter(whole_split))
+    def _batch(self, records: Records, step: int) -> Pixels:
+        first = step * self.config.batch_size
+        numbers = np.arange(first, min(first + self.config.batch_size, len(records)))
+        images, masks = self._pad(*records.read(numbers), np)
         return images, masks
 
-    def _epoch_from_memory(self) -> Callable[[Any], Any]:
-        images, masks = self._train_pixels
-
-        def epoch(seed: Any) -> Any:
-            order = tf.random.experimental.stateless_shuffle(tf.range(len(images)), seed)
-            return (
-                tf.data.Dataset.from_tensor_slices(order)
-                .batch(self.config.batch_size)
-                .map(lambda index: (tf.gather(images, index), tf.gather(masks, index)))
-            )
-
-        return epoch
-
-    def _epoch_from_shards(self, seed: Any) -> Any:
-        stateless_shuffle = tf.random.experimental.stateless_shuffle
-        files = stateless_shuffle(tf.constant(self._files("train")), seed)
-        records = tf.data.TFRecordDataset(files, num_parallel_reads=_PARALLEL_READS)
-        # Encoded records take a tenth of the memory of pixels. They are shuffled in windows, since
-        # Dataset.shuffle takes no seed that is known only when the epoch begins.
-        windows = records.batch(_SHUFFLE_RECORDS)
-        shuffled = windows.map(lambda window: stateless_shuffle(window, seed))
-        return self._decode(shuffled.unbatch()).batch(self.config.batch_size)
-
-    def _decode(self, records: Any) -> Any:
-        spec = parsing_spec()
-        size = (self.height, self.width)
-        class_table = tf.constant(self.class_table)
-
-        def decode(record: Any) -> tuple[Any, Any]:
-            features = tf.io.parse_single_example(record, spec)
-            image = tf.io.decode_png(features["image"], channels=3)
-            mask = tf.io.decode_png(features["mask"], channels=1)
-            mask = tf.gather(class_table, tf.cast(mask, tf.int32))
-            return tf.ensure_shape(image, (*size, 3)), tf.ensure_shape(mask, (*size, 1))
-
-        return records.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-
-    def _pad(self, batches: Any) -> Any:
+    def _pad(self, images: Any, masks: Any, xp: Any) -> tuple[Any, Any]:
+        """Pads a batch with the functions of ``xp``: numpy, or ``keras.ops``."""
         geometry, height, width = self.geometry, self.height, self.width
         if all(geometry.input_size(size) == size for size in (height, width)):
-            return batches
+            return images, masks
         rows, columns = geometry.mirror(height), geometry.mirror(width)
         below, right = (geometry.output_size(size) - size for size in (height, width))
         padding = [(0, 0), (0, below), (0, right), (0, 0)]
-
-        def pad(images: Any, masks: Any) -> tuple[Any, Any]:
-            mirrored = tf.gather(tf.gather(images, rows, axis=1), columns, axis=2)
-            return mirrored, tf.pad(masks, padding, constant_values=tf.constant(VOID, tf.uint8))
-
-        return batches.map(pad, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        mirrored = xp.take(xp.take(images, rows, axis=1), columns, axis=2)
+        return mirrored, xp.pad(masks, padding, constant_values=VOID)

@@ -125,16 +125,16 @@ def evaluate_version(
         The network, the dataset as its input, the results.
     """
     from model import registry
-    from model.dataset import DatasetInput, damaged_shards_as_user_errors
-    from model.evaluation import evaluate
     from model.export import load_network
 
     facts = registry.metadata(uri)
     with registry.keras_file(uri) as path:
         network = load_network(path)
+    from model.dataset import DatasetInput
+    from model.evaluation import evaluate
+
     source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]))
-    with damaged_shards_as_user_errors(chosen):
-        return network, source, evaluate(network, source, chosen.taxonomy, *splits)
+    return network, source, evaluate(network, source, chosen.taxonomy, *splits)
 
 
 def main(arguments: Sequence[str]) -> str:

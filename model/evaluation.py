@@ -11,6 +11,7 @@ import numpy as np
 
 from images.panels import PanelRow, error_map, panel
 from images.png import resize_image, resize_nearest
+from model.backend import is_jax
 from model.dataset import DatasetInput
 from model.frames import FramesMissingError, frames
 from runtime.command_line import Log
@@ -69,8 +70,6 @@ def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str)
     """Predicts every image of the splits once and compares it with its mask."""
     import keras
 
-    from model.losses import class_logits
-
     classes = len(taxonomy)
     scored = has_challenge_classes(taxonomy)
     loss_of = keras.losses.SparseCategoricalCrossentropy(
@@ -81,11 +80,11 @@ def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str)
     loss = 0.0
     for images, masks in chain.from_iterable(map(source.evaluation, splits)):
         # Without the padding.
-        logits = class_logits(model(images, training=False))[:, : source.height, : source.width]
+        logits = _logits(model, images)[:, : source.height, : source.width]
         truths = masks[:, : source.height, : source.width]
         loss += float(loss_of(truths, logits))
         predictions = np.argmax(logits, axis=-1).astype(np.uint8)
-        for truth, predicted in zip(truths.numpy()[..., 0], predictions, strict=True):
+        for truth, predicted in zip(truths[..., 0], predictions, strict=True):
             counts.append(ConfusionMatrix.of(truth, predicted, classes).counts)
             if scored:
                 scored_truth = without_hood(truth, taxonomy)
@@ -96,12 +95,10 @@ def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str)
 
 def prediction_profile(model: Any, source: DatasetInput, taxonomy: Taxonomy, split: str) -> Profile:
     """The network's predictions on a split, with which later ones are compared for drift."""
-    from model.losses import class_logits
-
     pixels = np.zeros(len(taxonomy), np.int64)
     confidence, count = 0.0, 0
     for images, _ in source.evaluation(split):
-        logits = np.asarray(class_logits(model(images, training=False)), np.float32)
+        logits = np.asarray(_logits(model, images), np.float32)
         logits = logits[:, : source.height, : source.width]
         pixels += np.bincount(np.argmax(logits, axis=-1).ravel(), minlength=len(taxonomy))
         # The probability of the likeliest class, whose own exponential is 1.
@@ -160,12 +157,20 @@ def draw_examples(model: Any, source: DatasetInput, evaluation: Evaluation, *spl
 
 def predict(model: Any, source: DatasetInput, image: UInt8Array) -> UInt8Array:
     """Predicted class ids (height, width) of one image (height, width, 3)."""
-    from model.losses import class_logits
-
     height, width = image.shape[:2]
     rows, columns = source.geometry.mirror(height), source.geometry.mirror(width)
-    logits = class_logits(model(image[rows][:, columns][None], training=False))
+    logits = _logits(model, image[rows][:, columns][None])
     return np.asarray(np.argmax(logits[0, :height, :width], axis=-1), np.uint8)
+
+
+def _logits(model: Any, images: UInt8Array) -> Any:
+    """Logits (batch, height, width, classes), two for a binary network."""
+    from model.losses import class_logits
+
+    if is_jax():
+        # JAX would run each operation by itself.
+        return class_logits(model.predict_on_batch(images))
+    return class_logits(model(images, training=False))
 
 
 def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:

@@ -7,14 +7,17 @@ The last line of standard output is the graph's path.
 from __future__ import annotations
 
 import hashlib
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from model.backend import import_keras, is_jax
+from runtime.child_processes import child_environment
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError, first_line
-from runtime.log_filters import import_openvino, import_tensorflow
+from runtime.log_filters import import_openvino
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH
 
 
@@ -56,6 +59,28 @@ def export_openvino(keras_file: Path, folder: Path) -> Path:
     return graph
 
 
+def export_by_tensorflow(keras_file: Path, folder: Path) -> None:
+    """Calls ``export_openvino``, in a process of its own if this one's Keras runs on JAX.
+
+    Raises:
+        UserError: as for ``export_openvino``.
+    """
+    if not is_jax():
+        export_openvino(keras_file, folder)
+        return
+    command = [sys.executable, "-m", "model.export"]
+    arguments = ["--model", str(keras_file), "--output", str(folder)]
+    done = subprocess.run(
+        [*command, *arguments],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(done.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
+
+
 def load_in_float32(keras_file: Path) -> Any:
     """Loads a network that computes in float32 whatever it was trained in; see ``load_network``."""
     network = load_network(keras_file)
@@ -69,11 +94,8 @@ def load_network(keras_file: Path) -> Any:
     Raises:
         UserError: the file cannot be read.
     """
-    import_tensorflow()
-    import keras
-
     try:
-        return keras.saving.load_model(keras_file, compile=False, safe_mode=True)
+        return import_keras().saving.load_model(keras_file, compile=False, safe_mode=True)
     except Exception as error:
         # Keras raises many exception types on files that are not its own.
         raise UserError(

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 
+from model.backend import is_jax
 from model.callbacks import (
     LogProgress,
     NonFiniteLossError,
@@ -45,7 +46,7 @@ def fit(
         distribution strategy; and the progress, with the metrics of each epoch.
 
     Raises:
-        UserError: the loss is not finite, or the initial weights do not fit.
+        UserError: the loss is not finite, a shard is damaged, or the initial weights do not fit.
     """
     config = plan.config
     seed_everything(config)
@@ -57,29 +58,20 @@ def fit(
             copy_weights(model, start)
         elif checkpoint.is_new:
             load_encoder_weights(model, config)
-        model.compile(
-            optimizer=optimizer(plan, steps * config.epochs),
-            loss=SegmentationLoss(
-                plan.class_weights(),
-                "none" if config.loss == "cross-entropy" else config.loss,
-                config.loss_weight,
-            ),
-            metrics=[SegmentationMetrics(len(plan.taxonomy))],
-            jit_compile=config.xla == "on",
-        )
-        model.optimizer.build(model.trainable_variables)
+        compile_network(model, plan, steps * config.epochs)
         progress = checkpoint.restore(model)
         if progress.epochs:
             log(f"going on after epoch {len(progress.epochs)}, from {checkpoint.folder}")
         if not has_ended(progress, config):
             done = len(progress.epochs)
+            training, validation = source.training(done), source.validation()
             try:
                 model.fit(
-                    source.training(done),
+                    training.for_keras(),
                     steps_per_epoch=steps,
                     initial_epoch=done,
                     epochs=config.epochs,
-                    validation_data=source.validation(),
+                    validation_data=validation.for_keras(),
                     shuffle=False,
                     verbose=0,
                     callbacks=[
@@ -90,10 +82,31 @@ def fit(
                 )
             except NonFiniteLossError as error:
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
+            except Exception as error:
+                if found := training.failure or validation.failure:
+                    raise found from error
+                raise
 
     final = build(config, len(plan.taxonomy))
     checkpoint.restore_best(final, progress)
     return final, progress
+
+
+def compile_network(model: keras.Model, plan: Plan, steps: int) -> None:
+    """Gives a network the configured optimizer, for ``steps`` steps, loss and metrics."""
+    config = plan.config
+    model.compile(
+        optimizer=optimizer(plan, steps),
+        loss=SegmentationLoss(
+            plan.class_weights(),
+            "none" if config.loss == "cross-entropy" else config.loss,
+            config.loss_weight,
+        ),
+        metrics=[SegmentationMetrics(len(plan.taxonomy))],
+        # JAX runs each operation by itself unless it compiles.
+        jit_compile=is_jax() or config.xla == "on",
+    )
+    model.optimizer.build(model.trainable_variables)
 
 
 def optimizer(plan: Plan, steps: int) -> keras.optimizers.Optimizer:

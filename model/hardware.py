@@ -3,32 +3,63 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+from model.backend import import_keras, is_jax
 from runtime.processor import has_fast_bfloat16
 from schemas.config import TrainConfig
+
+_DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
 def seed_everything(config: TrainConfig) -> None:
     """Seeds every generator and, if configured, makes every operation deterministic."""
-    import keras
+    keras = import_keras()
+    with _tensorflow_hidden() if is_jax() else contextlib.nullcontext():
+        keras.utils.set_random_seed(config.seed)
+    if config.deterministic == "off":
+        return
+    if is_jax():
+        # XLA reads it when the first operation is compiled.
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DETERMINISTIC}".strip()
+        return
     import tensorflow as tf
 
-    keras.utils.set_random_seed(config.seed)
-    if config.deterministic == "on":
-        tf.config.experimental.enable_op_determinism()
+    tf.config.experimental.enable_op_determinism()
+
+
+@contextlib.contextmanager
+def _tensorflow_hidden() -> Iterator[None]:
+    """Scope in which TensorFlow seems not to be installed: Keras would import it to seed it."""
+    before = sys.modules.get("tensorflow")
+    sys.modules["tensorflow"] = cast(Any, None)
+    try:
+        yield
+    finally:
+        del sys.modules["tensorflow"]
+        if before:
+            sys.modules["tensorflow"] = before
 
 
 @contextlib.contextmanager
 def training_scope(config: TrainConfig) -> Iterator[None]:
-    """Scope in which to build a network for training: all GPUs, the chosen precision."""
+    """Scope in which to build a network for training: the GPUs, the chosen precision."""
+    with _dtype_policy(precision(config, _capabilities())), _strategy():
+        yield
+
+
+def _strategy() -> contextlib.AbstractContextManager[Any]:
+    """TensorFlow's scope for several GPUs; JAX trains on one."""
+    devices = training_devices()
+    if is_jax() or len(devices) < 2:
+        return contextlib.nullcontext()
     import tensorflow as tf
 
-    devices = training_devices()
-    strategy = tf.distribute.MirroredStrategy(devices).scope() if len(devices) > 1 else None
-    with _dtype_policy(precision(config, _capabilities())), strategy or contextlib.nullcontext():
-        yield
+    scope: contextlib.AbstractContextManager[Any] = tf.distribute.MirroredStrategy(devices).scope()
+    return scope
 
 
 def encoder_scope() -> contextlib.AbstractContextManager[None]:
@@ -42,8 +73,7 @@ def encoder_scope() -> contextlib.AbstractContextManager[None]:
 
 @contextlib.contextmanager
 def _dtype_policy(policy: str) -> Iterator[None]:
-    import keras
-
+    keras = import_keras()
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -53,7 +83,9 @@ def _dtype_policy(policy: str) -> Iterator[None]:
 
 
 def training_devices() -> list[str]:
-    """The GPUs that share each batch."""
+    """The GPUs that share each batch, or, on JAX, the one that takes it."""
+    if is_jax():
+        return [str(device) for device in _jax_gpus()][:1]
     import tensorflow as tf
 
     return [device.name for device in tf.config.list_logical_devices("GPU")]
@@ -69,7 +101,9 @@ def precision(config: TrainConfig, capabilities: list[tuple[int, int]]) -> str:
     if config.precision != "auto":
         return config.precision
     if not capabilities:
-        return "mixed_bfloat16" if has_fast_bfloat16() else "float32"
+        # The processor's instructions are known to help TensorFlow alone.
+        fast = has_fast_bfloat16() and not is_jax()
+        return "mixed_bfloat16" if fast else "float32"
     lowest = min(capabilities)
     if lowest >= (8, 0):
         return "mixed_bfloat16"
@@ -77,6 +111,10 @@ def precision(config: TrainConfig, capabilities: list[tuple[int, int]]) -> str:
 
 
 def _capabilities() -> list[tuple[int, int]]:
+    if is_jax():
+        # The attribute reads e.g. "9.0".
+        versions = [gpu.compute_capability.split(".") for gpu in _jax_gpus()]
+        return [(int(major), int(minor)) for major, minor in versions]
     import tensorflow as tf
 
     details: list[dict[str, Any]] = [
@@ -84,3 +122,9 @@ def _capabilities() -> list[tuple[int, int]]:
         for gpu in tf.config.list_physical_devices("GPU")
     ]
     return [tuple(gpu.get("compute_capability", (0, 0))) for gpu in details]
+
+
+def _jax_gpus() -> list[Any]:
+    import jax
+
+    return [device for device in jax.devices() if device.platform == "gpu"]

@@ -29,7 +29,7 @@ def cache_folder() -> Path:
 def shard_paths(dataset: str, shards: Iterable[ShardInfo]) -> list[str]:
     """Local paths of a dataset's shards, in order.
 
-    Shards of a local dataset are checked only by size; ``find_damaged`` checks their contents.
+    Shards of a local dataset are checked only by size; their records have checksums of their own.
 
     Raises:
         UserError: a shard is missing or damaged, or the cache cannot be written.
@@ -50,16 +50,8 @@ def shard_paths(dataset: str, shards: Iterable[ShardInfo]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def find_damaged(dataset: str, shards: Iterable[ShardInfo]) -> UserError | None:
-    """An error that names the first shard whose checksum differs from the manifest, or None."""
-    known = list(shards)
-    for shard, path in zip(known, shard_paths(dataset, known), strict=True):
-        if storage.file_sha256(path) != shard.sha256:
-            return _unusable(dataset, shard, "is damaged")
-    return None
-
-
-def _unusable(dataset: str, shard: ShardInfo, problem: str) -> UserError:
+def unusable(dataset: str, shard: ShardInfo, problem: str) -> UserError:
+    """The error that names a shard and what is wrong with it."""
     return UserError(
         f"dataset {dataset!r}: shard {shard.name} {problem}; ingest again to repair it"
     )
@@ -70,9 +62,9 @@ def _local_shard(dataset: str, shard: ShardInfo) -> str:
     try:
         size = os.stat(path).st_size
     except OSError as error:
-        raise _unusable(dataset, shard, f"cannot be read ({error.strerror})") from error
+        raise unusable(dataset, shard, f"cannot be read ({error.strerror})") from error
     if size != shard.bytes:
-        raise _unusable(dataset, shard, f"has {size:,} bytes, expected {shard.bytes:,}")
+        raise unusable(dataset, shard, f"has {size:,} bytes, expected {shard.bytes:,}")
     return path
 
 
@@ -86,9 +78,9 @@ def _cached_shard(dataset: str, shard: ShardInfo, cache: Path) -> Path:
         try:
             storage.fetch(storage.join(dataset, shard.name), part)
         except FileNotFoundError as error:
-            raise _unusable(dataset, shard, "is missing") from error
+            raise unusable(dataset, shard, "is missing") from error
         if storage.file_sha256(part) != shard.sha256:
-            raise _unusable(dataset, shard, "is damaged")
+            raise unusable(dataset, shard, "is damaged")
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from model.backend import choose, import_keras
 from model.checkpoint import Checkpoint, Progress, checkpoint, discard
 from model.decision import critical_classes
 from model.gate import NotPromotedError, check_champion, run_gate
@@ -20,7 +21,6 @@ from model.plan import REGISTERED, Plan, plan
 from model.reuse import find_reusable_result
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, log_as, run_main
 from runtime.errors import UnavailableError, UserError
-from runtime.log_filters import import_tensorflow
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
@@ -89,7 +89,7 @@ def run(
         if reuse and (known := registry.find_trained(config.model_name, chosen.key)):
             saved.remove()
             return _reuse(known, chosen, gate, decision)
-        import_tensorflow()
+        import_keras(choose(config.backend))
         try:
             uri, counts = _train(chosen, saved, start, parent)
             result = tracking.retry_during_outage(
@@ -158,7 +158,6 @@ def _train(
 ) -> tuple[str, Int64Array]:
     """One MLflow run from the first epoch to the registered version."""
     from model import tracking
-    from model.dataset import damaged_shards_as_user_errors
     from model.fit import fit
 
     config = chosen.config
@@ -167,10 +166,7 @@ def _train(
     def save_run_id(run_id: str) -> None:
         saved.run_id = run_id
 
-    with (
-        damaged_shards_as_user_errors(chosen),
-        tracking.training_run(chosen, saved.run_id, parent, log, save_run_id) as run,
-    ):
+    with tracking.training_run(chosen, saved.run_id, parent, log, save_run_id) as run:
         model, progress = fit(chosen, saved, run.log_epochs, log, start)
         return _evaluate_and_register(chosen, model, progress, run)
 
@@ -182,7 +178,7 @@ def _evaluate_and_register(
     from model import registry, reports, tracking
     from model.dataset import DatasetInput
     from model.evaluation import draw_examples, evaluate, prediction_profile, with_frame_metrics
-    from model.export import export_openvino
+    from model.export import export_by_tensorflow
 
     config, source = chosen.config, DatasetInput(chosen)
     found = evaluate(model, source, chosen.taxonomy, "test")
@@ -200,8 +196,9 @@ def _evaluate_and_register(
         keras_file = folder / "model" / "unet.keras"
         keras_file.parent.mkdir()
         model.save(keras_file)
-        graph = export_openvino(keras_file, keras_file.parent / "openvino")
-        files = {"keras_file": keras_file, "openvino": graph.parent}
+        openvino = keras_file.parent / "openvino"
+        export_by_tensorflow(keras_file, openvino)
+        files = {"keras_file": keras_file, "openvino": openvino}
 
         def log_and_register() -> str:
             run.send(progress.epochs)

@@ -227,7 +227,12 @@ class TrainConfig(JobConfig):
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "auto", description="auto: 16 bits if the GPU, or else the CPU, is faster at it."
     )
-    xla: Literal["on", "off"] = Field("off", description="Compile with XLA: slower on CPUs.")
+    backend: Literal["auto", "tensorflow", "jax"] = Field(
+        "auto", description="Keras's backend; auto: JAX if it has a GPU, else TensorFlow."
+    )
+    xla: Literal["on", "off"] = Field(
+        "off", description="Compile TensorFlow's steps with XLA: slower on CPUs."
+    )
     deterministic: Literal["on", "off"] = Field(
         "off", description="Equal weights from equal input, at some cost on GPUs."
     )

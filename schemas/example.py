@@ -16,6 +16,9 @@ import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
+_HEADER_BYTES = 12
+"""A record's length and its checksum; the record's own checksum of 4 bytes follows it."""
+
 
 class CorruptRecordError(ValueError):
     """A damaged TFRecord stream or Example; the message says where and what was expected."""
@@ -112,15 +115,35 @@ def read_records(stream: IO[bytes], name: str) -> Iterator[bytes]:
         CorruptRecordError: a checksum does not match, or the stream ends inside a record.
     """
     offset = 0
-    while header := stream.read(12):
-        if len(header) < 12 or _masked_crc(header[:8]) != header[8:]:
-            raise CorruptRecordError(f"{name}: damaged record length at byte {offset}")
-        (length,) = struct.unpack("<Q", header[:8])
+    while header := stream.read(_HEADER_BYTES):
+        length = _record_length(header, name, offset)
         body = stream.read(length + 4)
         if len(body) < length + 4 or _masked_crc(body[:length]) != body[length:]:
             raise CorruptRecordError(f"{name}: damaged record at byte {offset}")
-        offset += 12 + len(body)
+        offset += _HEADER_BYTES + len(body)
         yield body[:length]
+
+
+def frame_spans(stream: IO[bytes], name: str) -> Iterator[tuple[int, int]]:
+    """Yields the offset and the number of bytes of each frame, without reading the records.
+
+    Each frame is a TFRecord stream of one record.
+
+    Raises:
+        CorruptRecordError: the checksum of a length does not match.
+    """
+    offset = 0
+    while header := stream.read(_HEADER_BYTES):
+        size = _HEADER_BYTES + _record_length(header, name, offset) + 4
+        yield offset, size
+        offset = stream.seek(offset + size)
+
+
+def _record_length(header: bytes, name: str, offset: int) -> int:
+    if len(header) < _HEADER_BYTES or _masked_crc(header[:8]) != header[8:]:
+        raise CorruptRecordError(f"{name}: damaged record length at byte {offset}")
+    (length,) = struct.unpack("<Q", header[:8])
+    return int(length)
 
 
 def _masked_crc(data: bytes) -> bytes:

@@ -89,6 +89,9 @@ def pytest_configure() -> None:
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = str(PATIENCE_S)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    # JAX compiles in half the time, to slower code.
+    quickly = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    os.environ["XLA_FLAGS"] = quickly
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     # Where one of these is set, pytest compares large values line by line, which takes minutes.
     for name in ("CI", "BUILD_NUMBER"):

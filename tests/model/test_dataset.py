@@ -1,6 +1,7 @@
-"""tf.data input: order, memory cache, augmentation, padding, and damaged shards."""
+"""Batches of a dataset: order, memory cache, augmentation, padding, and damaged shards."""
 
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from model.checkpoint import Checkpoint
 from model.plan import plan
+from model.records import Records
 from runtime.errors import UserError
 from schemas.classes import VOID
 from schemas.config import TrainConfig
@@ -17,9 +19,14 @@ from schemas.manifest import load_manifest
 
 @pytest.fixture(scope="module")
 def augment():
-    from model.augment import augment
+    from model.augment import augment, draw
 
-    return augment
+    def augmented(images, masks, seed=1, **bounds):
+        config = TrainConfig(**{"crop": 1, "colour": 0, "weather": 0, **bounds})
+        found = augment(images, masks, draw(0, 0, seed, len(images)), config)
+        return tuple(map(np.asarray, found))
+
+    return augmented
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +46,7 @@ def _batches(dataset: Path, config: TrainConfig, first_epoch: int = 0) -> list:
     from model.dataset import DatasetInput
 
     source = DatasetInput(plan(str(dataset), config))
-    return [(image.numpy(), mask.numpy()) for image, mask in source.training(first_epoch)]
+    return [tuple(map(np.asarray, batch)) for batch in source.training(first_epoch)]
 
 
 def _images(batches: list) -> list[bytes]:
@@ -65,30 +72,24 @@ def test_each_epoch_yields_each_record_once_in_an_order_of_its_own(dataset, cach
 def test_pixels_that_fit_memory_are_decoded_once(
     dataset, dataset_input, monkeypatch, cache_mib, passes
 ) -> None:
-    import tensorflow as tf
+    pair, decoded = Records._pair, []
 
-    decode, decoded = dataset_input._decode, []
+    def counted(records: Records, frame):
+        decoded.append(frame)
+        return pair(records, frame)
 
-    def counted(source, records: tf.data.Dataset) -> tf.data.Dataset:
-        def note(record: bytes) -> bytes:
-            decoded.append(record)
-            return record
-
-        def noted(record: tf.Tensor) -> tf.Tensor:
-            return tf.ensure_shape(tf.numpy_function(note, [record], tf.string), ())
-
-        return decode(source, records.map(noted))
-
-    monkeypatch.setattr(dataset_input, "_decode", counted)
+    monkeypatch.setattr(Records, "_pair", counted)
     source = dataset_input(plan(str(dataset), _plain(cache_mib=cache_mib)))
     first, again = (
-        [image.tobytes() for images, _ in source.training() for image in images.numpy()]
+        [image.tobytes() for images, _ in source.training() for image in np.asarray(images)]
         for _ in range(2)
     )
     assert first == again
     assert len(first) == 3 * 32
-    assert len(set(decoded)) == 32
-    assert len(decoded) == 32 * passes
+    # The first batch is made once more, to learn the shapes of all.
+    counts = Counter(decoded)
+    assert len(counts) == 32
+    assert max(counts.values()) <= (1 if passes == 1 else passes + 2)
 
 
 @pytest.mark.parametrize("cache_mib", [2048, 0])
@@ -104,7 +105,7 @@ def test_augmentation_follows_from_the_seed(dataset: Path, cache_mib: int) -> No
 
 @pytest.mark.parametrize("cache_mib", [2048, 0])
 def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) -> None:
-    from model.dataset import DatasetInput, damaged_shards_as_user_errors
+    from model.dataset import DatasetInput
     from model.fit import fit
 
     place = Path(shutil.copytree(dataset, tmp_path / "copy"))
@@ -115,8 +116,7 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
     shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
 
     def train() -> None:
-        with damaged_shards_as_user_errors(chosen):
-            fit(chosen, Checkpoint(tmp_path), lambda _: None, lambda _: None)
+        fit(chosen, Checkpoint(tmp_path), lambda _: None, lambda _: None)
 
     with pytest.raises(UserError, match=f"shard {name} is damaged; ingest again"):
         train()
@@ -135,22 +135,21 @@ def test_image_and_mask_move_together(augment) -> None:
     # Blocks of one class, drawn in that class's grey, so that each pixel gives its mask's value.
     masks = np.kron(random.integers(0, 6, (8, 4, 4)), np.ones((8, 8))).astype(np.uint8)[..., None]
     images = np.repeat(masks * 40, 3, axis=-1)
-    moved, moved_masks = augment(images, masks, (0, 1), crop=0.5, colour=0.0)
+    moved, moved_masks = augment(images, masks, crop=0.5)
     assert moved.shape == images.shape
-    exact = np.all(moved.numpy() % 40 == 0, axis=-1)
+    # Between blocks, greys are mixed.
+    exact = np.all(np.isclose(moved, np.round(moved / 40) * 40, atol=1e-3), axis=-1)
     assert exact.mean() > 0.5
-    assert np.array_equal(moved.numpy()[exact][:, 0] / 40, moved_masks.numpy()[exact][:, 0])
+    assert np.array_equal(np.round(moved[exact][:, 0] / 40), moved_masks[exact][:, 0])
     assert not np.array_equal(moved_masks, masks)
 
 
 def test_without_crop_and_colour_only_the_flip_is_left(augment) -> None:
     images = np.random.default_rng(0).integers(0, 256, (32, 6, 8, 3)).astype(np.uint8)
     masks = images[..., :1] % 13
-    moved, moved_masks = augment(images, masks, (0, 1), crop=1.0, colour=0.0)
+    moved, moved_masks = augment(images, masks)
     flipped = 0
-    for image, mask, after, mask_after in zip(
-        images, masks, moved.numpy(), moved_masks.numpy(), strict=True
-    ):
+    for image, mask, after, mask_after in zip(images, masks, moved, moved_masks, strict=True):
         mirrored = np.array_equal(mask_after, mask[:, ::-1])
         assert mirrored or np.array_equal(mask_after, mask)
         assert np.allclose(after, image[:, ::-1] if mirrored else image, atol=1e-3)
@@ -161,13 +160,13 @@ def test_without_crop_and_colour_only_the_flip_is_left(augment) -> None:
 def test_colour_changes_images_within_bounds_and_no_mask(augment) -> None:
     images = np.full((16, 4, 4, 3), (200, 100, 50), np.uint8)
     masks = np.full((16, 4, 4, 1), 3, np.uint8)
-    moved, moved_masks = augment(images, masks, (0, 1), crop=1.0, colour=0.2)
+    moved, moved_masks = augment(images, masks, colour=0.2)
     assert np.array_equal(moved_masks, masks)
-    brightness = moved.numpy().mean(axis=(1, 2, 3)) / images.mean()
+    brightness = moved.mean(axis=(1, 2, 3)) / images.mean()
     assert 0.75 < brightness.min() < 0.95
     assert 1.05 < brightness.max() < 1.25
-    assert moved.numpy().min() >= 0
-    assert moved.numpy().max() <= 255
+    assert moved.min() >= 0
+    assert moved.max() <= 255
 
 
 def test_weather_changes_images_and_no_mask(augment) -> None:
@@ -176,9 +175,9 @@ def test_weather_changes_images_and_no_mask(augment) -> None:
     masks = np.full((32, 64, 64, 1), 3, np.uint8)
 
     def moved(weather: float, seed: int = 1) -> np.ndarray:
-        found, found_masks = augment(images, masks, (0, seed), 1.0, 0.0, weather)
+        found, found_masks = augment(images, masks, seed, weather=weather)
         assert np.array_equal(found_masks, masks)
-        return found.numpy()
+        return found
 
     strong = moved(1)
     assert np.array_equal(strong, moved(1))

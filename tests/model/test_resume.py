@@ -50,7 +50,12 @@ sys.exit(run_main(train.main))
 
 
 def _train(
-    dataset: Path, folder: Path, *, steps_to_live: int = 0, undisturbed: str = ""
+    dataset: Path,
+    folder: Path,
+    backend: str,
+    *,
+    steps_to_live: int = 0,
+    undisturbed: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Runs a training in its own process, which is killed at the given step; 0 lets it finish.
 
@@ -63,6 +68,7 @@ def _train(
         f"--state={folder}/state",
         "--floor=0",
         *(f"--{name}={value}" for name, value in SMALL.model_dump().items()),
+        f"--backend={backend}",
     ]
     return python("-c", KILLED, undisturbed, str(steps_to_live), *arguments)
 
@@ -91,14 +97,15 @@ def _outcome(folder: Path, uri: str) -> tuple[dict, dict, list[np.ndarray]]:
     return last, by_epoch, network.get_weights()
 
 
-# Two processes of their own, each with TensorFlow and MLflow: to be killed, and to go on.
-def test_a_killed_training_ends_as_an_undisturbed_one(dataset, tmp_path) -> None:
+# Two processes of their own, each with Keras and MLflow: to be killed, and to go on.
+@pytest.mark.parametrize("backend", ["tensorflow", "jax"])
+def test_a_killed_training_ends_as_an_undisturbed_one(dataset, tmp_path, backend) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     # 8 steps per epoch: killed in the middle of the third.
-    killed = _train(dataset, tmp_path / "killed", steps_to_live=20)
+    killed = _train(dataset, tmp_path / "killed", backend, steps_to_live=20)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = _train(dataset, tmp_path / "killed", undisturbed="whole")
+    done = _train(dataset, tmp_path / "killed", backend, undisturbed="whole")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("going on after epoch 2") == 1
 
@@ -342,21 +349,17 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
 ) -> None:
     import keras
     import mlflow
-    import tensorflow as tf
 
-    from model.dataset import DatasetInput
+    from model import dataset as batches
 
-    stream = DatasetInput.training
+    draw = batches.draw
 
-    def poisoned(source: DatasetInput, first_epoch: int = 0) -> tf.data.Dataset:
-        """Makes the tenth batch, the second of epoch 2, NaN."""
-        return (
-            stream(source, first_epoch)
-            .enumerate()
-            .map(lambda step, batch: (batch[0] * tf.where(step == 9, np.nan, 1.0), batch[1]))
-        )
+    def poisoned(seed: int, epoch: int, step: int, count: int):
+        """Makes the second batch of epoch 2 NaN."""
+        numbers, key = draw(seed, epoch, step, count)
+        return (numbers * np.float32(np.nan) if (epoch, step) == (1, 1) else numbers), key
 
-    monkeypatch.setattr(DatasetInput, "training", poisoned)
+    monkeypatch.setattr(batches, "draw", poisoned)
     store = f"sqlite:///{tmp_path}/mlflow.db"
     said = r"at step 2 of epoch 2; the weights of epoch 1 are kept .* or set or lower --clip_norm"
     with pytest.raises(UserError, match=said):
