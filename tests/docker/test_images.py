@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import requires
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -188,13 +188,16 @@ def test_images_install_the_versions_of_requirements_lock():
         assert not different, f"{name}.lock is of another day than requirements.lock: make lock"
 
 
-def test_gpu_lock_adds_only_tensorflows_cuda_packages():
-    extra = [Requirement(one) for one in requires("tensorflow") or [] if "and-cuda" in one]
+def test_gpu_lock_adds_cuda_for_tensorflow_and_jax():
+    extra = [Requirement(one) for one in metadata.requires("tensorflow") or [] if "and-cuda" in one]
     assert len(extra) > 5
     for requirement in extra:
         found = version(LOCKS["gpu"], requirement.name)
         assert found, requirement
         assert found in requirement.specifier
+    # A plugin takes the JAX of its own version alone.
+    jax = {version(LOCKS["gpu"], name) for name in ("jax", "jaxlib", "jax-cuda12-plugin")}
+    assert jax == {metadata.version("jax")}
     assert not set(locked(LOCKS["gpu"])) & set(locked(LOCKS["cpu"]))
 
 
