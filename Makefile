@@ -82,7 +82,10 @@ $(READY): requirements.lock pyproject.toml
 	  f"error: Python 3.11 to 3.13 is needed, found {v[0]}.{v[1]}; name one with make PYTHON=python3.12")'
 	@echo "setting up .venv from requirements.lock: a few minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps --require-hashes \
+	  -r requirements.lock
+	@# pip compiles in one process; files that are not of this Python's version do not compile.
+	@$(BIN)/python -m compileall -q -j 0 -x /tests/ .venv/lib > /dev/null || true
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
