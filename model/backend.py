@@ -14,7 +14,6 @@ from runtime.log_filters import import_tensorflow
 
 Backend = Literal["tensorflow", "jax"]
 
-_VARIABLE = "KERAS_BACKEND"
 _JAX_ON_GPU = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -36,14 +35,27 @@ def choose(wanted: Literal["auto", "tensorflow", "jax"]) -> Backend:
     return wanted
 
 
-def import_keras(backend: Backend = "tensorflow") -> Any:
-    """Imports Keras, on ``backend`` unless this process has imported it already."""
+def import_keras(backend: Backend | None = None) -> Any:
+    """Imports Keras.
+
+    Args:
+        backend: None for the one that it runs on already, or TensorFlow.
+
+    Raises:
+        UserError: it runs on the other backend already.
+    """
     if "keras" not in sys.modules:
-        os.environ[_VARIABLE] = backend
-        if backend == "tensorflow":
+        if backend == "jax":
+            os.environ["KERAS_BACKEND"] = backend
+        else:
             import_tensorflow()
     import keras
 
+    found = keras.backend.backend()
+    if backend not in (None, found):
+        raise UserError(
+            f"backend {backend}: in this process, Keras runs on {found} already; train in another"
+        )
     return keras
 
 

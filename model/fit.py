@@ -82,6 +82,8 @@ def fit(
                 )
             except NonFiniteLossError as error:
                 raise UserError(_explain(error, plan, progress, checkpoint)) from error
+            except UserError:
+                raise
             except Exception as error:
                 if found := training.failure or validation.failure:
                     raise found from error

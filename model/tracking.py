@@ -22,6 +22,7 @@ from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
 from sqlalchemy.exc import SQLAlchemyError
 
+from model.backend import is_jax
 from model.plan import Plan
 from runtime.command_line import Log
 from runtime.errors import UnavailableError, first_line, redact_credentials
@@ -29,6 +30,9 @@ from runtime.locks import lock
 from runtime.mlflow_store import is_outage, prepare_store, sqlite_file, store_error
 
 EXPERIMENT = "lyft-unet"
+
+BACKEND_TAG = "keras_backend"
+"""Tag of a run: what Keras ran on, where the parameter may say ``auto``."""
 
 _SWEEP_TAG = "sweep_key"
 _EPOCH_MARKER = "epoch_seconds"
@@ -171,8 +175,9 @@ def training_run(
 
 
 def _log_inputs(plan: Plan) -> None:
-    """Logs parameters and dataset to the active run; idempotent."""
+    """Logs parameters, Keras's backend and dataset to the active run; idempotent."""
     manifest = plan.manifest
+    mlflow.set_tag(BACKEND_TAG, "jax" if is_jax() else "tensorflow")
     mlflow.log_params({**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
     # The digest is given, so that MLflow does not scan the data for one.
     with ignore_user_warnings():

@@ -11,8 +11,9 @@ def import_tensorflow() -> Any:
     """Imports TensorFlow and discards standard error meanwhile: no setting silences all its lines.
 
     Python exceptions are raised as usual. Afterwards TensorFlow's native code logs only fatal
-    errors, unless TF_CPP_MIN_LOG_LEVEL is set.
+    errors, unless TF_CPP_MIN_LOG_LEVEL is set, and Keras runs on it, whatever the environment says.
     """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     sys.stderr.flush()
     saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)

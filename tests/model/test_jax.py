@@ -9,7 +9,7 @@ import pytest
 from jobs import QUICK, python
 
 from model.augment import augment, draw
-from model.backend import choose
+from model.backend import choose, import_keras
 from runtime.errors import UserError
 from schemas.config import TrainConfig
 from schemas.manifest import load_manifest
@@ -50,6 +50,10 @@ image, _ = next(source.pairs("test"))
 np.save(f"{folder}/predicted.npy", predict(network, source, image))
 try:
     fit(plan(damaged, config), Checkpoint(state / "none"), lambda _: None, print)
+except UserError as error:
+    print(error)
+try:
+    import_keras("tensorflow")
 except UserError as error:
     print(error)
 assert "tensorflow" not in sys.modules
@@ -103,6 +107,13 @@ def test_a_network_trained_on_jax_predicts_the_same_on_tensorflow(folder, datase
 def test_a_damaged_shard_is_named(folder: Path) -> None:
     name = load_manifest(folder / "damaged").shard_names("train")[0]
     assert f"shard {name} is damaged; ingest again" in (folder / "said").read_text()
+
+
+def test_a_process_cannot_change_its_backend(folder: Path) -> None:
+    said = "backend tensorflow: in this process, Keras runs on jax already; train in another"
+    assert said in (folder / "said").read_text()
+    with pytest.raises(UserError, match="Keras runs on tensorflow already"):
+        import_keras("jax")
 
 
 def test_auto_takes_jax_where_it_has_a_gpu(tmp_path, monkeypatch) -> None:

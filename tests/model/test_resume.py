@@ -1,5 +1,6 @@
 """Interrupted training: killed at any step, or without its MLflow server."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -70,10 +71,12 @@ def _train(
         *(f"--{name}={value}" for name, value in SMALL.model_dump().items()),
         f"--backend={backend}",
     ]
-    return python("-c", KILLED, undisturbed, str(steps_to_live), *arguments)
+    # The script imports Keras before the training chooses.
+    env = {**os.environ, "KERAS_BACKEND": backend}
+    return python("-c", KILLED, undisturbed, str(steps_to_live), *arguments, env=env)
 
 
-def _outcome(folder: Path, uri: str) -> tuple[dict, dict, list[np.ndarray]]:
+def _outcome(folder: Path, uri: str, backend: str) -> tuple[dict, dict, list[np.ndarray]]:
     """Test metrics, metrics by epoch and weights of a trained model."""
     import keras
     import mlflow
@@ -85,6 +88,7 @@ def _outcome(folder: Path, uri: str) -> tuple[dict, dict, list[np.ndarray]]:
     experiment = client.get_experiment_by_name(tracking.EXPERIMENT).experiment_id
     (run,) = client.search_runs([experiment])
     assert run.info.status == "FINISHED"
+    assert run.data.tags[tracking.BACKEND_TAG] == backend
     names = [name for name in run.data.metrics if not name.startswith(("system/", "epoch_sec"))]
     last = {name: run.data.metrics[name] for name in names if name.startswith(("test_", "best_"))}
     by_epoch = {
@@ -110,8 +114,8 @@ def test_a_killed_training_ends_as_an_undisturbed_one(dataset, tmp_path, backend
     assert done.stderr.count("going on after epoch 2") == 1
 
     whole, last = done.stdout.splitlines()[-2:]
-    expected = _outcome(tmp_path / "whole", whole)
-    found = _outcome(tmp_path / "killed", last)
+    expected = _outcome(tmp_path / "whole", whole, backend)
+    found = _outcome(tmp_path / "killed", last, backend)
     assert found[0] == expected[0]
     assert found[1] == expected[1]
     assert [step for step, _ in found[1]["val_loss"]] == [1, 2, 3, 4, 5, 6]
@@ -352,14 +356,16 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_weights(
 
     from model import dataset as batches
 
-    draw = batches.draw
+    augment = batches.augment
+    _, key = batches.draw(SMALL.seed, 1, 1, SMALL.batch_size)
 
-    def poisoned(seed: int, epoch: int, step: int, count: int):
+    def poisoned(images, masks, draws, config):
         """Makes the second batch of epoch 2 NaN."""
-        numbers, key = draw(seed, epoch, step, count)
-        return (numbers * np.float32(np.nan) if (epoch, step) == (1, 1) else numbers), key
+        images, masks = augment(images, masks, draws, config)
+        bad = keras.ops.all(draws[1] == key)
+        return images * keras.ops.where(bad, np.nan, 1.0), masks
 
-    monkeypatch.setattr(batches, "draw", poisoned)
+    monkeypatch.setattr(batches, "augment", poisoned)
     store = f"sqlite:///{tmp_path}/mlflow.db"
     said = r"at step 2 of epoch 2; the weights of epoch 1 are kept .* or set or lower --clip_norm"
     with pytest.raises(UserError, match=said):
