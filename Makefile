@@ -17,7 +17,7 @@ help:
 	@echo "make test               lint, types, import rules and all tests"
 	@echo "make lint | make unit   each half of make test; make unit-fast leaves slow tests out"
 	@echo "make soak               the long tests: random kills, 10,000 damaged PNGs"
-	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, metadata, flink, gpu, gpu_training, numbering, doubts;"
+	@echo "make bench [RAW=folder] time a job against its peers; BENCH=infer, training, quality, tables, scale, metadata, rows, flink, gpu, gpu_training, numbering, doubts;"
 	@echo "                        MODEL=file, ARGS='more arguments'"
 	@echo "make images             build the container images [BUILDER=buildah] [IMAGES=cpu] [PIP_CONF=file]"
 	@echo "make lock               resolve requirements.lock and docker/locks again"
@@ -58,10 +58,10 @@ serve: $(READY)
 	  $(BIN)/mlflow models serve --env-manager=local --host=127.0.0.1 --port=$(PORT) \
 	  --model-uri="$(or $(MODEL),models:/lyft-unet@champion)"
 
-# The benchmarks gpu, tables and metadata generate their own input; gpu_training is given a dataset.
+# The benchmarks gpu, tables, metadata and rows generate their own input; gpu_training is given a dataset.
 BENCH ?= ingest
 bench: $(READY)
-	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu gpu_training tables metadata,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
+	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu gpu_training tables metadata rows,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
 	  $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 # WORKERS=4 takes a quarter less on two cores, since tests with servers wait half of their time.

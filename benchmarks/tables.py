@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.tables import connect
-from beam.infer.table_parts import RowRef, write_part
+from beam.infer.table_parts import write_part
 from schemas.classes import load_taxonomy
 from schemas.config import InferConfig
 from schemas.layout import SPLITS, part_file_name, part_index, partition_path
@@ -119,21 +119,17 @@ def write_files(
         mask, stats = image_rows(image_id, run_id, version, split)
         rows["masks"].append(mask)
         rows["class_stats"] += stats
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, schema in (("masks", MASKS), ("class_stats", CLASS_STATS)):
-            spooled = f"{scratch}/{name}.arrow"
-            table = pa.Table.from_pylist(rows[name], schema=plain(schema))
-            with pa.ipc.new_file(spooled, table.schema) as writer:
-                writer.write_table(table)
-            folder = root / name / partition_path("lyft-unet", version, source)
-            folder.mkdir(parents=True, exist_ok=True)
-            write_part(
-                folder / part_file_name(run_id, part, parts),
-                name,
-                [RowRef(image_id, {name: spooled}, len(TAXONOMY), 0) for image_id in ids],
-                with_footer(schema, run_id=run_id),
-                InferConfig().row_group_mib << 20,
-            )
+    for name, schema in (("masks", MASKS), ("class_stats", CLASS_STATS)):
+        table = pa.Table.from_pylist(rows[name], schema=plain(schema))
+        folder = root / name / partition_path("lyft-unet", version, source)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_part(
+            folder / part_file_name(run_id, part, parts),
+            name,
+            table,
+            with_footer(schema, run_id=run_id),
+            InferConfig().row_group_mib << 20,
+        )
     return len(ids) * len(TAXONOMY)
 
 

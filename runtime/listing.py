@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from runtime.archive import is_archive, members, skip_reason
 from runtime.errors import UserError
 from runtime.object_store import Place, bucket_and_key, request
-from runtime.storage import is_remote, join
+from runtime.storage import CONCURRENT_REQUESTS, is_remote, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,8 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
     if str(root).startswith("gs://"):
         # On Google's store, pyarrow omits folders without an object of their own.
         return _walk_objects(str(root))
+    if is_remote(root):
+        return _walk_store(str(root))
     return _walk_folder(str(root))
 
 
@@ -101,6 +105,29 @@ def _walk_objects(root: str) -> Iterator[SourceFile]:
             yield SourceFile(path, info.size, info.mtime_ns / 1e9, skip_reason(path))
 
 
+def _walk_store(root: str) -> Iterator[SourceFile]:
+    """Lists the folders of a store, several at a time: each takes a request per 1,000 names."""
+
+    def children(folder: str) -> list[SourceFile | str]:
+        return list(_children(join(root, folder) if folder else root))
+
+    pending, requested = [""], deque[tuple[str, Future[list[SourceFile | str]]]]()
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        while pending or requested:
+            while pending and len(requested) < CONCURRENT_REQUESTS:
+                folder = pending.pop()
+                requested.append((folder, pool.submit(children, folder)))
+            folder, found = requested.popleft()
+            try:
+                for child in _with_paths(folder, found.result()):
+                    if isinstance(child, str):
+                        pending.append(child)
+                    else:
+                        yield child
+            except OSError as error:
+                raise _cannot_list(root, folder, error) from error
+
+
 def _walk_folder(root: str) -> Iterator[SourceFile]:
     pending, links = [""], list[str]()
     seen: set[tuple[int, int]] = set()
@@ -110,26 +137,36 @@ def _walk_folder(root: str) -> Iterator[SourceFile]:
         folder = (pending or links).pop()
         place = join(root, folder) if folder else root
         try:
-            if not is_remote(place):
-                status = os.stat(place)
-                if (status.st_dev, status.st_ino) in seen:
-                    yield SourceFile(folder, 0, 0, skipped="folder listed under another name")
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-            for child in _children(place):
-                prefix = f"{folder}/" if folder else ""
-                name = child if isinstance(child, str) else child.path
-                if name.startswith("."):
-                    yield SourceFile(prefix + name, 0, 0, skipped="hidden")
-                elif isinstance(child, str):
-                    is_link = not is_remote(place) and os.path.islink(join(place, child))
-                    (links if is_link else pending).append(prefix + child)
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                yield SourceFile(folder, 0, 0, skipped="folder listed under another name")
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for child in _with_paths(folder, _children(place)):
+                if isinstance(child, str):
+                    (links if os.path.islink(join(root, child)) else pending).append(child)
                 else:
-                    yield replace(child, path=prefix + name)
+                    yield child
         except OSError as error:
-            raise UserError(
-                f"folder {place!r} cannot be listed: {error.strerror or error}"
-            ) from error
+            raise _cannot_list(root, folder, error) from error
+
+
+def _with_paths(folder: str, children: Iterable[SourceFile | str]) -> Iterator[SourceFile | str]:
+    """The files and subfolders of a folder by their paths; hidden ones are files to skip."""
+    prefix = f"{folder}/" if folder else ""
+    for child in children:
+        name = child if isinstance(child, str) else child.path
+        if name.startswith("."):
+            yield SourceFile(prefix + name, 0, 0, skipped="hidden")
+        elif isinstance(child, str):
+            yield prefix + child
+        else:
+            yield replace(child, path=prefix + name)
+
+
+def _cannot_list(root: str, folder: str, error: OSError) -> UserError:
+    place = join(root, folder) if folder else root
+    return UserError(f"folder {place!r} cannot be listed: {error.strerror or error}")
 
 
 def _children(folder: str) -> Iterator[SourceFile | str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from beam.infer.incremental import PreviousResults, PreviousRun
+from beam.infer.incremental import NO_RESULTS, PreviousResults
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.runs import TRUTH_STAGE
-from beam.infer.table_parts import RowRef
+from beam.infer.table_parts import ReusedRows
 from beam.shared.crash_journal import check_no_crash
 from beam.shared.pairing import Pair, Reject, check_size
 from images import masks, png
@@ -75,19 +75,19 @@ def read_shard(
     split: str,
     name: str,
     model: ResolvedModel,
-    previous: PreviousResults | None = None,
-) -> Iterator[Picture | RowRef | Reject]:
+    previous: Mapping[str, PreviousResults] | None = None,
+) -> Iterator[Picture | ReusedRows | Reject]:
     """Reads the records of one shard; ``width`` and ``height`` are those of the dataset's images.
 
     Args:
-        previous: results of an earlier run, which are reused.
+        previous: results of an earlier run, by image id, which are reused.
 
     Raises:
         UserError: the dataset is damaged or incomplete.
     """
-    previous = previous or PreviousRun().open()
+    previous = previous or {}
     manifest = load_manifest(dataset)
-    paths = _source_paths(dataset, name)
+    paths = source_paths(dataset, name)
     class_table = None
     if manifest.taxonomy.mapping_sha256 != model.taxonomy.mapping_sha256 and model.class_table:
         class_table = np.array(model.class_table, np.uint8)
@@ -96,10 +96,12 @@ def read_shard(
         (path, mask_path), image_sha256 = paths[example.id], example.source_sha256
         truth_sha256 = sha256(example.mask)
         uri = join(manifest.source, path)
-        if ref := previous.find_image(example.id, uri, image_sha256, truth_sha256):
-            if reject := previous.find_reject(mask_path, truth_sha256):
+        known = previous.get(example.id, NO_RESULTS)
+        mask_size = known.find_mask_size(uri, split, image_sha256, truth_sha256)
+        if mask_size is not None:
+            if reject := known.find_reject(mask_path, truth_sha256):
                 yield reject
-            yield ref
+            yield example.id, mask_size
             continue
         try:
             image = png.decode_image(example.image, png.NO_PIXEL_LIMIT)
@@ -128,7 +130,7 @@ def read_shard(
         )
 
 
-def _source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
+def source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
     """Paths of image and mask by id, for the records of a shard."""
     columns = ["id", "image_path", "mask_path"]
     try:
@@ -167,7 +169,7 @@ def read_pair(
     config: SourceConfig,
     previous: PreviousResults,
     crashed: frozenset[str] = frozenset(),
-) -> Iterator[Picture | RowRef | Reject]:
+) -> Iterator[Picture | ReusedRows | Reject]:
     """Reads the image of a pair, with its truth if there is a usable mask.
 
     Args:
@@ -189,14 +191,15 @@ def read_pair(
         yield reject
         return
     mask = _read_mask(pair, source, config)
-    if ref := previous.find_image(pair.id, uri, image_sha256, mask.sha256):
+    mask_size = previous.find_mask_size(uri, None, image_sha256, mask.sha256)
+    if mask_size is not None:
         # A mask may be rejected because of its image, so its reject is reused only with the image.
         reject = mask.reject
         if pair.mask and not reject:
             reject = previous.find_reject(pair.mask.path, mask.sha256)
         if reject:
             yield reject
-        yield ref
+        yield pair.id, mask_size
         return
     try:
         check_no_crash(path, crashed)

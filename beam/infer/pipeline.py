@@ -53,7 +53,7 @@ def build(
     job: Job,
     staging: str,
     progress: str,
-    previous: PreviousRun,
+    previous: PreviousRun | None,
     crashed: frozenset[str] = frozenset(),
 ) -> None:
     """Builds the graph from the source to the staged tables.
@@ -72,22 +72,25 @@ def build(
         | "Predict" >> RunInference(UNetHandler(job.model, job.runtime))
         | "MakeRows" >> beam.ParDo(_MakeRows(job, progress)).with_outputs(REJECTS, main="rows")
     )
-    spooled = described | "Spool" >> beam.ParDo(WriteRowFiles(join(staging, SPOOL)))
-    refs = (spooled, read[KEPT]) | "AllImages" >> beam.Flatten()
+    spool = join(staging, SPOOL)
+    spooled = described | "Spool" >> beam.ParDo(WriteRowFiles(spool))
 
     def with_footers(**schemas: pa.Schema) -> dict[str, pa.Schema]:
         return {name: with_footer(schema, **job.footer()) for name, schema in schemas.items()}
 
     taxonomy, config = job.model.taxonomy, job.config
     confusion = (
-        refs
+        {"new": spooled, "reused": read[KEPT]}
         | "WriteImages"
         >> GatherRows(
             tables,
+            spool,
             with_footers(masks=MASKS, class_stats=CLASS_STATS),
             round(config.part_mib * 2**20),
             config.row_group_mib << 20,
             job.run_id,
+            len(taxonomy),
+            {"masks": previous.masks, "class_stats": previous.class_stats} if previous else {},
         )
         | "Matrices" >> beam.FlatMapTuple(matrices_by_split)
         | "SumMatrices" >> beam.CombinePerKey(sum_matrices, len(taxonomy))
@@ -172,15 +175,13 @@ def predict(
             return
         runs.check_same_origin(root, partition, job.source, job.model)
         with stages.staging_folder(root) as staging:
-            previous = PreviousRun()
+            previous = None
             if resume:
                 previous = find_previous(
                     root,
                     partition,
                     job.recipe,
-                    join(staging, "previous.arrow"),
                     images_root=job.images_root,
-                    classes=len(job.model.taxonomy),
                     retry_rejects=retry_rejects,
                 )
             suffix = unique_suffix(root)
@@ -195,7 +196,7 @@ def predict(
 def _stage(
     job: Job,
     staging: str,
-    previous: PreviousRun,
+    previous: PreviousRun | None,
     options: PipelineOptions,
     flow_run_id: str | None,
     suffix: str,

@@ -10,10 +10,11 @@ from typing import Any
 import apache_beam as beam
 
 from beam.infer import runs
-from beam.infer.incremental import PreviousRun
+from beam.infer.incremental import PreviousResults, PreviousRun
+from beam.infer.join_previous import JoinPrevious, JoinShards, Shard
 from beam.infer.pictures import Picture, read_pair, read_shard
 from beam.infer.plan import Job
-from beam.infer.table_parts import RowRef
+from beam.infer.table_parts import ReusedRows
 from beam.shared.crash_journal import CrashJournal, ReadSettings
 from beam.shared.list_pairs import UNPAIRED, ListPairs
 from beam.shared.pairing import Pair, Reject
@@ -24,8 +25,8 @@ from schemas import software
 from schemas.layout import SPLITS
 
 PICTURES, KEPT, REJECTS, COUNT = "pictures", "kept", "rejects", "count"
-"""Outputs of both transforms: images to predict, references to rows that are kept, rejected
-inputs, and the number of images."""
+"""Outputs of both transforms: images to predict, images whose rows are kept, rejected inputs, and
+the number of images."""
 
 
 @dataclass
@@ -33,11 +34,11 @@ class ReadDataset(beam.PTransform):
     """Reads the records of a dataset's shards, with their truth."""
 
     job: Job
-    previous: PreviousRun
+    previous: PreviousRun | None
     progress: str
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
-        """The graph: list shards, spread them, read their records."""
+        """The graph: list shards, spread them, join the published run, read their records."""
         job = self.job
         assert job.manifest is not None
         splits = SPLITS if job.config.split == "all" else (job.config.split,)
@@ -45,6 +46,7 @@ class ReadDataset(beam.PTransform):
         read = (
             root
             | "Shards" >> beam.Create(shards, reshuffle=True)
+            | "JoinShards" >> JoinShards(job.source, self.previous)
             | "ReadShard" >> beam.ParDo(_ReadShard(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
         count = root | "Records" >> beam.Create([(runs.IMAGES_READ, job.images)])
@@ -60,12 +62,12 @@ class ReadPngs(beam.PTransform):
     """
 
     job: Job
-    previous: PreviousRun
+    previous: PreviousRun | None
     progress: str
     crashed: frozenset[str] = frozenset()
 
     def expand(self, root: beam.pvalue.PBegin) -> dict[str, beam.PCollection[Any]]:
-        """The graph: list, pair, read."""
+        """The graph: list, pair, join the published run, read."""
         job = self.job
         assert job.raw is not None
         listed = root | "ListPairs" >> ListPairs(
@@ -73,6 +75,7 @@ class ReadPngs(beam.PTransform):
         )
         read = (
             listed["pairs"]
+            | "JoinPrevious" >> JoinPrevious(self.previous)
             | "BatchReads" >> BatchReads(job.source)
             | "ReadPng" >> beam.ParDo(_ReadPng(self)).with_outputs(KEPT, REJECTS, main=PICTURES)
         )
@@ -99,33 +102,33 @@ class _Reader(CountingDoFn):
     def __init__(self, transform: ReadDataset | ReadPngs) -> None:
         super().__init__("infer", transform.progress)
         self._job = transform.job
-        self._previous = transform.previous
 
     def setup(self) -> None:
         """Called by Beam once for each worker, before its first bundle."""
         super().setup()
         software.check(self._job.made_with, software.of_rows(self._job.runtime.engine))
-        self._previous_results = self._previous.open()
 
     def _route(
-        self, items: Iterable[Picture | RowRef | Reject]
+        self, items: Iterable[Picture | ReusedRows | Reject]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         for item in items:
             if isinstance(item, Picture):
                 yield item
-            elif isinstance(item, RowRef):
-                self.counters.add("kept")
-                yield beam.pvalue.TaggedOutput(KEPT, item)
-            else:
+            elif isinstance(item, Reject):
                 self.counters.add(f"rejected.{item.code}")
                 yield beam.pvalue.TaggedOutput(REJECTS, item)
+            else:
+                self.counters.add("kept")
+                yield beam.pvalue.TaggedOutput(KEPT, item)
 
 
 class _ReadShard(_Reader):
-    def process(self, element: tuple[str, str]) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
+    def process(
+        self, element: tuple[Shard, Iterable[tuple[str, PreviousResults]]]
+    ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         """Reads the records of a shard."""
-        job = self._job
-        yield from self._route(read_shard(job.source, *element, job.model, self._previous_results))
+        job, (shard, previous) = self._job, element
+        yield from self._route(read_shard(job.source, *shard, job.model, dict(previous)))
 
 
 class _ReadPng(_Reader):
@@ -142,19 +145,18 @@ class _ReadPng(_Reader):
         )
 
     def process(
-        self, element: list[tuple[str, Pair]]
+        self, element: list[tuple[Pair, PreviousResults]]
     ) -> Iterator[Picture | beam.pvalue.TaggedOutput]:
         """Reads the images of pairs and, if they have any, their masks."""
-        pairs = [pair for _, pair in element]
-        paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair in pairs]
+        paths = [(pair.image.path, pair.mask.path if pair.mask else None) for pair, _ in element]
         with self._journal.recording(paths) as crashing:
             read = partial(self._read, crashed=self._crashed | crashing)
-            items_of_pairs = map_concurrently(read, pairs)
+            items_of_pairs = map_concurrently(read, element)
         for items in items_of_pairs:
             yield from self._route(items)
 
-    def _read(self, pair: Pair, crashed: frozenset[str]) -> list[Picture | RowRef | Reject]:
-        job = self._job
-        return list(
-            read_pair(pair, job.source, job.model, job.config, self._previous_results, crashed)
-        )
+    def _read(
+        self, joined: tuple[Pair, PreviousResults], crashed: frozenset[str]
+    ) -> list[Picture | ReusedRows | Reject]:
+        job, (pair, previous) = self._job, joined
+        return list(read_pair(pair, job.source, job.model, job.config, previous, crashed))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import re
 import subprocess
 import sys
@@ -60,9 +61,10 @@ class CrashJournal:
         self._settings = settings
         self._journal: mmap.mmap | None = None
         self._suspects = set(_recorded_pairs(Path(folder)))
-        # A worker on another machine may not see the driver's folder.
+        # A worker on another machine may not see the driver's folder. And on a full disk, a mapped
+        # file without room of its own would end the process at the first write.
         with suppress(OSError), open(Path(folder, f"{uuid.uuid4().hex}.journal"), "w+b") as file:
-            file.truncate(_JOURNAL_BYTES)
+            os.posix_fallocate(file.fileno(), 0, _JOURNAL_BYTES)
             self._journal = mmap.mmap(file.fileno(), _JOURNAL_BYTES)
 
     @contextmanager

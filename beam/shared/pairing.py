@@ -103,11 +103,10 @@ def classify_file(  # noqa: PLR0911 - one line for each kind of file
     """
     if file.skipped:
         return Skip(file.path, file.skipped)
-    path = PurePosixPath(file.path)
     found = layout.match(file.path)
     if found is None and not (any_png and is_png(file.path)):
         return Skip(file.path, "outside the layout")
-    sample_id = found.id if found else str(path.with_suffix(""))
+    sample_id = found.id if found else str(PurePosixPath(file.path).with_suffix(""))
     is_mask = found is not None and found.is_mask
     if file.error and _is_text(file.path):
         return Reject(sample_id, file.path, "pair", "missing", file.error, is_mask=is_mask)

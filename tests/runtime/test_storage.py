@@ -8,11 +8,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from servers import PATIENCE_S
 from store import Store
 
 from beam.shared.prefetch import prefetch
 from runtime import listing, object_store, storage
 from runtime.errors import UnavailableError, UserError
+from runtime.listing import SourceFile
 from runtime.parquet import batches, read_footer, read_table
 
 
@@ -251,9 +253,33 @@ def test_a_store_is_listed_in_one_go(bucket: Store, monkeypatch: pytest.MonkeyPa
     root = bucket.uri("flat")
     _write(root, "b/1.png", "b/c/2.png", ".hidden/4.png", "b/.hidden.png")
     expected = sorted(listing.walk(root), key=lambda one: one.path)
-    monkeypatch.setattr(listing, "_walk_folder", listing._walk_objects)
+    monkeypatch.setattr(listing, "_walk_store", listing._walk_objects)
     assert sorted(listing.walk(root), key=lambda one: one.path) == expected
     hidden = {one.path for one in listing.walk_all(root) if one.skipped}
     assert hidden == {".hidden/4.png", "b/.hidden.png"}
     with pytest.raises(UserError, match="none' cannot be listed"):
         list(listing.walk(storage.join(root, "none")))
+
+
+def test_folders_of_a_store_are_listed_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each listing waits until three others are under way."""
+    together = threading.Barrier(4, timeout=PATIENCE_S)
+    drives = ["a", "b", "c", "d"]
+
+    def children(folder: str) -> list[SourceFile | str]:
+        path = folder.removeprefix("s3://lyft/raw").lstrip("/")
+        if not path:
+            return [*drives, ".staging"]
+        if path in drives:
+            together.wait()
+            return ["CameraRGB", SourceFile(".hidden", 1, 2.0)]
+        return [SourceFile("1.png", 1, 2.0)]
+
+    monkeypatch.setattr(listing, "_remote_children", children)
+    found = list(listing.walk_all("s3://lyft/raw"))
+    images = [SourceFile(f"{drive}/CameraRGB/1.png", 1, 2.0) for drive in drives]
+    assert sorted((one for one in found if not one.skipped), key=lambda one: one.path) == images
+    hidden = {one.path for one in found if one.skipped}
+    assert hidden == {".staging", *(f"{drive}/.hidden" for drive in drives)}
+    # The order follows from the names alone.
+    assert list(listing.walk_all("s3://lyft/raw")) == found

@@ -3,6 +3,7 @@
 import functools
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from inference import query, run_infer, tables_of
-from jobs import IN_MEMORY
+from jobs import IN_MEMORY, TWO_WORKERS
 from PIL import Image
 
-from beam.infer import handler, row_files
+from beam.infer import handler, incremental, read_pictures, row_files
 from beam.infer import pipeline as infer
 from beam.infer.__main__ import main as infer_main
 from beam.infer.pictures import Unpredicted
+from beam.runners.run import pipeline_options
 from images import png
 from runtime.errors import UnavailableError
 from schemas.config import InferConfig
@@ -114,6 +116,73 @@ def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, pred
     whole = run_infer(trained, tmp_path / "whole", source=raw)
     assert _counts(whole) == (12, 11, 0, 1)
     assert tables_of(output) == tables_of(whole)
+
+
+def test_no_step_knows_more_of_the_published_run_than_an_image_or_a_file_of_it(
+    trained, twelve: Path, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index of all rows, in the driver or in a worker, would limit the size of a source."""
+    read, find, read_pair = incremental.read_published, infer.find_previous, read_pictures.read_pair
+    files: list[str] = []
+    known: list[int] = []
+
+    def read_published(file, columns):
+        files.append(file)
+        return read(file, columns)
+
+    def found(*args, **options):
+        previous = find(*args, **options)
+        assert previous
+        assert files == []
+        return previous
+
+    def with_previous(pair, source, model, config, previous, crashed):
+        known.append(len(previous.images))
+        return read_pair(pair, source, model, config, previous, crashed)
+
+    run_infer(trained, published, InferConfig(part_mib=0.001), source=twelve)
+    monkeypatch.setattr(incremental, "read_published", read_published)
+    monkeypatch.setattr(infer, "find_previous", found)
+    monkeypatch.setattr(read_pictures, "read_pair", with_previous)
+    masks = {str(path) for path in published.glob("masks/**/*.parquet")}
+    assert len(masks) > 3
+    run_infer(trained, published, source=twelve)
+    assert known == [1] * 12
+    assert Counter(file for file in files if file in masks) == Counter(masks)
+    assert _counts(published) == (12, 12, 12, 0)
+
+
+def test_workers_of_their_own_take_over_the_same_rows(
+    trained, twelve: Path, raw: Path, tmp_path: Path
+) -> None:
+    config = InferConfig(part_mib=0.001)
+    late = [
+        raw / folder / f"000_000{at}.png" for folder in ("CameraRGB", "CameraSeg") for at in "28"
+    ]
+    for path in late:
+        path.unlink()
+    output = run_infer(trained, tmp_path / "out", InferConfig(), source=raw)
+    for path in late:
+        shutil.copy(twelve / path.relative_to(raw), path)
+    arguments = (trained.model, str(raw), None, str(output), config, trained.tracking_uri)
+    infer.run(*arguments, options=pipeline_options(TWO_WORKERS))
+    assert _counts(output) == (12, 12, 10, 0)
+    assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "one", config, source=raw))
+
+
+def test_rows_of_another_split_are_not_taken_over() -> None:
+    """A dataset of the same name may have moved an image, and its rows name its split."""
+    hashes = "a" * 64, "b" * 64
+    image = incremental.identity_of("/raw/1.png", "train", *hashes), 7
+    previous = incremental.PreviousResults((image,))
+    assert previous.find_mask_size("/raw/1.png", "train", *hashes) == 7
+    for other in (
+        ("/raw/1.png", "test", *hashes),
+        ("/raw/2.png", "train", *hashes),
+        ("/raw/1.png", "train", hashes[0], None),
+        ("/raw/1.png", "train", *reversed(hashes)),
+    ):
+        assert previous.find_mask_size(*other) is None
 
 
 def test_an_image_under_a_new_path_is_predicted_again(trained, raw: Path, tmp_path: Path) -> None:
@@ -287,9 +356,9 @@ def test_rows_that_wait_in_several_files_are_one_table(
     written: list[str] = []
     open_file = row_files.pa.ipc.new_file
 
-    def spy(path, schema):
+    def spy(path, schema, **options):
         written.append(str(path))
-        return open_file(path, schema)
+        return open_file(path, schema, **options)
 
     monkeypatch.setattr(row_files.pa.ipc, "new_file", spy)
     assert tables_of(run_infer(trained, tmp_path / "many", source=scenes)) == expected

@@ -23,7 +23,6 @@ from beam import tools
 from beam.infer import pipeline as infer
 from beam.infer.__main__ import main as infer_main
 from beam.infer.engines.base import Runtime
-from beam.infer.incremental import PreviousRun
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.plan import Job
 from beam.ingest import pipeline as ingest
@@ -269,7 +268,7 @@ def _infer(root: beam.Pipeline) -> None:
     made_with = of_rows("openvino")
     facts = (raw, False, 1, runtime, made_with, "0", "0")
     job = Job(model, config, raw.place, None, "raw", *facts)
-    infer.build(root, job, f"{uri}/.staging", "counts", PreviousRun())
+    infer.build(root, job, f"{uri}/.staging", "counts", None)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from inference import query, run_infer
 from ingesting import run_ingest
-from jobs import ROOT, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, python
+from jobs import ROOT, SMALL, SMALL_ARGUMENTS, TWO_WORKERS, on_small_disk, python
 
 from beam.infer import pictures
 from beam.ingest import records
@@ -44,6 +45,29 @@ def poisoned(copy: Path) -> Path:
     """The scenes with an image and a mask, of two pairs, on which decoders crash."""
     poison.add_to(copy, *NAMES)
     return copy
+
+
+FULL = """
+import sys
+from contextlib import suppress
+from beam.shared.crash_journal import CrashJournal, ReadSettings
+from schemas.classes import load_taxonomy
+from schemas.config import IngestConfig
+with suppress(OSError), open(f"{sys.argv[1]}/filler", "wb", buffering=0) as file:
+    while True:
+        file.write(bytes(4096))
+settings = ReadSettings("raw", IngestConfig(), load_taxonomy("carla-0.8"))
+with CrashJournal(sys.argv[1], settings).recording([("1.png", None)]) as crashing:
+    print(sorted(crashing))
+"""
+
+
+def test_a_full_disk_ends_no_worker(tmp_path: Path) -> None:
+    """To write to a mapped file that has no room on the disk would end the process by SIGBUS."""
+    folder = tmp_path / "small"
+    command = [*on_small_disk(folder), sys.executable, "-c", FULL, str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
 
 
 CRASH = "a worker has crashed on {}, and so has a second process: left out"
