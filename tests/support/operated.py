@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -148,9 +149,9 @@ def children(pid: int) -> list[int]:
 
 
 @contextmanager
-def local_services(root: Path) -> Iterator[Local]:
+def local_services(root: Path, prefect_home: Path) -> Iterator[Local]:
     """Runs the services of `make up` during a block; MLflow's store is beside ``root``."""
-    root.mkdir(parents=True)
+    shutil.copytree(prefect_home, root / "prefect")
     State(ports={"prefect": free_port(), "mlflow": free_port()}).save(root)
     try:
         report = run_local("up", root)
