@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
-from jobs import RETRIED, ROOT, SMALL, python
+from jobs import IN_MEMORY, RETRIED, ROOT, SMALL, python
 from operated import (
     RUN,
     SERVICES,
@@ -74,9 +74,8 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     assert last_line("model.gate", "--rollback=shared") == first
     for model, store in ((first, [at_server]), (second, [])):
         output = f"{work}/outputs/predictions"
-        last_line(
-            "beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store
-        )
+        places = (f"--dataset={dataset}", f"--output={output}")
+        last_line("beam.infer", f"--model={model}", *places, *store, *IN_MEMORY)
     rows = f"FROM '{work}/outputs/predictions/masks/**/*.parquet' SELECT version, count(*)"
     assert duckdb.sql(f"{rows} GROUP BY ALL ORDER BY ALL").fetchall() == [("v1", 40), ("v2", 40)]
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -97,6 +98,12 @@ def _versions(store: Path) -> int:
         return int(connection.execute("SELECT count(*) FROM model_versions").fetchone()[0])
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a whole run; another run finds its dataset and its model, if it came first."""
+    return tmp_path_factory.mktemp("finished")
+
+
 @pytest.fixture
 def suspicious(local: Local) -> Iterator[None]:
     """Shortens the time of `make up`'s automation for one test; heartbeats come every 30 s."""
@@ -180,17 +187,17 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
 
 
 # Slow: a whole run, during which the server starts again.
-def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, tmp_path) -> None:
-    run = local.start(parameters_of(scenes, tmp_path))
-    job = job_of("beam.ingest", f"--output={tmp_path}/datasets")
+def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, finished) -> None:
+    run = _start(local, "ingest-train-infer", **parameters_of(scenes, finished))
+    job = job_of("beam.ingest", f"--output={finished}/datasets")
     _kill(local, "prefect")
     until(lambda: start_time(job) is None)
     # When the step ends, it finds no server and waits.
     time.sleep(5)
-    assert list((tmp_path / "datasets/small").glob("[!.]*"))
+    assert list((finished / "datasets/small").glob("[!.]*"))
     run_local("up", local.root)
     _completed(local, run)
-    assert _count(tmp_path, "masks") == 40
+    assert _count(finished, "masks") == 40
     kinds = {
         one["key"]: one["type"]
         for one in local.ask("/artifacts/filter")
@@ -301,11 +308,13 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
 
 # A schedule is 40 s ahead, so that it is set in time on a busy machine.
 def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
-    local, scenes, tmp_path
+    local, scenes, finished, tmp_path
 ) -> None:
     """Its training on the other pool ends with it, and so does a run that waits behind both."""
     long = {**QUICK, "epochs": 1000, "batch_size": 1}
-    first = local.start(parameters_of(scenes, tmp_path, train_config=long, train_on="gpu"))
+    shutil.rmtree(finished / "predictions", ignore_errors=True)
+    given = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
+    first = _start(local, "ingest-train-infer", **given)
     state = f"--state={tmp_path}/training"
     job = job_of("model.train", state)
     # Stops the job, so that it cannot finish first.
@@ -315,7 +324,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     schedule = {
         "schedule": {"interval": 86400, "anchor_date": soon.isoformat()},
         "active": True,
-        "parameters": parameters_of(scenes, tmp_path),
+        "parameters": parameters_of(scenes, finished),
     }
     (made,) = local.ask(f"/deployments/{whole['id']}/schedules", [schedule])
     # The server's own scheduling loop runs only once a minute.
@@ -334,7 +343,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     finally:
         (queued,) = [one["id"] for one in due()] or [""]
         local.ask(f"/deployments/{whole['id']}/schedules/{made['id']}", method="DELETE")
-    last = local.start(parameters_of(scenes, tmp_path))
+    last = _start(local, "ingest-train-infer", **parameters_of(scenes, tmp_path))
     until(lambda: local.state(last) == "AwaitingConcurrencySlot")
     assert local.state(first) == "Running"
     (child,) = [one for one in local.children(first) if one["state_name"] == "Running"]
@@ -347,7 +356,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     until(lambda: start_time(job) is None)
     assert processes("model.train", state) == []
     _completed(local, queued)
-    assert _count(tmp_path, "masks") == 40
+    assert _count(finished, "masks") == 40
 
 
 FULL = """
