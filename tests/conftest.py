@@ -26,7 +26,7 @@ from xdist.scheduler import LoadScopeScheduling
 from flows.scenes import write_scenes
 from runtime.command_line import run_main
 from runtime.locks import lock
-from schemas.config import InferConfig, TrainConfig
+from schemas.config import InferConfig, IngestConfig, TrainConfig
 
 SERVERS = {
     "flink": (
@@ -186,6 +186,19 @@ def dataset(once: Once, scenes: Path) -> Path:
         return run(str(scenes), str(folder), SMALL, pipeline_options(IN_MEMORY))
 
     return Path(once("datasets", fill))
+
+
+@pytest.fixture(scope="session")
+def real_dataset(once: Once, real: Path) -> Path:
+    """The real pairs as a published dataset of the default configuration."""
+
+    def fill(folder: Path) -> str:
+        from beam.ingest.pipeline import run
+        from beam.runners.run import pipeline_options
+
+        return run(str(real), str(folder), IngestConfig(), pipeline_options(IN_MEMORY))
+
+    return Path(once("real", fill))
 
 
 @pytest.fixture
