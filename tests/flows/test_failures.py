@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import duckdb
 import pytest
@@ -28,6 +27,7 @@ from operated import (
     processes,
     run_local,
     until,
+    up_again,
 )
 
 from runtime.services import State, start_time
@@ -39,7 +39,7 @@ def _left_running(local: Local) -> Iterator[None]:
     yield
     state = State.load(local.root)
     if not all(map(state.is_running, SERVICES)):
-        run_local("up", local.root)
+        up_again(local.root)
 
 
 def _parent(pid: int) -> int:
@@ -53,20 +53,6 @@ def _kill(local: Local, *services: str) -> None:
         kill = os.kill if name.startswith("worker") else os.killpg
         kill(state.services[name].pid, signal.SIGKILL)
         until(lambda name=name: not state.is_running(name))
-
-
-def _start(
-    local: Local, deployment: str, env: dict[str, str] | None = None, **parameters: Any
-) -> str:
-    (found,) = [one for one in local.ask("/deployments/filter") if one["name"] == deployment]
-    body = {
-        "parameters": {**found["parameters"], **parameters},
-        "state": {"type": "SCHEDULED"},
-        "job_variables": {"env": env} if env else {},
-        # Makes each request start a new run.
-        "idempotency_key": str(uuid4()),
-    }
-    return str(local.ask(f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
 
 def _message(local: Local, run: str) -> str:
@@ -154,7 +140,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
         places[name].mkdir()
         env = {"HELD_AT": middle[name], "HELD_IN": str(places[name])}
         env["PYTHONPATH"] = f"{ROOT}/tests/support/held:{ROOT}"
-        zombies[name] = _start(local, name, env, **parameters)
+        zombies[name] = local.start(name, env, **parameters)
     for name, place in places.items():
         servers.until(lambda place=place: any(place.iterdir()), f"{name} in the middle of its work")
     held = {name: job_of(*words) for name, words in jobs.items()}
@@ -171,7 +157,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
 
     run_local("up", local.root)
     assert len(local.ask("/automations/filter")) == 2
-    again = [_start(local, name, **parameters) for name, parameters in asked.items()]
+    again = [local.start(name, **parameters) for name, parameters in asked.items()]
     _completed(local, *again)
     (published,) = (tmp_path / "datasets/small").iterdir()
     assert published.name == dataset.name
@@ -188,7 +174,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
 
 # Slow: a whole run, during which the server starts again.
 def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, finished) -> None:
-    run = _start(local, "ingest-train-infer", **parameters_of(scenes, finished))
+    run = local.start("ingest-train-infer", **parameters_of(scenes, finished))
     job = job_of("beam.ingest", f"--output={finished}/datasets")
     _kill(local, "prefect")
     until(lambda: start_time(job) is None)
@@ -222,8 +208,7 @@ def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, fi
 # Slow: a step is tried again after a pause, and MLflow's server starts in the meantime.
 def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) -> None:
     _kill(local, "mlflow")
-    run = _start(
-        local,
+    run = local.start(
         "train",
         dataset=str(dataset),
         output=str(tmp_path),
@@ -240,7 +225,7 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
     # The next attempt is stopped until the server answers, however long that takes.
     job = job_of("model.train", f"--state={tmp_path}/training")
     os.kill(job, signal.SIGSTOP)
-    run_local("up", local.root)
+    up_again(local.root)
     os.kill(job, signal.SIGCONT)
     _completed(local, run)
     until(lambda: _logged(local, run, "Retry 1/3 will start"))
@@ -252,8 +237,7 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
 @pytest.mark.soak
 def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_path) -> None:
     epochs = 40
-    run = _start(
-        local,
+    run = local.start(
         "train",
         dataset=str(dataset),
         output=str(tmp_path),
@@ -267,7 +251,7 @@ def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_p
     _kill(local, "mlflow")
     os.kill(job, signal.SIGCONT)
     until(lambda: _logged(local, run, "are kept in the checkpoint"))
-    run_local("up", local.root)
+    up_again(local.root)
     _completed(local, run)
     (task,) = local.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
     assert task["run_count"] == 1
@@ -289,7 +273,7 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
         "output": str(tmp_path),
         "tracking_uri": trained.tracking_uri,
     }
-    run = _start(local, "infer", **asked)
+    run = local.start("infer", **asked)
     job = job_of("beam.infer", f"--output={tmp_path}/predictions")
     os.kill(job, signal.SIGSTOP)
     _kill(local, "worker-cpu")
@@ -299,8 +283,8 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
     # It crashes on its own and not through the automation, which waits for five minutes.
     assert "No heartbeat" not in _message(local, run)
     until(lambda: start_time(job) is None)
-    run_local("up", local.root)
-    again = _start(local, "infer", **asked)
+    up_again(local.root)
+    again = local.start("infer", **asked)
     _completed(local, again)
     assert _count(tmp_path, "masks") == 40
     assert not list((tmp_path / "predictions").glob(".staging*"))
@@ -314,7 +298,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     long = {**QUICK, "epochs": 1000, "batch_size": 1}
     shutil.rmtree(finished / "predictions", ignore_errors=True)
     given = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
-    first = _start(local, "ingest-train-infer", **given)
+    first = local.start("ingest-train-infer", **given)
     state = f"--state={tmp_path}/training"
     job = job_of("model.train", state)
     # Stops the job, so that it cannot finish first.
@@ -343,7 +327,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     finally:
         (queued,) = [one["id"] for one in due()] or [""]
         local.ask(f"/deployments/{whole['id']}/schedules/{made['id']}", method="DELETE")
-    last = _start(local, "ingest-train-infer", **parameters_of(scenes, tmp_path))
+    last = local.start("ingest-train-infer", **parameters_of(scenes, tmp_path))
     until(lambda: local.state(last) == "AwaitingConcurrencySlot")
     assert local.state(first) == "Running"
     (child,) = [one for one in local.children(first) if one["state_name"] == "Running"]

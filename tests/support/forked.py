@@ -100,6 +100,7 @@ def main() -> None:
         if command["module"].startswith(LIGHT):
             importlib.import_module(command["module"])
         elif command["module"].startswith("model."):
+            # Most of them need it; it starts no threads either.
             importlib.import_module("mlflow")
         pid = os.fork()
         if pid == 0:
