@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO, cast
+
+_UNUSED_BY_US = ("matplotlib", "pandas", "sklearn")
+"""Keras imports these if they are installed, for galleries, data frames and wrappers, which takes a
+third of its time."""
+
+
+@contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Lets modules seem not to be installed during a block, unless they are imported already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden, cast(Any, None)))
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def import_tensorflow() -> Any:
-    """Imports TensorFlow and discards standard error meanwhile: no setting silences all its lines.
+    """Imports TensorFlow and Keras, without what only others use of it.
+
+    Standard error is discarded meanwhile, since no setting silences all lines of TensorFlow.
 
     Python exceptions are raised as usual. Afterwards TensorFlow's native code logs only fatal
     errors, unless TF_CPP_MIN_LOG_LEVEL is set, and Keras runs on it, whatever the environment says.
@@ -19,7 +39,8 @@ def import_tensorflow() -> Any:
     saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(devnull, 2)
-        import tensorflow as tf
+        with _hidden(*_UNUSED_BY_US):
+            import tensorflow as tf
 
         # The first query for devices complains about a missing GPU.
         tf.config.list_physical_devices()

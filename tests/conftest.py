@@ -20,13 +20,13 @@ from forks import forks as running_forks
 from hypothesis import settings
 from jobs import ANY_MODEL, IN_MEMORY, REAL, SMALL, Job, Trained, copy_store
 from operated import Local, local_services
-from servers import PATIENCE_S
+from servers import PATIENCE_S, free_port, serving
 from xdist.scheduler import LoadScopeScheduling
 
 from flows.scenes import write_scenes
 from runtime.command_line import run_main
 from runtime.locks import lock
-from schemas.config import InferConfig, TrainConfig
+from schemas.config import InferConfig, IngestConfig, TrainConfig
 
 SERVERS = {
     "flink": (
@@ -60,7 +60,7 @@ FIRST = (
 )
 """The slowest groups, the slowest first."""
 
-SLOW = {"local", "cluster", "bucket", "trained", "tables", "plain_model"}
+SLOW = {"local", "prefect_home", "cluster", "bucket", "trained", "tables", "plain_model"}
 """Fixtures that take more than a few seconds: ``make unit-fast`` leaves their tests out."""
 
 SLOW_FILES = (
@@ -189,6 +189,19 @@ def dataset(once: Once, scenes: Path) -> Path:
         return run(str(scenes), str(folder), SMALL, pipeline_options(IN_MEMORY))
 
     return Path(once("datasets", fill))
+
+
+@pytest.fixture(scope="session")
+def real_dataset(once: Once, real: Path) -> Path:
+    """The real pairs as a published dataset of the default configuration."""
+
+    def fill(folder: Path) -> str:
+        from beam.ingest.pipeline import run
+        from beam.runners.run import pipeline_options
+
+        return run(str(real), str(folder), IngestConfig(), pipeline_options(IN_MEMORY))
+
+    return Path(once("real", fill))
 
 
 @pytest.fixture
@@ -341,8 +354,26 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[store.Store]:
         yield started
 
 
+@pytest.fixture(scope="session")
+def prefect_home(once: Once) -> Path:
+    """The folder of a Prefect server that has made its database: more than half of a start.
+
+    Other servers start with a copy of it.
+    """
+
+    def fill(folder: Path) -> str:
+        home, port = folder / "prefect", free_port()
+        command = (sys.executable, "-m", "prefect", "server", "start", "--host=127.0.0.1")
+        health, settings = f"http://127.0.0.1:{port}/api/health", {"PREFECT_HOME": str(home)}
+        with serving([*command, f"--port={port}"], health, folder / "server.log", settings):
+            return str(home)
+
+    return Path(once("prefect", fill))
+
+
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local]:
+def local(tmp_path_factory: pytest.TempPathFactory, prefect_home: Path) -> Iterator[Local]:
     """The servers and workers of `make up`; each file has its own, with what its runs leave."""
-    with local_services(tmp_path_factory.mktemp("work") / "outputs/local") as services:
+    root = tmp_path_factory.mktemp("work") / "outputs/local"
+    with local_services(root, prefect_home) as services:
         yield services

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import socket
 import sys
 import time
@@ -221,5 +222,9 @@ def main(arguments: Sequence[str]) -> str:
     check_webhook_url(args.notify)
     root = Path(args.root).absolute()
     if args.command == "up":
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+            # So a shell starts a command in the background. Workers stop themselves by SIGINT, and
+            # would hear of no `down` if they inherited this.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         return up(root, args.raw, args.notify)
     return down(root) if args.command == "down" else status(root)

@@ -31,7 +31,7 @@ print(json.dumps([found, tables[::-1]]))
 
 # Slow: seven jobs under a server of its own.
 def test_backfill_continues_after_failures_and_skips_published_output(
-    scenes: Path, dataset: Path, trained, tmp_path: Path
+    scenes: Path, dataset: Path, trained, prefect_home: Path, tmp_path: Path
 ) -> None:
     base = {"output": str(tmp_path), "tracking_uri": trained.tracking_uri, "at_once": 2}
     runs = [
@@ -49,7 +49,7 @@ def test_backfill_continues_after_failures_and_skips_published_output(
     done = subprocess.run(
         [sys.executable, "-c", FLOW],
         cwd=ROOT,
-        env=ephemeral(tmp_path),
+        env=ephemeral(tmp_path, prefect_home),
         input=json.dumps(runs),
         capture_output=True,
         text=True,
@@ -115,13 +115,15 @@ backfill(["m"], sources=sources, output=output, at_once=2)
 """
 
 
-def test_concurrency_is_limited_and_jobs_end_with_the_flow(tmp_path: Path) -> None:
+def test_concurrency_is_limited_and_jobs_end_with_the_flow(
+    prefect_home: Path, tmp_path: Path
+) -> None:
     (tmp_path / "silent.py").write_text("import time\ntime.sleep(3000)\n")
     output = str(tmp_path / "out")
     flow = subprocess.Popen(
         [sys.executable, "-c", STOPPED, output, *"abcd"],
         cwd=ROOT,
-        env=ephemeral(tmp_path) | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        env=ephemeral(tmp_path, prefect_home) | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
         start_new_session=True,
     )
     try:

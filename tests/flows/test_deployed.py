@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 
 import duckdb
 import pytest
-from jobs import RETRIED, ROOT, SMALL, python
+from jobs import IN_MEMORY, RETRIED, ROOT, SMALL, python
 from operated import (
     RUN,
     SERVICES,
@@ -25,6 +25,7 @@ from operated import (
     processes,
     run_local,
     until,
+    up_again,
 )
 
 from model.version_tags import KEY_TAG
@@ -74,9 +75,8 @@ def test_models_are_the_same_with_and_without_the_server(local, dataset, monkeyp
     assert last_line("model.gate", "--rollback=shared") == first
     for model, store in ((first, [at_server]), (second, [])):
         output = f"{work}/outputs/predictions"
-        last_line(
-            "beam.infer", f"--model={model}", f"--dataset={dataset}", f"--output={output}", *store
-        )
+        places = (f"--dataset={dataset}", f"--output={output}")
+        last_line("beam.infer", f"--model={model}", *places, *store, *IN_MEMORY)
     rows = f"FROM '{work}/outputs/predictions/masks/**/*.parquet' SELECT version, count(*)"
     assert duckdb.sql(f"{rows} GROUP BY ALL ORDER BY ALL").fetchall() == [("v1", 40), ("v2", 40)]
 
@@ -213,8 +213,11 @@ def test_nightly_run_reads_the_last_given_raw_folder(local, scenes) -> None:
 
     whole = {"backfill": None, "train": None, "infer": None}
     assert sources() == {**whole, "ingest-train-infer": "data/raw", "ingest": "data/raw"}
-    for arguments in ([f"--raw={scenes}"], []):
-        report = run_local("up", local.root, *arguments)
+    for up in (
+        lambda: up_again(local.root, f"--raw={scenes}"),
+        lambda: run_local("up", local.root),
+    ):
+        report = up()
         assert sources() == {**whole, "ingest-train-infer": str(scenes), "ingest": str(scenes)}
         assert f"names no source: {scenes}\n" in report
     program = Path(sys.executable).with_name("prefect")
@@ -308,7 +311,11 @@ ingest_train_infer(
 # Slow: a flow asks the server for its state only from time to time.
 def test_cancelled_flow_without_a_worker_ends_its_job(local, scenes, tmp_path) -> None:
     """Such as one whose worker has been through an outage of the server."""
+    # Its job stands still after an epoch, and takes no processor time from others.
+    (held := tmp_path / "held").mkdir()
     environment = {**os.environ, "PREFECT_API_URL": local.api}
+    environment |= {"HELD_AT": "state.npz", "HELD_IN": str(held)}
+    environment["PYTHONPATH"] = f"{ROOT}/tests/support/held:{ROOT}"
     arguments = [str(scenes), str(tmp_path), SMALL.model_dump_json()]
     with subprocess.Popen(
         [sys.executable, "-c", ALONE, *arguments], cwd=ROOT, env=environment
@@ -361,7 +368,7 @@ def test_up_twice_starts_only_what_is_missing(local) -> None:
     before = State.load(local.root)
     os.killpg(before.services["worker-gpu"].pid, signal.SIGKILL)
     until(lambda: not before.is_running("worker-gpu"))
-    report = run_local("up", local.root)
+    report = up_again(local.root)
     after = State.load(local.root)
     assert after.ports == before.ports
     assert sorted(after.services) == sorted(SERVICES)

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,7 +12,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import duckdb
 import pytest
@@ -27,6 +27,7 @@ from operated import (
     processes,
     run_local,
     until,
+    up_again,
 )
 
 from runtime.services import State, start_time
@@ -38,7 +39,7 @@ def _left_running(local: Local) -> Iterator[None]:
     yield
     state = State.load(local.root)
     if not all(map(state.is_running, SERVICES)):
-        run_local("up", local.root)
+        up_again(local.root)
 
 
 def _parent(pid: int) -> int:
@@ -52,20 +53,6 @@ def _kill(local: Local, *services: str) -> None:
         kill = os.kill if name.startswith("worker") else os.killpg
         kill(state.services[name].pid, signal.SIGKILL)
         until(lambda name=name: not state.is_running(name))
-
-
-def _start(
-    local: Local, deployment: str, env: dict[str, str] | None = None, **parameters: Any
-) -> str:
-    (found,) = [one for one in local.ask("/deployments/filter") if one["name"] == deployment]
-    body = {
-        "parameters": {**found["parameters"], **parameters},
-        "state": {"type": "SCHEDULED"},
-        "job_variables": {"env": env} if env else {},
-        # Makes each request start a new run.
-        "idempotency_key": str(uuid4()),
-    }
-    return str(local.ask(f"/deployments/{found['id']}/create_flow_run", body)["id"])
 
 
 def _message(local: Local, run: str) -> str:
@@ -95,6 +82,12 @@ def _count(output: Path, table: str) -> int:
 def _versions(store: Path) -> int:
     with sqlite3.connect(store) as connection:
         return int(connection.execute("SELECT count(*) FROM model_versions").fetchone()[0])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a whole run; another run finds its dataset and its model, if it came first."""
+    return tmp_path_factory.mktemp("finished")
 
 
 @pytest.fixture
@@ -147,7 +140,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
         places[name].mkdir()
         env = {"HELD_AT": middle[name], "HELD_IN": str(places[name])}
         env["PYTHONPATH"] = f"{ROOT}/tests/support/held:{ROOT}"
-        zombies[name] = _start(local, name, env, **parameters)
+        zombies[name] = local.start(name, env, **parameters)
     for name, place in places.items():
         servers.until(lambda place=place: any(place.iterdir()), f"{name} in the middle of its work")
     held = {name: job_of(*words) for name, words in jobs.items()}
@@ -164,7 +157,7 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
 
     run_local("up", local.root)
     assert len(local.ask("/automations/filter")) == 2
-    again = [_start(local, name, **parameters) for name, parameters in asked.items()]
+    again = [local.start(name, **parameters) for name, parameters in asked.items()]
     _completed(local, *again)
     (published,) = (tmp_path / "datasets/small").iterdir()
     assert published.name == dataset.name
@@ -180,17 +173,17 @@ def test_a_worker_killed_during_each_step_leaves_nothing_behind(
 
 
 # Slow: a whole run, during which the server starts again.
-def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, tmp_path) -> None:
-    run = local.start(parameters_of(scenes, tmp_path))
-    job = job_of("beam.ingest", f"--output={tmp_path}/datasets")
+def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, finished) -> None:
+    run = local.start("ingest-train-infer", **parameters_of(scenes, finished))
+    job = job_of("beam.ingest", f"--output={finished}/datasets")
     _kill(local, "prefect")
     until(lambda: start_time(job) is None)
     # When the step ends, it finds no server and waits.
     time.sleep(5)
-    assert list((tmp_path / "datasets/small").glob("[!.]*"))
+    assert list((finished / "datasets/small").glob("[!.]*"))
     run_local("up", local.root)
     _completed(local, run)
-    assert _count(tmp_path, "masks") == 40
+    assert _count(finished, "masks") == 40
     kinds = {
         one["key"]: one["type"]
         for one in local.ask("/artifacts/filter")
@@ -215,8 +208,7 @@ def test_prefects_server_goes_away_and_comes_back_during_a_run(local, scenes, tm
 # Slow: a step is tried again after a pause, and MLflow's server starts in the meantime.
 def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) -> None:
     _kill(local, "mlflow")
-    run = _start(
-        local,
+    run = local.start(
         "train",
         dataset=str(dataset),
         output=str(tmp_path),
@@ -233,7 +225,7 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
     # The next attempt is stopped until the server answers, however long that takes.
     job = job_of("model.train", f"--state={tmp_path}/training")
     os.kill(job, signal.SIGSTOP)
-    run_local("up", local.root)
+    up_again(local.root)
     os.kill(job, signal.SIGCONT)
     _completed(local, run)
     until(lambda: _logged(local, run, "Retry 1/3 will start"))
@@ -245,8 +237,7 @@ def test_mlflow_is_down_at_the_start_and_comes_back(local, dataset, tmp_path) ->
 @pytest.mark.soak
 def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_path) -> None:
     epochs = 40
-    run = _start(
-        local,
+    run = local.start(
         "train",
         dataset=str(dataset),
         output=str(tmp_path),
@@ -260,7 +251,7 @@ def test_mlflow_goes_down_during_a_training_and_comes_back(local, dataset, tmp_p
     _kill(local, "mlflow")
     os.kill(job, signal.SIGCONT)
     until(lambda: _logged(local, run, "are kept in the checkpoint"))
-    run_local("up", local.root)
+    up_again(local.root)
     _completed(local, run)
     (task,) = local.ask("/task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
     assert task["run_count"] == 1
@@ -282,7 +273,7 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
         "output": str(tmp_path),
         "tracking_uri": trained.tracking_uri,
     }
-    run = _start(local, "infer", **asked)
+    run = local.start("infer", **asked)
     job = job_of("beam.infer", f"--output={tmp_path}/predictions")
     os.kill(job, signal.SIGSTOP)
     _kill(local, "worker-cpu")
@@ -292,8 +283,8 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
     # It crashes on its own and not through the automation, which waits for five minutes.
     assert "No heartbeat" not in _message(local, run)
     until(lambda: start_time(job) is None)
-    run_local("up", local.root)
-    again = _start(local, "infer", **asked)
+    up_again(local.root)
+    again = local.start("infer", **asked)
     _completed(local, again)
     assert _count(tmp_path, "masks") == 40
     assert not list((tmp_path / "predictions").glob(".staging*"))
@@ -301,11 +292,13 @@ def test_a_worker_that_is_killed_alone_takes_its_run_with_it(
 
 # A schedule is 40 s ahead, so that it is set in time on a busy machine.
 def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
-    local, scenes, tmp_path
+    local, scenes, finished, tmp_path
 ) -> None:
     """Its training on the other pool ends with it, and so does a run that waits behind both."""
     long = {**QUICK, "epochs": 1000, "batch_size": 1}
-    first = local.start(parameters_of(scenes, tmp_path, train_config=long, train_on="gpu"))
+    shutil.rmtree(finished / "predictions", ignore_errors=True)
+    given = parameters_of(scenes, tmp_path, train_config=long, train_on="gpu")
+    first = local.start("ingest-train-infer", **given)
     state = f"--state={tmp_path}/training"
     job = job_of("model.train", state)
     # Stops the job, so that it cannot finish first.
@@ -315,7 +308,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     schedule = {
         "schedule": {"interval": 86400, "anchor_date": soon.isoformat()},
         "active": True,
-        "parameters": parameters_of(scenes, tmp_path),
+        "parameters": parameters_of(scenes, finished),
     }
     (made,) = local.ask(f"/deployments/{whole['id']}/schedules", [schedule])
     # The server's own scheduling loop runs only once a minute.
@@ -334,7 +327,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     finally:
         (queued,) = [one["id"] for one in due()] or [""]
         local.ask(f"/deployments/{whole['id']}/schedules/{made['id']}", method="DELETE")
-    last = local.start(parameters_of(scenes, tmp_path))
+    last = local.start("ingest-train-infer", **parameters_of(scenes, tmp_path))
     until(lambda: local.state(last) == "AwaitingConcurrencySlot")
     assert local.state(first) == "Running"
     (child,) = [one for one in local.children(first) if one["state_name"] == "Running"]
@@ -347,7 +340,7 @@ def test_the_schedule_fires_while_a_run_goes_on_which_is_then_cancelled(
     until(lambda: start_time(job) is None)
     assert processes("model.train", state) == []
     _completed(local, queued)
-    assert _count(tmp_path, "masks") == 40
+    assert _count(finished, "masks") == 40
 
 
 FULL = """

@@ -365,3 +365,20 @@ def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
         assert prefect_api_url(tmp_path) is None
     (tmp_path / "state.json").write_text("{")
     assert State.load(tmp_path) == State()
+
+
+BACKGROUND = """
+import signal, subprocess, sys
+from flows.local import services
+
+CHILD = "import signal; print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)"
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+services.up = lambda *_: subprocess.check_output([sys.executable, "-c", CHILD], text=True)
+print(services.main(["up"]))
+"""
+
+
+def test_services_started_in_the_background_can_be_interrupted() -> None:
+    """As a shell does with `make up &`: Prefect's workers stop themselves by an interrupt."""
+    done = python("-c", BACKGROUND)
+    assert done.stdout.strip() == "False", done.stderr

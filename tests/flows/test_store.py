@@ -20,13 +20,13 @@ from schemas.config import GateConfig, TrainConfig
 from schemas.manifest import load_manifest
 
 
-def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
+def _flow(source: str, output: str, folder: Path, prefect_home: Path) -> subprocess.Popen[str]:
     script = FLOW.replace("sqlite:///{output}", f"sqlite:///{folder}")
     process = subprocess.Popen(
         [sys.executable, "-c", script, source, output],
         # Files that cannot be on a store go to `outputs` in the working folder.
         cwd=folder,
-        env=ephemeral(folder),
+        env=ephemeral(folder, prefect_home),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -40,11 +40,13 @@ def _flow(source: str, output: str, folder: Path) -> subprocess.Popen[str]:
 
 
 # Slow: a whole run with a server of its own, whose store goes away for a while.
-def test_the_whole_flow(bucket: Store, scenes: Path, dataset: Path, tmp_path, monkeypatch) -> None:
+def test_the_whole_flow(
+    bucket: Store, scenes: Path, dataset: Path, prefect_home: Path, tmp_path, monkeypatch
+) -> None:
     source, output = bucket.put(scenes, "raw"), bucket.uri("pipeline")
     lines: list[str] = []
     # The output ends with a slash, as people write folders.
-    with _flow(source, f"{output}/", tmp_path) as process:
+    with _flow(source, f"{output}/", tmp_path, prefect_home) as process:
         reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()))
         reader.start()
         # Until the job has staged something, it would wait only ten seconds for the store.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import servers
 from jobs import ROOT, python
-from operated import RUN, START_AUTOMATION, Local, children, run_local, until
+from operated import RUN, START_AUTOMATION, Local, children, until, up_again
 from servers import free_port
 
 from runtime.services import State
@@ -47,7 +47,7 @@ def test_a_run_whose_worker_dies_before_it_begins_crashes_and_frees_its_slot(
     local, impatient, tmp_path
 ) -> None:
     worker = State.load(local.root).services["worker-cpu"].pid
-    run = local.start({"source": str(tmp_path / "none")})
+    run = local.start(WHOLE, source=str(tmp_path / "none"))
     # Python takes seconds to import Prefect before the run can begin.
     begun = servers.until(
         lambda: _run(local, run)["state_type"] == "PENDING" and children(worker), "a run's process"
@@ -60,7 +60,7 @@ def test_a_run_whose_worker_dies_before_it_begins_crashes_and_frees_its_slot(
     assert "did not start" in _run(local, run)["state"]["message"]
     assert _slots(local) == 0
     impatient()
-    run_local("up", local.root)
+    up_again(local.root)
     # The next run gets the slot; the reason of its failure is the last line, and on both pages.
     (tmp_path / "raw").mkdir()
     done = local.prefect(*RUN, "--watch", "-p", f"source={tmp_path / 'raw'}")
@@ -191,44 +191,50 @@ def _webhook_server():
 
 
 def test_webhook_gets_failed_and_crashed_runs_until_removed(local) -> None:
-    def crash() -> None:
-        started = local.prefect("deployment", "run", "train", "-p", "dataset=x", "--start-in=1 day")
-        (run,) = re.findall(r"UUID: (\S+)", started.stdout)
+    def crash() -> str:
+        tomorrow = datetime.now(UTC) + timedelta(days=1)
+        scheduled = {"type": "SCHEDULED"}
+        scheduled["state_details"] = {"scheduled_time": tomorrow.isoformat()}
+        place = f"/deployments/{_deployment(local, 'train')['id']}/create_flow_run"
+        run = local.ask(place, {"parameters": {"dataset": "x"}, "state": scheduled})["id"]
         crashed = {"state": {"type": "CRASHED", "message": "its process is gone"}, "force": True}
         local.ask(f"/flow_runs/{run}/set_state", crashed)
+        return str(run)
 
-    def of(flow: str) -> list[tuple[str, dict[str, Any]]]:
-        """The requests for a flow's runs; the server may still tell of another test's run."""
-        return [(path, note) for path, note in notes if note["flow"] == flow]
+    def of(run: str) -> list[tuple[str, dict[str, Any]]]:
+        """The requests for a run; the server may still tell of another test's run."""
+        return [(path, note) for path, note in notes if note["url"].endswith(f"/{run}")]
 
     secret = "token-of-the-chat"
     with _webhook_server() as (address, notes):
-        run_local("up", local.root, f"--notify={address}/{secret}")
+        up_again(local.root, f"--notify={address}/{secret}")
         # What looks like a number is a path as well.
         done = local.prefect("deployment", "run", "infer", "--watch", "-p", "dataset=20240501")
         reason = f"error: dataset '{ROOT}/20240501': there is no such folder"
         assert _last_line(done) == reason
-        until(lambda: of("infer"))
-        ((path, note),) = of("infer")
+        (failed,) = re.findall(r"UUID: (\S+)", done.stdout)
+        until(lambda: of(failed))
+        ((path, note),) = of(failed)
         assert path == f"/{secret}"
-        assert note["run"] == "infer-with-lyft-unet@champion"
+        assert (note["flow"], note["run"]) == ("infer", "infer-with-lyft-unet@champion")
         assert (note["state"], note["reason"]) == ("Failed", reason)
         assert reason in note["text"]
         assert note["url"].startswith(local.api.removesuffix("/api"))
-        crash()
-        until(lambda: of("train"))
-        ((_, note),) = of("train")
-        assert (note["state"], note["reason"]) == ("Crashed", "its process is gone")
+        crashed = crash()
+        until(lambda: of(crashed))
+        ((_, note),) = of(crashed)
+        assert (note["flow"], note["state"]) == ("train", "Crashed")
+        assert note["reason"] == "its process is gone"
 
         # Another address, which does not answer, in place of the first.
-        run_local("up", local.root, f"--notify=http://127.0.0.1:{free_port()}/{secret}")
-        crash()
-        failed = {"filter": {"event": {"name": ["prefect.automation.action.failed"]}}}
-        until(lambda: local.ask("/events/filter", failed)["events"])
+        up_again(local.root, f"--notify=http://127.0.0.1:{free_port()}/{secret}")
+        untold = crash()
+        calls = {"filter": {"event": {"name": ["prefect.automation.action.failed"]}}}
+        until(lambda: local.ask("/events/filter", calls)["events"])
         assert len(_told(local)) == 1
-        run_local("up", local.root, "--notify=off")
+        up_again(local.root, "--notify=off")
         assert _told(local) == []
-        assert (len(of("infer")), len(of("train"))) == (1, 1)
+        assert [len(of(run)) for run in (failed, crashed, untold)] == [1, 1, 0]
     assert secret not in json.dumps(local.ask("/events/filter"))
     for file in local.root.rglob("*"):
         assert not file.is_file() or secret.encode() not in file.read_bytes(), file

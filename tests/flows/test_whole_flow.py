@@ -85,14 +85,14 @@ def test_flow_modules_import_nothing_heavy() -> None:
 
 
 # One server, one training and six jobs: a minute on two cores.
-def test_the_whole_flow(scenes: Path, tmp_path: Path) -> None:
+def test_the_whole_flow(scenes: Path, prefect_home: Path, tmp_path: Path) -> None:
     """In a fresh interpreter, on Prefect's ephemeral server; then again, and with a mistake."""
     (tmp_path / "empty").mkdir()
     places = (scenes, tmp_path, tmp_path / "empty", tmp_path / "out")
     done = subprocess.run(
         [sys.executable, "-c", FLOW + MORE, *map(str, places)],
         cwd=ROOT,
-        env=ephemeral(tmp_path),
+        env=ephemeral(tmp_path, prefect_home),
         input=json.dumps([SMALL.model_dump(), QUICK]),
         capture_output=True,
         text=True,

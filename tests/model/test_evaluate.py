@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ingesting import run_ingest
-from jobs import SMALL, Job, Trained
+from jobs import IN_MEMORY, SMALL, Job, Trained
 
 from model.evaluate import run
 from model.frames import FramesMissingError, frames
@@ -61,7 +61,7 @@ def test_the_figures_at_the_frames_size_are_those_of_the_tables(
 ) -> None:
     store = f"--tracking_uri={trained.tracking_uri}"
     model, out = f"--model={trained.model}", f"--output={tmp_path}"
-    precise = ("--engine=tensorflow", "--precision=float32")
+    precise = ("--engine=tensorflow", "--precision=float32", *IN_MEMORY)
     done = job("beam.infer", model, f"--source={scenes}", out, store, *precise)
     assert done.returncode == 0, done.stderr
     sources = pq.read_table(dataset / SOURCES, columns=["id", "split"]).to_pylist()

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from ingesting import records_of
-from jobs import ANY_MODEL
+from jobs import ANY_MODEL, QUICK
 
 from model.decision import Decision, decide
 from model.gate import check_champion, main, run_gate
@@ -278,16 +278,7 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     client = mlflow.MlflowClient(store)
 
     def train(gate: GateConfig, **changes) -> str:
-        config = TrainConfig(
-            **{
-                "architecture": "unet",
-                "model_name": "turns",
-                "epochs": 1,
-                "filters": 2,
-                "batch_size": 16,
-                **changes,
-            }
-        )
+        config = TrainConfig(**{**QUICK, "model_name": "turns", "batch_size": 16, **changes})
         return run(str(dataset), config, store, gate, state=str(tmp_path / "state"), reuse=True)
 
     def alias(name: str) -> str:

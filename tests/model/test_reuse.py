@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from jobs import ANY_MODEL
+from jobs import ANY_MODEL, QUICK
 from servers import until
 
 from model.checkpoint import checkpoint
@@ -24,9 +24,7 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     from model import registry
 
     store = f"sqlite:///{tmp_path}/mlflow.db"
-    config = TrainConfig(
-        architecture="unet", model_name="damaged", epochs=1, filters=2, batch_size=16
-    )
+    config = TrainConfig(**QUICK, model_name="damaged", batch_size=16)
 
     def train() -> str:
         state = str(tmp_path / "state")

@@ -99,6 +99,9 @@ def main() -> None:
         command = json.loads(line)
         if command["module"].startswith(LIGHT):
             importlib.import_module(command["module"])
+        elif command["module"].startswith("model."):
+            # Most of them need it; it starts no threads either.
+            importlib.import_module("mlflow")
         pid = os.fork()
         if pid == 0:
             code = 1

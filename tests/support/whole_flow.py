@@ -1,13 +1,15 @@
 """A script that runs the whole flow and prints what it has left on the server."""
 
 import os
+import shutil
 from pathlib import Path
 
 from jobs import ROOT
 
 
-def ephemeral(home: Path) -> dict[str, str]:
+def ephemeral(home: Path, prefect_home: Path) -> dict[str, str]:
     """Environment of a flow that starts Prefect's ephemeral server, with its own home folder."""
+    shutil.copytree(prefect_home, home / "prefect")
     others = {name: value for name, value in os.environ.items() if name != "PREFECT_API_URL"}
     return {
         **others,

@@ -19,7 +19,6 @@ from flows.flink_demo import published_digests
 from images import png
 from runtime.errors import UserError
 from schemas.classes import load_taxonomy
-from schemas.config import IngestConfig
 from schemas.layout import SPLITS
 from schemas.manifest import Manifest, load_manifest
 from schemas.stats import PixelStats
@@ -288,8 +287,8 @@ def test_the_last_line_is_the_folder(job: Job, scenes: Path, tmp_path: Path) -> 
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_real_pairs(real: Path, tmp_path: Path) -> None:
-    manifest = load_manifest(run_ingest(real, tmp_path, IngestConfig()))
+def test_real_pairs(real_dataset: Path) -> None:
+    manifest = load_manifest(real_dataset)
     assert manifest.records == 185
     assert manifest.rejects == {"leak": 15}
     (warning,) = manifest.warnings

@@ -324,11 +324,10 @@ def _grouped(pairs) -> dict:
     return found
 
 
-def test_real_pairs_lose_few_and_leak_none(real: Path, tmp_path: Path) -> None:
-    folder = run_ingest(real, tmp_path, IngestConfig())
-    assert _close_pairs(folder) == []
-    assert load_manifest(folder).rejects == {"leak": 15}
-    splits = _splits(folder)
+def test_real_pairs_lose_few_and_leak_none(real_dataset: Path) -> None:
+    assert _close_pairs(real_dataset) == []
+    assert load_manifest(real_dataset).rejects == {"leak": 15}
+    splits = _splits(real_dataset)
     for name, split in splits.items():
         drive, _, number = name.rpartition("_")
         following = f"{drive}_{int(number) + 1:04d}"

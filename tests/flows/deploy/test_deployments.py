@@ -16,8 +16,10 @@ import yaml
 from jobs import ROOT, Job
 from operated import until
 from prefect.events.schemas.automations import AutomationCore
+from prefect.workers.process import ProcessWorker
 from servers import free_port, serving
 
+from flows.deploy import deployments
 from flows.deploy.deployments import AUTOMATIONS
 from flows.doctor import check_prefect
 
@@ -40,6 +42,14 @@ def signed_in(api: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PREFECT_API_URL", api)
     monkeypatch.setenv("PREFECT_API_AUTH_STRING", USER)
     return api
+
+
+@pytest.fixture
+def deployed(signed_in: str, job: Job) -> None:
+    """Deploys, unless another test has done so already."""
+    if not ask("/deployments/filter", {"deployments": {"name": {"any_": ["train"]}}}):
+        done = job("flows.deploy", "--tracking_uri=http://mlflow:5000")
+        assert done.stdout.startswith(f"deployed to {signed_in}: "), done.stderr
 
 
 OURS = ("ingest-train-infer", "ingest", "train", "infer", "backfill")
@@ -80,21 +90,24 @@ def test_deploy_is_idempotent_and_accepts_bare_names(signed_in: str, job: Job):
     assert ask(f"/deployments/{foreign['id']}") == foreign
     again = job("flows.deploy", "--tracking_uri=http://second:5000")
     assert again.stdout == first.stdout
-    shown = prefect("deployment", "inspect", "train/train").stdout
-    assert "http://second:5000" in shown
-    assert "http://first:5000" not in shown
-    pools = prefect("work-pool", "ls").stdout
-    assert "cpu" in pools
-    assert "gpu" in pools
+    shown = ask("/deployments/name/train/train")
+    assert shown["parameters"]["tracking_uri"] == "http://second:5000"
+    template = ProcessWorker.get_default_base_job_template()
+    pools = {one["name"]: one for one in ask("/work_pools/filter", {})}
+    for name in ("cpu", "gpu"):
+        assert (pools[name]["type"], pools[name]["base_job_template"]) == ("process", template)
     started = prefect("deployment", "run", "ingest", "-p", "source=nowhere")
     assert started.returncode == 0, started.stdout + started.stderr
     assert {one.level for one in check_prefect(signed_in)} == {"ok", "note"}
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_webhook_is_set_replaced_and_removed(job: Job):
+@pytest.mark.usefixtures("deployed")
+def test_webhook_is_set_replaced_and_removed(job_here: Job, monkeypatch: pytest.MonkeyPatch):
+    # Prefect's own command, which takes seconds and knows nothing of the webhook.
+    monkeypatch.setattr(deployments, "_prefect", lambda *_: None)
+
     def told(*arguments: str) -> list[str]:
-        done = job("flows.deploy", "--tracking_uri=http://mlflow:5000", *arguments)
+        done = job_here("flows.deploy", "--tracking_uri=http://mlflow:5000", *arguments)
         assert done.returncode == 0, done.stderr
         assert "secret" not in done.stdout + done.stderr
         return [one["name"] for one in ask("/automations/filter", {}) if "Notify" in one["name"]]
@@ -107,20 +120,20 @@ def test_webhook_is_set_replaced_and_removed(job: Job):
     assert told("--notify=off") == []
 
 
-@pytest.mark.usefixtures("signed_in")
-def test_nightly_runs_are_scheduled(job: Job):
-    assert job("flows.deploy", "--tracking_uri=http://mlflow:5000").returncode == 0
-    planned = ("flow-run", "ls", "--state-type=SCHEDULED")
-    until(lambda: "ingest-train-infer" in prefect(*planned).stdout)
+@pytest.mark.usefixtures("deployed")
+def test_nightly_runs_are_scheduled():
+    nightly = ask("/deployments/name/ingest-train-infer/ingest-train-infer")["id"]
+    runs = {"deployment_id": {"any_": [nightly]}, "state": {"type": {"any_": ["SCHEDULED"]}}}
+    until(lambda: ask("/flow_runs/filter", {"flow_runs": runs}))
 
 
-def test_wrong_password_is_refused(api: str, job: Job, monkeypatch: pytest.MonkeyPatch):
+def test_wrong_password_is_refused(api: str, job_here: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PREFECT_API_URL", api)
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(f"{api}/admin/version")
     for wrong in ("", "pipeline:another"):
         monkeypatch.setenv("PREFECT_API_AUTH_STRING", wrong)
-        done = job("flows.deploy", "--tracking_uri=http://mlflow:5000")
+        done = job_here("flows.deploy", "--tracking_uri=http://mlflow:5000")
         assert done.returncode == 2
         assert "PREFECT_API_AUTH_STRING must be the server's" in done.stderr
         assert "Traceback" not in done.stderr
@@ -128,9 +141,9 @@ def test_wrong_password_is_refused(api: str, job: Job, monkeypatch: pytest.Monke
         assert (finding.level, finding.found) == ("fix", f"{api} rejects the credentials")
 
 
-def test_missing_server_is_reported(job: Job, monkeypatch: pytest.MonkeyPatch):
+def test_missing_server_is_reported(job_here: Job, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
-    done = job("flows.deploy", "--tracking_uri=http://mlflow:5000")
+    done = job_here("flows.deploy", "--tracking_uri=http://mlflow:5000")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: no server is named; set PREFECT_API_URL")
 
