@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from model.backend import import_keras, is_jax
+from runtime.log_filters import hidden
 from runtime.processor import has_fast_bfloat16
 from schemas.config import TrainConfig
 
@@ -18,7 +18,8 @@ _DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 def seed_everything(config: TrainConfig) -> None:
     """Seeds every generator and, if configured, makes every operation deterministic."""
     keras = import_keras()
-    with _tensorflow_hidden() if is_jax() else contextlib.nullcontext():
+    # On JAX, Keras would import TensorFlow to seed it.
+    with hidden("tensorflow") if is_jax() else contextlib.nullcontext():
         keras.utils.set_random_seed(config.seed)
     if config.deterministic == "off":
         return
@@ -29,19 +30,6 @@ def seed_everything(config: TrainConfig) -> None:
     import tensorflow as tf
 
     tf.config.experimental.enable_op_determinism()
-
-
-@contextlib.contextmanager
-def _tensorflow_hidden() -> Iterator[None]:
-    """Scope in which TensorFlow seems not to be installed: Keras would import it to seed it."""
-    before = sys.modules.get("tensorflow")
-    sys.modules["tensorflow"] = cast(Any, None)
-    try:
-        yield
-    finally:
-        del sys.modules["tensorflow"]
-        if before:
-            sys.modules["tensorflow"] = before
 
 
 @contextlib.contextmanager

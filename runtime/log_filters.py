@@ -14,14 +14,14 @@ third of its time."""
 
 
 @contextmanager
-def _hidden(*names: str) -> Iterator[None]:
+def hidden(*names: str) -> Iterator[None]:
     """Lets modules seem not to be installed during a block, unless they are imported already."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden, cast(Any, None)))
+    absent = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent, cast(Any, None)))
     try:
         yield
     finally:
-        for name in hidden:
+        for name in absent:
             del sys.modules[name]
 
 
@@ -39,7 +39,7 @@ def import_tensorflow() -> Any:
     saved, devnull = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(devnull, 2)
-        with _hidden(*_UNUSED_BY_US):
+        with hidden(*_UNUSED_BY_US):
             import tensorflow as tf
 
         # The first query for devices complains about a missing GPU.
