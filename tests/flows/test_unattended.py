@@ -202,8 +202,12 @@ def test_webhook_gets_failed_and_crashed_runs_until_removed(local) -> None:
         return str(run)
 
     def of(run: str) -> list[tuple[str, dict[str, Any]]]:
-        """The requests for a run; the server may still tell of another test's run."""
-        return [(path, note) for path, note in notes if note["url"].endswith(f"/{run}")]
+        """The requests for a run, each once: a busy server may repeat one.
+
+        It may still tell of another test's run.
+        """
+        told = [one for one in notes if one[1]["url"].endswith(f"/{run}")]
+        return [one for index, one in enumerate(told) if one not in told[:index]]
 
     secret = "token-of-the-chat"
     with _webhook_server() as (address, notes):
