@@ -56,20 +56,28 @@ class Feed:
     def _tensorflow_dataset(self) -> Any:
         import tensorflow as tf
 
-        def spec(array: Any) -> Any:
-            return tf.TensorSpec((None, *array.shape[1:]), array.dtype)
+        first = self._made(0)
+        arrays = keras.tree.flatten(first)
 
-        stream = tf.data.Dataset.from_generator(
-            lambda: map(self._made, range(self._count)),
-            output_signature=keras.tree.map_structure(spec, self._made(0)),
-        )
+        def batch(index: Any) -> Any:
+            made = tf.numpy_function(
+                lambda number: keras.tree.flatten(self._made(int(number))),
+                [index],
+                [array.dtype for array in arrays],
+            )
+            for tensor, array in zip(made, arrays, strict=True):
+                tensor.set_shape((None, *array.shape[1:]))
+            return keras.tree.pack_sequence_as(first, made)
+
+        # Not from_generator: on Python 3.11 it sets glibc's threshold for mapped blocks to 128 KiB,
+        # and each step then takes all its memory anew from the kernel.
+        stream = tf.data.Dataset.range(self._count).map(batch)
         if self._prepare:
             stream = stream.map(self._prepare, _BATCHES_AHEAD, deterministic=True)
         options = tf.data.Options()
         # With the autotuner, the end of a stream waits up to a minute until it wakes.
         options.autotune.enabled = False
-        count = tf.data.experimental.assert_cardinality(self._count)
-        return stream.apply(count).prefetch(_BATCHES_AHEAD).with_options(options)
+        return stream.prefetch(_BATCHES_AHEAD).with_options(options)
 
 
 class _Batches(keras.utils.PyDataset):
