@@ -26,6 +26,7 @@ from model import tracking
 from model.checkpoint import Checkpoint
 from model.dataset import DatasetInput
 from model.fit import fit, optimizer
+from model.hardware import training_scope
 from model.plan import Plan, plan
 from model.unet import build
 from schemas.classes import VOID
@@ -42,7 +43,7 @@ def ours(chosen: Plan, scratch: Path) -> tuple[float, float]:
     ends: list[tuple[float, float]] = []
     with (
         tempfile.TemporaryDirectory(dir=scratch) as folder,
-        tracking.training_run(chosen, None, None, print) as run,
+        tracking.training_run(chosen, None, None, print, lambda _: None) as run,
     ):
 
         def log(epochs: list[dict[str, float]]) -> None:
@@ -62,10 +63,12 @@ def bare(chosen: Plan) -> tuple[float, float]:
         return np.stack(images), np.stack(masks)[..., None]
 
     images, masks = arrays("train")
-    model = build(chosen.config, len(chosen.taxonomy))
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=VOID)
-    adam = optimizer(chosen, source.steps("train") * chosen.config.epochs)
-    model.compile(adam, loss, jit_compile=False)
+    # In the same precision.
+    with training_scope(chosen.config):
+        model = build(chosen.config, len(chosen.taxonomy))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=VOID)
+        adam = optimizer(chosen, source.steps("train") * chosen.config.epochs)
+        model.compile(adam, loss, jit_compile=False)
     ends: list[tuple[float, float]] = []
     model.fit(
         images,
