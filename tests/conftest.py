@@ -73,6 +73,7 @@ SLOW_FILES = (
     "flows/test_whole_flow.py",
     "model/test_encoders.py",
     "model/test_gate.py",
+    "model/test_jax.py",
     "model/test_onnx.py",
     "model/test_resume.py",
     "model/test_reuse.py",
