@@ -10,12 +10,12 @@ files of rows were opened; ``MODEL=file.keras`` spares it making a network.
 import argparse
 import multiprocessing
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from metadata import peak_mib
 
 from beam.infer import handler, pictures
 from beam.infer import pipeline as infer
@@ -85,12 +85,6 @@ def job(model: str, folder: Path, label: str, count: int, part_mib: float) -> No
         f"{before:.0f} | {peak_mib():.0f} | {openings:,} |",
         flush=True,
     )
-
-
-def peak_mib() -> float:
-    """Peak memory of this process; getrusage would include its parent's."""
-    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(kilobytes) / 1024
 
 
 def main() -> None:

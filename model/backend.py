@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -62,20 +61,6 @@ def import_keras(backend: Backend | None = None) -> Any:
 def is_jax() -> bool:
     """Whether Keras, which is imported, runs on JAX."""
     return bool(import_keras().backend.backend() == "jax")
-
-
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of arrays as one compiled operation."""
-    if is_jax():
-        import jax
-
-        compile_ = jax.jit
-    else:
-        import tensorflow as tf
-
-        compile_ = tf.function
-    operation: Callable[..., Any] = compile_(function)
-    return operation
 
 
 def standard_normal(shape: Any, key: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from model.backend import compiled, is_jax
+from model.backend import is_jax
 from runtime.errors import UserError
 
 _BATCHES_AHEAD = 2
@@ -38,8 +38,7 @@ class Feed:
     def for_keras(self) -> Any:
         """What ``fit`` takes: a ``tf.data.Dataset`` or, on JAX, a ``PyDataset``."""
         if is_jax():
-            prepare = compiled(self._prepare) if self._prepare else None
-            return _Batches(self._made, self._count, prepare)
+            return _Batches(self._made, self._count, self._prepare)
         return self._tensorflow_dataset()
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
@@ -86,10 +85,12 @@ class _Batches(keras.utils.PyDataset):
     def __init__(
         self, batch: Callable[[int], Any], count: int, prepare: Callable[..., Any] | None
     ) -> None:
+        import jax
+
         super().__init__()
         self._batch = batch
         self._count = count
-        self._prepare = prepare
+        self._prepare = jax.jit(prepare) if prepare else None
         self._pool = ThreadPoolExecutor(1)
         self._next: tuple[int, Future[Any]] | None = None
 

@@ -8,7 +8,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from beam.infer import runs
 from beam.infer.drift import write_drift
@@ -17,9 +16,6 @@ from beam.infer.publish import partition_lock
 from beam.shared.staging import make_output
 from runtime.command_line import JobParser, add_config, add_tracking_uri, config_from, run_main
 from schemas.config import InferConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(arguments: Sequence[str]) -> str:

@@ -5,14 +5,10 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from beam.ingest.incremental import find_unchanged, prepare
 from runtime.command_line import JobParser, add_config, config_from, run_main
 from schemas.config import IngestConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(arguments: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jobs import flip_bit
 
 from model.checkpoint import Checkpoint
 from model.plan import plan
@@ -113,7 +114,7 @@ def test_a_shard_that_is_damaged_or_gone_is_named(dataset, tmp_path, cache_mib) 
     chosen = plan(str(place), _plain(architecture="unet", cache_mib=cache_mib, filters=1))
     shard = place / name
     whole = shard.read_bytes()
-    shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    flip_bit(shard)
 
     def train() -> None:
         fit(chosen, Checkpoint(tmp_path), lambda _: None, lambda _: None)

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jobs import QUICK, python
+from jobs import QUICK, flip_bit, python
 
-from model.augment import augment, draw
 from model.backend import choose, import_keras
 from runtime.errors import UserError
 from schemas.config import TrainConfig
@@ -18,10 +17,11 @@ TRAINED = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from model.backend import compiled, import_keras
+from model.backend import import_keras
 
 dataset, damaged, folder = sys.argv[1:]
 import_keras("jax")
+import jax
 from model.augment import augment
 from model.checkpoint import Checkpoint
 from model.dataset import DatasetInput
@@ -33,7 +33,7 @@ from schemas.config import TrainConfig
 
 with np.load(f"{folder}/batch.npz") as given:
     config = TrainConfig(weather=0)
-    change = compiled(lambda *batch: augment(*batch[:2], batch[2:], config))
+    change = jax.jit(lambda *batch: augment(*batch[:2], batch[2:], config))
     images, masks = change(*(given[name] for name in ("images", "masks", "numbers", "key")))
 np.savez(f"{folder}/augmented.npz", images=images, masks=masks)
 
@@ -63,11 +63,11 @@ assert "tensorflow" not in sys.modules
 @pytest.fixture(scope="module")
 def folder(dataset: Path, tmp_path_factory) -> Path:
     """What a process with JAX makes of a batch, a dataset and a damaged one."""
+    from model.augment import draw
+
     folder = tmp_path_factory.mktemp("jax")
     damaged = Path(shutil.copytree(dataset, folder / "damaged"))
-    shard = damaged / load_manifest(damaged).shard_names("train")[0]
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:])
+    flip_bit(damaged / load_manifest(damaged).shard_names("train")[0])
     # Read from the shards, in a thread beside the training.
     config = {**QUICK, "augment": "on", "cache_mib": 0, "keep": "last", "epochs": 2}
     (folder / "config.json").write_text(json.dumps(config))
@@ -83,6 +83,8 @@ def folder(dataset: Path, tmp_path_factory) -> Path:
 
 
 def test_augmentation_is_that_of_tensorflow(folder: Path) -> None:
+    from model.augment import augment
+
     with np.load(folder / "batch.npz") as batch, np.load(folder / "augmented.npz") as found:
         draws = batch["numbers"], batch["key"]
         config = TrainConfig(weather=0)
@@ -112,6 +114,7 @@ def test_a_damaged_shard_is_named(folder: Path) -> None:
 def test_a_process_cannot_change_its_backend(folder: Path) -> None:
     said = "backend tensorflow: in this process, Keras runs on jax already; train in another"
     assert said in (folder / "said").read_text()
+    import_keras()
     with pytest.raises(UserError, match="Keras runs on tensorflow already"):
         import_keras("jax")
 

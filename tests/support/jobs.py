@@ -96,6 +96,13 @@ def python(
     )
 
 
+def flip_bit(file: Path) -> None:
+    """Damages a file without changing its size."""
+    data = bytearray(file.read_bytes())
+    data[1000] ^= 1
+    file.write_bytes(data)
+
+
 def on_small_disk(folder: Path, then: str = '"$@"') -> list[str]:
     """Prefix for a command that runs it with a file system of a few pages mounted at ``folder``.
 
