@@ -1,22 +1,47 @@
-"""Reads zip and tar archives in place: an archive is a folder, its files lie at ``a.zip/name``."""
+"""Reads zip and tar archives in place: an archive is a folder, its files lie at ``a.zip/name``.
+
+An archive may lie on a store. Only the part of it that holds a file is read.
+"""
 
 from __future__ import annotations
 
 import errno
+import io
 import os
 import posixpath
 import re
+import struct
 import tarfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 from runtime.errors import UserError
+from runtime.object_store import Place, request
+
+Result = TypeVar("Result")
 
 _ARCHIVE_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
 _ENCRYPTED_FLAG = 1
+_BUFFER = 4 << 20
+"""Bytes read at once while the members of an archive on a store are looked up."""
+
+_LOCAL_HEADER = struct.Struct("<26xHH")
+"""Header of a zip's member: its signature, sizes and so on, and the lengths of name and extra field
+(PKWARE, APPNOTE.TXT, 4.3.7)."""
+
+_EXTRA_ROOM = 256
+"""Bytes that the extra field may be longer there than in the zip's directory, or a second read is
+needed."""
+
+_on_store: set[str] = set()
+"""URIs known to be archives."""
+
+_opening = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +63,26 @@ def skip_reason(path: str) -> str:
     return "hidden" if any(part.startswith(".") for part in path.split("/")) else ""
 
 
-def is_archive(place: str | os.PathLike[str]) -> bool:
-    """Whether a local path is a file whose name ends in .zip or .tar."""
-    return str(place).lower().endswith((".zip", ".tar")) and os.path.isfile(place)
+def is_archive(place: Place) -> bool:
+    """Whether a path or URI is that of a file whose name ends in .zip or .tar."""
+    name = str(place)
+    if not name.lower().endswith((".zip", ".tar")):
+        return False
+    if not _is_remote(name):
+        return os.path.isfile(name)
+    if name not in _on_store:
+        info = request(name, lambda store, key: store.get_file_info(key))
+        if not info.is_file:
+            return False
+        _on_store.add(name)
+    return True
+
+
+def above(place: Place) -> str:
+    """Path or URI of the archive that a place lies in; empty if there is none."""
+    name = str(place)
+    ends = (end.end() - 1 for end in _ARCHIVE_END.finditer(name))
+    return next((name[:end] for end in ends if is_archive(name[:end])), "")
 
 
 def members(archive: str) -> Iterator[Member]:
@@ -49,7 +91,7 @@ def members(archive: str) -> Iterator[Member]:
     Raises:
         UserError: it is damaged, or compressed as a whole.
     """
-    return iter(_open(archive).members)
+    return iter(_with_file(archive, partial(_index_of, archive)).members)
 
 
 def read(place: str) -> bytes:
@@ -58,28 +100,47 @@ def read(place: str) -> bytes:
     Raises:
         OSError: there is no such file, or it is damaged.
     """
-    archive, name = _split(place)
+    if not (archive := above(place)):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
+    name = place[len(archive) + 1 :]
+
+    def read_member(file: Any) -> bytes:
+        index = _index_of(archive, file)
+        if name not in index.readers:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place)
+        return index.readers[name](file)
+
     try:
-        read_member = _open(archive).readers[name]
-    except KeyError:
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from None
-    try:
-        return read_member()
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        return _with_file(archive, read_member)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise OSError(errno.EIO, f"damaged in its archive: {error}", place) from error
 
 
-def modified(place: str) -> float:
-    """Time of the archive's last change, seconds since the epoch; members keep no reliable one."""
-    return os.stat(_split(place)[0]).st_mtime
+def _is_remote(place: str) -> bool:
+    return "://" in place
+
+
+def _with_file(archive: str, work: Callable[[Any], Result]) -> Result:
+    """Calls ``work`` with the archive, opened to be read at any position."""
+    if not _is_remote(archive):
+        with open(archive, "rb") as local:
+            return work(local)
+
+    def on_store(store: Any, key: str) -> Result:
+        with store.open_input_file(key) as remote:
+            return work(remote)
+
+    return request(archive, on_store)
 
 
 @dataclass(frozen=True)
-class _Archive:
-    members: list[Member] = field(default_factory=list)
-    readers: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+class _Index:
+    """Members of an archive, and for those that can be read, a function of the opened archive."""
 
-    def add(self, name: str, size: int, read: Callable[[], bytes], error: str = "") -> None:
+    members: list[Member] = field(default_factory=list)
+    readers: dict[str, Callable[[Any], bytes]] = field(default_factory=dict)
+
+    def add(self, name: str, size: int, read: Callable[[Any], bytes], error: str = "") -> None:
         path = posixpath.normpath(name)
         if path.startswith(("/", "../")):
             self.members.append(Member(path, size, error="its name leads out of the archive"))
@@ -88,61 +149,89 @@ class _Archive:
         self.readers[path] = read
 
 
-def _split(place: str) -> tuple[str, str]:
-    """Path of the archive that a place lies in, and the name of the file within it."""
-    for end in _ARCHIVE_END.finditer(place):
-        if os.path.isfile(archive := place[: end.end() - 1]):
-            return archive, place[end.end() :]
-    raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), place)
-
-
-def _open(archive: str) -> _Archive:
-    status = os.stat(archive)
-    # A forked process would share the position in the file, so each one opens its own.
-    return _open_cached(archive, status.st_mtime_ns, status.st_size, os.getpid())
+def _index_of(archive: str, file: Any) -> _Index:
+    """The index of an archive, made anew if the archive has changed."""
+    if _is_remote(archive):
+        state = f"{file.size()} {file.metadata()}"
+    else:
+        status = os.fstat(file.fileno())
+        state = f"{status.st_size} {status.st_mtime_ns}"
+    # Threads that read the first files at the same time must not each make an index.
+    with _opening:
+        return _make_index(archive, state)
 
 
 @lru_cache(maxsize=2)
-def _open_cached(archive: str, modified: int, size: int, process: int) -> _Archive:
-    del modified, size, process  # They are only a part of the cache's key.
+def _make_index(archive: str, state: str) -> _Index:
+    del state  # It is only a part of the cache's key.
+    fill = _fill_from_zip if archive.lower().endswith(".zip") else _fill_from_tar
+    index = _Index()
+
+    def fill_it(file: Any) -> None:
+        if not _is_remote(archive):
+            fill(index, file)
+            return
+        buffered = io.BufferedReader(file, _BUFFER)
+        fill(index, buffered)
+        # It would close the file with itself.
+        buffered.detach()
+
     try:
-        return _open_zip(archive) if archive.lower().endswith(".zip") else _open_tar(archive)
+        _with_file(archive, fill_it)
     except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
         raise UserError(
             f"archive {archive!r} cannot be read: {error}; expected a .zip, or a .tar that is not "
             "compressed; unpack any other and pass the folder"
         ) from error
+    return index
 
 
-def _open_zip(archive: str) -> _Archive:
-    # It stays open: listing 200,000 members takes a second.
-    file = zipfile.ZipFile(archive)
-    opened = _Archive()
-    for info in file.infolist():
-        if not info.is_dir():
-            # Some tools on Windows write its separator.
-            name = info.filename.replace("\\", "/")
-            error = "it is encrypted" if info.flag_bits & _ENCRYPTED_FLAG else ""
-            opened.add(name, info.file_size, partial(file.read, info), error)
-    return opened
+def _fill_from_zip(index: _Index, file: Any) -> None:
+    for info in zipfile.ZipFile(file).infolist():
+        if info.is_dir():
+            continue
+        error = ""
+        if info.flag_bits & _ENCRYPTED_FLAG:
+            error = "it is encrypted"
+        elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            error = f"it is compressed by method {info.compress_type}; expected deflate"
+        # Some tools on Windows write its separator.
+        name = info.filename.replace("\\", "/")
+        index.add(name, info.file_size, partial(_read_zipped, info), error)
 
 
-def _open_tar(archive: str) -> _Archive:
-    opened = _Archive()
-    with tarfile.open(archive, "r:") as file:
-        for info in file:
+def _fill_from_tar(index: _Index, file: Any) -> None:
+    with tarfile.open(fileobj=file, mode="r:") as opened:
+        for info in opened:
             if info.isreg() and not info.issparse():
-                read_it = partial(_read_part, archive, info.offset_data, info.size)
-                opened.add(info.name, info.size, read_it)
+                index.add(info.name, info.size, partial(_read_part, info.offset_data, info.size))
             elif not info.isdir():
-                opened.members.append(Member(info.name, info.size, skipped="no regular file"))
-    return opened
+                index.members.append(Member(info.name, info.size, skipped="no regular file"))
 
 
-def _read_part(archive: str, start: int, size: int) -> bytes:
-    with open(archive, "rb") as file:
-        file.seek(start)
-        data = file.read(size)
+def _read_zipped(info: zipfile.ZipInfo, file: Any) -> bytes:
+    """A member of a zip, in one read of the archive: ``zipfile`` takes several."""
+    name_length = len(info.orig_filename.encode())
+    room = _LOCAL_HEADER.size + name_length + len(info.extra) + _EXTRA_ROOM
+    file.seek(info.header_offset)
+    data = file.read(room + info.compress_size)
+    if len(data) < _LOCAL_HEADER.size or not data.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile("its header is missing")
+    begin = _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack_from(data))
+    if begin > room:
+        data = _read_part(info.header_offset, begin + info.compress_size, file)
+    content: bytes = data[begin : begin + info.compress_size]
+    if info.compress_type == zipfile.ZIP_DEFLATED:
+        # No further than the size that was listed and checked.
+        content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, info.file_size + 1)
+    if len(content) != info.file_size or zlib.crc32(content) != info.CRC:
+        raise zipfile.BadZipFile("Bad CRC-32")
+    return content
+
+
+def _read_part(start: int, size: int, file: Any) -> bytes:
+    file.seek(start)
+    data = bytes(file.read(size))
     if len(data) < size:
         raise EOFError(f"expected {size} bytes, found {len(data)}")
     return data

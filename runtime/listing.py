@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from runtime.archive import is_archive, members, skip_reason
 from runtime.errors import UserError
 from runtime.object_store import Place, bucket_and_key, request
-from runtime.storage import CONCURRENT_REQUESTS, is_remote, join
+from runtime.storage import CONCURRENT_REQUESTS, is_remote, join, modified
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
 
 
 def _walk_archive(archive: str) -> Iterator[SourceFile]:
-    changed = os.stat(archive).st_mtime
+    changed = modified(archive)
     for member in members(archive):
         yield SourceFile(member.path, member.size, changed, member.skipped, member.error)
 

@@ -67,7 +67,7 @@ def local_root(root: Place) -> str:
 
 
 def read_bytes(place: Place) -> bytes:
-    """Reads a whole file, which may lie in a local archive.
+    """Reads a whole file, which may lie in an archive.
 
     Raises:
         OSError: the file does not exist or cannot be read.
@@ -80,6 +80,8 @@ def read_bytes(place: Place) -> bytes:
                 return file.read()
         except NotADirectoryError:
             return archive.read(str(place))
+    if archive.above(place):
+        return archive.read(str(place))
 
     def read(store: Any, key: str) -> bytes:
         with store.open_input_stream(key) as stream:
@@ -227,8 +229,10 @@ def modified(place: Place) -> float:
         try:
             return os.stat(place).st_mtime
         except NotADirectoryError:
-            return archive.modified(str(place))
-    info = _info(place)
+            if not (above := archive.above(place)):
+                raise
+            return os.stat(above).st_mtime
+    info = _info(archive.above(place) or place)
     if not info.is_file:
         raise FileNotFoundError(str(place))
     return float(info.mtime_ns / 1e9)
@@ -262,11 +266,8 @@ def filesystem(place: Place) -> tuple[Any, str]:
 
 def require_folder(place: Place, label: str) -> None:
     """Raises UserError, begun by ``label``, unless there is such a folder or archive."""
-    if is_remote(place):
-        found = _can_list(place)
-    else:
-        found = os.path.isdir(place) or archive.is_archive(place)
-    if not found:
+    found = _can_list(place) if is_remote(place) else os.path.isdir(place)
+    if not found and not archive.is_archive(place):
         raise UserError(f"{label} {str(place)!r}: there is no such folder or archive")
 
 

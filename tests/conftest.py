@@ -36,8 +36,10 @@ SERVERS = {
     ),
     "store": (
         "beam/test_store.py",
+        "beam/test_packed_on_store.py",
         "flows/test_store.py",
         "analysis/test_store.py",
+        "runtime/test_archive.py",
         "runtime/test_storage.py",
         "model/test_shards.py",
     ),

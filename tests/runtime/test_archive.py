@@ -2,13 +2,16 @@
 
 import multiprocessing
 import os
+import struct
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from runtime import archive
+from runtime import archive, storage
 from runtime.errors import UserError
 from runtime.listing import walk, walk_all
 from runtime.storage import modified, read_bytes
@@ -39,27 +42,101 @@ def packed(request, tmp_path: Path) -> Path:
     return path
 
 
-def test_files_are_listed_and_read_like_those_of_a_folder(packed: Path) -> None:
-    found = list(walk(packed))
+@pytest.fixture(params=["local", "store"])
+def placed(request, packed: Path) -> str:
+    """The archive on this machine, or on a store."""
+    if request.param == "local":
+        return str(packed)
+    folder = storage.join(request.getfixturevalue("bucket").uri(packed.parent.parent.name), "x.zip")
+    storage.write_bytes(place := storage.join(folder, packed.name), packed.read_bytes())
+    return place
+
+
+def test_files_are_listed_and_read_like_those_of_a_folder(placed: str) -> None:
+    found = list(walk(placed))
     assert sorted((one.path, one.size) for one in found) == [
         (name, len(_content(name))) for name in NAMES
     ]
     for one in found:
-        assert read_bytes(f"{packed}/{one.path}") == _content(one.path)
-        assert modified(f"{packed}/{one.path}") == one.modified == packed.stat().st_mtime
-    for none in (f"{packed}/none", f"{packed}/a"):
+        assert read_bytes(f"{placed}/{one.path}") == _content(one.path)
+        assert modified(f"{placed}/{one.path}") == one.modified == modified(placed)
+    for none in (f"{placed}/none", f"{placed}/a"):
         with pytest.raises(FileNotFoundError):
             read_bytes(none)
-    with pytest.raises(NotADirectoryError):
-        read_bytes(f"{__file__}/none")
+    storage.require_folder(placed, "source")
+    with pytest.raises(UserError, match="there is no such folder or archive"):
+        storage.require_folder(placed.replace("set", "other"), "source")
 
 
-def test_an_archive_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_what_is_below_a_file_that_is_no_archive_is_not_there() -> None:
+    for ask in (read_bytes, modified):
+        with pytest.raises(NotADirectoryError):
+            ask(f"{__file__}/none")
+
+
+@pytest.mark.parametrize("on_store", [False, True])
+def test_an_archive_that_is_replaced_is_read_anew(on_store: bool, tmp_path: Path, request) -> None:
     path = tmp_path / "a.zip"
+    place = request.getfixturevalue("bucket").uri("replaced.zip") if on_store else str(path)
     for content in (b"old", b"newer"):
         with zipfile.ZipFile(path, "w") as file:
             file.writestr("1", content)
-        assert read_bytes(f"{path}/1") == content
+        if on_store:
+            storage.write_bytes(place, path.read_bytes())
+        assert read_bytes(f"{place}/1") == content
+
+
+def test_threads_share_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number in range(16):
+            file.writestr(str(number), _content(str(number)))
+    made: list[str] = []
+    second, fill = threading.Event(), archive._fill_from_zip
+
+    def slowly(*given) -> None:
+        made.append(threading.current_thread().name)
+        if len(made) > 1:
+            second.set()
+        # Time for another thread to begin, too, if it can.
+        second.wait(0.5)
+        fill(*given)
+
+    monkeypatch.setattr(archive, "_fill_from_zip", slowly)
+    with ThreadPoolExecutor(16) as pool:
+        found = list(pool.map(lambda number: read_bytes(f"{path}/{number}"), range(16)))
+    assert found == [_content(str(number)) for number in range(16)]
+    assert len(made) == 1
+
+
+@pytest.mark.parametrize(("longer", "reads"), [(0, 1), (200, 1), (2_000, 2)])
+def test_a_zipped_file_takes_one_read(tmp_path: Path, longer: int, reads: int) -> None:
+    """But two, if its header is much longer than the zip's directory says."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("1.png", _content("1.png"))
+    data = bytearray(path.read_bytes())
+    data[28:30] = struct.pack("<H", longer)
+    data[35:35] = bytes(longer)
+    data[-6:-2] = struct.pack("<I", struct.unpack("<I", data[-6:-2])[0] + longer)
+    path.write_bytes(data)
+
+    class Counted:
+        def __init__(self, file) -> None:
+            self.file, self.reads = file, 0
+
+        def seek(self, position: int) -> None:
+            self.file.seek(position)
+
+        def read(self, size: int) -> bytes:
+            self.reads += 1
+            return self.file.read(size)
+
+    with path.open("rb") as file, zipfile.ZipFile(path) as zipped:
+        counted = Counted(file)
+        (info,) = zipped.infolist()
+        assert archive._read_zipped(info, counted) == _content("1.png")
+    assert counted.reads == reads
 
 
 def _reads(place: str) -> bool:
@@ -72,7 +149,7 @@ def test_forked_processes_read_at_the_same_time(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         for number in range(4):
             file.writestr(f"n{number}", _content(f"n{number}"))
-    # Opened before the fork.
+    # Its index is made before the fork.
     assert read_bytes(f"{path}/n0")
     with multiprocessing.get_context("fork").Pool(4) as pool:
         assert all(pool.map(_reads, [f"{path}/n{number}" for number in range(4)]))
@@ -108,6 +185,14 @@ def test_links_in_a_tar_are_skipped(tmp_path: Path) -> None:
             file.add(tmp_path / name, name)
     found = {one.path: one.skipped for one in walk_all(tmp_path / "a.tar")}
     assert found == {"1.png": "", "2.png": "no regular file"}
+
+
+def test_a_method_that_is_not_known_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as file:
+        file.writestr("1.png", "x")
+    (found,) = walk_all(path)
+    assert found.error == "it is compressed by method 14; expected deflate"
 
 
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
