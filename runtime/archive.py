@@ -38,10 +38,13 @@ _EXTRA_ROOM = 256
 """Bytes that the extra field may be longer there than in the zip's directory, or a second read is
 needed."""
 
+_KEPT = 64
+"""Archives whose indexes a process keeps: about 1 KiB for each file."""
+
 _on_store: set[str] = set()
 """URIs known to be archives."""
 
-_opening = threading.Lock()
+_locks: dict[str, threading.Lock] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +66,15 @@ def skip_reason(path: str) -> str:
     return "hidden" if any(part.startswith(".") for part in path.split("/")) else ""
 
 
+def is_named_archive(name: str) -> bool:
+    """Whether a name ends in .zip or .tar."""
+    return name.lower().endswith((".zip", ".tar"))
+
+
 def is_archive(place: Place) -> bool:
     """Whether a path or URI is that of a file whose name ends in .zip or .tar."""
     name = str(place)
-    if not name.lower().endswith((".zip", ".tar")):
+    if not is_named_archive(name):
         return False
     if not _is_remote(name):
         return os.path.isfile(name)
@@ -89,9 +97,12 @@ def members(archive: str) -> Iterator[Member]:
     """Yields all files of an archive, hidden ones too.
 
     Raises:
-        UserError: it is damaged, or compressed as a whole.
+        UserError: it is gone, damaged, or compressed as a whole.
     """
-    return iter(_with_file(archive, partial(_index_of, archive)).members)
+    try:
+        return iter(_with_file(archive, partial(_index_of, archive)).members)
+    except OSError as error:
+        raise UserError(f"archive {archive!r} cannot be read: {error.strerror or error}") from error
 
 
 def read(place: str) -> bytes:
@@ -157,11 +168,11 @@ def _index_of(archive: str, file: Any) -> _Index:
         status = os.fstat(file.fileno())
         state = f"{status.st_size} {status.st_mtime_ns}"
     # Threads that read the first files at the same time must not each make an index.
-    with _opening:
+    with _locks.setdefault(archive, threading.Lock()):
         return _make_index(archive, state)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=_KEPT)
 def _make_index(archive: str, state: str) -> _Index:
     del state  # It is only a part of the cache's key.
     fill = _fill_from_zip if archive.lower().endswith(".zip") else _fill_from_tar

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from runtime.archive import is_archive, members, skip_reason
+from runtime.archive import is_archive, is_named_archive, members, skip_reason
 from runtime.errors import UserError
 from runtime.object_store import Place, bucket_and_key, request
 from runtime.storage import CONCURRENT_REQUESTS, is_remote, join, modified
@@ -82,9 +82,39 @@ def walk_all(root: Place) -> Iterator[SourceFile]:
     return _walk_folder(str(root))
 
 
+def open_archives(root: Place, files: Iterable[SourceFile]) -> Iterator[SourceFile]:
+    """Passes the files below ``root`` on, but in place of each archive the files in it.
+
+    Archives in archives are files like others.
+
+    Raises:
+        UserError: an archive cannot be read; its files would be missing without a word.
+    """
+
+    def inside(archive: SourceFile) -> list[SourceFile]:
+        found = _walk_archive(join(root, archive.path))
+        return [replace(file, path=f"{archive.path}/{file.path}") for file in found]
+
+    if is_archive(root):
+        yield from files
+        return
+    opening = deque[Future[list[SourceFile]]]()
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS) as pool:
+        for file in files:
+            if file.skipped or file.error or not is_named_archive(file.path):
+                yield file
+                continue
+            opening.append(pool.submit(inside, file))
+            if len(opening) == CONCURRENT_REQUESTS:
+                yield from opening.popleft().result()
+        while opening:
+            yield from opening.popleft().result()
+
+
 def _walk_archive(archive: str) -> Iterator[SourceFile]:
+    found = members(archive)
     changed = modified(archive)
-    for member in members(archive):
+    for member in found:
         yield SourceFile(member.path, member.size, changed, member.skipped, member.error)
 
 

@@ -23,8 +23,11 @@ class JobConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def sha256(self) -> str:
-        """Hash of all parameters but ``inventory``: it changes no result."""
-        return hashlib.sha256(self.model_dump_json(exclude={"inventory"}).encode()).hexdigest()
+        """Hash of all parameters that may change what is published."""
+        return hashlib.sha256(self.model_dump_json(exclude=self._unhashed()).encode()).hexdigest()
+
+    def _unhashed(self) -> set[str]:
+        return set()
 
 
 class SourceConfig(JobConfig):
@@ -51,6 +54,11 @@ class SourceConfig(JobConfig):
         description="CSV or Parquet table of the source's files, or the manifest.json of an S3 "
         "Inventory, in place of listing the source: columns path (or key) and size.",
     )
+    archives: Literal["skip", "open"] = Field(
+        "skip",
+        description="Whether .zip and .tar files below the source are skipped, like other files "
+        "that are no images, or opened: each is a folder of its files.",
+    )
     mask_encoding: str = Field(
         "auto",
         pattern=r"^(auto|red|grey|index|colour|channel:(red|green|blue|alpha))$",
@@ -71,6 +79,10 @@ class SourceConfig(JobConfig):
     max_pixels: int = Field(
         64_000_000, ge=1, description="Images with more pixels are rejected before decoding."
     )
+
+    def _unhashed(self) -> set[str]:
+        # What was made before there was the parameter ``archives`` keeps its hash.
+        return {"inventory", *(["archives"] if self.archives == "skip" else [])}
 
     @model_validator(mode="after")
     def _check_source(self) -> SourceConfig:

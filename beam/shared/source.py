@@ -27,6 +27,7 @@ class RawSource:
         layout: patterns of the images' and masks' paths below it.
         pairs: path or URI of a list of pairs that replaces the layout; empty if there is none.
         inventory: path or URI of a table of files that replaces listing; empty if there is none.
+        archives: whether archives below the place are opened.
         listed: Parquet files of an earlier listing, which is then read instead.
     """
 
@@ -34,6 +35,7 @@ class RawSource:
     layout: RawLayout
     pairs: str = ""
     inventory: str = ""
+    archives: bool = False
     listed: tuple[str, ...] = ()
 
     def parts(self) -> list[str]:
@@ -51,11 +53,13 @@ class RawSource:
         if self.listed:
             for place in [part] if part else self.listed:
                 yield from read_listing(place)
-        elif self.inventory:
-            for table in [part] if part else self.parts():
-                yield from read_inventory(self.inventory, table, self.place)
-        else:
-            yield from listing.walk_all(self.place)
+            return
+        found = self._files_of_inventory(part) if self.inventory else listing.walk_all(self.place)
+        yield from listing.open_archives(self.place, found) if self.archives else found
+
+    def _files_of_inventory(self, part: str) -> Iterator[SourceFile]:
+        for table in [part] if part else self.parts():
+            yield from read_inventory(self.inventory, table, self.place)
 
     def entries(
         self, part: str = "", *, any_png: bool = False, listing_folder: str = ""
@@ -78,7 +82,7 @@ class RawSource:
             yield file, classify_file(file, self.layout, any_png=any_png)
 
     def _entries_of_pair_list(self) -> Iterator[tuple[SourceFile, Candidate | Reject]]:
-        find = _finder(self.place)
+        find = self._finder()
         for pair in read_pair_list(self.pairs):
             for path, is_mask in ((pair.image, False), (pair.mask, True)):
                 if path is None:
@@ -91,6 +95,24 @@ class RawSource:
                     split, group = pair.split, pair.group
                     yield file, Candidate(pair.id, pair.id, is_mask, file, split, group)
 
+    def _finder(self) -> Callable[[str], SourceFile]:
+        """Looks up files by path: directly on a file system, else in a listing of all of them."""
+        if self.archives or is_remote(self.place) or is_archive(self.place):
+            usable = (file for file in self.files() if not file.skipped and not file.error)
+            known = {file.path: file for file in usable}
+            return lambda path: (
+                known.get(path) or SourceFile(path, 0, 0, error="there is no such file")
+            )
+
+        def find(path: str) -> SourceFile:
+            try:
+                status = os.stat(join(self.place, path))
+            except OSError as error:
+                return SourceFile(path, 0, 0, error=f"cannot be read: {error.strerror}")
+            return SourceFile(path, status.st_size, status.st_mtime)
+
+        return find
+
 
 def source_of(place: str, config: SourceConfig) -> RawSource:
     """The source that a job's configuration names.
@@ -99,20 +121,6 @@ def source_of(place: str, config: SourceConfig) -> RawSource:
         UserError: there is no such layout, or its patterns are invalid.
     """
     pairs, inventory = (path and absolute(path) for path in (config.pairs, config.inventory))
-    return RawSource(absolute(place), layout_of(config), pairs, inventory)
-
-
-def _finder(place: str) -> Callable[[str], SourceFile]:
-    """Looks up files by path: directly on a file system, else in a listing of the whole source."""
-    if is_remote(place) or is_archive(place):
-        known = {file.path: file for file in listing.walk(place)}
-        return lambda path: known.get(path) or SourceFile(path, 0, 0, error="there is no such file")
-
-    def find(path: str) -> SourceFile:
-        try:
-            status = os.stat(join(place, path))
-        except OSError as error:
-            return SourceFile(path, 0, 0, error=f"cannot be read: {error.strerror}")
-        return SourceFile(path, status.st_size, status.st_mtime)
-
-    return find
+    return RawSource(
+        absolute(place), layout_of(config), pairs, inventory, archives=config.archives == "open"
+    )

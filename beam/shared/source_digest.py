@@ -115,7 +115,11 @@ def _layout_hint(source: RawSource) -> str:
 def _archive_hint(source: RawSource) -> str:
     """What to do with an archive in a source; empty if there is none."""
     path = next((file.path for file in source.files() if _ARCHIVE.search(file.path)), "")
-    return f"; it holds {path}: pass a .zip or .tar as the source, unpack others" if path else ""
+    if not path:
+        return ""
+    if source.archives:
+        return f"; it holds {path}: of archives, only .zip and .tar are opened; unpack others"
+    return f"; it holds {path}: pass --archives=open for .zip and .tar, unpack others"
 
 
 def _best_layout(source: RawSource) -> str | None:

@@ -60,8 +60,90 @@ def test_images_of_an_archive_are_predicted(
 def test_a_folder_of_archives_says_what_to_pass(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     shutil.move(packed, tmp_path / "raw")
-    with pytest.raises(UserError, match=f"it holds {packed.name}: pass a .zip or .tar as the sou"):
+    with pytest.raises(UserError, match=f"it holds {packed.name}: pass --archives=open for .zip"):
         run_ingest(tmp_path / "raw", tmp_path / "out")
+    Path(tmp_path / "raw" / packed.name).rename(tmp_path / "raw/lyft.rar")
+    with pytest.raises(UserError, match=r"it holds lyft.rar: of archives, only .zip and .tar are"):
+        run_ingest(tmp_path / "raw", tmp_path / "out", OPENED)
+
+
+OPENED = SMALL.model_copy(update={"archives": "open"})
+
+
+@pytest.fixture
+def archives(scenes: Path, tmp_path: Path) -> Path:
+    """A folder with the scenes in two archives and a folder; a hidden archive has them once more.
+
+    Beside it, in ``unpacked``, each archive is a folder of the same name.
+    """
+    folder, unpacked = tmp_path / "archives", tmp_path / "unpacked"
+    parts = {"north/drive 1.zip": (0, 15), "drive2.TAR": (15, 30), "drive3": (30, 40)}
+    for name, (first, last) in parts.items():
+        for number in range(first, last):
+            for camera in ("CameraRGB", "CameraSeg"):
+                (target := unpacked / name / "a" / camera).mkdir(parents=True, exist_ok=True)
+                shutil.copy(scenes / camera / f"000_{number:04d}.png", target)
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if kind := place.suffix[1:].lower():
+            shutil.move(
+                shutil.make_archive(str(tmp_path / "made"), kind, unpacked / name), folder / name
+            )
+        else:
+            shutil.copytree(unpacked / name, place)
+    shutil.copy(folder / "north/drive 1.zip", folder / ".old.zip")
+    return folder
+
+
+def test_archives_below_a_folder_are_opened(archives: Path, tmp_path: Path, plain_model) -> None:
+    expected = run_ingest(tmp_path / "unpacked", tmp_path / "folder")
+    for options in ((), TWO_WORKERS):
+        found = run_ingest(archives, tmp_path / f"out{len(options)}", OPENED, *options)
+        assert _shards(found) == _shards(expected)
+        # 40 pairs and the hidden archive.
+        assert load_manifest(found).files_listed == 2 * 40 + 1
+    # Without the option, archives are skipped like other files that are no images.
+    assert load_manifest(run_ingest(archives, tmp_path / "skipped")).records == 10
+
+    model = Trained(str(plain_model), "", TrainConfig())
+    config = InferConfig(height=32, width=48, archives="open")
+    run_infer(model, tmp_path / "tables", config, source=archives)
+    rows = "FROM masks SELECT count(*), count(pixel_accuracy), min(source_uri)"
+    first = f"{archives}/drive2.TAR/a/CameraRGB/000_0015.png"
+    assert query(tmp_path / "tables", rows) == [(40, 40, first)]
+
+
+def test_a_list_and_an_inventory_of_archives(archives: Path, tmp_path: Path) -> None:
+    listed, inventory = tmp_path / "pairs.csv", tmp_path / "files.csv"
+    names = [f"north/drive 1.zip/a/Camera{{}}/000_{number:04d}.png" for number in range(12)]
+    pairs = [f"{name.format('RGB')},{name.format('Seg')}" for name in names]
+    listed.write_text("\n".join(["image,mask", *pairs]) + "\n")
+    config = OPENED.model_copy(update={"pairs": str(listed)})
+    assert load_manifest(run_ingest(archives, tmp_path / "list", config)).records == 12
+
+    tar = archives / "drive2.TAR"
+    inventory.write_text(f"path,size\n{tar.name},{tar.stat().st_size}\n")
+    config = OPENED.model_copy(update={"inventory": str(inventory)})
+    assert load_manifest(run_ingest(archives, tmp_path / "inventory", config)).records == 15
+    tar.unlink()
+    with pytest.raises(UserError, match=r"archive '.*drive2.TAR' cannot be read: No such file"):
+        run_ingest(archives, tmp_path / "gone", config)
+
+
+def test_a_damaged_archive_ends_the_job(archives: Path, tmp_path: Path) -> None:
+    """As one reject it would cost all its pairs without a word."""
+    path = archives / "north/drive 1.zip"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"archive '.*drive 1.zip' cannot be read: "):
+        run_ingest(archives, tmp_path / "out", OPENED)
+    assert not list((tmp_path / "out/small").glob("[!.]*"))
+
+
+def test_archives_in_an_archive_are_not_opened(archives: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as file:
+        for path in archives.rglob("*"):
+            file.write(path, path.relative_to(archives))
+    assert load_manifest(run_ingest(tmp_path / "all.zip", tmp_path / "out", OPENED)).records == 10
 
 
 def _list(scenes: Path, path: Path) -> None:
