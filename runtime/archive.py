@@ -206,6 +206,9 @@ def _fill_from_zip(index: _Index, file: Any) -> None:
             error = "it is encrypted"
         elif info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             error = f"it is compressed by method {info.compress_type}; expected deflate"
+        elif info.compress_size > 2 * info.file_size + _EXTRA_ROOM:
+            # Jobs check the size of a file before they read it, but not of what is read for it.
+            error = f"its {info.file_size:,} bytes take {info.compress_size:,} in the archive"
         # Some tools on Windows write its separator.
         name = info.filename.replace("\\", "/")
         index.add(name, info.file_size, partial(_read_zipped, info), error)

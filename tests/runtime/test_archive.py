@@ -195,6 +195,18 @@ def test_a_method_that_is_not_known_is_said(tmp_path: Path) -> None:
     assert found.error == "it is compressed by method 14; expected deflate"
 
 
+def test_a_small_file_that_takes_gigabytes_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("1.png", b"x")
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"PK\x01\x02")
+    data[entry + 20 : entry + 24] = struct.pack("<I", 1 << 31)
+    path.write_bytes(data)
+    (found,) = walk_all(path)
+    assert found.error == "its 1 bytes take 2,147,483,648 in the archive"
+
+
 @pytest.mark.parametrize("name", ["a.zip", "a.tar"])
 def test_compressed_tars_and_truncated_zips_are_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
