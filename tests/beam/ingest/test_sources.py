@@ -1,15 +1,17 @@
 """Archives and lists of pairs as sources of both jobs: the same records as from a folder."""
 
+import re
 import shutil
 import zipfile
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from inference import query, run_infer
 from ingesting import run_ingest
-from jobs import SMALL, TWO_WORKERS, Trained
+from jobs import ROOT, SMALL, TWO_WORKERS, Trained
 
 from runtime.errors import UserError
 from schemas.config import InferConfig, TrainConfig
@@ -144,6 +146,34 @@ def test_archives_in_an_archive_are_not_opened(archives: Path, tmp_path: Path) -
         for path in archives.rglob("*"):
             file.write(path, path.relative_to(archives))
     assert load_manifest(run_ingest(tmp_path / "all.zip", tmp_path / "out", OPENED)).records == 10
+
+
+def test_parquet_files_of_images_become_a_zip_as_the_document_shows(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = sorted(path.name for path in (scenes / "CameraRGB").iterdir())
+    (tmp_path / "parquet").mkdir()
+    for first in (0, 20):
+        rows = [
+            {
+                column: {"bytes": (scenes / camera / name).read_bytes(), "path": name}
+                for column, camera in (("image", "CameraRGB"), ("label", "CameraSeg"))
+            }
+            for name in names[first : first + 20]
+        ]
+        file = tmp_path / f"parquet/train-{first:02d}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=8)
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/ingest.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    found = run_ingest(tmp_path / "raw.zip", tmp_path / "out")
+    assert load_manifest(found).records == 40
+    hashes = "SELECT image_sha256, mask_sha256 FROM '{}/sources.parquet' ORDER BY ALL"
+    expected = run_ingest(scenes, tmp_path / "expected")
+    assert (
+        duckdb.sql(hashes.format(found)).fetchall()
+        == duckdb.sql(hashes.format(expected)).fetchall()
+    )
 
 
 def _list(scenes: Path, path: Path) -> None:
