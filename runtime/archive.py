@@ -8,15 +8,17 @@ import posixpath
 import re
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 from runtime.errors import UserError
 
 _ARCHIVE_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
 _ENCRYPTED_FLAG = 1
+
+_END_BYTES = 1 << 20
+"""Bytes after the last member of a tar that are checked: tools fill up to blocks of 10 KiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,10 @@ def read(place: str) -> bytes:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), place) from None
     try:
         return read_member()
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except OSError:
+        raise
+    except Exception as error:
+        # Each compression raises types of its own; the message is quoted.
         raise OSError(errno.EIO, f"damaged in its archive: {error}", place) from error
 
 
@@ -78,14 +83,29 @@ def modified(place: str) -> float:
 class _Archive:
     members: list[Member] = field(default_factory=list)
     readers: dict[str, Callable[[], bytes]] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, size: int, read: Callable[[], bytes], error: str = "") -> None:
         path = posixpath.normpath(name)
         if path.startswith(("/", "../")):
             self.members.append(Member(path, size, error="its name leads out of the archive"))
             return
+        if (earlier := self._numbers.get(path)) is not None:
+            # As when it is unpacked, the last one counts: tar appends a new version of a file.
+            self.members[earlier] = replace(self.members[earlier], skipped="replaced later")
+        self._numbers[path] = len(self.members)
         self.members.append(Member(path, size, skip_reason(path), error))
         self.readers[path] = read
+
+    def add_link(self, name: str, target: str) -> None:
+        """Adds another name of a file: tar stores the content of hard links once."""
+        number = self._numbers.get(posixpath.normpath(target))
+        if number is None:
+            error = f"it is a link to {target!r}, which is not in the archive"
+            self.members.append(Member(posixpath.normpath(name), 0, error=error))
+            return
+        file = self.members[number]
+        self.add(name, file.size, self.readers[file.path])
 
 
 def _split(place: str) -> tuple[str, str]:
@@ -107,7 +127,8 @@ def _open_cached(archive: str, modified: int, size: int, process: int) -> _Archi
     del modified, size, process  # They are only a part of the cache's key.
     try:
         return _open_zip(archive) if archive.lower().endswith(".zip") else _open_tar(archive)
-    except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+    except Exception as error:
+        # Damaged headers make both modules raise many types; the message is quoted.
         raise UserError(
             f"archive {archive!r} cannot be read: {error}; expected a .zip, or a .tar that is not "
             "compressed; unpack any other and pass the folder"
@@ -134,9 +155,22 @@ def _open_tar(archive: str) -> _Archive:
             if info.isreg() and not info.issparse():
                 read_it = partial(_read_part, archive, info.offset_data, info.size)
                 opened.add(info.name, info.size, read_it)
+            elif info.islnk():
+                opened.add_link(info.name, info.linkname)
             elif not info.isdir():
-                opened.members.append(Member(info.name, info.size, skipped="no regular file"))
+                path = posixpath.normpath(info.name)
+                opened.members.append(Member(path, info.size, skipped="no regular file"))
+        _check_end(archive, file.offset)
     return opened
+
+
+def _check_end(archive: str, end: int) -> None:
+    """Checks that a tar ends where its listing does: tarfile takes a damaged header for the end."""
+    rest = _read_part(archive, end, min(_END_BYTES, os.path.getsize(archive) - end))
+    if not rest:
+        raise tarfile.ReadError("its end is missing, as if it were cut off")
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError(f"it is damaged at byte {end:,}, or more tars are appended to it")
 
 
 def _read_part(archive: str, start: int, size: int) -> bytes:
