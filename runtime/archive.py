@@ -16,12 +16,12 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from runtime.errors import UserError
-from runtime.object_store import Place, request
+from runtime.object_store import Place, is_outage, request
 
 Result = TypeVar("Result")
 
@@ -37,6 +37,9 @@ _LOCAL_HEADER = struct.Struct("<26xHH")
 _EXTRA_ROOM = 256
 """Bytes that the extra field may be longer there than in the zip's directory, or a second read is
 needed."""
+
+_END_BYTES = 1 << 20
+"""Bytes after the last member of a tar that are checked: tools fill up to blocks of 10 KiB."""
 
 _KEPT = 64
 """Archives whose indexes a process keeps: about 1 KiB for each file."""
@@ -150,14 +153,29 @@ class _Index:
 
     members: list[Member] = field(default_factory=list)
     readers: dict[str, Callable[[Any], bytes]] = field(default_factory=dict)
+    _numbers: dict[str, int] = field(default_factory=dict)
 
     def add(self, name: str, size: int, read: Callable[[Any], bytes], error: str = "") -> None:
         path = posixpath.normpath(name)
         if path.startswith(("/", "../")):
             self.members.append(Member(path, size, error="its name leads out of the archive"))
             return
+        if (earlier := self._numbers.get(path)) is not None:
+            # As when it is unpacked, the last one counts: tar appends a new version of a file.
+            self.members[earlier] = replace(self.members[earlier], skipped="replaced later")
+        self._numbers[path] = len(self.members)
         self.members.append(Member(path, size, skip_reason(path), error))
         self.readers[path] = read
+
+    def add_link(self, name: str, target: str) -> None:
+        """Adds another name of a file: tar stores the content of hard links once."""
+        number = self._numbers.get(posixpath.normpath(target))
+        if number is None:
+            error = f"it is a link to {target!r}, which is not in the archive"
+            self.members.append(Member(posixpath.normpath(name), 0, error=error))
+            return
+        file = self.members[number]
+        self.add(name, file.size, self.readers[file.path])
 
 
 def _index_of(archive: str, file: Any) -> _Index:
@@ -175,29 +193,34 @@ def _index_of(archive: str, file: Any) -> _Index:
 @lru_cache(maxsize=_KEPT)
 def _make_index(archive: str, state: str) -> _Index:
     del state  # It is only a part of the cache's key.
-    fill = _fill_from_zip if archive.lower().endswith(".zip") else _fill_from_tar
-    index = _Index()
+    list_it = _list_zip if archive.lower().endswith(".zip") else _list_tar
 
-    def fill_it(file: Any) -> None:
+    def read_index(file: Any) -> _Index:
         if not _is_remote(archive):
-            fill(index, file)
-            return
+            return list_it(file)
         buffered = io.BufferedReader(file, _BUFFER)
-        fill(index, buffered)
-        # It would close the file with itself.
-        buffered.detach()
+        try:
+            return list_it(buffered)
+        except zipfile.BadZipFile as error:
+            # zipfile takes any error for the end of the file.
+            if error.__context__ and is_outage(error.__context__):
+                raise error.__context__ from None
+            raise
 
     try:
-        _with_file(archive, fill_it)
-    except (zipfile.BadZipFile, tarfile.TarError, OSError) as error:
+        return _with_file(archive, read_index)
+    except UserError:
+        raise
+    except Exception as error:
+        # Damaged headers make both modules raise many types; the message is quoted.
         raise UserError(
             f"archive {archive!r} cannot be read: {error}; expected a .zip, or a .tar that is not "
             "compressed; unpack any other and pass the folder"
         ) from error
-    return index
 
 
-def _fill_from_zip(index: _Index, file: Any) -> None:
+def _list_zip(file: Any) -> _Index:
+    index = _Index()
     for info in zipfile.ZipFile(file).infolist():
         if info.is_dir():
             continue
@@ -212,15 +235,32 @@ def _fill_from_zip(index: _Index, file: Any) -> None:
         # Some tools on Windows write its separator.
         name = info.filename.replace("\\", "/")
         index.add(name, info.file_size, partial(_read_zipped, info), error)
+    return index
 
 
-def _fill_from_tar(index: _Index, file: Any) -> None:
+def _list_tar(file: Any) -> _Index:
+    index = _Index()
     with tarfile.open(fileobj=file, mode="r:") as opened:
         for info in opened:
             if info.isreg() and not info.issparse():
                 index.add(info.name, info.size, partial(_read_part, info.offset_data, info.size))
+            elif info.islnk():
+                index.add_link(info.name, info.linkname)
             elif not info.isdir():
-                index.members.append(Member(info.name, info.size, skipped="no regular file"))
+                path = posixpath.normpath(info.name)
+                index.members.append(Member(path, info.size, skipped="no regular file"))
+        _check_end(file, opened.offset)
+    return index
+
+
+def _check_end(file: Any, end: int) -> None:
+    """Checks that a tar ends where its listing does: tarfile takes a damaged header for the end."""
+    size = file.seek(0, os.SEEK_END)
+    rest = _read_part(end, min(_END_BYTES, max(0, size - end)), file)
+    if not rest:
+        raise tarfile.ReadError("its end is missing, as if it were cut off")
+    if rest.strip(b"\0"):
+        raise tarfile.ReadError(f"it is damaged at byte {end:,}, or more tars are appended to it")
 
 
 def _read_zipped(info: zipfile.ZipInfo, file: Any) -> bytes:

@@ -67,7 +67,7 @@ def request(
     if "//" in rest.rstrip("/"):
         raise UserError(f"{str(place)!r}: expected one slash between names, found two")
     retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_outage),
+        retry=tenacity.retry_if_exception(is_outage),
         wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_BACKOFF_S, jitter=1),
         stop=tenacity.stop_after_delay(RETRY_TIMEOUT_S if timeout_s is None else timeout_s),
         before_sleep=_report_outage,
@@ -92,7 +92,8 @@ def _report_outage(state: Any) -> None:
         print("the store does not answer; trying again", file=sys.stderr, flush=True)
 
 
-def _is_outage(error: BaseException) -> bool:
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of pyarrow means that the store does not answer."""
     return isinstance(error, OSError) and bool(_OUTAGE.search(str(error)))
 
 
@@ -101,7 +102,7 @@ def _translate(place: str, error: OSError) -> Exception:
     found = _AWS_ERROR.search(str(error))
     code, text = (found["code"], found["text"]) if found else ("", str(error))
     reason = text.partition(" (Request ID")[0].splitlines()[0].removesuffix(".")
-    if _is_outage(error):
+    if is_outage(error):
         return UnavailableError(
             f"{place!r}: the store does not answer ({reason}); run the same command again when it "
             "is back, or name another by AWS_ENDPOINT_URL"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -48,9 +48,28 @@ class YamlFiles(Generic[Content]):
                 f"YAML file; {self.remedy}"
             )
         try:
-            return self.model.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8")
+            content = yaml.load(text, _Loader)  # noqa: S506 - it is a safe one
+            return self.model.model_validate(content)
         except (ValidationError, yaml.YAMLError, OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.kind} file {path}: {explain(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that occurs twice, of which PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Overrides PyYAML's."""
+        seen: list[Any] = []
+        for place, _ in node.value:
+            if place.tag == "tag:yaml.org,2002:merge":
+                continue
+            key = self.construct_object(place, deep=True)
+            if key in seen:
+                problem = f"found the key {key!r} twice"
+                raise yaml.constructor.ConstructorError(None, None, problem, place.start_mark)
+            seen.append(key)
+        return super().construct_mapping(node, deep)
 
 
 def explain(error: Exception) -> str:

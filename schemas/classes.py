@@ -82,6 +82,12 @@ class Region(BaseModel):
     bottom: float = Field(1.0, ge=0, le=1)
     right: float = Field(1.0, ge=0, le=1)
 
+    @model_validator(mode="after")
+    def _check(self) -> Region:
+        if self.top >= self.bottom or self.left >= self.right:
+            raise ValueError("expected top above bottom, and left before right")
+        return self
+
 
 class Taxonomy(BaseModel):
     """A named, versioned set of classes and the mapping from raw mask values to them.

@@ -63,15 +63,17 @@ def read_pair_list(place: str) -> Iterator[ListedPair]:
 def _batches(path: Path) -> Iterator[pa.RecordBatch]:
     suffix = path.suffix.lower()
     if suffix == ".csv":
+        with pyarrow.csv.open_csv(path) as file:
+            columns = _known_columns(file.schema, path)
+        # Only these are converted: another column's type may change after the first rows.
         convert = pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(COLUMNS, pa.string()),
+            include_columns=columns,
+            column_types=dict.fromkeys(columns, pa.string()),
             null_values=[""],
             strings_can_be_null=True,
         )
         with pyarrow.csv.open_csv(path, convert_options=convert) as file:
-            columns = _known_columns(file.schema, path)
-            for batch in file:
-                yield batch.select(columns)
+            yield from file
     elif suffix == ".parquet":
         with pq.ParquetFile(path) as file:
             columns = _known_columns(file.schema_arrow, path)
@@ -90,7 +92,11 @@ def _known_columns(schema: pa.Schema, path: Path) -> list[str]:
             f"--pairs {path.name!r}: expected the columns image and mask, perhaps split and group, "
             f"found {', '.join(schema.names)}"
         )
-    return [name for name in COLUMNS if name in schema.names]
+    known = [name for name in COLUMNS if name in schema.names]
+    for name in known:
+        if schema.names.count(name) > 1:
+            raise UserError(f"--pairs {path.name!r}: expected one column {name}, found several")
+    return known
 
 
 def _pair_of(row: dict[str, str | None], where: str) -> ListedPair:
@@ -98,7 +104,7 @@ def _pair_of(row: dict[str, str | None], where: str) -> ListedPair:
     if not image:
         raise UserError(f"--pairs {where}: expected an image, found none")
     for path in (image, mask):
-        if path and (path.startswith("/") or "://" in path or ".." in path.split("/")):
+        if path and not _is_below_source(path):
             raise UserError(f"--pairs {where}: expected a path below the source, found {path!r}")
     split = row.get("split")
     if split and split.lower() not in SPLIT_NAMES:
@@ -113,3 +119,8 @@ def _pair_of(row: dict[str, str | None], where: str) -> ListedPair:
         split=SPLIT_NAMES[split.lower()] if split else None,
         group=row.get("group"),
     )
+
+
+def _is_below_source(path: str) -> bool:
+    leads_out = path.startswith("/") or "://" in path or ".." in path.split("/")
+    return not leads_out and "\0" not in path and posixpath.normpath(path) != "."

@@ -26,6 +26,8 @@ _ANY_DEPTH = "**/"
 def _checked(pattern: str) -> str:
     if pattern.count(_ID) != 1:
         raise ValueError(f"expected {_ID} once in a pattern such as 'rgb/{_ID}.png'")
+    if pattern.count(_SPLIT) > 1:
+        raise ValueError(f"expected {_SPLIT} once at most")
     if pattern.startswith("/") or _ANY_DEPTH in pattern[1:] or not Path(pattern).suffix:
         raise ValueError(
             f"expected a path below the source with a suffix; {_ANY_DEPTH} only at its beginning"

@@ -1,5 +1,6 @@
 """Zip and tar archives read in place, by one process or several, with odd or damaged members."""
 
+import io
 import multiprocessing
 import os
 import struct
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime import archive, storage
-from runtime.errors import UserError
+from runtime import archive, object_store, storage
+from runtime.errors import UnavailableError, UserError
 from runtime.listing import walk, walk_all
 from runtime.storage import modified, read_bytes
 
@@ -92,17 +93,17 @@ def test_threads_share_one_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         for number in range(16):
             file.writestr(str(number), _content(str(number)))
     made: list[str] = []
-    second, fill = threading.Event(), archive._fill_from_zip
+    second, list_zip = threading.Event(), archive._list_zip
 
-    def slowly(*given) -> None:
+    def slowly(file):
         made.append(threading.current_thread().name)
         if len(made) > 1:
             second.set()
         # Time for another thread to begin, too, if it can.
         second.wait(0.5)
-        fill(*given)
+        return list_zip(file)
 
-    monkeypatch.setattr(archive, "_fill_from_zip", slowly)
+    monkeypatch.setattr(archive, "_list_zip", slowly)
     with ThreadPoolExecutor(16) as pool:
         found = list(pool.map(lambda number: read_bytes(f"{path}/{number}"), range(16)))
     assert found == [_content(str(number)) for number in range(16)]
@@ -177,14 +178,83 @@ def test_hidden_escaping_damaged_and_encrypted_members_are_marked(tmp_path: Path
     assert {one.path: one.error for one in walk_all(path)}["CameraRGB/3.png"] == "it is encrypted"
 
 
-def test_links_in_a_tar_are_skipped(tmp_path: Path) -> None:
+def test_symbolic_links_in_a_tar_are_skipped_and_hard_links_read(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"x")
     (tmp_path / "2.png").symlink_to("1.png")
+    (tmp_path / "3.png").hardlink_to(tmp_path / "1.png")
     with tarfile.open(tmp_path / "a.tar", "w") as file:
-        for name in ("1.png", "2.png"):
-            file.add(tmp_path / name, name)
-    found = {one.path: one.skipped for one in walk_all(tmp_path / "a.tar")}
-    assert found == {"1.png": "", "2.png": "no regular file"}
+        for name in ("1.png", "2.png", "3.png"):
+            file.add(tmp_path / name, f"./{name}")
+        nowhere = tarfile.TarInfo("4.png")
+        nowhere.type, nowhere.linkname = tarfile.LNKTYPE, "none.png"
+        file.addfile(nowhere)
+    found = {one.path: one for one in walk_all(tmp_path / "a.tar")}
+    assert {name: one.skipped for name, one in found.items() if not one.error} == {
+        "1.png": "",
+        "2.png": "no regular file",
+        "3.png": "",
+    }
+    assert found["3.png"].size == 1
+    assert read_bytes(f"{tmp_path}/a.tar/3.png") == b"x"
+    assert "'none.png', which is not in the archive" in found["4.png"].error
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_members_with_one_name_the_last_counts(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    versions = (b"old", b"newer")
+    if name.endswith("zip"):
+        with zipfile.ZipFile(path, "w") as zipped:
+            for data in versions:
+                zipped.writestr("1.png", data)
+    else:
+        for mode, data in zip("wa", versions, strict=True):
+            with tarfile.open(path, mode) as file:
+                info = tarfile.TarInfo("1.png")
+                info.size = len(data)
+                file.addfile(info, io.BytesIO(data))
+    assert [(one.size, one.skipped) for one in walk_all(path)] == [(3, "replaced later"), (5, "")]
+    assert read_bytes(f"{path}/1.png") == b"newer"
+
+
+def test_a_tar_that_tarfile_would_list_in_part_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    (tmp_path / "any").write_bytes(b"x")
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as file:
+        for number in range(3):
+            file.add(tmp_path / "any", f"{number}.png")
+    whole = path.read_bytes()
+    second = whole.index(b"1.png")
+    assert len(list(walk(path))) == 3
+    damaged = bytearray(whole)
+    damaged[second] ^= 1
+    for content, complaint in (
+        (bytes(damaged), f"damaged at byte {second:,}"),
+        (whole[:second], "its end is missing"),
+        (whole[: second + 100], f"damaged at byte {second:,}"),
+        (whole + whole, "or more tars are appended"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=complaint):
+            list(walk(path))
+
+
+def test_damaged_members_of_any_compression_are_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(path, "w", kind) as file:
+            file.writestr("1", os.urandom(1000))
+        data = bytearray(path.read_bytes())
+        data[300:320] = bytes(20)
+        path.write_bytes(data)
+        with pytest.raises(OSError, match=r"Invalid data stream|damaged in its archive"):
+            read_bytes(f"{path}/1")
+    # A central directory of a version that Python does not know.
+    data[data.rindex(b"PK\x01\x02") + 6] = 200
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read: zip file version"):
+        list(walk(path))
 
 
 def test_a_method_that_is_not_known_is_said(tmp_path: Path) -> None:
@@ -193,6 +263,34 @@ def test_a_method_that_is_not_known_is_said(tmp_path: Path) -> None:
         file.writestr("1.png", "x")
     (found,) = walk_all(path)
     assert found.error == "it is compressed by method 14; expected deflate"
+
+
+def test_a_store_that_goes_away_is_no_damaged_zip(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        seekable = readable
+
+        def size(self) -> int:
+            return 1_000
+
+        def metadata(self) -> dict[str, bytes]:
+            return {}
+
+        def seek(self, position: int, whence: int = 0) -> int:
+            return position + (self.size() if whence else 0)
+
+        def readinto(self, _) -> int:
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: no route")
+
+        def open_input_file(self, _: str) -> "Away":
+            return self
+
+    monkeypatch.setattr(object_store, "_store", lambda *_: Away())
+    monkeypatch.setattr(object_store, "RETRY_TIMEOUT_S", 0)
+    with pytest.raises(UnavailableError, match=r"a.zip': the store does not answer"):
+        archive.members("s3://bucket/a.zip")
 
 
 def test_a_small_file_that_takes_gigabytes_is_not_read(tmp_path: Path) -> None:

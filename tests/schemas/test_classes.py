@@ -174,6 +174,12 @@ TWO = f"name: x\nclasses: [{BLACK % (0, 'a')}, {BLACK % (1, 'b')}]\n"
             f"{TWO}colours: [{{colour: [1, 2, 3], to: 2}}]",
             r"colour \(1, 2, 3\): 2 is not the id of a class",
         ),
+        (f"{TWO}remap: {{3: 1, 4: 0, 3: 0}}", "found the key 3 twice .* line 3"),
+        (f"{TWO}name: y", "found the key 'name' twice"),
+        (
+            f"{TWO}void_regions: [{{class_id: 1, top: 0.8, bottom: 0.2}}]",
+            r"void_regions\.0: expected top above bottom, and left before right",
+        ),
         (
             f"{TWO}only_remapped: true",
             "only_remapped: a remap that lists the values is missing",

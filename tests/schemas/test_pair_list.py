@@ -46,6 +46,15 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
     assert groups == ["1", None, "2"]
 
 
+def test_other_columns_may_hold_anything(tmp_path: Path) -> None:
+    # pyarrow guesses a column's type from the first MiB.
+    rows = [f"{number}{'0' * 90},{number}.png,m.png" for number in range(20_000)]
+    text = "\n".join(["note,image,mask", *rows, "none,last.png,m.png"])
+    assert len(text) > 1 << 20
+    *_, last = read_pair_list(_csv(tmp_path, text))
+    assert last.image == "last.png"
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [
@@ -54,6 +63,9 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
         ("image,mask\n/a.png,b.png\n", r"row 1: expected a path below the source, found '/a.png'"),
         ("image,mask\na.png,../b.png\n", r"expected a path below the source, found '\.\./b.png'"),
         ("image,mask\ns3://x/a.png,b.png\n", "expected a path below the source"),
+        ("image,mask\n./,b.png\n", r"expected a path below the source, found '\./'"),
+        ("image,mask\na.png,b\0.png\n", "expected a path below the source, found 'b"),
+        ("image,mask,mask\na,b,c\n", "expected one column mask, found several"),
         ("image,mask,split\na.png,b.png,dev\n", "expected the split train, .* found 'dev'"),
         ("image,mask\na.png\n", "cannot be read: CSV parse error: Expected 2 columns, got 1"),
         ("", "cannot be read: Empty CSV file"),

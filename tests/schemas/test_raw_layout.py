@@ -83,6 +83,7 @@ def test_a_users_own_file(tmp_path: Path) -> None:
         ("{name: x, images: ['/x/{id}.png'], masks: ['{id}.png']}", "below the source"),
         ("{name: x, images: ['x/**/{id}.png'], masks: ['{id}.png']}", "only at its beginning"),
         ("{name: x, images: ['x/{id}'], masks: ['{id}.png']}", "with a suffix"),
+        ("{name: x, images: ['{split}/{split}/{id}.png'], masks: ['{id}.png']}", "split} once at"),
         ("{name: x, images: ['{id}.png'], masks: []}", "masks"),
     ],
 )

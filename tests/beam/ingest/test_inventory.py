@@ -19,6 +19,7 @@ from beam.ingest import pipeline as ingest
 from beam.runners.run import pipeline_options
 from runtime import listing, storage
 from runtime.errors import UserError
+from runtime.inventory import read_inventory
 from schemas.manifest import Manifest, load_manifest
 
 
@@ -94,6 +95,33 @@ def test_an_s3_inventory(bucket: Store, scenes: Path, dataset: Path, tmp_path: P
         assert load_manifest(found).files_listed == 80
 
 
+def test_paths_as_find_prints_them_and_columns_of_other_tools(
+    scenes: Path, dataset: Path, tmp_path: Path
+) -> None:
+    inventory = tmp_path / "files.parquet"
+    paths, sizes, times = zip(*_files(scenes), strict=True)
+    columns = {
+        "path": [f"./{path}" for path in paths[::2]] + [f"{scenes}/{path}" for path in paths[1::2]],
+        "name": [path.rpartition("/")[2] for path in (*paths[::2], *paths[1::2])],
+        "size": [*sizes[::2], *sizes[1::2]],
+        "modified": [time.date() for time in (*times[::2], *times[1::2])],
+    }
+    for column, more in zip(columns.values(), ("../x.png", "x.png", 1, None), strict=True):
+        column.append(more)
+    pq.write_table(pa.table(columns), inventory)
+    found = load_manifest(run_ingest(scenes, tmp_path / "out", _with(inventory)))
+    assert _shards(found) == _shards(load_manifest(dataset))
+    assert found.files_listed == 80
+
+
+def test_paths_are_below_a_source_on_a_store_and_keys_whole(tmp_path: Path) -> None:
+    table = tmp_path / "files.csv"
+    for text in ("path,size\na/1.png,5\n", "key,size\nraw/a/1.png,5\nraw2/a/1.png,5\n"):
+        table.write_text(text)
+        (found,) = read_inventory(str(table), str(table), "s3://lyft/raw")
+        assert (found.path, found.size) == ("a/1.png", 5)
+
+
 def test_what_is_no_longer_there_is_a_reject(copy: Path, tmp_path: Path) -> None:
     inventory = tmp_path / "files.csv"
     rows = [f"{path},{size}" for path, size, _ in _files(copy)]
@@ -118,6 +146,9 @@ def test_what_is_no_longer_there_is_a_reject(copy: Path, tmp_path: Path) -> None
             "path,size\nother/a.png,1\n",
             "as --inventory '.*files.csv' says, holds no p",
         ),
+        ("files.csv", "path,size,size\na,1,2\n", "expected one column size, found several"),
+        ("files.csv", "path,size\na\0,1\n", "is not the name of a file"),
+        ("manifest.json", '{"files": [{}], "fileFormat": "CSV", "fileSchema": ""}', "files.0.key"),
         ("manifest.json", "[]", "expected the manifest.json of an S3 Inventory, with file"),
         ("manifest.json", "{", "cannot be read: Expecting"),
     ],
