@@ -15,7 +15,7 @@ from beam.infer.model_uri import training_datasets
 from beam.shared import staging
 from runtime import listing, storage
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.parquet import read_table
 from runtime.storage import OUTPUTS, join
 from schemas.layout import MANIFEST, STAGING_PREFIX
@@ -77,7 +77,11 @@ def references(tracking_uri: str, predictions: Sequence[str]) -> dict[str, str]:
     for root in predictions:
         for partition in partitions(root):
             columns = ["dataset_fingerprint", "training_fingerprint"]
-            (row,) = read_table(run_file(root, partition), columns=columns).to_pylist()
+            file = run_file(root, partition)
+            try:
+                (row,) = read_table(file, columns=columns).to_pylist()
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: not the row of a run: {first_line(error)}") from error
             used |= {digest: f"{root}: {partition}" for digest in row.values() if digest}
     return used | training_datasets(tracking_uri)
 

@@ -97,6 +97,11 @@ def test_a_damaged_manifest_says_where_it_is(versions: list[Path], tmp_path: Pat
     (versions[0] / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=f"{versions[0]}/manifest.json: not a manifest"):
         _prune(tmp_path, f"sqlite:///{tmp_path}/none.db")
+    run = tmp_path / "predictions/runs/model=x/version=v1/source=y/run.parquet"
+    run.parent.mkdir(parents=True)
+    run.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"{run}: not the row of a run"):
+        _prune(tmp_path, f"sqlite:///{tmp_path}/none.db")
 
 
 def test_the_newest_is_by_time_of_publishing(versions: list[Path], tmp_path: Path) -> None:
