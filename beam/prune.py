@@ -15,7 +15,8 @@ from beam.infer.model_uri import training_datasets
 from beam.shared import staging
 from runtime import listing, storage
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
+from runtime.mlflow_store import sqlite_file
 from runtime.parquet import read_table
 from runtime.storage import OUTPUTS, join
 from schemas.layout import MANIFEST, STAGING_PREFIX
@@ -64,11 +65,20 @@ def main(arguments: Sequence[str]) -> str:
     ]
     if not versions:
         raise UserError(f"{args.datasets!r} holds no dataset")
+    for place in _missing(args.tracking_uri, args.predictions):
+        log(f"warning: {place} does not exist, so nothing there keeps a version")
     if args.delete:
         for version in versions:
             if not version.kept_because:
                 remove_version(version)
     return "\n".join(_lines(versions, deleted=args.delete))
+
+
+def _missing(tracking_uri: str, predictions: Sequence[str]) -> Iterator[str]:
+    """The places of tables and models that do not exist, perhaps for a typing error."""
+    yield from (root for root in predictions if not storage.is_folder(root))
+    if (store := sqlite_file(tracking_uri)) and not store.exists():
+        yield str(store)
 
 
 def references(tracking_uri: str, predictions: Sequence[str]) -> dict[str, str]:
@@ -77,7 +87,11 @@ def references(tracking_uri: str, predictions: Sequence[str]) -> dict[str, str]:
     for root in predictions:
         for partition in partitions(root):
             columns = ["dataset_fingerprint", "training_fingerprint"]
-            (row,) = read_table(run_file(root, partition), columns=columns).to_pylist()
+            file = run_file(root, partition)
+            try:
+                (row,) = read_table(file, columns=columns).to_pylist()
+            except (OSError, ValueError) as error:
+                raise UserError(f"{file}: not the row of a run: {first_line(error)}") from error
             used |= {digest: f"{root}: {partition}" for digest in row.values() if digest}
     return used | training_datasets(tracking_uri)
 

@@ -14,7 +14,7 @@ from beam.ingest.incremental import file_digests
 from beam.shared.intact import has_digest
 from runtime import listing, storage
 from runtime.command_line import Parser, log, run_main
-from runtime.errors import UserError
+from runtime.errors import UnavailableError, UserError, first_line
 from runtime.storage import absolute, join
 from schemas.layout import MANIFEST
 from schemas.manifest import load_manifest
@@ -31,6 +31,11 @@ def main(arguments: Sequence[str]) -> str:
         storage.require_folder(place, "place")
         before = files
         for name, expected in published_below(place):
+            if isinstance(expected, str):
+                log(f"{name}: {expected}")
+                files += 1
+                damaged.append(name)
+                continue
             intact = storage.map_concurrently(lambda file: has_digest(*file), expected.items())
             failed = [file for file, ok in zip(expected, intact, strict=True) if not ok]
             log(f"{name}: {len(expected):,} files, {len(failed) or 'none'} damaged")
@@ -48,16 +53,24 @@ def main(arguments: Sequence[str]) -> str:
     return f"{files:,} files are intact"
 
 
-def published_below(place: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """Dataset versions and partitions of tables below a folder, each with its files' SHA-256."""
+def published_below(place: str) -> Iterator[tuple[str, dict[str, str] | str]]:
+    """Dataset versions and partitions of tables below a folder, each with its files' SHA-256.
+
+    If the file that lists them is damaged, its place is yielded, with the reason.
+    """
     for file in listing.walk(place):
         path = PurePosixPath(file.path)
         folder = join(place, str(path.parent)) if path.parent.name else place
-        if path.name == MANIFEST:
-            yield folder, file_digests(folder, load_manifest(folder))
-        elif path.name == RUN_FILE:
-            root, _, partition = folder.rpartition("/runs/")
-            yield folder, checksums(root, partition)
+        try:
+            if path.name == MANIFEST:
+                yield folder, file_digests(folder, load_manifest(folder))
+            elif path.name == RUN_FILE:
+                root, _, partition = folder.rpartition("/runs/")
+                yield folder, checksums(root, partition)
+        except UnavailableError:
+            raise
+        except (UserError, OSError, ValueError) as error:
+            yield join(folder, path.name), first_line(error)
 
 
 if __name__ == "__main__":

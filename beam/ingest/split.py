@@ -147,13 +147,21 @@ class _Groups(beam.DoFn):
 def group_sequence(
     records: Iterable[ProcessedPair], config: IngestConfig
 ) -> Iterator[GroupedRecord]:
-    """The records of a sequence, each with its group and its neighbours in other groups."""
+    """The records of a sequence, each with its group and its neighbours in other groups.
+
+    If the records are a named group, those without a given split get that of the others.
+    """
+    records = list(records)
+    given = {pair.row.split for pair in records if pair.row.split}
     frames = []
     for pair in records:
         frame = frame_of(pair.row.id)
         group = _named_group(pair, config)
-        if group or frame.instant is None:
-            group = group or split_rules.named_group("image", pair.row.id, config)
+        if group:
+            split = pair.row.split or (min(given) if len(given) == 1 else None)
+            yield GroupedRecord(pair, group, split)
+        elif frame.instant is None:
+            group = split_rules.named_group("image", pair.row.id, config)
             yield GroupedRecord(pair, group, pair.row.split)
         else:
             frames.append((frame.instant, pair.row.id, frame, pair))
@@ -185,7 +193,10 @@ def _named_group(pair: ProcessedPair, config: IngestConfig) -> Group | None:
         return split_rules.named_group("group", pair.row.group, config)
     if config.group:
         if match := re.search(config.group, sample_id):
-            return split_rules.named_group("group", match[match.re.groups and 1], config)
+            # Of alternatives in parentheses, the others are None.
+            parts = match.groups() or (match[0],)
+            if (name := next((one for one in parts if one is not None), None)) is not None:
+                return split_rules.named_group("group", name, config)
         return split_rules.named_group("image", sample_id, config)
     if config.split_by == "folder":
         return split_rules.named_group("folder", folder_of(sample_id), config)

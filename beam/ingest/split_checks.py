@@ -19,8 +19,9 @@ from runtime.parquet import read_table
 from runtime.storage import join
 from schemas.classes import Taxonomy
 from schemas.config import IngestConfig
-from schemas.layout import SOURCES
+from schemas.layout import SOURCES, SPLITS
 from schemas.manifest import Manifest
+from schemas.pair_list import read_pair_list
 
 
 def check_splits(manifest: Manifest, staged: str) -> None:
@@ -96,17 +97,20 @@ def _groups(config: IngestConfig) -> str:
 
 
 def _has_given_splits(records: pa.Table, config: IngestConfig) -> bool:
-    """Whether folders or a list may give splits."""
+    """Whether folders or a list give splits."""
     if config.given_splits == "ignore":
         return False
-    return bool(config.pairs) or any(map(given_split, records["id"].to_pylist()))
+    if config.pairs and any(pair.split for pair in read_pair_list(config.pairs)):
+        return True
+    return any(map(given_split, records["id"].to_pylist()))
 
 
 def _advice(config: IngestConfig, empty: list[str], records: pa.Table) -> str:
     """The options with which no split would be empty."""
     options = []
+    given = _has_given_splits(records, config)
     shorter = min(config.block_length - 1, records.num_rows // 6)
-    if _has_given_splits(records, config):
+    if given:
         options.append("--given_splits ignore does not use the splits that folders or a list give")
     elif config.group:
         options.append("another --group makes more groups")
@@ -114,7 +118,8 @@ def _advice(config: IngestConfig, empty: list[str], records: pa.Table) -> str:
         options.append("--split_by block makes more groups")
     elif config.split_by == "block" and shorter > 0:
         options.append(f"--block_length {shorter} makes more groups")
-    without = " ".join(f"--{split} 0" for split in empty if split != "train")
-    if without:
-        options.append(f"{without} does without")
+    if "train" not in empty or not given:
+        # Images whose splits are not given are then all for train.
+        without = SPLITS[1:] if "train" in empty else empty
+        options.append(" ".join(f"--{split} 0" for split in without) + " does without")
     return " or ".join(options) or "more images are needed"

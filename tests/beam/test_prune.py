@@ -97,10 +97,20 @@ def test_a_damaged_manifest_says_where_it_is(versions: list[Path], tmp_path: Pat
     (versions[0] / "manifest.json").write_text("{")
     with pytest.raises(UserError, match=f"{versions[0]}/manifest.json: not a manifest"):
         _prune(tmp_path, f"sqlite:///{tmp_path}/none.db")
+    run = tmp_path / "predictions/runs/model=x/version=v1/source=y/run.parquet"
+    run.parent.mkdir(parents=True)
+    run.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=f"{run}: not the row of a run"):
+        _prune(tmp_path, f"sqlite:///{tmp_path}/none.db")
 
 
-def test_the_newest_is_by_time_of_publishing(versions: list[Path], tmp_path: Path) -> None:
+def test_the_newest_is_by_time_of_publishing_and_missing_places_are_told(
+    versions: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     os.utime(versions[0] / "manifest.json", (100, 100))
     lines = _prune(tmp_path, f"sqlite:///{tmp_path}/none.db", "--keep=1")
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    for place, warning in zip(("predictions", "none.db"), warnings, strict=True):
+        assert f"{tmp_path}/{place} does not exist" in warning
     assert lines[0].startswith(str(versions[0]))
     assert load_manifest(versions[0]).config == SMALL

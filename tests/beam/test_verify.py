@@ -1,6 +1,7 @@
 """Published files are known to be intact: by their bytes, or on a store by when they were put."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,25 @@ def test_everything_published_is_hashed_on_demand(
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds neither a dataset nor tables"):
         verify.main([str(tmp_path / "empty")])
+
+
+def test_a_damaged_list_of_files_is_named_and_the_rest_is_hashed(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(dataset, tmp_path / name)
+    (tmp_path / "a/manifest.json").write_text("{")
+    (tmp_path / "b/card.md").unlink()
+    run = tmp_path / "c/runs/model=x/version=v1/source=y/run.parquet"
+    run.parent.mkdir(parents=True)
+    run.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=r"3 of \d+ files are damaged or missing"):
+        verify.main([str(tmp_path)])
+    said = capsys.readouterr().err
+    assert f"{tmp_path}/a/manifest.json: " in said
+    assert "not a manifest" in said
+    assert sorted(said.splitlines()[-3:]) == [
+        f"  {tmp_path}/a/manifest.json",
+        f"  {tmp_path}/b/card.md",
+        f"  {run}",
+    ]

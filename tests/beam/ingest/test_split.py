@@ -16,11 +16,14 @@ from PIL import Image
 
 from beam.ingest import near_duplicates as leaks
 from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, Node
+from beam.ingest.records import ProcessedPair
+from beam.ingest.split import group_sequence, sequence_of
 from flows.flink_demo import published_digests
 from runtime.errors import UserError
 from schemas.config import IngestConfig
 from schemas.layout import SPLITS
 from schemas.manifest import load_manifest
+from schemas.sources import SourceRow
 
 CONFIG = IngestConfig(name="small", height=32, width=48, resize="nearest", max_doubtful_fraction=1)
 FRAMES = 200
@@ -229,6 +232,62 @@ def test_an_empty_split_is_refused_with_the_options_that_do(tmp_path: Path) -> N
     given = _write(tmp_path / "given", {f"train/{n:06d}": n for n in range(30)})
     with pytest.raises(UserError, match="--given_splits ignore does not use the splits"):
         run_ingest(given, tmp_path / "out", CONFIG)
+
+
+@pytest.mark.parametrize("numbers", [[24], [0, 1, 2]])
+def test_a_few_pairs_make_a_dataset_with_the_options_that_the_error_names(
+    numbers: list[int], tmp_path: Path
+) -> None:
+    raw = _write(tmp_path / "raw", {f"{n:06d}": n for n in numbers})
+    # A list without splits gives none.
+    rows = [f"CameraRGB/{n:06d}.png,CameraSeg/{n:06d}.png" for n in numbers]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,mask", *rows]) + "\n")
+    few = CONFIG.model_copy(update={"block_length": 1})
+    for config in (few, few.model_copy(update={"pairs": str(tmp_path / "pairs.csv")})):
+        with pytest.raises(UserError, match="--validation 0 --test 0 does without") as error:
+            run_ingest(raw, tmp_path / "out", config)
+        assert "split train and validation would be empty" in str(error.value)
+        assert "--given_splits" not in str(error.value)
+        alone = config.model_copy(update={"validation": 0, "test": 0})
+        assert load_manifest(run_ingest(raw, tmp_path / "out", alone)).records == len(numbers)
+    given = _write(tmp_path / "given", {f"test/{n:06d}": n for n in numbers})
+    with pytest.raises(UserError, match=r"train and validation would .* --given_splits") as error:
+        run_ingest(given, tmp_path / "out", few)
+    assert "does without" not in str(error.value)
+
+
+def _grouped_splits(splits: dict[str, str | None], **options: str) -> dict[str, tuple]:
+    """Group and split of each id, whose name ends with that of its group in the list."""
+    config = CONFIG.model_copy(update=options)
+    sequences: dict[str, list[ProcessedPair]] = {}
+    for name, split in splits.items():
+        group = name.partition("@")[2] or None
+        row = SourceRow(name, name, name, 1, 1, 0.0, 0.0, split=split, group=group)
+        pair = ProcessedPair(row, None)
+        sequences.setdefault(sequence_of(pair, config), []).append(pair)
+    return {
+        record.pair.row.id: (record.group.name, record.split)
+        for records in sequences.values()
+        for record in group_sequence(records, config)
+    }
+
+
+def test_a_group_has_the_split_that_is_given_to_some_of_it() -> None:
+    splits = {"1@a": "test", "2@a": None, "3@b": None, "4@c": "test", "5@c": "train", "6@c": None}
+    found = _grouped_splits(splits)
+    assert [split for _, split in found.values()] == ["test", "test", None, "test", "train", None]
+    # A block has no name: its other frames are left out beside those of another split.
+    assert list(_grouped_splits({"1": "test", "2": None}).values()) == [
+        ("#0", "test"),
+        ("#0", None),
+    ]
+
+
+def test_alternatives_of_a_pattern_name_groups() -> None:
+    ids = dict.fromkeys(("a1_1", "a1_2", "b7_1", "b8_1", "c_1", "c_2"))
+    found = _grouped_splits(ids, group=r"^(a\d)|^(b\d)|^c")
+    names = [group for group, _ in found.values()]
+    assert names == ["a1", "a1", "b7", "b8", "c_1", "c_2"]
 
 
 def test_a_pattern_names_what_stays_together(tmp_path: Path) -> None:
