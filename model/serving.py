@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import mlflow
@@ -39,8 +39,8 @@ class _Network:
             MlflowException: the input is neither; a server answers with status 400.
         """
         values = _image_column(model_input)
-        files = list(_files(values))
-        images = _decoded(files) if files else _validated(np.asarray(values))
+        files = _files(values)
+        images = _decoded(files) if files else _validated(values)
         height, width = images.shape[1:3]
         fitted = self._fit(images)
         rows, columns = fitted.shape[1:3]
@@ -80,15 +80,22 @@ def _image_column(given: Any) -> Any:
     return found if isinstance(given, dict) else found.tolist()
 
 
-def _files(given: Any) -> Iterator[str | bytes]:
-    """The files in an input; none if it holds numbers."""
+def _files(given: Any) -> list[str | bytes]:
+    """The files in an input; none if it holds numbers, and a refusal if it holds both."""
     if isinstance(given, str | bytes):
-        yield given
-    elif isinstance(given, list | tuple) or getattr(given, "dtype", np.dtype(int)).kind in "OSU":
+        return [given]
+    found: list[str | bytes] = []
+    if isinstance(given, list | tuple) or getattr(given, "dtype", np.dtype(int)).kind in "OSU":
         for item in given:
-            if not isinstance(item, str | bytes | list | tuple | np.ndarray):
-                return
-            yield from _files(item)
+            nested = isinstance(item, str | bytes | list | tuple | np.ndarray)
+            files = _files(item) if nested else []
+            if not files and (found or any(isinstance(one, str | bytes) for one in given)):
+                # Left out, it would leave fewer masks than there are rows.
+                raise _refused(f"expected a PNG or JPEG for each image, found {str(item)[:40]!r}")
+            if not files:
+                break
+            found += files
+    return found
 
 
 def _decoded(files: Sequence[str | bytes]) -> Any:
@@ -120,7 +127,11 @@ def _image(file: str | bytes) -> Any:
 
 def _validated(values: Any) -> Any:
     """RGB values as uint8; refuses numbers that may mean anything but 0 to 255."""
-    if values.ndim != 4 or values.shape[3] != 3:
+    try:
+        values = np.asarray(values)
+    except ValueError as error:
+        raise _refused(f"expected images of one size in a request: {error}") from error
+    if values.ndim != 4 or values.shape[3] != 3 or not values.size:
         raise _refused(f"expected RGB images (batch, height, width, 3), found {values.shape}")
     if values.dtype == np.uint8:
         return values
