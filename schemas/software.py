@@ -14,7 +14,7 @@ from runtime.errors import UserError
 IMAGES = 1
 """Raise it when the same file or size gives other pixels or class ids than before."""
 
-RECORDS = 1
+RECORDS = 2
 """Raise it when the same pixels give another record, split or reject than before."""
 
 ROWS = 2
