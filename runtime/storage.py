@@ -266,6 +266,11 @@ def require_folder(place: Place, label: str) -> None:
         found = _can_list(place)
     else:
         found = os.path.isdir(place) or archive.is_archive(place)
+    if not found and not is_remote(place) and os.path.exists(place):
+        raise UserError(
+            f"{label} {str(place)!r}: expected a folder, a .zip, or a .tar that is not compressed; "
+            "unpack any other archive and pass the folder"
+        )
     if not found:
         raise UserError(f"{label} {str(place)!r}: there is no such folder or archive")
 

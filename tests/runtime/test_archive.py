@@ -12,7 +12,7 @@ import pytest
 from runtime import archive
 from runtime.errors import UserError
 from runtime.listing import walk, walk_all
-from runtime.storage import modified, read_bytes
+from runtime.storage import modified, read_bytes, require_folder
 
 NAMES = ("a/CameraRGB/1.png", "a/CameraRGB/2.png", "b.zip/c.txt")
 
@@ -195,3 +195,11 @@ def test_compressed_tars_and_truncated_zips_are_refused(tmp_path: Path, name: st
     (tmp_path / "b.zip").write_bytes((tmp_path / "b.zip").read_bytes()[:-10])
     with pytest.raises(UserError, match="not a zip file"):
         list(archive.members(str(tmp_path / "b.zip")))
+
+
+def test_an_archive_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"expected a folder, a \.zip, or a \.tar that is not comp"):
+        require_folder(tmp_path / "a.tar.gz", "source")
+    with pytest.raises(UserError, match="there is no such folder or archive"):
+        require_folder(tmp_path / "b.zip", "source")
