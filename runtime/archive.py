@@ -9,6 +9,7 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
@@ -16,6 +17,7 @@ from runtime.errors import UserError
 
 _ARCHIVE_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
 _ENCRYPTED_FLAG = 1
+_UTF8_FLAG = 1 << 11
 
 _END_BYTES = 1 << 20
 """Bytes after the last member of a tar that are checked: tools fill up to blocks of 10 KiB."""
@@ -142,10 +144,18 @@ def _open_zip(archive: str) -> _Archive:
     for info in file.infolist():
         if not info.is_dir():
             # Some tools on Windows write its separator.
-            name = info.filename.replace("\\", "/")
+            name = _name_of(info).replace("\\", "/")
             error = "it is encrypted" if info.flag_bits & _ENCRYPTED_FLAG else ""
             opened.add(name, info.file_size, partial(file.read, info), error)
     return opened
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """The name of a member. Names without the flag of UTF-8 are in it as well on macOS."""
+    if not info.flag_bits & _UTF8_FLAG:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode()
+    return info.filename
 
 
 def _open_tar(archive: str) -> _Archive:

@@ -101,6 +101,17 @@ def test_hidden_escaping_damaged_and_encrypted_members_are_marked(tmp_path: Path
     assert {one.path: one.error for one in walk_all(path)}["CameraRGB/3.png"] == "it is encrypted"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_names_of_a_zip_without_the_flag_of_utf_8(tmp_path: Path, encoding: str) -> None:
+    path, name = tmp_path / "a.zip", "dü/ä.png"
+    stand_in = "?" * len(name.encode(encoding))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(stand_in, b"x")
+    path.write_bytes(path.read_bytes().replace(stand_in.encode(), name.encode(encoding)))
+    assert [one.path for one in walk(path)] == [name]
+    assert read_bytes(f"{path}/{name}") == b"x"
+
+
 def test_symbolic_links_in_a_tar_are_skipped_and_hard_links_read(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"x")
     (tmp_path / "2.png").symlink_to("1.png")
