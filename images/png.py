@@ -13,6 +13,7 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar, cast
@@ -144,9 +145,10 @@ def decode_pixels(data: bytes, max_pixels: int) -> UInt8Array:
     if pixels is not None:
         return pixels
     image = _decode_with_pillow(data, header)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = _without_alpha(image if image.mode in ("RGBA", "LA") else image.convert("RGBA"))
-    return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    with _reject_damage():
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = _without_alpha(image if image.mode in ("RGBA", "LA") else image.convert("RGBA"))
+        return np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
 
 
 def decode_stored(data: bytes, max_pixels: int) -> UInt8Array:
@@ -344,15 +346,23 @@ def _decoded_bytes(header: Header) -> int:
 
 
 def _decode_jpeg(data: bytes, max_pixels: int) -> UInt8Array:
-    try:
+    with _reject_damage():
         image = Image.open(io.BytesIO(data), formats=("JPEG",))
         _check_size(*image.size, max_pixels)
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@contextmanager
+def _reject_damage() -> Iterator[None]:
+    """Turns what Pillow raises on damaged files, which are many types, into a RejectError."""
+    try:
+        yield
     except RejectError:
         raise
     except Exception as error:
-        # Pillow raises many types on damaged files; the reject quotes its message.
-        raise RejectError("corrupt", f"cannot be decoded: {error}") from error
+        # One message ends with the address of the bytes in memory.
+        message = str(error).partition(" <_io.")[0]
+        raise RejectError("corrupt", f"cannot be decoded: {message}") from error
 
 
 def _decode_with_kornia(data: bytes, header: Header) -> UInt8Array | None:
@@ -368,18 +378,15 @@ def _decode_with_kornia(data: bytes, header: Header) -> UInt8Array | None:
 def _decode_with_pillow(data: bytes, header: Header) -> Image.Image:
     """Decodes any intact PNG and applies its EXIF orientation."""
     _check_content(data, header)
-    try:
+    with _reject_damage():
         image = Image.open(io.BytesIO(data), formats=("PNG",))
         image.load()
-    except Exception as error:
-        # Pillow raises many types on damaged files; the reject quotes its message.
-        raise RejectError("corrupt", f"cannot be decoded: {error}") from error
-    if image.size != (header.width, header.height):
-        raise RejectError(
-            "corrupt",
-            f"expected {header.width}x{header.height} as its header says, found {image.size}",
-        )
-    return ImageOps.exif_transpose(image) if _EXIF in header.chunks else image
+        if image.size != (header.width, header.height):
+            raise RejectError(
+                "corrupt",
+                f"expected {header.width}x{header.height} as its header says, found {image.size}",
+            )
+        return ImageOps.exif_transpose(image) if _EXIF in header.chunks else image
 
 
 def _save(image: Image.Image, **options: int) -> bytes:

@@ -16,6 +16,7 @@ import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -26,7 +27,7 @@ from runtime.object_store import Place, is_outage, request
 Result = TypeVar("Result")
 
 _ARCHIVE_END = re.compile(r"\.(?:zip|tar)/", re.IGNORECASE)
-_ENCRYPTED_FLAG = 1
+_ENCRYPTED_FLAG, _UTF8_FLAG = 1, 1 << 11
 _BUFFER = 4 << 20
 """Bytes read at once while the members of an archive on a store are looked up."""
 
@@ -233,9 +234,17 @@ def _list_zip(file: Any) -> _Index:
             # Jobs check the size of a file before they read it, but not of what is read for it.
             error = f"its {info.file_size:,} bytes take {info.compress_size:,} in the archive"
         # Some tools on Windows write its separator.
-        name = info.filename.replace("\\", "/")
+        name = _name_of(info).replace("\\", "/")
         index.add(name, info.file_size, partial(_read_zipped, info), error)
     return index
+
+
+def _name_of(info: zipfile.ZipInfo) -> str:
+    """The name of a member. Names without the flag of UTF-8 are in it as well on macOS."""
+    if not info.flag_bits & _UTF8_FLAG:
+        with suppress(UnicodeError):
+            return info.filename.encode("cp437").decode()
+    return info.filename
 
 
 def _list_tar(file: Any) -> _Index:

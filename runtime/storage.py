@@ -267,8 +267,14 @@ def filesystem(place: Place) -> tuple[Any, str]:
 def require_folder(place: Place, label: str) -> None:
     """Raises UserError, begun by ``label``, unless there is such a folder or archive."""
     found = _can_list(place) if is_remote(place) else os.path.isdir(place)
-    if not found and not archive.is_archive(place):
-        raise UserError(f"{label} {str(place)!r}: there is no such folder or archive")
+    if found or archive.is_archive(place):
+        return
+    if not is_remote(place) and os.path.exists(place):
+        raise UserError(
+            f"{label} {str(place)!r}: expected a folder, a .zip, or a .tar that is not compressed; "
+            "unpack any other archive and pass the folder"
+        )
+    raise UserError(f"{label} {str(place)!r}: there is no such folder or archive")
 
 
 def require_writable(place: Place) -> None:

@@ -167,3 +167,35 @@ def test_every_real_image_decodes_as_pillow_decodes_it(real) -> None:
     for path in sorted(real.rglob("CameraSeg/*.png"))[::10]:
         theirs = np.asarray(Image.open(path))[..., 0]
         assert np.array_equal(read_mask(path.read_bytes(), LIMIT, taxonomy), theirs)
+
+
+def _with_chunk(image: Image.Image, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk before its pixels."""
+    saved = _save(image)
+    place = saved.index(b"IDAT") - 4
+    return saved[:place] + _chunk(kind, data) + saved[place:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"), [(b"tRNS", bytes(300)), (b"eXIf", b"junk"), (b"gAMA", b"")]
+)
+def test_chunks_that_pillow_chokes_on_are_rejects_with_one_message(
+    kind: bytes, data: bytes
+) -> None:
+    paletted = Image.fromarray(PIXELS).convert("P")
+    messages = set()
+    for _ in range(2):
+        with pytest.raises(RejectError) as caught:
+            png.decode_image(_with_chunk(paletted, kind, data), LIMIT)
+        assert caught.value.code == "corrupt"
+        messages.add(caught.value.message)
+    # An address in memory would make the bytes of rejects.parquet others in each run.
+    (message,) = messages
+    assert " at 0x" not in message
+
+
+def test_a_jpeg_of_a_few_bytes_is_a_reject_without_an_address() -> None:
+    with pytest.raises(
+        RejectError, match=r"corrupt: cannot be decoded: cannot identify image file$"
+    ):
+        png.decode_image(b"\xff\xd8\xff\xe0", LIMIT)

@@ -15,7 +15,7 @@ import pytest
 from runtime import archive, object_store, storage
 from runtime.errors import UnavailableError, UserError
 from runtime.listing import walk, walk_all
-from runtime.storage import modified, read_bytes
+from runtime.storage import modified, read_bytes, require_folder
 
 NAMES = ("a/CameraRGB/1.png", "a/CameraRGB/2.png", "b.zip/c.txt")
 
@@ -178,6 +178,17 @@ def test_hidden_escaping_damaged_and_encrypted_members_are_marked(tmp_path: Path
     assert {one.path: one.error for one in walk_all(path)}["CameraRGB/3.png"] == "it is encrypted"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "cp437"])
+def test_names_of_a_zip_without_the_flag_of_utf_8(tmp_path: Path, encoding: str) -> None:
+    path, name = tmp_path / "a.zip", "dü/ä.png"
+    stand_in = "?" * len(name.encode(encoding))
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(stand_in, b"x")
+    path.write_bytes(path.read_bytes().replace(stand_in.encode(), name.encode(encoding)))
+    assert [one.path for one in walk(path)] == [name]
+    assert read_bytes(f"{path}/{name}") == b"x"
+
+
 def test_symbolic_links_in_a_tar_are_skipped_and_hard_links_read(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"x")
     (tmp_path / "2.png").symlink_to("1.png")
@@ -320,3 +331,11 @@ def test_compressed_tars_and_truncated_zips_are_refused(tmp_path: Path, name: st
     (tmp_path / "b.zip").write_bytes((tmp_path / "b.zip").read_bytes()[:-10])
     with pytest.raises(UserError, match="not a zip file"):
         list(archive.members(str(tmp_path / "b.zip")))
+
+
+def test_an_archive_of_another_kind_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"expected a folder, a \.zip, or a \.tar that is not comp"):
+        require_folder(tmp_path / "a.tar.gz", "source")
+    with pytest.raises(UserError, match="there is no such folder or archive"):
+        require_folder(tmp_path / "b.zip", "source")
