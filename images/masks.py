@@ -20,7 +20,7 @@ _MAX_QUOTED = 8
 
 
 def read_mask(
-    data: bytes, max_pixels: int, taxonomy: Taxonomy, encoding: str = "auto"
+    data: bytes, max_pixels: int, taxonomy: Taxonomy, encoding: str = "auto", void: str = ""
 ) -> UInt8Array:
     """Class ids of a mask's PNG, uint8 (height, width); void is 255.
 
@@ -29,17 +29,19 @@ def read_mask(
             all channels hold it; ``colour``: the taxonomy's colours; ``index``: the stored number
             of a palette or single channel; ``channel:blue`` and so on: that channel, whatever the
             others hold; ``auto``: red, grey or colour, if only one of them fits.
+        void: the values that ``with_void`` has made void; they mean nothing in a mask of colours.
 
     Raises:
         RejectError: the PNG cannot be decoded; mask_channels or mask_colours if it is not encoded
-            like this; ambiguous_mask if two readings differ; as for ``check_mask``.
+            like this; void_colours if it has colours, but ``void`` names values; ambiguous_mask if
+            two readings differ; as for ``check_mask``.
     """
     if encoding == "index":
         return check_mask(png.decode_stored(data, max_pixels), taxonomy)
     if encoding.startswith("channel:"):
         channel = encoding.removeprefix("channel:")
         return check_mask(png.decode_channel(data, max_pixels, channel), taxonomy)
-    return _from_viewed_pixels(png.decode_pixels(data, max_pixels), taxonomy, encoding)
+    return _from_viewed_pixels(png.decode_pixels(data, max_pixels), taxonomy, encoding, void)
 
 
 def read_mask_for(
@@ -50,7 +52,7 @@ def read_mask_for(
     Raises:
         RejectError: as for ``read_mask``, or size_mismatch.
     """
-    mask = read_mask(data, config.max_pixels, taxonomy, config.mask_encoding)
+    mask = read_mask(data, config.max_pixels, taxonomy, config.mask_encoding, config.void)
     if mask.shape != image.shape[:2]:
         (height, width), (found_height, found_width) = image.shape[:2], mask.shape
         raise RejectError(
@@ -60,24 +62,26 @@ def read_mask_for(
     return mask
 
 
-def _from_viewed_pixels(pixels: UInt8Array, taxonomy: Taxonomy, encoding: str) -> UInt8Array:
+def _from_viewed_pixels(
+    pixels: UInt8Array, taxonomy: Taxonomy, encoding: str, void: str
+) -> UInt8Array:
     """Class ids of the pixels of a mask, (height, width) or RGB (height, width, 3)."""
     if encoding == "colour":
-        return _from_colours(pixels, taxonomy)
+        return _from_colours(pixels, taxonomy, void)
     kind, values = classify_encoding(pixels)
     if encoding != "auto":
         if values is None or kind not in (encoding, "both"):
             raise RejectError("mask_channels", f"expected {_EXPECTED[encoding]}, {_found(pixels)}")
         return check_mask(values, taxonomy)
     if values is None:
-        return _from_colours(pixels, taxonomy)
+        return _from_colours(pixels, taxonomy, void)
     top = int(values.max(initial=0))
     colour = (top, top, top) if kind == "grey" else (top, 0, 0)
     if not _is_class_colour(colour, taxonomy):
         return check_mask(values, taxonomy)
     # The pixels may be numbers or class colours, e.g. if all are grey or black.
     by_number = _or_reject(lambda: check_mask(values, taxonomy))
-    by_colour = _or_reject(lambda: _from_colours(pixels, taxonomy))
+    by_colour = _or_reject(lambda: _from_colours(pixels, taxonomy, void))
     if isinstance(by_number, RejectError):
         if isinstance(by_colour, RejectError):
             raise by_number
@@ -140,7 +144,13 @@ def classify_encoding(pixels: UInt8Array) -> tuple[str, UInt8Array | None]:
     return "colour", None
 
 
-def _from_colours(pixels: UInt8Array, taxonomy: Taxonomy) -> UInt8Array:
+def _from_colours(pixels: UInt8Array, taxonomy: Taxonomy, void: str) -> UInt8Array:
+    if void:
+        raise RejectError(
+            "void_colours",
+            f"--void {void} names values, but the mask holds colours; in a --taxonomy file, a "
+            "colour may stand for 255",
+        )
     rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     ids, unknown = taxonomy.ids_of_colours(rgb)
     if unknown:

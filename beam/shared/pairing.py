@@ -130,8 +130,8 @@ def _wrong_suffix(file: SourceFile, found: PathMatch, layout: RawLayout) -> Reje
     if suffix != path.suffix.lower():
         message = f"expected a name that ends in {suffix}, found {path.name!r}; rename it"
         return Reject(found.id, file.path, "pair", "name", message, is_mask=found.is_mask)
-    kind, wanted = ("mask", layout.masks) if found.is_mask else ("image", layout.images)
-    message = f"expected a {kind} like {' or '.join(wanted)}, found {path.suffix}"
+    kind, wanted = ("a mask", layout.masks) if found.is_mask else ("an image", layout.images)
+    message = f"expected {kind} like {' or '.join(wanted)}, found {path.suffix}"
     return Reject(found.id, file.path, "pair", "format", message, is_mask=found.is_mask)
 
 

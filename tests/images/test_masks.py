@@ -159,6 +159,18 @@ def test_void_values_are_named() -> None:
     assert other.mapping_sha256 != CARLA.mapping_sha256
 
 
+@pytest.mark.parametrize("encoding", ["auto", "colour"])
+def test_void_values_do_not_pass_over_colours_in_silence(encoding: str) -> None:
+    coloured = _save(Image.fromarray(COLOURS[np.array([[7, 11]])]))
+    assert read_mask(coloured, LIMIT, CARLA, encoding).tolist() == [[7, 11]]
+    with pytest.raises(RejectError, match=r"void_colours.*--void 11 names values, but the mask"):
+        read_mask(coloured, LIMIT, with_void(CARLA, "11"), encoding, "11")
+    if encoding == "auto":
+        # Black alone may be the number 0.
+        black = _save(Image.fromarray(COLOURS[np.array([[0, 0]])]))
+        assert read_mask(black, LIMIT, with_void(CARLA, "11"), "auto", "11").tolist() == [[0, 0]]
+
+
 def test_a_region_that_is_void() -> None:
     challenge = load_taxonomy("lyft-challenge")
     region = challenge.void_regions[0].model_copy(update={"top": 0.0})
