@@ -55,6 +55,14 @@ def test_the_test_split_gives_the_metrics_of_the_training(
     assert again.stdout == done.stdout
     assert again.stderr.startswith(f"evaluate: nothing has changed: {place}\n{report}")
 
+    (files_of_runs,) = Path(trained.tracking_uri.removeprefix("sqlite:///")).parent.rglob(
+        "evaluations"
+    )
+    shutil.rmtree(files_of_runs)
+    repeated = job("model.evaluate", *arguments, store)
+    assert (repeated.returncode, repeated.stdout) == (0, done.stdout), repeated.stderr
+    assert report in repeated.stderr
+
 
 def test_the_figures_at_the_frames_size_are_those_of_the_tables(
     trained: Trained, dataset: Path, scenes: Path, job: Job, tmp_path: Path
