@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from analysis.tables import partition_key
 from images import panels
@@ -204,7 +204,8 @@ def _image_and_truth(
             return np.asarray(picture.convert("RGB")), np.asarray(truth)
     try:
         with Image.open(io.BytesIO(read_bytes(source_uri))) as file:
-            image = file.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+            turned = ImageOps.exif_transpose(file)
+            image = turned.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, Image.DecompressionBombError):
         return None, None
     return np.asarray(image), _read_truth_beside(source_uri, taxonomy)

@@ -9,6 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from analysis.tables import PREDICTIONS, connect, one_line
@@ -45,13 +46,24 @@ def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> 
 
     Raises:
         UserError: DuckDB cannot run the query; the message is one line.
+        KeyboardInterrupt: Ctrl-C, while DuckDB ran it.
     """
     import duckdb
 
-    try:
+    def run() -> str:
         relation = connection.sql(sql)
         # A statement without a result, like SET, has no relation.
         return "" if relation is None else _format(relation, form)
+
+    try:
+        # In a thread, since DuckDB does not notice Ctrl-C itself until the query ends.
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(run)
+            try:
+                return running.result()
+            except KeyboardInterrupt:
+                connection.interrupt()
+                raise
     except duckdb.Error as error:
         raise UserError(f"query: {one_line(error)}") from error
 
@@ -73,7 +85,11 @@ def _format(relation: DuckDBPyRelation, form: str) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    """None for NaN and infinity, which JSON does not have."""
+    """The value with None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, dict):
+        return {name: _jsonable(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return list(map(_jsonable, value))
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -261,8 +261,8 @@ def _gallery(
         rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
         ids = [row["image_id"] for row in rows]
         taken += ids
-        scenes = load_scenes(connection, run, ids, dataset)
         if rows:
+            scenes = load_scenes(connection, run, ids, dataset)
             images = [
                 row | {"pictures": list(_pictures(scene))}
                 for row, scene in zip(rows, scenes, strict=True)

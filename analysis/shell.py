@@ -19,7 +19,7 @@ PROMPT, CONTINUATION_PROMPT = "sql> ", "...> "
 
 
 def main(arguments: Sequence[str]) -> str:
-    """The command line; reads statements until the input ends."""
+    """The command line; reads statements until the input ends. Ctrl-C ends one that runs."""
     parser = Parser(prog="python -m analysis.shell", description=__doc__)
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> str:
             print(run_query(connection, statement))
         except UserError as error:
             print(f"error: {error}")
+        except KeyboardInterrupt:
+            print("interrupted")
     return ""
 
 

@@ -112,13 +112,16 @@ class SaveCheckpoint(keras.callbacks.Callback):
             progress.best_epoch, progress.best_score = epoch + 1, score
         self._checkpoint.save(self.model, progress)
         self._log_epochs(progress.epochs)
-        patience = self._config.patience
-        if patience and epoch + 1 - progress.best_epoch >= patience:
+        if has_ended(progress, self._config):
             self.model.stop_training = True
 
 
 def has_ended(progress: Progress, config: TrainConfig) -> bool:
     """Whether all epochs are done, or early stopping applies."""
-    done = len(progress.epochs)
-    stopped = config.patience and done and done - progress.best_epoch >= config.patience
+    done, best = len(progress.epochs), progress.best_epoch
+    if done and config.keep == "last":
+        # The last epoch is always the one to keep, so it says nothing of improvement.
+        scores = [metrics["val_mean_iou"] for metrics in progress.epochs]
+        best = scores.index(max(scores)) + 1
+    stopped = config.patience and done - best >= config.patience
     return done >= config.epochs or bool(stopped)

@@ -41,7 +41,7 @@ def run(
         model: ``models:/<name>/<version>`` or ``models:/<name>@<alias>``.
         dataset: folder or URI of a published dataset; its classes must be the model's.
         tracking_uri: MLflow's store or server.
-        split: train, validation, test or all.
+        split: train, validation, test, or all that have records.
         report: file to which metrics and classes are written as Markdown, if one is named.
 
     Returns:
@@ -55,9 +55,11 @@ def run(
 
     tracking.connect(tracking_uri)
     uri = registry.version_of(model)
-    splits = SPLITS if split == "all" else (split,)
-    chosen = plan_for_version(uri, dataset, splits)
+    if report:
+        Path(report).parent.mkdir(parents=True, exist_ok=True)
+    chosen = plan_for_version(uri, dataset, () if split == "all" else (split,))
     manifest = chosen.manifest
+    splits = [part for part in SPLITS if split in ("all", part) and manifest.splits[part].records]
     name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
     if folder := registry.find_evaluation(uri, name):
         _log(f"nothing has changed: {folder}")

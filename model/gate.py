@@ -22,7 +22,7 @@ from runtime.command_line import (
     log_as,
     run_main,
 )
-from runtime.errors import UserError
+from runtime.errors import UnavailableError, UserError
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
@@ -107,7 +107,15 @@ def check_champion(name: str, taxonomy: Taxonomy) -> None:
     champion = registry.champion(name)
     if champion is None:
         return
-    other = Taxonomy.model_validate(registry.metadata(champion)["taxonomy"])
+    try:
+        facts = registry.metadata(champion)
+    except UnavailableError:
+        raise
+    except UserError:
+        if registry.is_damaged(champion):
+            return  # The gate does not compare with it, and says so.
+        raise
+    other = Taxonomy.model_validate(facts["taxonomy"])
     if other.mapping_sha256 != taxonomy.mapping_sha256:
         raise UserError(
             f"champion {champion} has taxonomy {other.name}, this training {taxonomy.name}: "

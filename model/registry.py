@@ -224,10 +224,15 @@ def log_evaluation(uri: str, name: str, metrics: dict[str, float], folder: Path)
 
 
 def find_evaluation(uri: str, name: str) -> str | None:
-    """URI of the files of an evaluation that ``log_evaluation`` has finished, or None."""
-    run_id = _entry(uri).run_id
-    done = f"{name}/{_EVALUATED}" in mlflow.MlflowClient().get_run(run_id).data.metrics
-    return f"runs:/{run_id}/evaluations/{name}" if done else None
+    """URI of the files of an evaluation that ``log_evaluation`` has finished, or None.
+
+    It is None, too, if the files have been deleted.
+    """
+    client, run_id = mlflow.MlflowClient(), _entry(uri).run_id
+    done = f"{name}/{_EVALUATED}" in client.get_run(run_id).data.metrics
+    if not done or not client.list_artifacts(run_id, f"evaluations/{name}"):
+        return None
+    return f"runs:/{run_id}/evaluations/{name}"
 
 
 def read_run_file(folder: str, name: str) -> str:

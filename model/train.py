@@ -236,6 +236,8 @@ def main(arguments: Sequence[str]) -> str:
     add_config(parser, TrainConfig)
     add_config(parser, GateConfig)
     args = parser.parse_args(arguments)
+    if args.decision:
+        Path(args.decision).parent.mkdir(parents=True, exist_ok=True)
     return run(
         args.dataset,
         config_from(TrainConfig, args),

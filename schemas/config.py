@@ -234,7 +234,10 @@ class TrainConfig(JobConfig):
         "mean_iou", description="Epoch whose weights are kept: best on validation, or the last."
     )
     patience: int = Field(
-        0, ge=0, description="Epochs without improvement before stopping; 0: never."
+        0,
+        ge=0,
+        description="Epochs without improvement before stopping, by mean_iou if keep is last; 0: "
+        "never.",
     )
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = Field(
         "auto", description="auto: 16 bits if the GPU, or else the CPU, is faster at it."

@@ -56,6 +56,8 @@ def main(arguments: Sequence[str]) -> str:
         options = pipeline_options(beam_arguments)
         processes = processes_of(options)
     root = make_output(args.output)
+    if args.drift:
+        Path(args.drift).parent.mkdir(parents=True, exist_ok=True)
     places = args.source, args.dataset
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
         job = plan_job(args.model, *places, config, args.tracking_uri, processes, scratch)

@@ -1,11 +1,13 @@
 """Views, formats of output, the query command and the SQL shell."""
 
+import _thread
 import csv
 import io
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,7 @@ import pandas as pd
 import pytest
 from jobs import ROOT, Job
 
-from analysis import query
+from analysis import query, shell
 from analysis.tables import connect
 from runtime.errors import UserError
 
@@ -70,7 +72,9 @@ def test_output_formats(tables: Path) -> None:
         )
         masks = query.run_query(database, "FROM masks SELECT mask LIMIT 1", "json")
         undefined = query.run_query(
-            database, "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known", "json"
+            database,
+            "SELECT 'nan'::DOUBLE AS none, 1.5::DOUBLE AS known, {list: ['nan'::DOUBLE]} AS inner",
+            "json",
         )
     assert "│ v1      │ driveA  │          20 │" in table
     assert list(csv.reader(io.StringIO(lines)))[:2] == [
@@ -79,7 +83,7 @@ def test_output_formats(tables: Path) -> None:
     ]
     assert [json.loads(line)["images_read"] for line in text.splitlines()] == [20, 20, 40, 40]
     assert json.loads(masks)["mask"]["bytes"].startswith("89504e47")
-    assert undefined == '{"none": null, "known": 1.5}'
+    assert undefined == '{"none": null, "known": 1.5, "inner": {"list": [null]}}'
 
 
 def test_pandas_options_of_the_help_keep_class_none(tables: Path, capsys) -> None:
@@ -117,6 +121,26 @@ def test_query_errors_are_one_line(tables: Path, tmp_path: Path) -> None:
     damaged.write_bytes(b"damaged")
     with pytest.raises(UserError, match=rf"{damaged.name}.*run `python -m beam\.infer` again"):
         connect(tmp_path / "damaged")
+
+
+def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
+    class Busy:
+        """A connection with a query that only ``interrupt`` ends."""
+
+        def __init__(self) -> None:
+            self._ended = threading.Event()
+            self.interrupt = self._ended.set
+
+        def sql(self, _: str) -> None:
+            _thread.interrupt_main()
+            assert self._ended.wait(60), "the query was not interrupted"
+
+    with pytest.raises(KeyboardInterrupt):
+        query.run_query(Busy(), "SELECT 1")
+    monkeypatch.setattr(shell, "run_query", lambda _, sql: query.run_query(Busy(), sql))
+    monkeypatch.setattr(shell, "_read_statements", lambda: iter(["SELECT 1;"]))
+    assert shell.main([f"--predictions={tables}"]) == ""
+    assert "interrupted" in capsys.readouterr().out
 
 
 def test_query_command(job: Job, tables: Path, tmp_path: Path) -> None:

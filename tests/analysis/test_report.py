@@ -167,6 +167,48 @@ def test_report_is_deterministic(
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
+def test_a_run_of_few_images(tables: Path, dataset: Path, tmp_path: Path) -> None:
+    """Of which one section shows all, so that the others have none left."""
+    output = infer.run(
+        "models:/lyft-unet/1",
+        None,
+        str(dataset),
+        str(tmp_path / "out"),
+        InferConfig(split="test"),
+        f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db",
+        options=pipeline_options(IN_MEMORY),
+    )
+    path = tmp_path / "report.html"
+    report.main([f"--predictions={output}", f"--output={path}"])
+    text = path.read_text(encoding="utf-8")
+    assert "Lowest IoU" in text
+    assert "Highest IoU" not in text
+
+
+def test_pictures_are_turned_as_the_job_turned_them(tables: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20] = 200
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(raw / "turned.png", exif=exif)
+    output = infer.run(
+        "models:/lyft-unet/1",
+        str(raw),
+        None,
+        str(tmp_path / "out"),
+        InferConfig(),
+        f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db",
+        options=pipeline_options(IN_MEMORY),
+    )
+    with connect(output) as database:
+        (scene,) = load_scenes(database, _run(database, source="raw"), ["turned"])
+    assert scene.mask.shape == (60, 40)
+    assert scene.image is not None
+    assert np.array_equal(scene.image, np.rot90(pixels, -1))
+
+
 def test_a_run_without_truth_and_with_rejects(tables, scenes, tmp_path: Path) -> None:
     raw = Path(shutil.copytree(scenes / "CameraRGB", tmp_path / "raw"))
     (raw / "<b>.png").write_bytes(b"")

@@ -35,12 +35,12 @@ def test_the_test_split_gives_the_metrics_of_the_training(
 ) -> None:
     arguments = (f"--model={trained.model}", f"--dataset={dataset}")
     store = f"--tracking_uri={trained.tracking_uri}"
-    done = job("model.evaluate", *arguments, store, f"--report={tmp_path}/report.md")
+    done = job("model.evaluate", *arguments, store, f"--report={tmp_path}/new/report.md")
     assert done.returncode == 0, done.stderr
     version = load_manifest(dataset).fingerprint[:12]
     place = done.stdout.splitlines()[-1]
     assert place.endswith(f"/evaluations/small-{version}-test")
-    report = (tmp_path / "report.md").read_text()
+    report = (tmp_path / "new/report.md").read_text()
     assert report in done.stderr
     assert "4 images of 48x32, in 4 groups that belong together, fewer than 10" in report
     found = _metrics(trained, f"small-{version}-test/")
@@ -54,6 +54,14 @@ def test_the_test_split_gives_the_metrics_of_the_training(
     again = job("model.evaluate", *arguments, store)
     assert again.stdout == done.stdout
     assert again.stderr.startswith(f"evaluate: nothing has changed: {place}\n{report}")
+
+    (files_of_runs,) = Path(trained.tracking_uri.removeprefix("sqlite:///")).parent.rglob(
+        "evaluations"
+    )
+    shutil.rmtree(files_of_runs)
+    repeated = job("model.evaluate", *arguments, store)
+    assert (repeated.returncode, repeated.stdout) == (0, done.stdout), repeated.stderr
+    assert report in repeated.stderr
 
 
 def test_the_figures_at_the_frames_size_are_those_of_the_tables(
@@ -119,7 +127,7 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
     refused = job("model.evaluate", *asked, store)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "dataset other has no record in test" in refused.stderr
-    done = job("model.evaluate", *asked, store, "--split=train")
+    done = job("model.evaluate", *asked, store, "--split=all")
     assert done.returncode == 0, done.stderr
     assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
 

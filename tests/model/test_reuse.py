@@ -1,5 +1,6 @@
 """Trainings that meet versions, runs and checkpoints of earlier or concurrent attempts."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from jobs import ANY_MODEL, QUICK
 from servers import until
 
 from model.checkpoint import checkpoint
+from model.gate import check_champion
 from model.plan import plan
 from model.train import run
 from schemas.config import TrainConfig
@@ -38,7 +40,8 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     assert registry.champion("damaged") == "models:/damaged/2"
     assert train() == "models:/damaged/2"
 
-    key = plan(str(dataset), config).key
+    chosen = plan(str(dataset), config)
+    key = chosen.key
     file.unlink()
     (graph,) = (path for path in tmp_path.rglob("unet.bin") if path.parents[1] != file.parent)
     whole = graph.read_bytes()
@@ -50,6 +53,9 @@ def test_a_version_is_reused_only_while_its_files_are_what_was_registered(
     # As registered by an older version of this project.
     client.delete_model_version_tag("damaged", "2", "files_sha256")
     assert registry.find_trained("damaged", key) is None
+    # The next training is not refused for a champion whose files are all gone.
+    shutil.rmtree(graph.parents[2])
+    check_champion("damaged", chosen.taxonomy)
 
 
 def test_a_concurrent_training_is_waited_for_and_reused(

@@ -9,7 +9,7 @@ import pytest
 from jobs import ANY_MODEL, IN_MEMORY, ROOT, SMALL
 
 from model import hardware
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, Progress
 from model.hardware import precision
 from model.plan import plan
 from model.train import run, starting_weights
@@ -238,6 +238,18 @@ def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
     )
     assert seen == list(range(1, progress.best_epoch + 3))
     assert len(progress.epochs) == progress.best_epoch + 2 < 9
+
+
+def test_patience_counts_epochs_without_a_better_mean_iou_if_the_last_is_kept() -> None:
+    from model.callbacks import has_ended
+
+    config = TrainConfig(epochs=9, patience=2, keep="last")
+    epochs = [{"val_mean_iou": score} for score in (0.1, 0.3, 0.2, 0.3)]
+    ended = [
+        has_ended(Progress(epochs[:done], best_epoch=done, best_score=done - 1), config)
+        for done in range(5)
+    ]
+    assert ended == [False, False, False, False, True]
 
 
 def test_training_again_with_reuse_returns_the_same_version(trained, dataset: Path) -> None:

@@ -34,7 +34,7 @@ def test_the_validation_split_itself_has_not_drifted_and_other_images_have(
     trained: Trained, dataset: Path, tmp_path: Path
 ) -> None:
     def drift(*place: str) -> Drift:
-        file = tmp_path / "drift.json"
+        file = tmp_path / "new/drift.json"
         file.unlink(missing_ok=True)
         store = f"--tracking_uri={trained.tracking_uri}"
         given = (f"--model={trained.model}", f"--output={tmp_path}/out", f"--drift={file}", store)
