@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.groups import groups_of
 from model.plan import Plan, plan
-from runtime.command_line import Parser, add_tracking_uri, log, log_as, run_main
+from runtime.command_line import Parser, add_tracking_uri, log, log_as, make_folder_of, run_main
 from runtime.errors import UserError
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
@@ -56,7 +56,7 @@ def run(
     tracking.connect(tracking_uri)
     uri = registry.version_of(model)
     if report:
-        Path(report).parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(report, "--report")
     chosen = plan_for_version(uri, dataset, () if split == "all" else (split,))
     manifest = chosen.manifest
     splits = [part for part in SPLITS if split in ("all", part) and manifest.splits[part].records]

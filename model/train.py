@@ -19,7 +19,15 @@ from model.decision import critical_classes
 from model.gate import NotPromotedError, check_champion, run_gate
 from model.plan import REGISTERED, Plan, plan
 from model.reuse import find_reusable_result
-from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, log_as, run_main
+from runtime.command_line import (
+    Parser,
+    add_config,
+    add_tracking_uri,
+    config_from,
+    log_as,
+    make_folder_of,
+    run_main,
+)
 from runtime.errors import UnavailableError, UserError
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.config import GateConfig, TrainConfig
@@ -237,7 +245,7 @@ def main(arguments: Sequence[str]) -> str:
     add_config(parser, GateConfig)
     args = parser.parse_args(arguments)
     if args.decision:
-        Path(args.decision).parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(args.decision, "--decision")
     return run(
         args.dataset,
         config_from(TrainConfig, args),

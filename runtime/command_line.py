@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -107,6 +108,18 @@ def log_as(command: str) -> Log:
 def to_arguments(config: BaseModel) -> list[str]:
     """The command-line arguments that ``config_from`` turns back into ``config``."""
     return [f"--{name}={value}" for name, value in config.model_dump().items()]
+
+
+def make_folder_of(file: str, option: str) -> None:
+    """Makes the folder of a file that a command writes at its end, before it begins.
+
+    Raises:
+        UserError: it cannot be made; the message names ``option``.
+    """
+    try:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{option} {file!r} cannot be written: {error.strerror}") from error
 
 
 def run_main(main: Callable[[Sequence[str]], str]) -> int:

@@ -14,7 +14,14 @@ from beam.infer.drift import write_drift
 from beam.infer.plan import Job, plan_job
 from beam.infer.publish import partition_lock
 from beam.shared.staging import make_output
-from runtime.command_line import JobParser, add_config, add_tracking_uri, config_from, run_main
+from runtime.command_line import (
+    JobParser,
+    add_config,
+    add_tracking_uri,
+    config_from,
+    make_folder_of,
+    run_main,
+)
 from schemas.config import InferConfig
 
 
@@ -57,7 +64,7 @@ def main(arguments: Sequence[str]) -> str:
         processes = processes_of(options)
     root = make_output(args.output)
     if args.drift:
-        Path(args.drift).parent.mkdir(parents=True, exist_ok=True)
+        make_folder_of(args.drift, "--drift")
     places = args.source, args.dataset
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
         job = plan_job(args.model, *places, config, args.tracking_uri, processes, scratch)

@@ -7,10 +7,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
-from runtime.command_line import Parser, add_config, add_tracking_uri, run_main, validated
+from runtime.command_line import (
+    Parser,
+    add_config,
+    add_tracking_uri,
+    make_folder_of,
+    run_main,
+    validated,
+)
 from runtime.errors import UserError
 from runtime.mlflow_store import TRACKING_URI
 from schemas.config import TrainConfig
@@ -115,3 +123,11 @@ def test_a_closed_pipe_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_the_folder_of_a_file_is_made_or_named(tmp_path: Path) -> None:
+    make_folder_of(str(tmp_path / "a/b/report.md"), "--report")
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^--report '.*/file/report.md' cannot be written: "):
+        make_folder_of(str(tmp_path / "file/report.md"), "--report")
