@@ -44,6 +44,12 @@ def query(output: Path, sql: str) -> list[tuple]:
     return connection.sql(sql).fetchall()
 
 
+def counts_of(output: Path) -> tuple[int, ...]:
+    columns = "images_read, images_predicted, images_reused, images_rejected"
+    (row,) = query(output, f"FROM runs SELECT {columns}")
+    return row
+
+
 def tables_of(output: Path) -> dict[str, str]:
     """SHA-256 of all files except those of ``runs``, which holds times."""
     return {

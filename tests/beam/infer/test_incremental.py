@@ -1,17 +1,14 @@
 """A run reuses the published one: only new images are predicted, and the tables are the same."""
 
 import functools
-import json
 import shutil
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from inference import query, run_infer, tables_of
+from inference import counts_of, query, run_infer, tables_of
 from jobs import IN_MEMORY, TWO_WORKERS
 from PIL import Image
 
@@ -23,30 +20,6 @@ from beam.runners.run import pipeline_options
 from images import png
 from runtime.errors import UnavailableError
 from schemas.config import InferConfig
-from schemas.example import encode, parse, read_records, write_record
-from schemas.manifest import load_manifest
-
-Predicted = Callable[[], list[str]]
-
-
-@pytest.fixture
-def predicted(monkeypatch: pytest.MonkeyPatch) -> Predicted:
-    """Returns the ids of the images that went through the model since its last call."""
-    seen: list[str] = []
-    predict = handler.predict
-
-    def spy(batch, *engine):
-        seen.extend(picture.image_id for picture in batch)
-        return predict(batch, *engine)
-
-    monkeypatch.setattr(handler, "predict", spy)
-
-    def taken() -> list[str]:
-        found = sorted(seen)
-        seen.clear()
-        return found
-
-    return taken
 
 
 @pytest.fixture(scope="module")
@@ -84,12 +57,6 @@ def published(fresh, tmp_path: Path) -> Path:
     return Path(shutil.copytree(fresh(), tmp_path / "out"))
 
 
-def _counts(output: Path) -> tuple[int, ...]:
-    columns = "images_read, images_predicted, images_reused, images_rejected"
-    (row,) = query(output, f"FROM runs SELECT {columns}")
-    return row
-
-
 def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, predicted) -> None:
     images, masks = raw / "CameraRGB", raw / "CameraSeg"
     (masks / "000_0003.png").write_bytes(b"")
@@ -107,14 +74,14 @@ def test_only_what_changed_is_predicted(trained, raw: Path, tmp_path: Path, pred
     run_infer(trained, output, source=raw)
     # 5 is gone; 6 has the same bytes; 3 and 9 are rejected as before.
     assert predicted() == ["000_0001", "000_0002", "000_0004", "new"]
-    assert _counts(output) == (12, 11, 7, 1)
+    assert counts_of(output) == (12, 11, 7, 1)
     assert query(output, "FROM rejects SELECT image_id, stage, code ORDER BY 1") == [
         ("000_0003", "truth", "empty"),
         ("000_0005", "truth", "no_image"),
         ("000_0009", "read", "format"),
     ]
     whole = run_infer(trained, tmp_path / "whole", source=raw)
-    assert _counts(whole) == (12, 11, 0, 1)
+    assert counts_of(whole) == (12, 11, 0, 1)
     assert tables_of(output) == tables_of(whole)
 
 
@@ -149,7 +116,7 @@ def test_no_step_knows_more_of_the_published_run_than_an_image_or_a_file_of_it(
     run_infer(trained, published, source=twelve)
     assert known == [1] * 12
     assert Counter(file for file in files if file in masks) == Counter(masks)
-    assert _counts(published) == (12, 12, 12, 0)
+    assert counts_of(published) == (12, 12, 12, 0)
 
 
 def test_workers_of_their_own_take_over_the_same_rows(
@@ -166,23 +133,8 @@ def test_workers_of_their_own_take_over_the_same_rows(
         shutil.copy(twelve / path.relative_to(raw), path)
     arguments = (trained.model, str(raw), None, str(output), config, trained.tracking_uri)
     infer.run(*arguments, options=pipeline_options(TWO_WORKERS))
-    assert _counts(output) == (12, 12, 10, 0)
+    assert counts_of(output) == (12, 12, 10, 0)
     assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "one", config, source=raw))
-
-
-def test_rows_of_another_split_are_not_taken_over() -> None:
-    """A dataset of the same name may have moved an image, and its rows name its split."""
-    hashes = "a" * 64, "b" * 64
-    image = incremental.identity_of("/raw/1.png", "train", *hashes), 7
-    previous = incremental.PreviousResults((image,))
-    assert previous.find_mask_size("/raw/1.png", "train", *hashes) == 7
-    for other in (
-        ("/raw/1.png", "test", *hashes),
-        ("/raw/2.png", "train", *hashes),
-        ("/raw/1.png", "train", hashes[0], None),
-        ("/raw/1.png", "train", *reversed(hashes)),
-    ):
-        assert previous.find_mask_size(*other) is None
 
 
 def test_an_image_under_a_new_path_is_predicted_again(trained, raw: Path, tmp_path: Path) -> None:
@@ -206,8 +158,6 @@ def test_rejects_are_tried_again_where_told_or_changed(
     output = run_infer(trained, tmp_path / "out", source=raw)
     predicted()
 
-    from images import png
-
     decoded: list[bytes] = []
     decode = png.decode_image
     monkeypatch.setattr(
@@ -222,11 +172,11 @@ def test_rejects_are_tried_again_where_told_or_changed(
         [len(b"damaged"), len((raw / "CameraRGB/000_0003.png").read_bytes())]
     )
     assert predicted() == ["000_0003"]
-    assert _counts(output) == (12, 11, 10, 1)
+    assert counts_of(output) == (12, 11, 10, 1)
     damaged.write_bytes(whole)
     run_infer(trained, output, source=raw)
     assert predicted() == ["000_0009"]
-    assert _counts(output) == (12, 12, 11, 0)
+    assert counts_of(output) == (12, 12, 11, 0)
 
 
 def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predicted) -> None:
@@ -238,7 +188,7 @@ def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predi
     reused = []
     for flags in ([], ["--resume"], ["--retry_rejects"], ["--no-resume"]):
         output = infer_main([*arguments, *flags])
-        reused.append((_counts(Path(output))[2], len(predicted())))
+        reused.append((counts_of(Path(output))[2], len(predicted())))
     assert reused == [(0, 11), (0, 0), (11, 0), (0, 11)]
 
 
@@ -257,7 +207,7 @@ def test_an_unreadable_file_is_tried_again(trained, twelve, tmp_path, monkeypatc
     assert query(output, "FROM rejects SELECT code, source_sha256") == [("unreadable", None)]
     monkeypatch.setattr(pictures, "read_bytes", read)
     run_infer(trained, output, source=twelve)
-    assert _counts(output) == (12, 12, 11, 0)
+    assert counts_of(output) == (12, 12, 11, 0)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +223,7 @@ def test_an_unreadable_file_is_tried_again(trained, twelve, tmp_path, monkeypatc
 )
 def test_what_is_taken_over(trained, twelve, fresh, published, config, options, reused) -> None:
     run_infer(trained, published, InferConfig(**config), source=twelve, **options)
-    assert _counts(published) == (12, 12, reused, 0)
+    assert counts_of(published) == (12, 12, reused, 0)
     assert tables_of(published) == tables_of(fresh(**config))
 
 
@@ -282,7 +232,7 @@ def test_an_image_that_was_too_large_is_no_longer_one(trained, raw, tmp_path: Pa
     output = run_infer(trained, tmp_path / "out", InferConfig(max_pixels=160 * 120), source=raw)
     assert query(output, "FROM rejects SELECT image_id, code") == [("large", "too_large")]
     run_infer(trained, output, source=raw)
-    assert _counts(output) == (13, 13, 0, 0)
+    assert counts_of(output) == (13, 13, 0, 0)
 
 
 def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Path) -> None:
@@ -296,14 +246,14 @@ def test_masks_that_make_no_pair_are_no_images(trained, raw: Path, tmp_path: Pat
         ("000_0001", "truth", "ambiguous"),
         ("notes", "truth", "format"),
     ]
-    assert _counts(output) == (12, 11, 0, 1)
+    assert counts_of(output) == (12, 11, 0, 1)
 
 
 def test_a_damaged_row_of_runs_is_replaced(trained, twelve: Path, published: Path) -> None:
     (run,) = published.glob("runs/**/*.parquet")
     run.write_bytes(b"damaged")
     run_infer(trained, published, source=twelve)
-    assert _counts(published) == (12, 12, 0, 0)
+    assert counts_of(published) == (12, 12, 0, 0)
 
 
 def test_files_that_another_job_has_removed_are_named(
@@ -321,17 +271,6 @@ def test_files_that_another_job_has_removed_are_named(
     monkeypatch.setattr(infer, "find_previous", removed)
     with pytest.raises(UnavailableError, match="another job has published this partition meanwh"):
         run_infer(trained, published, InferConfig(part_mib=0.001), source=twelve)
-
-
-def test_a_dataset_is_gone_on_with_too(trained, dataset: Path, tmp_path: Path, predicted) -> None:
-    output = run_infer(trained, tmp_path / "out", dataset=dataset)
-    assert len(predicted()) == 40
-    run_infer(trained, output, InferConfig(part_mib=0.01), dataset=dataset)
-    assert predicted() == []
-    assert _counts(output) == (40, 40, 40, 0)
-    assert tables_of(output) == tables_of(
-        run_infer(trained, tmp_path / "fresh", InferConfig(part_mib=0.01), dataset=dataset)
-    )
 
 
 def test_files_have_the_size_that_was_asked_for(trained, scenes: Path, tmp_path: Path) -> None:
@@ -363,53 +302,6 @@ def test_rows_that_wait_in_several_files_are_one_table(
     monkeypatch.setattr(row_files.pa.ipc, "new_file", spy)
     assert tables_of(run_infer(trained, tmp_path / "many", source=scenes)) == expected
     assert len([path for path in written if path.endswith(".masks.arrow")]) >= 40 // 7
-
-
-def _rewritten(dataset: Path, **changes: bytes) -> None:
-    """Changes all records of a dataset in place, as another version at the same path would."""
-    for name in (shard.name for shard in load_manifest(dataset).shards):
-        with (dataset / name).open("rb") as file:
-            examples = [parse(record) for record in read_records(file, name)]
-        with (dataset / name).open("wb") as file:
-            for example in examples:
-                write_record(file, encode(replace(example, **changes)))
-
-
-def test_new_labels_at_the_same_place_are_new_truth(
-    trained, dataset: Path, tmp_path: Path, predicted
-) -> None:
-    place = Path(shutil.copytree(dataset, tmp_path / "current"))
-    config = InferConfig(source_name="current")
-    output = run_infer(trained, tmp_path / "out", config, dataset=place)
-    predicted()
-    _rewritten(place, mask=png.encode(np.zeros((32, 48), np.uint8)))
-    manifest = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps({**manifest, "fingerprint": "0" * 32}))
-    run_infer(trained, output, config, dataset=place)
-    assert len(predicted()) == 40
-    true = "FROM class_stats SELECT DISTINCT class_id WHERE true_pixel_count > 0"
-    assert query(output, true) == [(0,)]
-    assert tables_of(output) == tables_of(
-        run_infer(trained, tmp_path / "fresh", config, dataset=place)
-    )
-
-
-def test_a_record_without_a_readable_mask_is_predicted(trained, dataset, tmp_path, predicted):
-    place = Path(shutil.copytree(dataset, tmp_path / "damaged"))
-    _rewritten(place, mask=b"damaged")
-    config = InferConfig(split="test")
-    output = run_infer(trained, tmp_path / "out", config, dataset=place)
-    assert query(output, "FROM rejects SELECT DISTINCT stage, code") == [("truth", "format")]
-    assert query(output, "FROM rejects SELECT source_uri")[0][0].split("/")[-2] == "CameraSeg"
-    assert query(output, "FROM masks SELECT count(*), count(pixel_accuracy)") == [(4, 0)]
-    assert len(predicted()) == 4
-    # The rejects are kept with the rows that are.
-    config = InferConfig(split="test", part_mib=0.01)
-    run_infer(trained, output, config, dataset=place)
-    assert predicted() == []
-    assert tables_of(output) == tables_of(
-        run_infer(trained, tmp_path / "fresh", config, dataset=place)
-    )
 
 
 def test_a_masks_reject_lasts_as_long_as_its_image(trained, raw, tmp_path, predicted) -> None:
@@ -445,8 +337,8 @@ def test_what_the_network_failed_on_is_tried_again(
 
     monkeypatch.setattr(handler, "predict", fail)
     output = run_infer(trained, tmp_path / "out", source=twelve)
-    assert _counts(output) == (12, 11, 0, 1)
+    assert counts_of(output) == (12, 11, 0, 1)
     monkeypatch.setattr(handler, "predict", predict)
     run_infer(trained, output, source=twelve)
-    assert _counts(output) == (12, 12, 11, 0)
+    assert counts_of(output) == (12, 12, 11, 0)
     assert tables_of(output) == tables_of(fresh())
