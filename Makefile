@@ -64,8 +64,8 @@ bench: $(READY)
 	$(BIN)/python benchmarks/$(BENCH).py $(if $(filter-out gpu gpu_training tables metadata rows,$(BENCH)),$(if $(RAW),--raw "$(RAW)")) \
 	  $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-# WORKERS=4 takes a quarter less on two cores, since tests with servers wait half of their time.
-WORKERS ?= 2
+# Two for each of two cores: tests with servers wait half of their time.
+WORKERS ?= 4
 PYTEST := $(BIN)/pytest --numprocesses $(WORKERS) --no-loadscope-reorder
 
 unit: $(READY)
