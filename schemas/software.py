@@ -11,7 +11,7 @@ from importlib.metadata import version
 
 from runtime.errors import UserError
 
-IMAGES = 1
+IMAGES = 2
 """Raise it when the same file or size gives other pixels or class ids than before."""
 
 RECORDS = 2
@@ -25,7 +25,7 @@ _ENGINES = {"openvino": ("openvino",), "tensorflow": ("keras", "tensorflow")}
 
 
 def of_records() -> str:
-    """The software here that makes a dataset's records: ``images 1, records 1, numpy 2.4.1, …``."""
+    """The software here that makes a dataset's records: ``images 2, records 2, numpy 2.4.1, …``."""
     return f"images {IMAGES}, records {RECORDS}, {_versions(*_DECODERS)}"
 
 

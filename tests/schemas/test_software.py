@@ -76,7 +76,7 @@ def _rows(_: Path) -> list[bytes]:
 
 
 GOLDEN = {
-    ("IMAGES", 1): "051a497a102d4cc0a97bd70e56d1cfe4dc27571f5544ce0a3b1d8c10c8ab0f27",
+    ("IMAGES", 2): "051a497a102d4cc0a97bd70e56d1cfe4dc27571f5544ce0a3b1d8c10c8ab0f27",
     ("RECORDS", 2): "d33ade177a9cd584894dbc03b1223abdae9b3eac72aab176bc5fc0b416e1d37b",
     ("ROWS", 2): "0dab2d2f2e775b5c4cd1d0e868ca59d08ad389e506e09a77a5ea216c62ad3fb9",
 }
