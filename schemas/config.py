@@ -157,7 +157,7 @@ class IngestConfig(SourceConfig):
         return self
 
 
-_TARGET_STEPS, _EPOCH_BOUNDS = 3_600, (18, 120)
+_TARGET_STEPS, _EPOCH_BOUNDS = 2_700, (18, 90)
 """Few images need many epochs: docs/training.md has the figures; the notebooks have 18 to 40."""
 
 
@@ -198,7 +198,7 @@ class TrainConfig(JobConfig):
         0,
         ge=0,
         le=1000,
-        description="Passes over the train split; 0: as many as make 3,600 steps, from 18 to 120.",
+        description="Passes over the train split; 0: as many as make 2,700 steps, from 18 to 90.",
     )
     batch_size: int = Field(4, ge=1, le=4096, description="Images in a step.")
     learning_rate: float = Field(3e-3, gt=0, le=1, description="Adam's highest learning rate.")

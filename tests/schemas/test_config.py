@@ -7,7 +7,7 @@ from schemas.config import InferConfig, IngestConfig, TrainConfig
 
 @pytest.mark.parametrize(
     ("images", "batch_size", "epochs"),
-    [(115, 4, 120), (120, 4, 120), (121, 4, 117), (200, 4, 72), (3750, 4, 18), (3750, 32, 31)],
+    [(115, 4, 90), (120, 4, 90), (121, 4, 88), (200, 4, 54), (3750, 4, 18), (3750, 32, 23)],
 )
 def test_epochs_follow_from_the_number_of_images(images, batch_size, epochs) -> None:
     config = TrainConfig(batch_size=batch_size).for_images(images)
@@ -16,7 +16,7 @@ def test_epochs_follow_from_the_number_of_images(images, batch_size, epochs) -> 
 
 @pytest.mark.parametrize("images", [0, 1, 3, 10**9])
 def test_any_number_of_images_gives_epochs_within_bounds(images: int) -> None:
-    assert 18 <= TrainConfig().for_images(images).epochs <= 120
+    assert 18 <= TrainConfig().for_images(images).epochs <= 90
 
 
 def test_configured_epochs_are_kept() -> None:
