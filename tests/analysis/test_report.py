@@ -11,17 +11,16 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from jobs import IN_MEMORY, Job
+from inference import run_infer
+from jobs import Job, Trained
 from PIL import Image
 
 from analysis import report
 from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
-from beam.infer import pipeline as infer
-from beam.runners.run import pipeline_options
 from images.panels import VOID_COLOUR, WRONG_COLOUR
 from schemas.classes import VOID, load_taxonomy
-from schemas.config import InferConfig
+from schemas.config import InferConfig, TrainConfig
 
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
 MEBIBYTE = 1 << 20
@@ -167,17 +166,18 @@ def test_report_is_deterministic(
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
 
 
+def _predicted(
+    tables: Path, folder: Path, config: InferConfig | None = None, **place: Path
+) -> Path:
+    """Tables of the shared model over a source or a dataset, below ``folder``."""
+    store = f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db"
+    model = Trained("models:/lyft-unet/1", store, TrainConfig())
+    return run_infer(model, folder / "out", config, **place)
+
+
 def test_a_run_of_few_images(tables: Path, dataset: Path, tmp_path: Path) -> None:
     """Of which one section shows all, so that the others have none left."""
-    output = infer.run(
-        "models:/lyft-unet/1",
-        None,
-        str(dataset),
-        str(tmp_path / "out"),
-        InferConfig(split="test"),
-        f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db",
-        options=pipeline_options(IN_MEMORY),
-    )
+    output = _predicted(tables, tmp_path, InferConfig(split="test"), dataset=dataset)
     path = tmp_path / "report.html"
     report.main([f"--predictions={output}", f"--output={path}"])
     text = path.read_text(encoding="utf-8")
@@ -193,15 +193,7 @@ def test_pictures_are_turned_as_the_job_turned_them(tables: Path, tmp_path: Path
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(pixels).save(raw / "turned.png", exif=exif)
-    output = infer.run(
-        "models:/lyft-unet/1",
-        str(raw),
-        None,
-        str(tmp_path / "out"),
-        InferConfig(),
-        f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db",
-        options=pipeline_options(IN_MEMORY),
-    )
+    output = _predicted(tables, tmp_path, source=raw)
     with connect(output) as database:
         (scene,) = load_scenes(database, _run(database, source="raw"), ["turned"])
     assert scene.mask.shape == (60, 40)
@@ -213,15 +205,7 @@ def test_a_run_without_truth_and_with_rejects(tables, scenes, tmp_path: Path) ->
     raw = Path(shutil.copytree(scenes / "CameraRGB", tmp_path / "raw"))
     (raw / "<b>.png").write_bytes(b"")
     (raw / "a & b.png").write_bytes((raw / "000_0001.png").read_bytes())
-    output = infer.run(
-        "models:/lyft-unet/1",
-        str(raw),
-        None,
-        str(tmp_path / "out"),
-        InferConfig(),
-        f"sqlite:///{tables.parents[1]}/mlflow/mlflow.db",
-        options=pipeline_options(IN_MEMORY),
-    )
+    output = _predicted(tables, tmp_path, source=raw)
     with connect(output) as database:
         (run,) = database.sql("FROM runs").fetchall()
         columns = database.sql("FROM runs").columns

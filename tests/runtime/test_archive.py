@@ -253,13 +253,15 @@ def test_a_tar_that_tarfile_would_list_in_part_is_refused(tmp_path: Path) -> Non
 
 def test_damaged_members_of_any_compression_are_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "a.zip"
-    for kind in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+    for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        content = os.urandom(1000)
         with zipfile.ZipFile(path, "w", kind) as file:
-            file.writestr("1", os.urandom(1000))
+            file.writestr("1", content)
+        assert read_bytes(f"{path}/1") == content
         data = bytearray(path.read_bytes())
         data[300:320] = bytes(20)
         path.write_bytes(data)
-        with pytest.raises(OSError, match=r"Invalid data stream|damaged in its archive"):
+        with pytest.raises(OSError, match="damaged in its archive"):
             read_bytes(f"{path}/1")
     # A central directory of a version that Python does not know.
     data[data.rindex(b"PK\x01\x02") + 6] = 200

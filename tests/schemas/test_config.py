@@ -1,4 +1,6 @@
-"""Parameters that are derived: epochs, and paths below the home folder."""
+"""Parameters that are derived: epochs, paths below the home folder, and the hash."""
+
+import hashlib
 
 import pytest
 
@@ -33,3 +35,11 @@ def test_a_tilde_in_a_files_path_is_the_home_folder(monkeypatch) -> None:
     assert (train.start_from, train.encoder_weights) == ("/home/ada/m.keras", "/home/ada/w.pth")
     assert InferConfig(taxonomy="~/t.yaml").taxonomy == "/home/ada/t.yaml"
     assert TrainConfig().encoder_weights == "imagenet"
+
+
+def test_archives_that_are_skipped_leave_the_hash_as_it_was() -> None:
+    plain = IngestConfig()
+    before = plain.model_dump_json(exclude={"inventory", "archives"})
+    assert plain.sha256() == hashlib.sha256(before.encode()).hexdigest()
+    assert IngestConfig(inventory="files.csv").sha256() == plain.sha256()
+    assert IngestConfig(archives="open").sha256() != plain.sha256()
