@@ -15,6 +15,7 @@ from pathlib import Path
 from runtime import storage
 from runtime.command_line import Parser, run_main, validated
 from runtime.errors import UserError
+from runtime.imports import import_quickly
 from runtime.table import table
 from schemas.config import IngestConfig, TrainConfig
 
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str]) -> str:
     output = Path(args.output).absolute()
     _embed_prefect(output)
 
+    import_quickly("flows.ingest_train_infer")
     from flows.ingest_train_infer import ingest_train_infer
     from flows.lifecycle.summary import class_rows, class_summary
     from flows.scenes import write_scenes

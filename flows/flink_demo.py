@@ -19,7 +19,7 @@ from flows.scenes import write_scenes
 from runtime import storage
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
-from runtime.log_filters import import_tensorflow
+from runtime.imports import import_tensorflow
 
 ROOT = "outputs/flink-demo"
 _RUNNERS = ("local", "flink")

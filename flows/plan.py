@@ -21,6 +21,7 @@ from model.plan import GEOMETRY
 from runtime import storage
 from runtime.command_line import Parser, add_tracking_uri, run_main
 from runtime.errors import UserError, redact_credentials
+from runtime.imports import import_quickly
 from runtime.mlflow_store import TRACKING_URI, outages_as_unavailable, sqlite_file
 from runtime.parquet import read_table
 from runtime.table import table
@@ -156,6 +157,7 @@ def plan_train(
         images = chosen.manifest.splits["train"].records
         # Querying a store that does not exist would create it.
         if (store := sqlite_file(tracking_uri)) is None or store.exists():
+            import_quickly("model.tracking")
             from model import registry, tracking
             from model.gate import outcome_if_known
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from runtime.errors import UserError
-from runtime.log_filters import import_tensorflow
+from runtime.imports import import_tensorflow
 
 Backend = Literal["tensorflow", "jax"]
 

@@ -17,6 +17,7 @@ from model.groups import groups_of
 from model.plan import Plan, plan
 from runtime.command_line import Parser, add_tracking_uri, log, log_as, make_folder_of, run_main
 from runtime.errors import UserError
+from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import TrainConfig
@@ -51,6 +52,7 @@ def run(
         UserError: there is no such model or dataset, or their classes differ.
         UnavailableError: MLflow does not answer.
     """
+    import_quickly("model.tracking")
     from model import registry, tracking
 
     tracking.connect(tracking_uri)

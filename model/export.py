@@ -17,7 +17,7 @@ from model.backend import import_keras, is_jax
 from runtime.child_processes import child_environment
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError, first_line
-from runtime.log_filters import import_openvino
+from runtime.imports import import_openvino
 from schemas.layout import GRAPH_SOURCE, OPENVINO_GRAPH
 
 

@@ -23,6 +23,7 @@ from runtime.command_line import (
     run_main,
 )
 from runtime.errors import UnavailableError, UserError
+from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str]) -> str:
     add_config(parser, GateConfig)
     args = parser.parse_args(arguments)
     config = config_from(GateConfig, args)
+    import_quickly("model.tracking")
     from model import registry, tracking
 
     tracking.connect(args.tracking_uri)

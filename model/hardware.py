@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from model.backend import import_keras, is_jax
-from runtime.log_filters import hidden
+from runtime.imports import hidden
 from runtime.processor import has_fast_bfloat16
 from schemas.config import TrainConfig
 

@@ -23,6 +23,7 @@ import numpy as np
 from model.export import load_in_float32
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
 from runtime.errors import UserError, first_line
+from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
 from runtime.storage import absolute, file_sha256, is_remote, writing
 from schemas.classes import Taxonomy, UInt8Array
@@ -55,6 +56,7 @@ def run(model: str, output: str, tracking_uri: str) -> str:
     place = absolute(output)
     if os.path.isdir(place):
         raise UserError(f"output {output!r}: expected the name of a file, found a folder")
+    import_quickly("model.tracking")
     from model import registry, tracking
 
     tracking.connect(tracking_uri)

@@ -27,6 +27,7 @@ from runtime.command_line import (
     to_arguments,
 )
 from runtime.errors import UnavailableError, UserError
+from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
@@ -54,6 +55,7 @@ def run(
         UserError: a configuration cannot be trained, or the gate left no champion.
         UnavailableError: MLflow does not answer.
     """
+    import_quickly("model.tracking")
     from model import registry, tracking
     from model.decision import critical_classes
     from model.gate import check_champion, run_gate

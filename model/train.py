@@ -29,6 +29,7 @@ from runtime.command_line import (
     run_main,
 )
 from runtime.errors import UnavailableError, UserError
+from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.config import GateConfig, TrainConfig
 from schemas.layout import TRAINING_STATE
@@ -81,6 +82,7 @@ def run(
     critical_classes(gate, chosen.taxonomy)
     if reuse and (result := find_reusable_result(chosen, gate, tracking_uri, state, decision, log)):
         return result
+    import_quickly("model.tracking")
     from model import registry, tracking
 
     tracking.connect(tracking_uri)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import importlib
 import json
 import os
@@ -27,6 +29,9 @@ from flows.scenes import write_scenes
 from runtime.command_line import run_main
 from runtime.locks import lock
 from schemas.config import InferConfig, IngestConfig, TrainConfig
+
+# `import_quickly` keeps from collection what exists; DuckDB complains of leaks if that includes it.
+atexit.register(gc.unfreeze)
 
 SERVERS = {
     "flink": (

@@ -13,6 +13,7 @@ from beam.infer import runs
 from beam.infer.drift import write_drift
 from beam.infer.plan import Job, plan_job
 from beam.infer.publish import partition_lock
+from beam.runners import local_workers
 from beam.shared.staging import make_output
 from runtime.command_line import (
     JobParser,
@@ -22,6 +23,7 @@ from runtime.command_line import (
     make_folder_of,
     run_main,
 )
+from runtime.imports import UNUSED_BY_BEAM, import_quickly
 from schemas.config import InferConfig
 
 
@@ -56,12 +58,13 @@ def main(arguments: Sequence[str]) -> str:
     add_config(parser, InferConfig)
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(InferConfig, args)
-    options, processes = None, len(os.sched_getaffinity(0))
+    options, processes, forks = None, len(os.sched_getaffinity(0)), True
     if beam_arguments:
-        from beam.runners.run import pipeline_options, processes_of
+        import_quickly("beam.runners.run", *UNUSED_BY_BEAM)
+        from beam.runners.run import forks_workers, pipeline_options, processes_of
 
         options = pipeline_options(beam_arguments)
-        processes = processes_of(options)
+        processes, forks = processes_of(options), forks_workers(options)
     root = make_output(args.output)
     if args.drift:
         make_folder_of(args.drift, "--drift")
@@ -69,6 +72,9 @@ def main(arguments: Sequence[str]) -> str:
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
         job = plan_job(args.model, *places, config, args.tracking_uri, processes, scratch)
         if not (args.resume and not args.retry_rejects and _is_published(job, root)):
+            if forks:
+                local_workers.prepare("beam.infer.pipeline")
+            import_quickly("beam.infer.pipeline", *UNUSED_BY_BEAM)
             from beam.infer.pipeline import predict
 
             predict(

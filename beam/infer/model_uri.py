@@ -18,6 +18,7 @@ from images.png import resize_image
 from runtime import storage
 from runtime.child_processes import child_environment
 from runtime.errors import UserError, first_line
+from runtime.imports import import_quickly
 from runtime.mlflow_registry import NotReadError, registry
 from runtime.mlflow_store import (
     is_missing,
@@ -185,6 +186,7 @@ def _from_local_registry(uri: str, tracking_uri: str) -> _LoggedModel | None:
 
 def _from_mlflow_api(uri: str, tracking_uri: str, scratch: str | None) -> _LoggedModel:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    import_quickly("mlflow")
     import mlflow
     from alembic.util import CommandError
     from mlflow.exceptions import MlflowException
@@ -219,6 +221,7 @@ def training_datasets(tracking_uri: str) -> dict[str, str]:
     """
     if (file := sqlite_file(tracking_uri)) and not file.exists():
         return {}
+    import_quickly("mlflow")
     import mlflow
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

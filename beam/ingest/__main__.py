@@ -7,7 +7,9 @@ import tempfile
 from collections.abc import Sequence
 
 from beam.ingest.incremental import find_unchanged, prepare
+from beam.runners import local_workers
 from runtime.command_line import JobParser, add_config, config_from, run_main
+from runtime.imports import UNUSED_BY_BEAM, import_quickly
 from schemas.config import IngestConfig
 
 
@@ -24,15 +26,20 @@ def main(arguments: Sequence[str]) -> str:
     args, beam_arguments = parser.parse_known_args(arguments)
     config = config_from(IngestConfig, args)
     # Parsed first, so that a wrong option ends the command before the source is listed.
-    options = None
+    options, forks = None, True
     if beam_arguments:
-        from beam.runners.run import pipeline_options
+        import_quickly("beam.runners.run", *UNUSED_BY_BEAM)
+        from beam.runners.run import forks_workers, pipeline_options
 
         options = pipeline_options(beam_arguments)
+        forks = forks_workers(options)
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(args.source, args.output, config, listing)
         if published := find_unchanged(job):
             return published
+        if forks:
+            local_workers.prepare("beam.ingest.pipeline")
+        import_quickly("beam.ingest.pipeline", *UNUSED_BY_BEAM)
         from beam.ingest.pipeline import publish_version
 
         return publish_version(job, options)

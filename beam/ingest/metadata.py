@@ -81,10 +81,10 @@ def write_metadata(
         write_card(target, manifest, folder)
         if manifest.doubtful:
             picture = draw_doubtful(folder, contents.doubts.examples, recipe.taxonomy)
-            picture.save(target / DOUBTFUL_PICTURE)
+            picture.save(target / DOUBTFUL_PICTURE, compress_level=3)
         if remaining.pairs:
             picture = draw_leaks(folder, target / SOURCES, remaining, recipe.taxonomy)
-            picture.save(target / LEAKS_PICTURE)
+            picture.save(target / LEAKS_PICTURE, compress_level=3)
         digests = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
         manifest = manifest.model_copy(update={"files": digests})
         (target / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import signal
 import sys
 import threading
@@ -22,12 +21,12 @@ from apache_beam.portability.api import beam_provision_api_pb2
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.runners.portability.fn_api_runner.fn_runner import ExtendedProvisionInfo
 from apache_beam.runners.runner import PipelineRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf.struct_pb2 import Struct
 
 from beam import tools
 from beam.runners.boot import process_environment
-from runtime.child_processes import PARENT_VARIABLE
+from beam.runners.fork_environment import ForkEnvironment
+from beam.runners.local_workers import worker_parent
 from runtime.errors import USER_FIXABLE_ERRNOS, UnavailableError, UserError
 from runtime.log_filters import TracebackFilter
 
@@ -74,6 +73,12 @@ def pipeline_options(arguments: Sequence[str]) -> PipelineOptions:
 def is_local(options: PipelineOptions) -> bool:
     """Whether all workers run on this machine, and so see its temporary files."""
     return bool(options.view_as(StandardOptions).runner == LOCAL_RUNNER)
+
+
+def forks_workers(options: PipelineOptions) -> bool:
+    """Whether the workers are processes of this machine, forked as in ``local_workers``."""
+    mode = options.view_as(DirectOptions).direct_running_mode
+    return is_local(options) and bool(mode == "multi_processing")
 
 
 def processes_of(options: PipelineOptions) -> int:
@@ -172,9 +177,10 @@ def run_pipeline(build: Callable[[beam.Pipeline], None], options: PipelineOption
     mode = direct.direct_running_mode
     try:
         with (
+            contextlib.ExitStack() as workers,
             contextlib.redirect_stderr(cast(Any, TracebackFilter(sys.stderr))),
             _silent_threads() if is_local(options) else _sigterm_interrupts(),
-            beam.Pipeline(_runner(options), options) as root,
+            beam.Pipeline(_runner(options, workers), options) as root,
         ):
             build(root)
     except Exception as error:
@@ -239,25 +245,21 @@ def _message(error: re.Match[str]) -> str:
     return _STEP_SUFFIX.sub("", error[1]).strip().removesuffix("\\n")
 
 
-def _runner(options: PipelineOptions) -> PipelineRunner | str:
-    """The runner that the options name; FnApiRunner gets worker processes that start faster."""
+def _runner(options: PipelineOptions, workers: contextlib.ExitStack) -> PipelineRunner | str:
+    """The runner that the options name; ``workers`` keeps what starts FnApiRunner's processes."""
     name: str = options.view_as(StandardOptions).runner
     if name == FLINK_RUNNER:
         from beam.runners.flink import FlinkRunner
 
         return FlinkRunner(is_permanent=lambda text: _user_error(text) is not None)
-    direct = options.view_as(DirectOptions)
-    if name != LOCAL_RUNNER or direct.direct_running_mode != "multi_processing":
+    if not forks_workers(options):
         return name
     # In mode multi_processing, the runner would start Beam's own worker instead of ours.
-    direct.direct_running_mode = "in_memory"
+    options.view_as(DirectOptions).direct_running_mode = "in_memory"
     quiet = Struct()
     quiet["default_sdk_harness_log_level"] = "ERROR"
     provision = beam_provision_api_pb2.ProvisionInfo(pipeline_options=quiet)
     return FnApiRunner(
-        SubprocessSDKEnvironment.from_command_string(
-            f"exec env {PARENT_VARIABLE}={os.getpid()} "
-            f"{shlex.quote(sys.executable)} -m beam.runners.worker"
-        ),
+        ForkEnvironment(workers.enter_context(worker_parent())),
         provision_info=ExtendedProvisionInfo(provision),
     )

@@ -1,18 +1,20 @@
-"""Entry point of a worker process: Beam's own worker, started a third faster and without log noise.
-
-Beam and pyarrow import pandas if it is installed (MLflow depends on it), which costs each worker a
-second. Beam also imports a database client. No step here uses either, so workers hide both.
-"""
+"""Parent of the worker processes: imports Beam once, and forks each worker that it is asked for."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from typing import Any, cast
 
 from beam.runners.malloc import tune_malloc
-from runtime.child_processes import end_with_parent
+from runtime.child_processes import PARENT_VARIABLE, end_with_parent
+from runtime.imports import UNUSED_BY_BEAM, import_quickly
 from runtime.log_filters import TracebackFilter
 
 
@@ -27,10 +29,39 @@ class _Hidden(MetaPathFinder):
             raise ModuleNotFoundError(f"{fullname} is hidden from workers", name=fullname)
 
 
-def main() -> None:
-    """Runs Beam's worker in the environment that the runner has set."""
+def main(modules: Sequence[str]) -> None:
+    """Forks a worker for each line of standard input, until it ends; then waits for all of them."""
     end_with_parent()
+    # Ctrl-C reaches all processes of a terminal: the workers decide what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, lambda *_: _reap(os.WNOHANG))
     prepare()
+    for module in ("apache_beam.runners.worker.sdk_worker_main", *modules):
+        import_quickly(module)
+    parent = os.getpid()
+    for line in sys.stdin:
+        if os.fork() == 0:
+            _become_worker(json.loads(line), parent)
+            return
+    _reap(0)
+
+
+def _reap(options: int) -> None:
+    """Collects the workers that have ended; ends this process, and so the others, if one failed."""
+    with contextlib.suppress(ChildProcessError):
+        while (ended := os.waitpid(-1, options))[0]:
+            if ended[1]:
+                os._exit(1)
+
+
+def _become_worker(request: dict[str, Any], parent: int) -> None:
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.environ.clear()
+    os.environ |= {**request["environment"], PARENT_VARIABLE: str(parent)}
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.chdir(request["folder"])
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     run()
 
 
@@ -39,7 +70,7 @@ def prepare() -> None:
     # A worker's log goes to the runner; this handler drops Beam's start-up messages.
     logging.getLogger().addHandler(logging.NullHandler())
     tune_malloc()
-    sys.meta_path.insert(0, _Hidden("pandas", "pymongo"))
+    sys.meta_path.insert(0, _Hidden(*UNUSED_BY_BEAM))
     sys.stderr = cast(Any, TracebackFilter(sys.stderr))
 
 
@@ -51,4 +82,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

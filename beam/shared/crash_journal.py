@@ -22,6 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from beam.runners.local_workers import WORKER_DIED
 from images import masks, png
 from runtime.child_processes import child_environment, end_with_parent
 from runtime.command_line import log
@@ -34,7 +35,7 @@ CRASHED = "crashed"
 """Code of rejects whose decoding ends the process."""
 
 _JOURNALS = "*.journal"
-_DEAD_WORKER = re.compile(r"Channel closed prematurely|Worker subprocess exited")
+_DEAD_WORKER = re.compile(rf"Channel closed prematurely|{WORKER_DIED}")
 _JOURNAL_BYTES = 1 << 18
 _MAX_CRASHING_FILES = 20
 

@@ -93,7 +93,9 @@ def test_beams_workers_end_with_the_flow(scenes, tmp_path) -> None:
 
 
 def _workers(job: int) -> list[int]:
-    return sorted(set(children(job)) & set(processes("beam.runners.worker")))
+    """The forks of the process that the job has started for them."""
+    parents = set(children(job)) & set(processes("beam.runners.worker"))
+    return sorted(worker for parent in parents for worker in children(parent))
 
 
 def test_a_process_ends_whose_parent_has_ended_before_it_looked() -> None:

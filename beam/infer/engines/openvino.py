@@ -9,7 +9,7 @@ import numpy as np
 from beam.infer.engines.base import Compiled, Engine, Predicted, Runtime
 from beam.infer.model_uri import ResolvedModel
 from runtime.errors import UserError, first_line
-from runtime.log_filters import import_openvino
+from runtime.imports import import_openvino
 from schemas.classes import UInt8Array
 
 _HINT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}

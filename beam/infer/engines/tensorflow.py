@@ -8,7 +8,7 @@ from typing import Any
 from beam.infer.engines.base import Compiled, Engine, Predicted, Runtime
 from beam.infer.model_uri import ResolvedModel
 from runtime.errors import UserError, first_line
-from runtime.log_filters import import_tensorflow
+from runtime.imports import import_tensorflow
 from schemas.classes import UInt8Array
 
 

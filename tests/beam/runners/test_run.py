@@ -1,13 +1,9 @@
-"""Parsing of Beam's options, and the command of local workers."""
-
-import os
-import shlex
-import sys
+"""Parsing of Beam's options."""
 
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam.runners.run import _OS_ERROR, _runner, pipeline_options
+from beam.runners.run import _OS_ERROR, pipeline_options
 from runtime.errors import UserError
 
 
@@ -16,15 +12,6 @@ def test_values_of_options_may_stand_apart() -> None:
     assert options.get_all_options()["job_name"] == "mine"
     with pytest.raises(UserError, match="unknown argument 'more'"):
         pipeline_options(["--job_name=mine", "more"])
-
-
-def test_an_interpreter_with_a_space_in_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", "/my home/python")
-    runner = _runner(pipeline_options([]))
-    command = runner._default_environment.command_string
-    parent = f"LYFT_PARENT_PROCESS={os.getpid()}"
-    worker = ["/my home/python", "-m", "beam.runners.worker"]
-    assert shlex.split(command) == ["exec", "env", parent, *worker]
 
 
 def test_which_errors_of_the_system_are_the_users_to_mend() -> None:

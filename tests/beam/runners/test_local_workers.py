@@ -1,0 +1,52 @@
+"""Worker processes of the local runner."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import apache_beam as beam
+import pytest
+from jobs import TWO_WORKERS
+
+from beam.runners import local_workers
+from beam.runners.run import pipeline_options, run_pipeline
+from runtime.services import start_time
+
+
+def test_workers_are_forks_of_one_process_which_has_imported_what_they_need(
+    tmp_path, monkeypatch
+) -> None:
+    local_workers.prepare("beam.ingest.records")
+    # What changes after the start of that process counts, too.
+    monkeypatch.setenv("LATE", "set")
+    monkeypatch.chdir(tmp_path)
+    seen = tmp_path / "seen"
+    seen.mkdir()
+
+    # Pickled by value: a worker cannot import this module.
+    def describe(folder: str) -> None:
+        known = "pandas" in sys.modules, "beam.ingest.records" in sys.modules
+        text = " ".join(map(str, (os.getppid(), os.getcwd(), *known, os.environ["LATE"])))
+        Path(folder, str(os.getpid())).write_text(text)
+
+    def build(root: beam.Pipeline) -> None:
+        elements = root | beam.Create([str(seen)] * 8, reshuffle=True)
+        _ = elements | beam.Map(describe)
+
+    run_pipeline(build, pipeline_options(TWO_WORKERS))
+    workers = {int(path.name): path.read_text().split() for path in seen.iterdir()}
+    parent = int(next(iter(workers.values()))[0])
+    expected = [str(parent), str(tmp_path), "False", "True", "set"]
+    assert all(found == expected for found in workers.values())
+    assert len(workers) == 2
+    assert not any(map(start_time, (parent, *workers)))
+
+
+def test_a_worker_that_dies_ends_the_pipeline() -> None:
+    def build(root: beam.Pipeline) -> None:
+        dying = beam.Map(lambda _: os.kill(os.getpid(), signal.SIGKILL))
+        _ = root | beam.Create([None]) | dying
+
+    with pytest.raises(RuntimeError, match=local_workers.WORKER_DIED):
+        run_pipeline(build, pipeline_options(TWO_WORKERS))
