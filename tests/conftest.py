@@ -32,6 +32,7 @@ from schemas.config import InferConfig, IngestConfig, TrainConfig
 
 # `import_quickly` keeps from collection what exists; DuckDB complains of leaks if that includes it.
 atexit.register(gc.unfreeze)
+gc.set_threshold(50_000, 20, 20)
 
 SERVERS = {
     "flink": (

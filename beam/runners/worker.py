@@ -17,6 +17,8 @@ from runtime.child_processes import PARENT_VARIABLE, end_with_parent
 from runtime.imports import UNUSED_BY_BEAM, import_quickly
 from runtime.log_filters import TracebackFilter
 
+_BEAMS_WORKER = "apache_beam.runners.worker.sdk_worker_main"
+
 
 class _Hidden(MetaPathFinder):
     """Import hook that makes modules look as if they were not installed."""
@@ -36,7 +38,7 @@ def main(modules: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, lambda *_: _reap(os.WNOHANG))
     prepare()
-    for module in ("apache_beam.runners.worker.sdk_worker_main", *modules):
+    for module in (_BEAMS_WORKER, *modules):
         import_quickly(module)
     parent = os.getpid()
     for line in sys.stdin:
@@ -76,9 +78,7 @@ def prepare() -> None:
 
 def run() -> None:
     """Runs Beam's worker until it ends."""
-    from apache_beam.runners.worker import sdk_worker_main
-
-    sdk_worker_main.main(sys.argv)
+    import_quickly(_BEAMS_WORKER).main(sys.argv)
 
 
 if __name__ == "__main__":
