@@ -35,7 +35,12 @@ class WorkerParent:
     def __init__(self, modules: tuple[str, ...]) -> None:
         command = [sys.executable, "-m", "beam.runners.worker", *modules]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, text=True, env=child_environment()
+            command,
+            stdin=subprocess.PIPE,
+            text=True,
+            env=child_environment(),
+            # Ctrl-C is for the job alone, which then ends the workers.
+            process_group=0,
         )
         self._on_death: list[Callable[[], None]] = []
         self._closed = threading.Event()
@@ -55,9 +60,11 @@ class WorkerParent:
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(request), file=self._process.stdin, flush=True)
 
-    def close(self) -> None:
-        """Waits until the workers, whose connections have been closed, have ended."""
+    def close(self, *, kill: bool) -> None:
+        """Waits until the workers have ended: by themselves when their runner has, or killed."""
         self._closed.set()
+        if kill:
+            self._process.terminate()
         assert self._process.stdin
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -85,5 +92,8 @@ def worker_parent() -> Iterator[WorkerParent]:
     parent = _prepared.pop() if _prepared else WorkerParent(())
     try:
         yield parent
-    finally:
-        parent.close()
+    except BaseException:
+        # Some may not even be connected yet, and would wait for a runner that is gone.
+        parent.close(kill=True)
+        raise
+    parent.close(kill=False)

@@ -32,36 +32,55 @@ class _Hidden(MetaPathFinder):
 
 
 def main(modules: Sequence[str]) -> None:
-    """Forks a worker for each line of standard input, until it ends; then waits for all of them."""
+    """Forks a worker for each line of standard input, until it ends; then waits for all of them.
+
+    If a worker fails or is killed, or this process gets SIGTERM, it kills all workers and ends.
+    """
     end_with_parent()
-    # Ctrl-C reaches all processes of a terminal: the workers decide what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _kill_all())
     signal.signal(signal.SIGCHLD, lambda *_: _reap(os.WNOHANG))
     prepare()
     for module in (_BEAMS_WORKER, *modules):
         import_quickly(module)
     parent = os.getpid()
     for line in sys.stdin:
-        if os.fork() == 0:
+        worker = os.fork()
+        if worker == 0:
             _become_worker(json.loads(line), parent)
             return
+        _workers.add(worker)
     _reap(0)
 
 
+_workers: set[int] = set()
+
+
 def _reap(options: int) -> None:
-    """Collects the workers that have ended; ends this process, and so the others, if one failed."""
+    """Collects the workers that have ended; ``options`` are those of ``waitpid``."""
     with contextlib.suppress(ChildProcessError):
         while (ended := os.waitpid(-1, options))[0]:
             if ended[1]:
-                os._exit(1)
+                _kill_all()
+
+
+def _kill_all() -> None:
+    """Ends this process after all workers have ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for worker in _workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker, signal.SIGKILL)
+    with contextlib.suppress(ChildProcessError):
+        while os.wait():
+            pass
+    os._exit(1)
 
 
 def _become_worker(request: dict[str, Any], parent: int) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for number in (signal.SIGCHLD, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)
     os.environ.clear()
     os.environ |= {**request["environment"], PARENT_VARIABLE: str(parent)}
     end_with_parent()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["folder"])
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     run()

@@ -8,6 +8,8 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 from jobs import TWO_WORKERS
+from operated import children
+from servers import free_port, until
 
 from beam.runners import local_workers
 from beam.runners.run import pipeline_options, run_pipeline
@@ -50,3 +52,23 @@ def test_a_worker_that_dies_ends_the_pipeline() -> None:
 
     with pytest.raises(RuntimeError, match=local_workers.WORKER_DIED):
         run_pipeline(build, pipeline_options(TWO_WORKERS))
+
+
+def test_an_interrupt_ends_workers_that_are_not_even_connected() -> None:
+    nowhere = {
+        "WORKER_ID": "1",
+        "CONTROL_API_SERVICE_DESCRIPTOR": f"url: 'localhost:{free_port()}'",
+        "PIPELINE_OPTIONS": "{}",
+    }
+    started: list[int] = []
+
+    def interrupt() -> None:
+        with local_workers.worker_parent() as parent:
+            parent.fork(nowhere, lambda: None)
+            started.extend((parent.pid, *until(lambda: children(parent.pid))))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    assert len(started) == 2
+    assert not any(map(start_time, started))
