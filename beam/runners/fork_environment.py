@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 from apache_beam.portability.api import endpoints_pb2
@@ -48,7 +49,14 @@ class ForkHandler(GrpcWorkerHandler):
             "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(control),
             "PIPELINE_OPTIONS": json_format.MessageToJson(options),
         }
-        self._parent.fork(variables, lambda: self.control_conn.abort(RuntimeError(WORKER_DIED)))
+        self._parent.fork(variables, self._give_up)
 
     def stop_worker(self) -> None:
         """Nothing: workers end when the runner closes their connection."""
+
+    def _give_up(self) -> None:
+        """Ends the runner's two waits for this worker: for its answer, and for its output."""
+        self.control_conn.abort(RuntimeError(WORKER_DIED))
+        # Fails if the connection has broken, of which the runner knows.
+        with contextlib.suppress(Exception):
+            self.data_conn.close()

@@ -13,6 +13,7 @@ from servers import free_port, until
 
 from beam.runners import local_workers
 from beam.runners.run import pipeline_options, run_pipeline
+from beam.shared.crash_journal import _DEAD_WORKER
 from runtime.services import start_time
 
 
@@ -50,7 +51,17 @@ def test_a_worker_that_dies_ends_the_pipeline() -> None:
         dying = beam.Map(lambda _: os.kill(os.getpid(), signal.SIGKILL))
         _ = root | beam.Create([None]) | dying
 
-    with pytest.raises(RuntimeError, match=local_workers.WORKER_DIED):
+    with pytest.raises(RuntimeError, match=_DEAD_WORKER):
+        run_pipeline(build, pipeline_options(TWO_WORKERS))
+
+
+def test_workers_that_cannot_start_end_the_pipeline() -> None:
+    def build(root: beam.Pipeline) -> None:
+        # The runner waits for the output of the first step, too.
+        _ = root | beam.Create([1, 2]) | beam.combiners.Count.PerElement()
+
+    local_workers.prepare("no.such.module")
+    with pytest.raises(RuntimeError, match=_DEAD_WORKER):
         run_pipeline(build, pipeline_options(TWO_WORKERS))
 
 
