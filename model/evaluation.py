@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from images.panels import PanelRow, error_map, panel
-from images.png import resize_image, resize_nearest
+from images.resize import resize_image, resize_nearest
 from model.backend import is_jax
 from model.dataset import DatasetInput
 from model.frames import FramesMissingError, frames

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from images.png import resize_image
+from images.resize import resize_image
 from runtime import storage
 from runtime.child_processes import child_environment
 from runtime.errors import UserError, first_line

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from beam.ingest import doubts
 from beam.ingest.record_files import RecordFiles, RecordRef
 from beam.shared.pairing import Pair, check_size
 from images import masks, png
+from images.resize import resize_image, resize_nearest
 from runtime.errors import RejectError
 from runtime.storage import absolute, is_remote, join, modified, read_bytes, sha256
 from schemas import software
@@ -190,10 +190,7 @@ def stats_of(example: Example, classes: int) -> PixelStats:
 
 def decode_example(example: Example) -> tuple[UInt8Array, UInt8Array]:
     """Image (height, width, 3) and mask (height, width) of a record."""
-    image, mask = (
-        np.asarray(Image.open(io.BytesIO(png_bytes))) for png_bytes in (example.image, example.mask)
-    )
-    return image, mask
+    return png.decode_own(example.image), png.decode_own(example.mask)
 
 
 def classes_of(mask: UInt8Array) -> list[int]:
@@ -224,8 +221,8 @@ def make_record(
     target = (config.height or height, config.width or width)
     sample = Sample(
         id=row.id,
-        image=png.resize_image(image, *target, config.resize),
-        mask=png.resize_nearest(mask, *target),
+        image=resize_image(image, *target, config.resize),
+        mask=resize_nearest(mask, *target),
     )
     example = Example(
         image=png.encode(sample.image),
