@@ -19,10 +19,10 @@ from images import masks, png
 from runtime.errors import RejectError, UserError, first_line
 from runtime.listing import SourceFile
 from runtime.parquet import read_table
-from runtime.storage import join, local, read_bytes, sha256
+from runtime.storage import join, read_bytes, sha256
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import SourceConfig
-from schemas.example import CorruptRecordError, Example, parse, read_records
+from schemas.example import CorruptRecordError, Example, read_examples
 from schemas.layout import SOURCES
 from schemas.manifest import ShardInfo, load_manifest
 
@@ -141,13 +141,12 @@ def source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
 
 
 def _examples(dataset: str, shard: ShardInfo) -> Iterator[Example]:
-    """Reads the records of a shard one at a time, since it may be larger than a worker's memory."""
+    """The records of a shard; raises UserError if they are damaged or incomplete."""
     records = 0
     try:
-        with local(join(dataset, shard.name)) as path, open(path, "rb") as file:
-            for record in read_records(file, shard.name):
-                records += 1
-                yield parse(record)
+        for example in read_examples(dataset, shard.name):
+            records += 1
+            yield example
     except (OSError, CorruptRecordError) as error:
         raise _damaged(dataset, f"shard {shard.name}", error) from error
     if records != shard.records:
