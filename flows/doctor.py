@@ -210,9 +210,8 @@ def check_prefect(api_url: str | None) -> Iterator[Finding]:
 
 def check_mlflow(tracking_uri: str) -> Finding:
     """Checks that MLflow's server answers and has our minor version, or that its database opens."""
-    scheme, _, path = tracking_uri.partition(":///")
-    if scheme == "sqlite":
-        return _check_mlflow_database(Path(path).absolute())
+    if file := sqlite_file(tracking_uri):
+        return _check_mlflow_database(file)
     uri = redact_credentials(tracking_uri)
     if not tracking_uri.startswith(("http://", "https://")):
         found = f"{uri!r} is neither sqlite:///FILE nor http://HOST"

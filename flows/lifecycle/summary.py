@@ -11,6 +11,7 @@ import numpy as np
 
 from images.panels import PanelRow, panel
 from images.png import decode_own
+from runtime.mlflow_store import parse_model_uri
 from runtime.parquet import read_table
 from schemas.example import Example, read_examples
 from schemas.layout import partition_path
@@ -42,7 +43,7 @@ class ClassSummary:
 
 def partition_of(model_uri: str, source_name: str) -> str:
     """Partition of ``models:/<name>/<version>`` over a source."""
-    name, _, version = model_uri.removeprefix("models:/").rpartition("/")
+    name, version, _ = parse_model_uri(model_uri)
     return partition_path(name, f"v{version}", source_name)
 
 
