@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -16,7 +14,7 @@ from typing import Any, NamedTuple
 
 from images.resize import resize_image
 from runtime import storage
-from runtime.child_processes import child_environment
+from runtime.child_processes import run_module
 from runtime.errors import UserError, first_line
 from runtime.imports import import_quickly
 from runtime.mlflow_registry import NotReadError, registry
@@ -248,17 +246,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
     """
     if model.graph:
         return model
-    arguments = [f"--model={model.keras_file}", f"--output={folder}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "model.export", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=child_environment(),
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(lines[-1].removeprefix("error: "))
+    run_module("model.export", f"--model={model.keras_file}", f"--output={folder}")
     return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
 
 
