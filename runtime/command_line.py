@@ -20,6 +20,9 @@ from runtime.yaml_files import explain
 EX_TEMPFAIL = 75
 """Exit code of a failure that may succeed later: EX_TEMPFAIL of sysexits.h."""
 
+UP_TO_DATE = "nothing has changed"
+"""What a job logs if it finds its output published and intact; flows look for it in the log."""
+
 Config = TypeVar("Config", bound=BaseModel)
 Log = Callable[[str], None]
 

@@ -22,8 +22,13 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path, sync: bool) -> N
 def test_a_block_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "page.html"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="full"), replacing(path) as part:
-        part.write_text("ne")
-        raise RuntimeError("full")
+
+    def write_half() -> None:
+        with replacing(path) as part:
+            part.write_text("ne")
+            raise RuntimeError("full")
+
+    with pytest.raises(RuntimeError, match="full"):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
