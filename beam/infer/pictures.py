@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from beam.infer.engines.base import Float32Array
 from beam.infer.incremental import NO_RESULTS, PreviousResults
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.runs import TRUTH_STAGE
@@ -26,8 +26,6 @@ from schemas.example import CorruptRecordError, Example, read_examples
 from schemas.layout import SOURCES
 from schemas.manifest import ShardInfo, load_manifest
 
-Float32Array = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class Picture:
@@ -37,9 +35,10 @@ class Picture:
         path: of the source PNG, below the source root.
         pixels: RGB at the size at which it is predicted, uint8 (height, width, 3).
         width, height: size of the image that was read.
-        truth: class ids at the size that was read, uint8 (height, width), if previous.
+        truth: class ids at the size that was read, uint8 (height, width); None without a usable
+            mask.
         image_sha256: hash of the bytes of the source PNG.
-        truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask, if there is one.
+        truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask; None without one.
     """
 
     image_id: str
