@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from beam.runners import local_workers
 from runtime.command_line import Config, JobParser, add_config, config_from
 from runtime.imports import UNUSED_BY_BEAM, import_quickly
+from runtime.processor import available_cores
 
 
 class Runner(NamedTuple):
@@ -53,7 +53,7 @@ def parse_job(
     args, beam_arguments = parser.parse_known_args(arguments)
     parameters = config_from(config, args)
     if not beam_arguments:
-        return args, parameters, Runner(None, len(os.sched_getaffinity(0)), forks=True)
+        return args, parameters, Runner(None, available_cores(), forks=True)
     # Parsed now, so that a wrong option ends the command before it lists the source.
     import_quickly("beam.runners.run", *UNUSED_BY_BEAM)
     from beam.runners.run import forks_workers, pipeline_options, processes_of

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from beam.runners.flink_api import FlinkCluster
-from flows.flink.processes import REST_PORT, RPC_PORT, Processes, available_cores
+from flows.flink.processes import REST_PORT, RPC_PORT, Processes
 from runtime.command_line import Parser
 from runtime.errors import UnavailableError, UserError
 from runtime.locks import try_lock
+from runtime.processor import available_cores
 from runtime.services import State, free_port
 
 ROOT = "outputs/flink"
