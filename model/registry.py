@@ -301,7 +301,10 @@ def metadata(uri: str) -> dict[str, Any]:
             raise store_error(mlflow.get_tracking_uri(), error) from error
         raise UserError(f"model {uri!r} cannot be found: {first_line(error)}") from error
     if not found or "geometry" not in found:
-        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+        raise UserError(
+            f"model {uri!r} was not logged by `python -m model.train`; name a version or a run "
+            "that was"
+        )
     return dict(found)
 
 

@@ -122,7 +122,10 @@ def make_folder_of(file: str, option: str) -> None:
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{option} {file!r} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{option} {file!r} cannot be written: {error.strerror}; name a file in a folder that "
+            "can be made or written to"
+        ) from error
 
 
 def run_main(main: Callable[[Sequence[str]], str]) -> int:

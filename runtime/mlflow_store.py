@@ -150,7 +150,9 @@ def registered_version(client: Any, uri: str) -> Any:
         return client.get_model_version(name, version)
     found = client.search_model_versions(f"name = '{name}'")
     if not found:
-        raise UserError(f"model {uri!r}: no version of that name is registered")
+        raise UserError(
+            f"model {uri!r}: no version of that name is registered; train one, or correct the name"
+        )
     return max(found, key=lambda one: int(one.version))
 
 

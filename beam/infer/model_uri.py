@@ -127,7 +127,10 @@ def _from_mlflow(
     metadata = logged.metadata
     files = sorted(logged.folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
-        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+        raise UserError(
+            f"model {uri!r} was not logged by `python -m model.train`; name a version or a run "
+            "that was"
+        )
     _check_keras_file(files[0])
     sha256 = storage.file_sha256(files[0])
     return ResolvedModel(
@@ -298,4 +301,7 @@ def _registered(client: Any, uri: str) -> tuple[str, str]:
 
 def _check_keras_file(path: Path) -> None:
     if not zipfile.is_zipfile(path):
-        raise UserError(f"model file {str(path)!r}: expected a .keras archive, found other bytes")
+        raise UserError(
+            f"model file {str(path)!r}: expected a .keras archive, found other bytes; save the "
+            "network with Keras 3, under a name that ends in .keras"
+        )

@@ -102,7 +102,8 @@ def plan_job(
     elif dataset is not None and source is None:
         found = _find_records(dataset, config)
     else:
-        raise UserError("expected either --source or --dataset")
+        given = "neither" if source is None else "both"
+        raise UserError(f"expected either --source or --dataset, found {given}")
     resolved = resolve_model(model, config, tracking_uri, scratch)
     if found.manifest is not None:
         check_taxonomy(resolved, found.place, found.manifest)
@@ -152,7 +153,9 @@ def _find_records(dataset: str, config: InferConfig) -> _Input:
     splits = SPLITS if config.split == "all" else (config.split,)
     images = sum(manifest.splits[split].records for split in splits)
     if images == 0:
-        raise UserError(f"dataset {dataset!r} has no record in split {config.split}")
+        raise UserError(
+            f"dataset {dataset!r} has no record in split {config.split}; choose another --split"
+        )
     name = dataset_source_name(manifest.name, manifest.fingerprint, config.split)
     return _Input(place, manifest.fingerprint, name, images, manifest)
 
