@@ -42,21 +42,21 @@ def main(arguments: Sequence[str]) -> str:
         "--drift",
         help="file that takes, as JSON, how the predictions compare with the model's validation",
     )
-    args, config, runner = parse_job(parser, InferConfig, arguments)
+    args, config, workers = parse_job(parser, InferConfig, arguments)
     root = make_output(args.output)
     if args.drift:
         make_folder_of(args.drift, "--drift")
     places = args.source, args.dataset
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
-        job = plan_job(args.model, *places, config, args.tracking_uri, runner.processes, scratch)
+        job = plan_job(args.model, *places, config, args.tracking_uri, workers.processes, scratch)
         if not (args.resume and not args.retry_rejects and _is_published(job, root)):
-            runner.import_graph("beam.infer.pipeline")
+            workers.import_graph("beam.infer.pipeline")
             from beam.infer.pipeline import predict
 
             predict(
                 job,
                 root,
-                runner.options,
+                workers.options,
                 args.flow_run_id,
                 resume=args.resume,
                 retry_rejects=args.retry_rejects,

@@ -17,15 +17,15 @@ def main(arguments: Sequence[str]) -> str:
     parser = job_parser("ingest", "Raw PNG pairs to a published TFRecord dataset.")
     parser.add_argument("--source", required=True, help="folder, archive or URI of the raw pairs")
     parser.add_argument("--output", required=True, help="root folder or URI of the datasets")
-    args, config, runner = parse_job(parser, IngestConfig, arguments)
+    args, config, workers = parse_job(parser, IngestConfig, arguments)
     with tempfile.TemporaryDirectory(prefix="lyft-listing-") as listing:
         job = prepare(args.source, args.output, config, listing)
         if published := find_unchanged(job):
             return published
-        runner.import_graph("beam.ingest.pipeline")
+        workers.import_graph("beam.ingest.pipeline")
         from beam.ingest.pipeline import publish_version
 
-        return publish_version(job, runner.options)
+        return publish_version(job, workers.options)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from runtime.imports import UNUSED_BY_BEAM, import_quickly
 from runtime.processor import available_cores
 
 
-class Runner(NamedTuple):
+class Workers(NamedTuple):
     """Where a job's workers run.
 
     Attributes:
@@ -43,7 +43,7 @@ def job_parser(job: str, description: str) -> JobParser:
 
 def parse_job(
     parser: JobParser, config: type[Config], arguments: Sequence[str]
-) -> tuple[argparse.Namespace, Config, Runner]:
+) -> tuple[argparse.Namespace, Config, Workers]:
     """Parses a job's arguments, its parameters among them, and Beam's options.
 
     Raises:
@@ -53,10 +53,10 @@ def parse_job(
     args, beam_arguments = parser.parse_known_args(arguments)
     parameters = config_from(config, args)
     if not beam_arguments:
-        return args, parameters, Runner(None, available_cores(), forks=True)
+        return args, parameters, Workers(None, available_cores(), forks=True)
     # Parsed now, so that a wrong option ends the command before it lists the source.
     import_quickly("beam.runners.run", *UNUSED_BY_BEAM)
     from beam.runners.run import forks_workers, pipeline_options, processes_of
 
     options = pipeline_options(beam_arguments)
-    return args, parameters, Runner(options, processes_of(options), forks_workers(options))
+    return args, parameters, Workers(options, processes_of(options), forks_workers(options))
