@@ -19,6 +19,7 @@ from PIL import Image
 from analysis.pictures import safe_path, taxonomy_of, unknown_image
 from analysis.tables import add_run_options, connect, partition_key, select_run
 from images import panels
+from images.png import decode_own
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 from schemas.classes import Taxonomy, UInt8Array
@@ -85,7 +86,7 @@ def write_coco(rows: Iterator[dict[str, Any]], taxonomy: Taxonomy, folder: Path)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, row in enumerate(rows, 1):
-        mask = _decode(row["mask"])
+        mask = decode_own(row["mask"])
         suffix = PurePosixPath(row["source_uri"]).suffix
         images.append(
             {
@@ -134,13 +135,9 @@ def _encode_region(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any
 def _encoders(taxonomy: Taxonomy) -> dict[str, Encode]:
     return {
         "palette": lambda data: data,
-        "index": lambda data: _png(_decode(data)),
-        "colour": lambda data: _png(panels.colourise(_decode(data), taxonomy)),
+        "index": lambda data: _png(decode_own(data)),
+        "colour": lambda data: _png(panels.colourise(decode_own(data), taxonomy)),
     }
-
-
-def _decode(data: bytes) -> UInt8Array:
-    return np.asarray(Image.open(io.BytesIO(data)))
 
 
 def _png(pixels: UInt8Array) -> bytes:

@@ -13,9 +13,10 @@ from PIL import Image, ImageOps
 
 from analysis.tables import partition_key
 from images import panels
+from images.png import decode_own
 from runtime.errors import UserError
 from runtime.parquet import read_table
-from runtime.storage import is_file, join, local, read_bytes
+from runtime.storage import is_file, join, read_bytes
 from schemas.classes import (
     VOID,
     ClassLabel,
@@ -24,7 +25,7 @@ from schemas.classes import (
     builtin_taxonomies,
     load_taxonomy,
 )
-from schemas.example import CorruptRecordError, Example, parse, read_records
+from schemas.example import CorruptRecordError, Example, read_examples
 from schemas.layout import MANIFEST, SOURCES, safe_name
 from schemas.stats import ConfusionMatrix
 
@@ -102,7 +103,7 @@ def load_scenes(
     scenes = []
     for image_id in ids:
         _, source_uri, data, confusion = by_id[image_id]
-        mask = np.asarray(Image.open(io.BytesIO(data)))
+        mask = decode_own(data)
         image, truth = _image_and_truth(records.get(image_id), source_uri, mask.shape, raw_taxonomy)
         if truth is not None and not _reproduces(truth, mask, confusion, len(taxonomy)):
             truth = None
@@ -175,10 +176,9 @@ def _records(dataset: str | None, ids: Iterable[str]) -> dict[str, Example]:
     examples = {}
     for name in sorted(set(rows["shard"].to_pylist()) - {None}):
         try:
-            with local(join(dataset, name)) as path, open(path, "rb") as file:
-                for example in map(parse, read_records(file, name)):
-                    if example.id in wanted:
-                        examples[example.id] = example
+            for example in read_examples(dataset, name):
+                if example.id in wanted:
+                    examples[example.id] = example
         except (OSError, CorruptRecordError):
             continue
     return examples

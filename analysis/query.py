@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from analysis.tables import PREDICTIONS, connect, one_line
+from analysis.tables import add_predictions_option, connect, one_line
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 
@@ -26,9 +26,7 @@ def main(arguments: Sequence[str]) -> str:
     """The command line; returns the result as text."""
     parser = Parser(prog="python -m analysis.query", description=__doc__)
     parser.add_argument("sql", help="one query over the views of analysis/views.sql; - reads it")
-    parser.add_argument(
-        "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
-    )
+    add_predictions_option(parser)
     parser.add_argument(
         "--format",
         choices=FORMATS,

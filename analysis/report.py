@@ -7,9 +7,7 @@ the same bytes.
 from __future__ import annotations
 
 import base64
-import contextlib
 import io
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from analysis.charts import heatmap, histogram
 from analysis.pictures import Scene, dataset_of, load_scenes, taxonomy_of
 from analysis.tables import add_run_options, connect, partition_key, select_run
 from images.panels import VOID_COLOUR, WRONG_COLOUR
+from runtime.atomic_files import replacing
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 from runtime.storage import is_remote
 from schemas.classes import Taxonomy, UInt8Array
-from schemas.layout import STAGING_PREFIX
 from schemas.manifest import FEW_GROUPS, load_manifest
 from schemas.stats import ConfusionMatrix
 
@@ -335,14 +333,11 @@ def write_page(page: str, path: Path) -> None:
     Raises:
         UserError: the file cannot be written.
     """
-    staged = path.with_name(f"{STAGING_PREFIX}{os.getpid()}-{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(page, encoding="utf-8")
-        os.replace(staged, path)
+        with replacing(path) as staged:
+            staged.write_text(page, encoding="utf-8")
     except OSError as error:
-        with contextlib.suppress(OSError):
-            staged.unlink()
         raise UserError(f"output {str(path)!r} is not writable: {error.strerror}") from error
 
 

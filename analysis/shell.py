@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from analysis.query import run_query
-from analysis.tables import PREDICTIONS, connect
+from analysis.tables import add_predictions_option, connect
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 
@@ -21,9 +21,7 @@ PROMPT, CONTINUATION_PROMPT = "sql> ", "...> "
 def main(arguments: Sequence[str]) -> str:
     """The command line; reads statements until the input ends. Ctrl-C ends one that runs."""
     parser = Parser(prog="python -m analysis.shell", description=__doc__)
-    parser.add_argument(
-        "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
-    )
+    add_predictions_option(parser)
     connection = connect(parser.parse_args(arguments).predictions)
     views = [row[0] for row in connection.sql("SHOW TABLES").fetchall()]
     print(f"Views: {', '.join(views)}. SQL ends with a semicolon; DESCRIBE masks; shows columns.")

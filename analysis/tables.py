@@ -103,11 +103,16 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split("\n\nLINE ")[0].split())
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options for ``select_run``."""
+def add_predictions_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--predictions``, for ``connect``."""
     parser.add_argument(
         "--predictions", default=PREDICTIONS, help=f"the tables (default: {PREDICTIONS})"
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--predictions``, and the options for ``select_run``."""
+    add_predictions_option(parser)
     parser.add_argument("--partition", help="model=NAME/version=vN/source=NAME; or some of these:")
     for name in PARTITION_COLUMNS:
         parser.add_argument(f"--{name}", help=f"{name} of the run")

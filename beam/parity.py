@@ -20,7 +20,7 @@ from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.infer.pictures import Picture, read_shard
 from beam.infer.plan import check_taxonomy
-from images.png import resize_nearest
+from images.resize import resize_nearest
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
 from runtime.errors import UserError
 from schemas.classes import UInt8Array

@@ -64,7 +64,9 @@ def main(arguments: Sequence[str]) -> str:
         for version in list_versions(folder, used, args.keep)
     ]
     if not versions:
-        raise UserError(f"{args.datasets!r} holds no dataset")
+        raise UserError(
+            f"{args.datasets!r} holds no dataset; name the --output of `python -m beam.ingest`"
+        )
     for place in _missing(args.tracking_uri, args.predictions):
         log(f"warning: {place} does not exist, so nothing there keeps a version")
     if args.delete:

@@ -56,7 +56,8 @@ class Counts:
         pixels, upper = (
             one.sum(axis=0)[:classes].astype(np.int64) for one in (self.all, self.upper)
         )
-        return PixelStats(pixels, 0, rest, rest, upper, np.zeros(3), np.zeros(3))
+        channels = np.zeros(3, np.int64)
+        return PixelStats(pixels, 0, rest, rest, upper, channels, channels.astype(object))
 
 
 def table(**changes):

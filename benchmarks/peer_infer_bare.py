@@ -15,6 +15,7 @@ from beam.infer.engines.choice import choose_runtime, load_engine
 from beam.infer.model_uri import resolve_model
 from beam.runners.malloc import tune_malloc
 from images import png
+from images.resize import resize_image
 from schemas.config import InferConfig
 from schemas.example import parse, read_records
 
@@ -43,7 +44,7 @@ def predict(paths: list[Path], model_file: str, workers: int) -> int:
     for path in paths:
         for data in images(path):
             pixels = png.decode_image(data, LIMIT)
-            batch.append(png.resize_image(pixels, model.height, model.width, model.resize))
+            batch.append(resize_image(pixels, model.height, model.width, model.resize))
             if len(batch) == runtime.batch_size:
                 engine.predict(np.stack(batch))
                 count += len(batch)

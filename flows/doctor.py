@@ -35,6 +35,7 @@ from runtime.command_line import Parser, run_main
 from runtime.errors import UserError, redact_credentials
 from runtime.mlflow_files import find_former_folder, rewrite_paths
 from runtime.mlflow_store import TRACKING_URI, sqlite_file
+from runtime.processor import available_cores
 from runtime.services import ROOT, State, prefect_api_url
 from runtime.storage import is_remote, local_root, require_writable
 from runtime.table import table
@@ -107,7 +108,7 @@ def check_beam() -> Finding:
         except (JobError, UserError) as error:
             last = str(error).splitlines()[-1]
             return Finding("fix", "beam", last, "run make test; /tmp must be writable and not full")
-    cores = len(os.sched_getaffinity(0))
+    cores = available_cores()
     return Finding("ok", "beam", f"{cores} workers, 4 pairs in {time.monotonic() - started:.0f} s")
 
 
@@ -210,9 +211,8 @@ def check_prefect(api_url: str | None) -> Iterator[Finding]:
 
 def check_mlflow(tracking_uri: str) -> Finding:
     """Checks that MLflow's server answers and has our minor version, or that its database opens."""
-    scheme, _, path = tracking_uri.partition(":///")
-    if scheme == "sqlite":
-        return _check_mlflow_database(Path(path).absolute())
+    if file := sqlite_file(tracking_uri):
+        return _check_mlflow_database(file)
     uri = redact_credentials(tracking_uri)
     if not tracking_uri.startswith(("http://", "https://")):
         found = f"{uri!r} is neither sqlite:///FILE nor http://HOST"

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from runtime.atomic_files import replacing
 from runtime.command_line import Parser, run_main
 from schemas.classes import UInt8Array, load_taxonomy
 
@@ -118,9 +119,8 @@ def _write_scene(output: str, seed: int, width: int, height: int, index: int) ->
     for folder, pixels in (("CameraRGB", image), ("CameraSeg", mask)):
         path = Path(output, folder, name)
         if not path.exists():
-            part = path.with_suffix(".part")
-            Image.fromarray(pixels).save(part, "PNG", compress_level=1)
-            part.replace(path)
+            with replacing(path) as part:
+                Image.fromarray(pixels).save(part, "PNG", compress_level=1)
 
 
 def _sky(canvas: _Canvas, horizon: float) -> None:

@@ -1,4 +1,4 @@
-"""Pixels of image and mask files: decoding, class ids, resizing, encoding.
+"""Pixels of image and mask files: decoding, class ids, resizing, encoding, panels.
 
 Both jobs and the training read files through it; it imports ``schemas`` alone.
 """

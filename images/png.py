@@ -15,19 +15,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 from kornia_rs.io import decode_image_png_u8
 from PIL import Image, ImageOps
 
 from runtime.errors import RejectError
 from schemas.classes import UInt8Array
-from schemas.config import Resize, SourceConfig
-
-Pixels = TypeVar("Pixels", bound=npt.NDArray[np.uint8 | np.float32])
+from schemas.config import SourceConfig
 
 # Sizes are checked against the job's own limit before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -204,6 +199,14 @@ def decode_ids(data: bytes) -> UInt8Array:
     return np.asarray(_decode_with_pillow(data, header))
 
 
+def decode_own(data: bytes) -> UInt8Array:
+    """Pixels of a PNG that this project has encoded, as stored; nothing is checked.
+
+    RGB, uint8 (height, width, 3), or class ids, uint8 (height, width), of a grey or palette PNG.
+    """
+    return np.asarray(Image.open(io.BytesIO(data)))
+
+
 def encode(pixels: UInt8Array) -> bytes:
     """PNG of an RGB image (height, width, 3) or of a single channel (height, width).
 
@@ -221,41 +224,6 @@ def encode_palette(mask: UInt8Array, palette: bytes) -> bytes:
     image = Image.fromarray(mask)
     image.putpalette(palette)
     return _save(image, bits=4 if mask.max() < 16 else 8, compress_type=_Z_RLE)
-
-
-def resize_nearest(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Nearest-neighbour resize of (h, w) or (h, w, channels); picks the same pixels as Pillow."""
-    source_height, source_width = pixels.shape[:2]
-    if (source_height, source_width) == (height, width):
-        return pixels
-    rows, columns = _nearest_index(source_height, height), _nearest_index(source_width, width)
-    # Rows first: they are copied whole, and fewer are left to pick columns from.
-    return cast("Pixels", pixels.take(rows, axis=0).take(columns, axis=1))
-
-
-def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) -> UInt8Array:
-    """Resizes an RGB image (h, w, 3); bilinear and area are Pillow's, with antialiasing."""
-    if method == "nearest" or pixels.shape[:2] == (height, width):
-        return resize_nearest(pixels, height, width)
-    resample = Image.Resampling.BILINEAR if method == "bilinear" else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(pixels).resize((width, height), resample))
-
-
-@lru_cache(maxsize=16)
-def nearest_counts(shape: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """How often a nearest-neighbour resize to ``size`` picks each pixel of ``shape``; (h, w)."""
-    sides = zip(shape, size, strict=True)
-    rows, columns = (np.bincount(_nearest_index(old, new), minlength=old) for old, new in sides)
-    counts: npt.NDArray[np.int64] = np.outer(rows, columns)
-    return counts
-
-
-@lru_cache(maxsize=256)
-def _nearest_index(old: int, new: int) -> npt.NDArray[np.intp]:
-    # As Pillow does, accumulate the step: its rounding decides between two pixels.
-    steps = np.full(new, old / new)
-    steps[0] *= 0.5
-    return np.minimum(np.cumsum(steps).astype(np.intp), old - 1)
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from model.groups import groups_of
 from model.plan import Plan, plan
-from runtime.command_line import Parser, add_tracking_uri, log, log_as, make_folder_of, run_main
+from runtime.command_line import (
+    UP_TO_DATE,
+    Parser,
+    add_tracking_uri,
+    log,
+    log_as,
+    make_folder_of,
+    run_main,
+)
 from runtime.errors import UserError
 from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
@@ -64,7 +72,7 @@ def run(
     splits = [part for part in SPLITS if split in ("all", part) and manifest.splits[part].records]
     name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
     if folder := registry.find_evaluation(uri, name):
-        _log(f"nothing has changed: {folder}")
+        _log(f"{UP_TO_DATE}: {folder}")
     else:
         images = sum(manifest.splits[part].records for part in splits)
         _log(f"{uri} on {images:,} images of {manifest.name} {manifest.fingerprint[:12]}")

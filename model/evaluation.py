@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from images.panels import PanelRow, error_map, panel
-from images.png import resize_image, resize_nearest
+from images.resize import resize_image, resize_nearest
 from model.backend import is_jax
 from model.dataset import DatasetInput
 from model.frames import FramesMissingError, frames
@@ -167,10 +167,11 @@ def _logits(model: Any, images: UInt8Array) -> Any:
     """Logits (batch, height, width, classes), two for a binary network."""
     from model.losses import class_logits
 
-    if is_jax():
-        # JAX would run each operation by itself.
-        return class_logits(model.predict_on_batch(images))
-    return class_logits(model(images, training=False))
+    if not is_jax():
+        # On a GPU, XLA would compile the network anew for each size of a batch.
+        model.jit_compile = False
+    # Compiled: called, the network would run each operation by itself.
+    return class_logits(model.predict_on_batch(images))
 
 
 def class_rows(matrix: ConfusionMatrix, taxonomy: Taxonomy) -> Iterator[dict[str, Any]]:

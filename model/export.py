@@ -7,14 +7,13 @@ The last line of standard output is the graph's path.
 from __future__ import annotations
 
 import hashlib
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from model.backend import import_keras, is_jax
-from runtime.child_processes import child_environment
+from runtime.child_processes import run_module
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError, first_line
 from runtime.imports import import_openvino
@@ -65,20 +64,10 @@ def export_by_tensorflow(keras_file: Path, folder: Path) -> None:
     Raises:
         UserError: as for ``export_openvino``.
     """
-    if not is_jax():
+    if is_jax():
+        run_module("model.export", f"--model={keras_file}", f"--output={folder}")
+    else:
         export_openvino(keras_file, folder)
-        return
-    command = [sys.executable, "-m", "model.export"]
-    arguments = ["--model", str(keras_file), "--output", str(folder)]
-    done = subprocess.run(
-        [*command, *arguments],
-        env=child_environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(done.stderr.strip().rpartition("\n")[2].removeprefix("error: "))
 
 
 def load_in_float32(keras_file: Path) -> Any:

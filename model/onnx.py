@@ -11,9 +11,7 @@ import json
 import logging
 import os
 import sys
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from model.export import load_in_float32
+from runtime.atomic_files import replacing
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
 from runtime.errors import UserError, first_line
 from runtime.imports import import_quickly
@@ -71,7 +70,9 @@ def run(model: str, output: str, tracking_uri: str) -> str:
     except ValueError as error:
         raise UserError(f"model {uri!r} cannot be exported to ONNX: {error}") from error
     describe(graph, facts)
-    with _writing_atomically(place) as file:
+    if not is_remote(place):
+        Path(place).parent.mkdir(parents=True, exist_ok=True)
+    with writing(place) if is_remote(place) else replacing(Path(place), sync=True) as file:
         file.write_bytes(graph.SerializeToString())
         try:
             compare(file, network, geometry, (facts["height"], facts["width"]))
@@ -256,24 +257,6 @@ def _random_images(batch: int, height: int, width: int) -> UInt8Array:
 def _require_packages() -> None:
     if missing := [name for name in _PACKAGES if find_spec(name) is None]:
         raise UserError(f"the export to ONNX needs {', '.join(missing)}: pip install -e '.[onnx]'")
-
-
-@contextmanager
-def _writing_atomically(place: str) -> Iterator[Path]:
-    """Yields a local path to write to; when the block succeeds, the file is at ``place``."""
-    if is_remote(place):
-        with writing(place) as path:
-            yield path
-        return
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{place}.{uuid.uuid4().hex}.part")
-    try:
-        yield part
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str]) -> str:

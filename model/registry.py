@@ -33,7 +33,13 @@ from model.version_tags import (
     refusal_reason,
 )
 from runtime.errors import UserError, first_line
-from runtime.mlflow_store import is_missing, is_outage, registered_version, store_error
+from runtime.mlflow_store import (
+    is_missing,
+    is_outage,
+    parse_model_uri,
+    registered_version,
+    store_error,
+)
 from schemas.config import GateConfig, TrainConfig
 from schemas.drift import Profile
 from schemas.layout import VALIDATION
@@ -168,7 +174,7 @@ def champion(name: str) -> str | None:
     try:
         found = mlflow.MlflowClient().get_model_version_by_alias(name, CHAMPION)
     except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if is_missing(error):
             return None
         raise
     return f"models:/{name}/{found.version}"
@@ -295,7 +301,10 @@ def metadata(uri: str) -> dict[str, Any]:
             raise store_error(mlflow.get_tracking_uri(), error) from error
         raise UserError(f"model {uri!r} cannot be found: {first_line(error)}") from error
     if not found or "geometry" not in found:
-        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+        raise UserError(
+            f"model {uri!r} was not logged by `python -m model.train`; name a version or a run "
+            "that was"
+        )
     return dict(found)
 
 
@@ -341,5 +350,5 @@ def _entry(uri: str) -> Any:
 
 
 def _name_and_version(uri: str) -> tuple[str, str]:
-    name, _, number = uri.removeprefix("models:/").rpartition("/")
+    name, number, _ = parse_model_uri(uri)
     return name, number

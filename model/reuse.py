@@ -20,7 +20,7 @@ from model.version_tags import (
     checksums,
     refusal_reason,
 )
-from runtime.command_line import Log
+from runtime.command_line import UP_TO_DATE, Log
 from runtime.mlflow_registry import NotReadError, Registry, Version, local_folder, registry
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
@@ -59,7 +59,7 @@ def find_reusable_result(
         return None
     if result is None:
         return None
-    log(f"nothing has changed: {found.uri} was trained on this dataset with this configuration")
+    log(f"{UP_TO_DATE}: {found.uri} was trained on this dataset with this configuration")
     if refusal:
         log(f"not promoted: {refusal}")
     discard(state, chosen.key)

@@ -50,7 +50,7 @@ class _Network:
         return _resized(ids.astype(np.uint8), height, width, Image.Resampling.NEAREST)
 
     def _fit(self, images: Any) -> Any:
-        """Resizes to the size of the training's images, if they had one; see images/png.py."""
+        """Resizes to the size of the training's images, if they had one; see images/resize.py."""
         height, width = self._input["height"], self._input["width"]
         resample = {"nearest": "NEAREST", "bilinear": "BILINEAR", "area": "BOX"}
         method = Image.Resampling[resample[self._input["resize"]]]

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-import uuid
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from runtime import storage
+from runtime.atomic_files import replacing
 from runtime.errors import UserError
 from schemas.manifest import ShardInfo
 
@@ -73,17 +73,13 @@ def _cached_shard(dataset: str, shard: ShardInfo, cache: Path) -> Path:
     if path.is_file() and storage.file_sha256(path) == shard.sha256:
         os.utime(path)
         return path
-    part = cache / f"{uuid.uuid4().hex}.part"
-    try:
+    with replacing(path) as part:
         try:
             storage.fetch(storage.join(dataset, shard.name), part)
         except FileNotFoundError as error:
             raise unusable(dataset, shard, "is missing") from error
         if storage.file_sha256(part) != shard.sha256:
             raise unusable(dataset, shard, "is damaged")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     return path
 
 

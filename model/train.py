@@ -20,6 +20,7 @@ from model.gate import NotPromotedError, check_champion, run_gate
 from model.plan import REGISTERED, Plan, plan
 from model.reuse import find_reusable_result
 from runtime.command_line import (
+    UP_TO_DATE,
     Parser,
     add_config,
     add_tracking_uri,
@@ -121,7 +122,7 @@ def _reuse(known: str, chosen: Plan, gate: GateConfig, decision: str | None) -> 
     """Lets the gate decide on a version that an earlier training has registered."""
     from model import registry
 
-    log(f"nothing has changed: {known} was trained on this dataset with this configuration")
+    log(f"{UP_TO_DATE}: {known} was trained on this dataset with this configuration")
     registry.end_open_run(known)
     return _run_gate(known, chosen, gate, decision)
 

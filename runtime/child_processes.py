@@ -8,6 +8,10 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import subprocess
+import sys
+
+from runtime.errors import UserError
 
 PARENT_VARIABLE = "LYFT_PARENT_PROCESS"
 """Environment variable: process id of the parent that a child must not outlive."""
@@ -21,6 +25,24 @@ def child_environment() -> dict[str, str]:
     The kernel watches the thread that starts the child, so that thread must wait for the child.
     """
     return {**os.environ, PARENT_VARIABLE: str(os.getpid())}
+
+
+def run_module(module: str, *arguments: str) -> None:
+    """Runs ``python -m module`` as a child, to its end; nothing that it prints is shown.
+
+    Raises:
+        UserError: it failed; the message is the last line that it printed to standard error.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=child_environment(),
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"{module} ended with {done.returncode}"]
+        raise UserError(lines[-1].removeprefix("error: "))
 
 
 def end_with_parent() -> None:

@@ -20,6 +20,9 @@ from runtime.yaml_files import explain
 EX_TEMPFAIL = 75
 """Exit code of a failure that may succeed later: EX_TEMPFAIL of sysexits.h."""
 
+UP_TO_DATE = "nothing has changed"
+"""What a job logs if it finds its output published and intact; flows look for it in the log."""
+
 Config = TypeVar("Config", bound=BaseModel)
 Log = Callable[[str], None]
 
@@ -119,7 +122,10 @@ def make_folder_of(file: str, option: str) -> None:
     try:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{option} {file!r} cannot be written: {error.strerror}") from error
+        raise UserError(
+            f"{option} {file!r} cannot be written: {error.strerror}; name a file in a folder that "
+            "can be made or written to"
+        ) from error
 
 
 def run_main(main: Callable[[Sequence[str]], str]) -> int:

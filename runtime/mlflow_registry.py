@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlencode, urlsplit
 
-from runtime.mlflow_store import prepare_store, sqlite_file
+from runtime.mlflow_store import parse_model_uri, prepare_store, sqlite_file
 
 SCHEMA_REVISION = "dc11669786a5"
 """Revision of the SQLite tables that this module reads: that of the locked MLflow version."""
@@ -115,11 +115,9 @@ class Registry(ABC):
 
     def version_by_uri(self, uri: str) -> Version:
         """The version that ``models:/<name>/<number>`` or ``models:/<name>@<alias>`` names."""
-        rest = uri.removeprefix("models:/")
-        name, at, alias = rest.partition("@")
-        if at:
+        name, number, alias = parse_model_uri(uri)
+        if alias:
             return self.version_by_alias(name, alias)
-        name, _, number = rest.rpartition("/")
         if not name or not number.isdecimal():
             raise NotReadError(f"{uri} names no version")
         return self.version(name, int(number))

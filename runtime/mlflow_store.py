@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime.errors import UnavailableError, UserError, first_line
 from runtime.mlflow_files import find_former_folder
@@ -99,6 +99,29 @@ def store_error(tracking_uri: str, error: Exception) -> UserError:
     return UserError(f"{complaint}: {first_line(error)}")
 
 
+class ModelUri(NamedTuple):
+    """The parts of ``models:/<name>/<version>`` or ``models:/<name>@<alias>``.
+
+    Attributes:
+        version: a number or ``latest``; empty if the URI names none.
+        alias: empty if there is none.
+    """
+
+    name: str
+    version: str = ""
+    alias: str = ""
+
+
+def parse_model_uri(uri: str) -> ModelUri:
+    """The parts of the URI of a registered model."""
+    rest = uri.removeprefix("models:/")
+    name, at, alias = rest.partition("@")
+    if at:
+        return ModelUri(name, alias=alias)
+    name, slash, version = rest.rpartition("/")
+    return ModelUri(name, version) if slash else ModelUri(rest)
+
+
 def registered_version(client: Any, uri: str) -> Any:
     """MLflow's entry of the version that ``models:/<name>/<version>`` or ``@<alias>`` names.
 
@@ -110,26 +133,26 @@ def registered_version(client: Any, uri: str) -> Any:
     Raises:
         UserError: the URI names no version, or the model has none.
     """
-    rest = uri.removeprefix("models:/")
-    name, at, alias = rest.partition("@")
-    if at:
+    name, version, alias = parse_model_uri(uri)
+    if alias:
         return client.get_model_version_by_alias(name, alias)
-    name, slash, number = rest.rpartition("/")
-    if not slash:
-        if re.fullmatch(r"m-[0-9a-f]{32}", rest):
+    if not version:
+        if re.fullmatch(r"m-[0-9a-f]{32}", name):
             raise UserError(
                 f"model {uri!r} is the id of a logged model, which has no version: expected "
                 "models:/<name>/<version> of a registered one, or its run, runs:/<id>/unet"
             )
         raise UserError(
             f"model {uri!r} names no version: expected models:/<name>/<version> or "
-            f"models:/<name>@<alias>, such as models:/{rest or 'lyft-unet'}@champion, or /latest"
+            f"models:/<name>@<alias>, such as models:/{name or 'lyft-unet'}@champion, or /latest"
         )
-    if number != "latest":
-        return client.get_model_version(name, number)
+    if version != "latest":
+        return client.get_model_version(name, version)
     found = client.search_model_versions(f"name = '{name}'")
     if not found:
-        raise UserError(f"model {uri!r}: no version of that name is registered")
+        raise UserError(
+            f"model {uri!r}: no version of that name is registered; train one, or correct the name"
+        )
     return max(found, key=lambda one: int(one.version))
 
 

@@ -160,8 +160,3 @@ def _store(scheme: str, bucket: str) -> Any:
         connect_timeout=_CONNECT_TIMEOUT_S,
         request_timeout=_REQUEST_TIMEOUT_S,
     )
-
-
-def clear_connections() -> None:
-    """Drops all connections; the next request reads the environment again."""
-    _store.cache_clear()

@@ -1,8 +1,14 @@
-"""Whether this machine's processor is fast at bfloat16, without importing a framework."""
+"""This machine's processor: its cores, and whether it is fast at bfloat16; imports no framework."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def has_fast_bfloat16(cpuinfo: str | None = None) -> bool:

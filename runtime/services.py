@@ -1,10 +1,14 @@
-"""The processes and ports of `make up`, saved in one file of the state folder."""
+"""Processes that outlive the command that starts them, and their ports, saved in a state folder.
+
+The servers and workers of `make up` are such processes, and a Flink cluster's.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +17,11 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
+from runtime.atomic_files import replacing
+from runtime.errors import UserError
+
 ROOT = "outputs/local"
-"""Default folder of the state."""
+"""Default state folder of `make up`."""
 
 _POLL_S = 0.1
 _GROUP, _STARTED = 1, 18
@@ -75,9 +82,8 @@ class State(BaseModel):
 
     def save(self, root: Path) -> None:
         """Replaces the file atomically."""
-        new = root / "state.json.new"
-        new.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
-        new.replace(root / "state.json")
+        with replacing(root / "state.json") as new:
+            new.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
 
     def is_running(self, name: str) -> bool:
         """Whether the service with this name was started and is still running."""
@@ -119,6 +125,24 @@ def prefect_api_url(root: Path) -> str | None:
     """API address of the Prefect server that `make up` started here; None if it is not running."""
     state = State.load(root)
     return f"{state.url('prefect')}/api" if state.is_running("prefect") else None
+
+
+def free_port(preferred: int = 0) -> int:
+    """The preferred port of 127.0.0.1 if it is free, else any that is.
+
+    Raises:
+        UserError: none is free.
+    """
+    for port in (preferred, 0):
+        with socket.socket() as probe:
+            # As servers do, so that a port whose last connections are still closing counts as free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise UserError("no port is free on 127.0.0.1; stop a program that listens on many")
 
 
 def stop_process_group(group: int, grace_s: float) -> None:

@@ -10,11 +10,14 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Literal, get_type_hints
 
 import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
+
+from runtime.storage import join, local
 
 _HEADER_BYTES = 12
 """A record's length and its checksum; the record's own checksum of 4 bytes follows it."""
@@ -122,6 +125,20 @@ def read_records(stream: IO[bytes], name: str) -> Iterator[bytes]:
             raise CorruptRecordError(f"{name}: damaged record at byte {offset}")
         offset += _HEADER_BYTES + len(body)
         yield body[:length]
+
+
+def read_examples(dataset: str | Path, shard: str) -> Iterator[Example]:
+    """Yields the records of a dataset's shard, one at a time: it may be larger than the memory.
+
+    Args:
+        dataset: folder or URI of the shard; shard: its file name.
+
+    Raises:
+        OSError: there is no such file.
+        CorruptRecordError: as for ``read_records`` and ``parse``.
+    """
+    with local(join(dataset, shard)) as path, open(path, "rb") as file:
+        yield from map(parse, read_records(file, shard))
 
 
 def frame_spans(stream: IO[bytes], name: str) -> Iterator[tuple[int, int]]:

@@ -144,4 +144,6 @@ def load_manifest(folder: str | Path) -> Manifest:
             "pass the folder that `python -m beam.ingest` printed"
         ) from error
     except ValidationError as error:
-        raise UserError(f"{path}: not a manifest this version reads: {explain(error)}") from error
+        raise UserError(
+            f"{path}: not a manifest that this version reads: {explain(error)}; ingest again"
+        ) from error

@@ -131,7 +131,7 @@ class _CompiledPattern:
 
 
 def _regex_of(pattern: str) -> str:
-    """A part of a pattern as a regular regex."""
+    """A part of a pattern as a regular expression."""
     regex = ""
     for piece in re.split(r"(\*|\{[^{}]*\})", pattern):
         if piece == _ID:

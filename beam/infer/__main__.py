@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -13,27 +12,15 @@ from beam.infer import runs
 from beam.infer.drift import write_drift
 from beam.infer.plan import Job, plan_job
 from beam.infer.publish import partition_lock
-from beam.runners import local_workers
+from beam.shared.job_command import job_parser, parse_job
 from beam.shared.staging import make_output
-from runtime.command_line import (
-    JobParser,
-    add_config,
-    add_tracking_uri,
-    config_from,
-    make_folder_of,
-    run_main,
-)
-from runtime.imports import UNUSED_BY_BEAM, import_quickly
+from runtime.command_line import add_tracking_uri, make_folder_of, run_main
 from schemas.config import InferConfig
 
 
 def main(arguments: Sequence[str]) -> str:
     """``python -m beam.infer``: returns the output folder."""
-    parser = JobParser(
-        prog="python -m beam.infer",
-        description="Images to Parquet tables of masks and class statistics. "
-        "Also accepts Beam's own options, and @file to read arguments from a file.",
-    )
+    parser = job_parser("infer", "Images to Parquet tables of masks and class statistics.")
     parser.add_argument("--model", required=True, help="models:/name@alias or a .keras file")
     parser.add_argument("--source", help="folder, archive or URI of images")
     parser.add_argument("--dataset", help="folder or URI of a dataset that beam.ingest published")
@@ -55,32 +42,21 @@ def main(arguments: Sequence[str]) -> str:
         "--drift",
         help="file that takes, as JSON, how the predictions compare with the model's validation",
     )
-    add_config(parser, InferConfig)
-    args, beam_arguments = parser.parse_known_args(arguments)
-    config = config_from(InferConfig, args)
-    options, processes, forks = None, len(os.sched_getaffinity(0)), True
-    if beam_arguments:
-        import_quickly("beam.runners.run", *UNUSED_BY_BEAM)
-        from beam.runners.run import forks_workers, pipeline_options, processes_of
-
-        options = pipeline_options(beam_arguments)
-        processes, forks = processes_of(options), forks_workers(options)
+    args, config, workers = parse_job(parser, InferConfig, arguments)
     root = make_output(args.output)
     if args.drift:
         make_folder_of(args.drift, "--drift")
     places = args.source, args.dataset
     with tempfile.TemporaryDirectory(prefix="lyft-model-") as scratch:
-        job = plan_job(args.model, *places, config, args.tracking_uri, processes, scratch)
+        job = plan_job(args.model, *places, config, args.tracking_uri, workers.processes, scratch)
         if not (args.resume and not args.retry_rejects and _is_published(job, root)):
-            if forks:
-                local_workers.prepare("beam.infer.pipeline")
-            import_quickly("beam.infer.pipeline", *UNUSED_BY_BEAM)
+            workers.import_graph("beam.infer.pipeline")
             from beam.infer.pipeline import predict
 
             predict(
                 job,
                 root,
-                options,
+                workers.options,
                 args.flow_run_id,
                 resume=args.resume,
                 retry_rejects=args.retry_rejects,

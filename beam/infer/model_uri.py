@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -14,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from images.png import resize_image
+from images.resize import resize_image
 from runtime import storage
-from runtime.child_processes import child_environment
+from runtime.child_processes import run_module
 from runtime.errors import UserError, first_line
 from runtime.imports import import_quickly
 from runtime.mlflow_registry import NotReadError, registry
@@ -129,7 +127,10 @@ def _from_mlflow(
     metadata = logged.metadata
     files = sorted(logged.folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
-        raise UserError(f"model {uri!r} was not logged by `python -m model.train`")
+        raise UserError(
+            f"model {uri!r} was not logged by `python -m model.train`; name a version or a run "
+            "that was"
+        )
     _check_keras_file(files[0])
     sha256 = storage.file_sha256(files[0])
     return ResolvedModel(
@@ -248,17 +249,7 @@ def with_graph(model: ResolvedModel, folder: Path) -> ResolvedModel:
     """
     if model.graph:
         return model
-    arguments = [f"--model={model.keras_file}", f"--output={folder}"]
-    done = subprocess.run(
-        [sys.executable, "-m", "model.export", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=child_environment(),
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise UserError(lines[-1].removeprefix("error: "))
+    run_module("model.export", f"--model={model.keras_file}", f"--output={folder}")
     return dataclasses.replace(model, graph=str(folder / OPENVINO_GRAPH))
 
 
@@ -310,4 +301,7 @@ def _registered(client: Any, uri: str) -> tuple[str, str]:
 
 def _check_keras_file(path: Path) -> None:
     if not zipfile.is_zipfile(path):
-        raise UserError(f"model file {str(path)!r}: expected a .keras archive, found other bytes")
+        raise UserError(
+            f"model file {str(path)!r}: expected a .keras archive, found other bytes; save the "
+            "network with Keras 3, under a name that ends in .keras"
+        )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from beam.infer.engines.base import Float32Array
 from beam.infer.incremental import NO_RESULTS, PreviousResults
 from beam.infer.model_uri import ResolvedModel
 from beam.infer.runs import TRUTH_STAGE
@@ -19,14 +19,12 @@ from images import masks, png
 from runtime.errors import RejectError, UserError, first_line
 from runtime.listing import SourceFile
 from runtime.parquet import read_table
-from runtime.storage import join, local, read_bytes, sha256
+from runtime.storage import join, read_bytes, sha256
 from schemas.classes import Taxonomy, UInt8Array
 from schemas.config import SourceConfig
-from schemas.example import CorruptRecordError, Example, parse, read_records
+from schemas.example import CorruptRecordError, Example, read_examples
 from schemas.layout import SOURCES
 from schemas.manifest import ShardInfo, load_manifest
-
-Float32Array = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,10 @@ class Picture:
         path: of the source PNG, below the source root.
         pixels: RGB at the size at which it is predicted, uint8 (height, width, 3).
         width, height: size of the image that was read.
-        truth: class ids at the size that was read, uint8 (height, width), if previous.
+        truth: class ids at the size that was read, uint8 (height, width); None without a usable
+            mask.
         image_sha256: hash of the bytes of the source PNG.
-        truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask, if there is one.
+        truth_sha256: hash of the bytes of the mask's PNG, or of a record's mask; None without one.
     """
 
     image_id: str
@@ -141,13 +140,12 @@ def source_paths(dataset: str, shard: str) -> dict[str, tuple[str, str]]:
 
 
 def _examples(dataset: str, shard: ShardInfo) -> Iterator[Example]:
-    """Reads the records of a shard one at a time, since it may be larger than a worker's memory."""
+    """The records of a shard; raises UserError if they are damaged or incomplete."""
     records = 0
     try:
-        with local(join(dataset, shard.name)) as path, open(path, "rb") as file:
-            for record in read_records(file, shard.name):
-                records += 1
-                yield parse(record)
+        for example in read_examples(dataset, shard.name):
+            records += 1
+            yield example
     except (OSError, CorruptRecordError) as error:
         raise _damaged(dataset, f"shard {shard.name}", error) from error
     if records != shard.records:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from beam.infer.engines.base import Runtime
 from beam.infer.engines.choice import choose_runtime
@@ -96,66 +97,106 @@ def plan_job(
     Raises:
         UserError: the model or the input cannot be used, or they do not fit each other.
     """
-    if (source is None) == (dataset is None):
-        raise UserError("expected either --source or --dataset")
-    manifest = raw = None
-    any_png = False
-    if dataset is not None:
-        place = storage.absolute(dataset)
-        manifest = load_manifest(place)
-        splits = SPLITS if config.split == "all" else (config.split,)
-        images = sum(manifest.splits[split].records for split in splits)
-        identity = manifest.fingerprint
-        name = dataset_source_name(manifest.name, identity, config.split)
-        if images == 0:
-            raise UserError(f"dataset {dataset!r} has no record in split {config.split}")
+    if source is not None and dataset is None:
+        found = _find_raw_images(source, config, scratch)
+    elif dataset is not None and source is None:
+        found = _find_records(dataset, config)
     else:
-        place = storage.absolute(str(source))
-        storage.require_folder(place, "source")
-        raw = source_of(place, config)
-        digest = digest_images(raw, scratch)
-        any_png = not digest.images
-        images = digest.images or digest.other_pngs
-        identity, name = digest.digest, folder_source_name(place)
+        given = "neither" if source is None else "both"
+        raise UserError(f"expected either --source or --dataset, found {given}")
     resolved = resolve_model(model, config, tracking_uri, scratch)
-    if manifest is not None:
-        check_taxonomy(resolved, place, manifest)
+    if found.manifest is not None:
+        check_taxonomy(resolved, found.place, found.manifest)
     else:
         resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
     runtime = choose_runtime(config, processes, Path(resolved.keras_file).stat().st_size)
     made_with = software.of_rows(runtime.engine)
-    recipe = _hash(
+    recipe = _recipe(resolved, config, found, runtime, made_with)
+    return Job(
+        model=resolved,
+        config=config,
+        source=found.place,
+        manifest=found.manifest,
+        source_name=config.source_name or found.name,
+        raw=found.raw,
+        any_png=found.any_png,
+        images=found.images,
+        runtime=runtime,
+        made_with=made_with,
+        recipe=recipe,
+        run_id=_hash(recipe, found.place, found.identity, config.sha256())[:16],
+        listing=scratch,
+    )
+
+
+class _Input(NamedTuple):
+    """The images of a job; ``manifest``, ``raw``, ``any_png`` and ``images`` as in ``Job``.
+
+    Attributes:
+        place: the dataset's folder, or the root of the raw images.
+        identity: the dataset's fingerprint, or the digest of the source's listing.
+        name: of the source, unless the config gives it another.
+    """
+
+    place: str
+    identity: str
+    name: str
+    images: int
+    manifest: Manifest | None = None
+    raw: RawSource | None = None
+    any_png: bool = False
+
+
+def _find_records(dataset: str, config: InferConfig) -> _Input:
+    place = storage.absolute(dataset)
+    manifest = load_manifest(place)
+    splits = SPLITS if config.split == "all" else (config.split,)
+    images = sum(manifest.splits[split].records for split in splits)
+    if images == 0:
+        raise UserError(
+            f"dataset {dataset!r} has no record in split {config.split}; choose another --split"
+        )
+    name = dataset_source_name(manifest.name, manifest.fingerprint, config.split)
+    return _Input(place, manifest.fingerprint, name, images, manifest)
+
+
+def _find_raw_images(source: str, config: InferConfig, scratch: str) -> _Input:
+    place = storage.absolute(source)
+    storage.require_folder(place, "source")
+    raw = source_of(place, config)
+    digest = digest_images(raw, scratch)
+    return _Input(
+        place,
+        digest.digest,
+        folder_source_name(place),
+        digest.images or digest.other_pngs,
+        raw=raw,
+        any_png=not digest.images,
+    )
+
+
+def _recipe(
+    model: ResolvedModel, config: InferConfig, found: _Input, runtime: Runtime, made_with: str
+) -> str:
+    """See ``Job.recipe``."""
+    raw, manifest = found.raw, found.manifest
+    return _hash(
         SCHEMA_VERSION,
-        resolved.sha256,
-        resolved.taxonomy.sha256,  # the masks and the table of classes contain its colours
-        resolved.height,
-        resolved.width,
-        resolved.resize,
+        model.sha256,
+        model.taxonomy.sha256,  # the masks and the table of classes contain its colours
+        model.height,
+        model.width,
+        model.resize,
         made_with,
         runtime.engine,
         runtime.precision,
         runtime.batch_size,
         runtime.flip,
-        resolved.windows,
+        model.windows,
         config.max_pixels,
         *(_reading(config, raw) if raw else ()),
         # They determine pixels, truth and split of a dataset's record.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
-    )
-    return Job(
-        model=resolved,
-        config=config,
-        source=place,
-        manifest=manifest,
-        source_name=config.source_name or name,
-        raw=raw,
-        any_png=any_png,
-        images=images,
-        runtime=runtime,
-        made_with=made_with,
-        recipe=recipe,
-        run_id=_hash(recipe, place, identity, config.sha256())[:16],
-        listing=scratch,
     )
 
 

@@ -15,7 +15,7 @@ from beam.shared.atomic_writes import atomic_file
 from beam.shared.intact import intact_files
 from beam.shared.pairing import Reject
 from runtime import listing, storage
-from runtime.command_line import log
+from runtime.command_line import UP_TO_DATE, log
 from runtime.errors import UserError, first_line
 from runtime.parquet import read_footer, read_table
 from runtime.storage import join, writing
@@ -185,7 +185,7 @@ def is_unchanged(root: str, partition: str, run_id: str) -> bool:
     """Whether the job can end here; logs it. See ``is_published``."""
     published = is_published(root, partition, run_id)
     if published:
-        log(f"nothing has changed: run {run_id} is published, all files intact")
+        log(f"{UP_TO_DATE}: run {run_id} is published, all files intact")
     return published
 
 

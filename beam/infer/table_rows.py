@@ -8,6 +8,7 @@ from beam.infer.model_uri import ResolvedModel
 from beam.infer.pictures import Prediction
 from beam.infer.table_parts import Columns, Row
 from images import png
+from images.resize import nearest_counts, resize_nearest
 from schemas.stats import ConfusionMatrix
 
 
@@ -21,10 +22,10 @@ def rows_of(prediction: Prediction, model: ResolvedModel, run_id: str) -> tuple[
     picture, classes = prediction.picture, len(model.taxonomy)
     size = (picture.height, picture.width)
     ids = prediction.class_id.ravel()
-    weights = png.nearest_counts(prediction.class_id.shape, size).ravel()
+    weights = nearest_counts(prediction.class_id.shape, size).ravel()
     counts = np.bincount(ids, weights, minlength=classes).astype(np.int64)
     sums = np.bincount(ids, prediction.confidence.ravel() * weights, minlength=classes)
-    mask = png.resize_nearest(prediction.class_id, *size)
+    mask = resize_nearest(prediction.class_id, *size)
     mask_png = png.encode_palette(mask, model.taxonomy.palette)
     matrix = None
     if picture.truth is not None:

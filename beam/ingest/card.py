@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -10,9 +11,8 @@ from PIL import Image, ImageDraw, ImageFont
 from beam.ingest.doubt_report import MEANING
 from beam.ingest.records import decode_example
 from images.panels import MARGIN, overlay
-from runtime.storage import join, local
 from schemas.classes import Taxonomy
-from schemas.example import Example, parse, read_records
+from schemas.example import Example, read_examples
 from schemas.layout import SOURCES, SPLITS
 from schemas.manifest import Manifest
 
@@ -154,14 +154,8 @@ def _draw_sizes(draw: ImageDraw.ImageDraw, manifest: Manifest, top: int) -> None
 
 def _first_records(folder: str, manifest: Manifest, split: str) -> Iterator[Example]:
     """The first records of a split: a fair sample, since a hash orders the records."""
-    remaining = _SAMPLES[split]
-    for name in manifest.shard_names(split):
-        with local(join(folder, name)) as path, open(path, "rb") as file:
-            for record in read_records(file, name):
-                if remaining == 0:
-                    return
-                remaining -= 1
-                yield parse(record)
+    shards = (read_examples(folder, name) for name in manifest.shard_names(split))
+    return islice(chain.from_iterable(shards), _SAMPLES[split])
 
 
 def _tile(example: Example, taxonomy: Taxonomy) -> Image.Image:

@@ -15,7 +15,7 @@ from beam.shared.source import source_of
 from beam.shared.source_digest import SourceDigest, digest_pairs
 from beam.shared.staging import make_output, remove_dead_staging
 from runtime import listing, storage
-from runtime.command_line import log
+from runtime.command_line import UP_TO_DATE, log
 from runtime.errors import UserError
 from runtime.parquet import read_footer, read_table
 from runtime.storage import join
@@ -83,7 +83,7 @@ def find_unchanged(job: Job) -> str | None:
         if is_unchanged(folder, manifest, job.source_digest.digest):
             # Left by a job that was killed just after publishing.
             remove_dead_staging(job.datasets)
-            log(f"nothing has changed: {manifest.records} records, all files intact")
+            log(f"{UP_TO_DATE}: {manifest.records} records, all files intact")
             return folder
     return None
 

@@ -13,18 +13,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from beam.ingest.card import DOUBTFUL_PICTURE, LEAKS_PICTURE, write_card
+from beam.ingest.dataset_warnings import (
+    class_warnings,
+    group_warnings,
+    leak_warnings,
+    position_warnings,
+)
 from beam.ingest.doubt_report import Doubts, draw_doubtful, with_same_pictures
 from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS, RemainingLeaks
-from beam.ingest.records import REDUNDANT_CODES, Recipe
+from beam.ingest.records import Recipe
 from beam.ingest.reject_files import RejectFile
 from beam.ingest.split_checks import draw_leaks
-from beam.ingest.split_rules import wanted_splits
 from beam.shared.atomic_writes import atomic_files
 from runtime.parquet import read_table
 from runtime.storage import file_sha256, join
 from schemas.example import FEATURES
 from schemas.layout import MANIFEST, REJECTS, SOURCES, SPLITS
-from schemas.manifest import FEW_GROUPS, Manifest, NearDuplicates, ShardInfo, SplitInfo
+from schemas.manifest import Manifest, NearDuplicates, ShardInfo, SplitInfo
 from schemas.prediction import REJECTS as REJECTS_SCHEMA
 from schemas.sources import LISTING_KEY
 from schemas.sources import SOURCES as SOURCES_SCHEMA
@@ -32,9 +37,6 @@ from schemas.stats import PixelStats
 
 _IDENTITY = ("id", "image_sha256", "mask_sha256", "split")
 _ROW_GROUP = 100_000
-
-_HALF_SHARE = 0.35
-_COMMON_CLASS = 0.01
 
 
 def write_metadata(
@@ -217,35 +219,10 @@ def make_manifest(
             *class_warnings(stats, recipe),
             *leak_warnings(remaining),
             *contents.doubts.warnings(),
-            *position_warnings(sum(stats.values(), PixelStats.zero(len(taxonomy))), recipe),
+            *position_warnings(stats, recipe),
         ],
         shards=list(shards),
     )
-
-
-def reject_fraction(manifest: Manifest) -> float:
-    """Fraction of the inputs that were lost; duplicates and leaks do not count."""
-    lost = sum(count for code, count in manifest.rejects.items() if code not in REDUNDANT_CODES)
-    return lost / max(1, lost + manifest.records)
-
-
-def position_warnings(stats: PixelStats, recipe: Recipe) -> list[str]:
-    """Warns of classes in the wrong half of the picture: the masks may use other class ids."""
-    warnings = []
-    total = max(1, int(stats.class_pixels.sum()))
-    for label in recipe.taxonomy.classes:
-        pixels = int(stats.class_pixels[label.id])
-        if label.usually is None or pixels / total < _COMMON_CLASS:
-            continue
-        upper = int(stats.upper_pixels[label.id]) / pixels
-        share = upper if label.usually == "upper" else 1 - upper
-        if share < _HALF_SHARE:
-            warnings.append(
-                f"class {label.id} {label.name} should lie in the {label.usually} half of the "
-                f"picture, but only {share:.0%} of its pixels do: the masks may use other "
-                f"class ids than taxonomy {recipe.taxonomy.name}"
-            )
-    return warnings
 
 
 def tfds_info(manifest: Manifest) -> dict[str, Any]:
@@ -303,43 +280,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Writes indented JSON with sorted keys."""
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-
-
-def group_warnings(splits: Mapping[str, SplitInfo]) -> list[str]:
-    """Warns of a test split of few groups."""
-    test = splits["test"]
-    text = (
-        f"test has {test.groups} groups of images that belong together, fewer than {FEW_GROUPS}: "
-        "metrics on it say little of other places"
-    )
-    return [text] if test.records and test.groups < FEW_GROUPS else []
-
-
-def class_warnings(stats: Mapping[str, PixelStats], recipe: Recipe) -> list[str]:
-    """Warns of classes that occur in the dataset but not in every split."""
-    total = sum(stats.values(), PixelStats.zero(len(recipe.taxonomy)))
-    warnings = []
-    for split in wanted_splits(recipe.config):
-        absent = (stats[split].class_pixels == 0) & (total.class_pixels > 0)
-        names = [label.name for label in recipe.taxonomy.classes if absent[label.id]]
-        if names:
-            warnings.append(
-                f"{split} has no pixel of {', '.join(names)}: too few groups of images have it, "
-                "so a metric of it says nothing; a smaller block_length makes more groups"
-            )
-    return warnings
-
-
-def leak_warnings(remaining: RemainingLeaks) -> list[str]:
-    """Warns of leaks between splits that stay: the splits were given, or max_leak allows them."""
-    warnings = []
-    if remaining.pairs:
-        warnings.append(
-            f"{remaining.pairs:,} pairs of near-duplicates lie in different splits: metrics on "
-            f"their {remaining.evaluation:,} evaluation images are too good"
-        )
-    if remaining.beside:
-        warnings.append(
-            f"{remaining.beside:,} frames are next to one of another split in their sequence"
-        )
-    return warnings

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -18,23 +15,13 @@ from beam.ingest.incremental import (
     PublishedShards,
     find_unchanged,
     prepare,
-    previous_pairs,
     version_folder,
 )
+from beam.ingest.join_previous import JoinPrevious
+from beam.ingest.make_records import Deduplicate, MakeRecords
 from beam.ingest.metadata import write_metadata
 from beam.ingest.numbering import check_numbering
-from beam.ingest.record_files import RecordFiles
-from beam.ingest.records import (
-    DUPLICATE,
-    ProcessedPair,
-    Recipe,
-    blame_file,
-    deduplicate,
-    process_pair,
-    read_pair,
-    reuse_if_unchanged,
-    row_of,
-)
+from beam.ingest.records import ProcessedPair, Recipe
 from beam.ingest.reject_checks import check_rejects
 from beam.ingest.reject_files import WriteRejects
 from beam.ingest.split import LEFT_OUT, REMAINING, SplitWithoutLeaks
@@ -42,26 +29,18 @@ from beam.ingest.split_checks import check_splits
 from beam.ingest.tfrecords import WriteShards
 from beam.runners.run import pipeline_options, run_pipeline
 from beam.shared import staging as stages
-from beam.shared.crash_journal import (
-    CrashJournal,
-    ReadSettings,
-    check_no_crash,
-    run_without_crashing_files,
-)
+from beam.shared.crash_journal import ReadSettings, run_without_crashing_files
 from beam.shared.list_pairs import FILES, UNPAIRED, ListPairs
-from beam.shared.pairing import Pair
-from beam.shared.prefetch import BatchReads, prefetch
-from beam.shared.progress import CountingDoFn, show_progress
+from beam.shared.prefetch import BatchReads
+from beam.shared.progress import show_progress
 from beam.shared.source import source_of
 from beam.shared.staged_listing import staged_listing
 from runtime.command_line import log
 from runtime.errors import disk_errors_as_user_errors
 from runtime.storage import join
-from schemas import software
 from schemas.config import IngestConfig
 from schemas.layout import MANIFEST
 from schemas.manifest import Manifest, load_manifest
-from schemas.sources import SourceRow
 
 
 @dataclass(frozen=True)
@@ -89,14 +68,15 @@ class Staging:
 def build(root: beam.Pipeline, recipe: Recipe, staging: Staging) -> None:
     """Builds the graph from the source to shards and metadata in the staging folder."""
     source = replace(source_of(recipe.source, recipe.config), listed=staging.listed)
+    make_records = MakeRecords(recipe, staging.rows, staging.progress, staging.crashed)
     listed = root | "ListPairs" >> ListPairs(source, "ingest", staging.progress)
     pairs = (
         listed["pairs"]
         | "JoinPrevious" >> JoinPrevious(staging.previous)
         | "BatchReads" >> BatchReads(recipe.source)
-        | "MakeRecords" >> beam.ParDo(_MakeRecords(recipe, staging))
+        | "MakeRecords" >> beam.ParDo(make_records)
         | "GroupByBytes" >> beam.GroupByKey()
-        | "Deduplicate" >> beam.ParDo(_Deduplicate(staging.progress))
+        | "Deduplicate" >> beam.ParDo(Deduplicate(staging.progress))
     )
     records = pairs | "Records" >> beam.Filter(lambda pair: pair.record is not None)
     rejected = (
@@ -233,40 +213,6 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
-@dataclass
-class JoinPrevious(beam.PTransform):
-    """Joins pairs, keyed by id, with those of an earlier version: (Pair, ProcessedPair or None).
-
-    Attributes:
-        previous: the earlier version; if it is None, there is no shuffle.
-    """
-
-    previous: PublishedShards | None
-
-    def expand(
-        self, pairs: beam.PCollection[tuple[str, Pair]]
-    ) -> beam.PCollection[tuple[Pair, ProcessedPair | None]]:
-        """The graph: read the earlier pairs, group by id, match."""
-        if self.previous is None:
-            return pairs | "NoPrevious" >> beam.MapTuple(lambda _, pair: (pair, None))
-        shards = [shard.name for shard in self.previous.shards.values()]
-        previous = (
-            pairs.pipeline
-            | "Previous" >> beam.Create([*shards, None], reshuffle=True)
-            | "PreviousPairs" >> beam.FlatMap(previous_pairs, self.previous)
-        )
-        return (
-            {"pairs": pairs, "previous": previous}
-            | "GroupById" >> beam.CoGroupByKey()
-            | "Match" >> beam.FlatMapTuple(_match)
-        )
-
-
-def _match(_: str, group: dict[str, Iterable[Any]]) -> Iterator[tuple[Pair, ProcessedPair | None]]:
-    previous = next(iter(group["previous"]), None)
-    return ((pair, previous) for pair in group["pairs"])
-
-
 class RepeatedPictures(beam.PTransform):
     """Hashes of the pictures that occur in several records."""
 
@@ -293,75 +239,3 @@ class CountGroups(beam.PTransform):
             | beam.Keys()
             | beam.combiners.Count.PerElement()
         )
-
-
-class _MakeRecords(CountingDoFn):
-    """Reads, checks and encodes pairs, or reuses the records of an earlier version.
-
-    Yields pairs keyed by the hashes of their bytes, so that duplicates meet.
-    """
-
-    def __init__(self, recipe: Recipe, staging: Staging) -> None:
-        super().__init__("ingest", staging.progress)
-        self._recipe = recipe
-        self._records_folder = staging.rows
-        self._journals = staging.progress
-        self._crashed = staging.crashed
-
-    def setup(self) -> None:
-        super().setup()
-        recipe = self._recipe
-        self._journal = CrashJournal(
-            self._journals, ReadSettings(recipe.source, recipe.config, recipe.taxonomy)
-        )
-        software.check(recipe.made_with, software.of_records())
-
-    def start_bundle(self) -> None:
-        self._files = RecordFiles(self._records_folder)
-
-    def process(
-        self, element: list[tuple[Pair, ProcessedPair | None]]
-    ) -> Iterator[tuple[str, ProcessedPair]]:
-        rows = [row_of(pair, self._recipe.config) for pair, _ in element]
-        reused = [
-            previous and reuse_if_unchanged(row, previous)
-            for row, (_, previous) in zip(rows, element, strict=True)
-        ]
-        new = [row for row, pair in zip(rows, reused, strict=True) if pair is None]
-        with self._journal.recording([(row.image_path, row.mask_path) for row in new]) as crashing:
-            read_files = partial(self._read, crashed=self._crashed | crashing)
-            processed = [
-                process_pair(row, self._recipe, read, self._files)
-                for row, read in prefetch(read_files, new, self._recipe.source)
-            ]
-        for previous in reused:
-            pair = previous or processed.pop(0)
-            row = pair.row
-            if pair.record is None:
-                self.counters.add(f"rejected.{row.reject_code}")
-            else:
-                self.counters.add("kept" if previous else "read")
-            yield f"{row.image_sha256}{row.mask_sha256}" if row.image_sha256 else row.id, pair
-
-    def _read(self, row: SourceRow, crashed: frozenset[str]) -> tuple[bytes, bytes]:
-        for path in (row.image_path, row.mask_path):
-            with blame_file(path):
-                check_no_crash(path, crashed)
-        return read_pair(row, self._recipe.source, self._recipe.config)
-
-    def finish_bundle(self) -> None:
-        self._files.close()
-        super().finish_bundle()
-
-
-class _Deduplicate(CountingDoFn):
-    """Keeps one of the pairs that have the same bytes and rejects the others."""
-
-    def __init__(self, progress: str) -> None:
-        super().__init__("ingest", progress)
-
-    def process(self, element: tuple[str, Iterable[ProcessedPair]]) -> Iterator[ProcessedPair]:
-        for pair in deduplicate(element[1]):
-            if pair.row.reject_code == DUPLICATE:
-                self.counters.add("left out")
-            yield pair

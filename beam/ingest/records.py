@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from beam.ingest import doubts
 from beam.ingest.record_files import RecordFiles, RecordRef
 from beam.shared.pairing import Pair, check_size
 from images import masks, png
+from images.resize import resize_image, resize_nearest
 from runtime.errors import RejectError
 from runtime.storage import absolute, is_remote, join, modified, read_bytes, sha256
 from schemas import software
@@ -22,7 +22,6 @@ from schemas.classes import VOID, Taxonomy, UInt8Array, load_taxonomy, with_void
 from schemas.config import IngestConfig
 from schemas.example import Example, encode
 from schemas.layout import SPLIT_NAMES
-from schemas.sample import Sample
 from schemas.sources import SourceRow
 from schemas.stats import PixelStats
 
@@ -176,10 +175,9 @@ def process_pair(
     try:
         image, mask = read()
         row = replace(row, image_sha256=sha256(image), mask_sha256=sha256(mask))
-        row, sample, example = make_record(row, recipe, image, mask)
+        row, example, stats = make_record(row, recipe, image, mask)
     except RejectError as error:
         return ProcessedPair(reject_row(row, error), None)
-    stats = PixelStats.of(sample.image, sample.mask, len(recipe.taxonomy))
     return ProcessedPair(row, files.add(encode(example), stats))
 
 
@@ -190,10 +188,7 @@ def stats_of(example: Example, classes: int) -> PixelStats:
 
 def decode_example(example: Example) -> tuple[UInt8Array, UInt8Array]:
     """Image (height, width, 3) and mask (height, width) of a record."""
-    image, mask = (
-        np.asarray(Image.open(io.BytesIO(png_bytes))) for png_bytes in (example.image, example.mask)
-    )
-    return image, mask
+    return png.decode_own(example.image), png.decode_own(example.mask)
 
 
 def classes_of(mask: UInt8Array) -> list[int]:
@@ -203,55 +198,52 @@ def classes_of(mask: UInt8Array) -> list[int]:
 
 def make_record(
     row: SourceRow, recipe: Recipe, image_bytes: bytes, mask_bytes: bytes
-) -> tuple[SourceRow, Sample, Example]:
+) -> tuple[SourceRow, Example, PixelStats]:
     """Checks, resizes and encodes one pair.
 
     Args:
         image_bytes, mask_bytes: of the row's files.
 
     Returns:
-        The row with size, hashes, classes and doubts, the checked sample, the record.
+        The row with size, hashes, classes and doubts; the record; its pixel statistics.
 
     Raises:
         RejectError: the pair cannot be used in the dataset.
     """
     config = recipe.config
     with blame_file(row.image_path):
-        image = png.read_image(image_bytes, config)
+        source_image = png.read_image(image_bytes, config)
     with blame_file(row.mask_path):
-        mask = masks.read_mask_for(mask_bytes, image, recipe.taxonomy, config)
-        height, width = mask.shape
+        source_mask = masks.read_mask_for(mask_bytes, source_image, recipe.taxonomy, config)
+    height, width = source_mask.shape
     target = (config.height or height, config.width or width)
-    sample = Sample(
-        id=row.id,
-        image=png.resize_image(image, *target, config.resize),
-        mask=png.resize_nearest(mask, *target),
-    )
+    image = resize_image(source_image, *target, config.resize)
+    mask = resize_nearest(source_mask, *target)
     example = Example(
-        image=png.encode(sample.image),
-        mask=png.encode(sample.mask),
+        image=png.encode(image),
+        mask=png.encode(mask),
         id=row.id,
         source_height=height,
         source_width=width,
         source_sha256=str(row.image_sha256),
     )
     # The score depends on edges, which interpolation blurs.
-    sharp = config.resize == "nearest" and sample.mask.size <= mask.size
-    scored = (sample.image, sample.mask) if sharp else (image, mask)
+    sharp = config.resize == "nearest" and mask.size <= source_mask.size
+    scored = (image, mask) if sharp else (source_image, source_mask)
     score = doubts.score_pair(*scored, same_file=row.image_sha256 == row.mask_sha256)
     done = replace(
         row,
         source_height=height,
         source_width=width,
-        classes=",".join(map(str, classes_of(sample.mask))),
-        dhash=difference_hash(sample.image),
-        picture=doubts.picture_hash(sample.image),
+        classes=",".join(map(str, classes_of(mask))),
+        dhash=difference_hash(image),
+        picture=doubts.picture_hash(image),
         doubts=",".join(doubts.doubts_of(score)),
         cells=score.cells,
         agreeing=score.agreeing,
         blue_tilt=score.blue_tilt,
     )
-    return done, sample, example
+    return done, example, PixelStats.of(image, mask, len(recipe.taxonomy))
 
 
 def difference_hash(image: UInt8Array) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from beam.ingest.metadata import reject_fraction
+from beam.ingest.records import REDUNDANT_CODES
 from beam.ingest.remedies import advise_pairing, remedy
 from beam.shared.crash_journal import CRASHED
 from runtime import storage
@@ -43,6 +43,12 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
         f"{share:.1%} of the inputs are rejects ({reasons}), more than "
         f"--max_reject_fraction={bound}; nothing was published{advice}"
     )
+
+
+def reject_fraction(manifest: Manifest) -> float:
+    """Fraction of the inputs that were lost; duplicates and leaks do not count."""
+    lost = sum(count for code, count in manifest.rejects.items() if code not in REDUNDANT_CODES)
+    return lost / max(1, lost + manifest.records)
 
 
 def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:

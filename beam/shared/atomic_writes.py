@@ -21,8 +21,8 @@ def atomic_file(place: str, scratch: str) -> Iterator[Path]:
     """A local path to write to; when the block ends, the file appears at ``place`` in one step.
 
     Args:
-        scratch: unpublished folder on the same file system, for unfinished files. A store does not
-            need it: a put is atomic.
+        scratch: unpublished folder on the same file system, in which a killed attempt leaves its
+            unfinished file. A store does not need it: a put is atomic.
     """
     if is_remote(place):
         with writing(place) as path:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import socket
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,11 +18,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from beam.runners.flink_api import FlinkCluster
-from flows.flink.processes import REST_PORT, RPC_PORT, Processes, available_cores
+from flows.flink.processes import REST_PORT, RPC_PORT, Processes
 from runtime.command_line import Parser
 from runtime.errors import UnavailableError, UserError
 from runtime.locks import try_lock
-from runtime.services import State
+from runtime.processor import available_cores
+from runtime.services import State, free_port
 
 ROOT = "outputs/flink"
 JOB_MANAGER = "jobmanager"
@@ -53,7 +53,7 @@ def up(root: Path, task_managers: int = TASK_MANAGERS, slots: int | None = None)
     if not state.is_running(JOB_MANAGER):
         down(root)
         state = State.load(root)
-        state.ports = {"rest": _free_port(), "rpc": _free_port()}
+        state.ports = {"rest": free_port(), "rpc": free_port()}
         state.save(root)
     localhost, cores = "127.0.0.1", available_cores()
     processes = Processes(
@@ -231,12 +231,6 @@ def _wait_for_slots(
         f"Flink: {names} not known to the JobManager within {_START_TIMEOUT_S} s; "
         f"logs are in {root / 'logs'}"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _log_path(root: Path, name: str) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flows.lifecycle.job_process import JobCallbacks, run_job
+from runtime.atomic_files import replacing
 from runtime.storage import local_root
 from schemas.config import IngestConfig, TrainConfig
 
@@ -51,9 +51,8 @@ def record_duration(output: str, key: str, items: int, seconds: float) -> None:
     known = recorded_durations(output) | {key: {"items": items, "seconds": round(seconds, 1)}}
     file = Path(local_root(output)) / _FILE
     file.parent.mkdir(parents=True, exist_ok=True)
-    new = file.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    new.replace(file)
+    with replacing(file) as new:
+        new.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def recorded_durations(output: str) -> dict[str, dict[str, float]]:

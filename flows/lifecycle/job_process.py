@@ -17,12 +17,9 @@ from queue import Empty, Queue
 from typing import NamedTuple
 
 from runtime.child_processes import child_environment
-from runtime.command_line import EX_TEMPFAIL
+from runtime.command_line import EX_TEMPFAIL, UP_TO_DATE
 from runtime.errors import UnavailableError, UserError
 from runtime.services import stop_process_group
-
-_UP_TO_DATE = "nothing has changed"
-"""What a job prints if it finds its output published and intact."""
 
 _LAST_LINES = 20
 _GRACE_S = 10
@@ -90,7 +87,7 @@ def run_job(module: str, arguments: Sequence[str], callbacks: JobCallbacks) -> J
             # not in a blocking read; so nothing here blocks for longer than a second.
             while (line := _next_line(lines, callbacks.check)) is not None:
                 last.append(line)
-                up_to_date |= _UP_TO_DATE in line
+                up_to_date |= UP_TO_DATE in line
                 callbacks.log(line)
             code = process.wait()
         except BaseException:

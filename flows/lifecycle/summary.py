@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from images.panels import PanelRow, panel
+from images.png import decode_own
+from runtime.mlflow_store import parse_model_uri
 from runtime.parquet import read_table
-from runtime.storage import join, local
-from schemas.example import parse, read_records
+from schemas.example import Example, read_examples
 from schemas.layout import partition_path
 from schemas.manifest import Manifest, load_manifest
 from schemas.published import files_of
@@ -44,7 +43,7 @@ class ClassSummary:
 
 def partition_of(model_uri: str, source_name: str) -> str:
     """Partition of ``models:/<name>/<version>`` over a source."""
-    name, _, version = model_uri.removeprefix("models:/").rpartition("/")
+    name, version, _ = parse_model_uri(model_uri)
     return partition_path(name, f"v{version}", source_name)
 
 
@@ -109,13 +108,13 @@ def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, 
         return False
     chosen = np.unique(np.linspace(0, table.num_rows - 1, _EXAMPLES).round().astype(int))
     rows = {row["image_id"]: row for row in table.take(chosen).to_pylist()}
-    records = _records(dataset, manifest, set(rows))
+    records = _test_records(dataset, manifest, set(rows))
     panel(
         [
             PanelRow(
                 f"{image_id}   pixel accuracy {row['pixel_accuracy']:.3f}",
-                _pixels(records[image_id].image),
-                [_pixels(records[image_id].mask), _pixels(row["mask"]["bytes"])],
+                decode_own(records[image_id].image),
+                [decode_own(records[image_id].mask), decode_own(row["mask"]["bytes"])],
             )
             for image_id, row in rows.items()
         ],
@@ -125,16 +124,6 @@ def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, 
     return True
 
 
-def _records(dataset: str | Path, manifest: Manifest, ids: set[str]) -> dict[str, Any]:
-    found = {}
-    for name in manifest.shard_names("test"):
-        with local(join(dataset, name)) as path, open(path, "rb") as file:
-            for record in read_records(file, name):
-                example = parse(record)
-                if example.id in ids:
-                    found[example.id] = example
-    return found
-
-
-def _pixels(png: bytes) -> Any:
-    return np.asarray(Image.open(io.BytesIO(png)))
+def _test_records(dataset: str | Path, manifest: Manifest, ids: set[str]) -> dict[str, Example]:
+    shards = (read_examples(dataset, name) for name in manifest.shard_names("test"))
+    return {one.id: one for one in chain.from_iterable(shards) if one.id in ids}

@@ -7,16 +7,13 @@ listen on 127.0.0.1 only.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
-import socket
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.deploy.deployments import POOLS, PROJECT, add_notify_option, deploy
@@ -24,7 +21,8 @@ from flows.deploy.notify import check_webhook_url
 from runtime import storage
 from runtime.command_line import Parser
 from runtime.errors import UserError
-from runtime.services import ROOT, State
+from runtime.locks import lock
+from runtime.services import ROOT, State, free_port
 
 _PREFERRED_PORTS = {"prefect": 4200, "mlflow": 5000}
 _HEALTH_PATHS = {"prefect": "/api/health", "mlflow": "/health"}
@@ -55,7 +53,7 @@ def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
         _mlflow_store(root).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"--root {root}: cannot be made: {error.strerror}") from error
-    with _locked(root):
+    with lock(root / "lock", wait=True):
         state = State.load(root)
         if raw is not None:
             state.raw = storage.absolute(raw)
@@ -65,7 +63,7 @@ def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
                 # Processes that a killed server has left behind may hold its port.
                 if server in state.services:
                     state.services[server].stop(_STOP_TIMEOUT_S)
-                state.ports[server] = _free_port(state.ports.get(server, _PREFERRED_PORTS[server]))
+                state.ports[server] = free_port(state.ports.get(server, _PREFERRED_PORTS[server]))
         environment = _environment(root, state)
         for server, command in _server_commands(root, state).items():
             _start(root, state, server, command, environment)
@@ -82,7 +80,7 @@ def down(root: Path) -> str:
     """Stops what ``up`` started, workers first; keeps the state and the ports."""
     if not root.is_dir():
         return f"nothing runs in {root}"
-    with _locked(root):
+    with lock(root / "lock", wait=True):
         state = State.load(root)
         running = [
             name for name in reversed(state.services) if state.services[name].has_processes()
@@ -183,30 +181,8 @@ def _status_table(root: Path, state: State) -> str:
     return "\n".join(lines)
 
 
-def _free_port(preferred: int) -> int:
-    """The preferred port if it is free, else any free port."""
-    for port in (preferred, 0):
-        with socket.socket() as probe:
-            # As servers do, so that a port whose last connections are still closing counts as free.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise UserError("no port is free on 127.0.0.1")
-
-
 def _log_path(root: Path, name: str) -> Path:
     return root / "logs" / f"{name}.log"
-
-
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Lets only one ``up`` or ``down`` run at a time."""
-    with (root / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def main(arguments: Sequence[str]) -> str:

@@ -289,18 +289,17 @@ def test_what_a_dead_job_has_left_goes_after_a_week(bucket: Store) -> None:
     assert set(bucket.files("staged")) == {f"{names[1]}/file"}
 
 
-def _started(folder: Path, module: str, *arguments: str) -> subprocess.Popen[bytes]:
-    """Starts a job whose log and temporary files are in ``folder``."""
-    return started(folder / "log", module, *arguments, TMPDIR=str(folder))
-
-
 @contextmanager
 def _held_midway(
     bucket: Store, folder: Path, output: str, module: str, *arguments: str
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A job that was stopped, with its workers, after it had staged something."""
+    """A job that was stopped, with its workers, after it had staged something.
+
+    Its log and its temporary files are in ``folder``.
+    """
     folder.mkdir()
-    process = _started(folder, module, f"--output={bucket.uri(output)}", *arguments, *TWO_WORKERS)
+    arguments = (f"--output={bucket.uri(output)}", *arguments, *TWO_WORKERS)
+    process = started(folder / "log", module, *arguments, TMPDIR=str(folder))
     try:
         while not bucket.has_staged(output):
             assert process.poll() is None, (folder / "log").read_text()
@@ -373,6 +372,7 @@ def test_mistakes_are_one_line_at_the_start(
 ) -> None:
     good, output = f"--source={raw}", f"--output={bucket.uri('mistakes')}"
     predict = ("beam.infer", f"--model={plain_model}")
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
     cases = [
         ({}, ("beam.ingest", "--source=s3://none/raw", output), 2, "no bucket 'none'"),
         ({}, ("beam.ingest", f"{good}-none", output), 2, "there is no such folder"),
@@ -385,12 +385,7 @@ def test_mistakes_are_one_line_at_the_start(
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, ("beam.ingest", good, output), 2, "refuses access"),
         ({"AWS_SECRET_ACCESS_KEY": "wrong"}, (*predict, good, output), 2, "refuses access"),
         ({"AWS_ACCESS_KEY_ID": "nobody"}, ("beam.ingest", good, output), 2, "refuses access"),
-        (
-            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"},
-            ("beam.ingest", good, output),
-            75,
-            "does not answer",
-        ),
+        (away, ("beam.ingest", good, output), 75, "does not answer"),
     ]
     for variables, arguments, code, complaint in cases:
         with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Decoding, encoding and resizing of PNG and JPEG files, against Pillow; codes of rejects."""
+"""Decoding and encoding of PNG and JPEG files, against Pillow; codes of rejects."""
 
 import io
 import struct
@@ -54,24 +54,7 @@ PLAIN = _save(Image.fromarray(PIXELS))
 def test_images_survive_the_codec(pixels) -> None:
     assert np.array_equal(png.decode_image(png.encode(pixels), LIMIT), pixels)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(png.encode(pixels)))), pixels)
-
-
-@given(rgb, st.tuples(st.integers(1, 100), st.integers(1, 100)))
-def test_nearest_neighbour_equals_pillows(pixels, size) -> None:
-    height, width = size
-    theirs = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-    assert np.array_equal(png.resize_nearest(pixels, height, width), np.asarray(theirs))
-    assert np.array_equal(
-        png.resize_nearest(pixels[..., 0], height, width), np.asarray(theirs)[..., 0]
-    )
-
-
-def test_other_resizing() -> None:
-    halves = np.zeros((4, 4, 3), np.uint8)
-    halves[:, 1::2] = 100
-    assert (png.resize_image(halves, 2, 2, "area") == 50).all()
-    assert png.resize_image(halves, 8, 8, "bilinear").shape == (8, 8, 3)
-    assert set(np.unique(png.resize_image(halves, 3, 3, "nearest"))) <= {0, 100}
+    assert np.array_equal(png.decode_own(png.encode(pixels)), pixels)
 
 
 def test_grey_palette_alpha_and_one_bit_images() -> None:

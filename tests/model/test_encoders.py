@@ -81,7 +81,8 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, imagenet: Path) -> No
 
 def test_the_encoder_classifies_as_on_imagenet(imagenet: Path, real: Path) -> None:
     """The classifier that the file holds, on our features: right only if every layer is."""
-    from images.png import decode_image, resize_image
+    from images.png import decode_image
+    from images.resize import resize_image
     from model.encoders import lite
 
     encoder, weights = lite.encoder(), read_tensors(imagenet)

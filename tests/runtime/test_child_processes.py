@@ -14,7 +14,13 @@ from jobs import ROOT
 from operated import children, job_of, processes
 from servers import until
 
-from runtime.child_processes import PARENT_VARIABLE, child_environment, end_with_parent
+from runtime.child_processes import (
+    PARENT_VARIABLE,
+    child_environment,
+    end_with_parent,
+    run_module,
+)
+from runtime.errors import UserError
 from runtime.services import start_time
 
 FLOW = """
@@ -117,3 +123,9 @@ def test_a_job_that_a_user_starts_depends_on_no_parent(monkeypatch: pytest.Monke
     end_with_parent()
     assert child_environment()[PARENT_VARIABLE] == str(os.getpid())
     assert PARENT_VARIABLE not in os.environ
+
+
+def test_a_module_that_fails_is_an_error_with_its_last_line(tmp_path: Path) -> None:
+    run_module("flows.scenes", f"--output={tmp_path}", "--count=1")
+    with pytest.raises(UserError, match=r"^expected a --count of at least 1 and a --seed of at "):
+        run_module("flows.scenes", f"--output={tmp_path}", "--count=0")

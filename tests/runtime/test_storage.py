@@ -161,14 +161,14 @@ def test_an_outage_that_lasts_is_one_line(bucket: Store, monkeypatch) -> None:
 )
 def test_wrong_credentials_are_one_line(bucket, monkeypatch, variable, value, complaint) -> None:
     monkeypatch.setenv(variable, value)
-    object_store.clear_connections()
+    object_store._store.cache_clear()
     try:
         with pytest.raises(UserError, match=complaint) as caught:
             storage.require_writable(bucket.uri("somewhere"))
         assert not isinstance(caught.value, UnavailableError)
         assert "\n" not in str(caught.value)
     finally:
-        object_store.clear_connections()
+        object_store._store.cache_clear()
 
 
 def test_missing_buckets_and_invalid_uris_are_named(bucket: Store) -> None:

@@ -17,6 +17,7 @@ from beam.infer.pictures import Picture, Prediction
 from beam.infer.table_rows import rows_of
 from beam.runners.run import run_pipeline
 from images import masks, png
+from images.resize import resize_image, resize_nearest
 from runtime.errors import UserError
 from schemas import software
 from schemas.classes import load_taxonomy
@@ -35,8 +36,8 @@ def _images(_: Path) -> list[bytes]:
     config, mask = IngestConfig(), np.stack([IDS, IDS * 0, IDS * 0], axis=2)
     found = [png.read_image(png.encode(IMAGE), config), png.decode_ids(png.encode(IDS))]
     found.append(masks.read_mask_for(png.encode(mask), IMAGE, TAXONOMY, config))
-    found += [png.resize_image(IMAGE, 24, 36, how) for how in ("nearest", "bilinear", "area")]
-    found.append(png.resize_nearest(IDS, 24, 36))
+    found += [resize_image(IMAGE, 24, 36, how) for how in ("nearest", "bilinear", "area")]
+    found.append(resize_nearest(IDS, 24, 36))
     return [array.tobytes() for array in found]
 
 

@@ -133,7 +133,7 @@ class Store:
 @contextmanager
 def store(folder: Path) -> Iterator[Store]:
     """Runs a store during a block; this process and its children are set up to use it."""
-    from runtime.object_store import clear_connections
+    from runtime import object_store
 
     started = Store(folder)
     started.start()
@@ -143,9 +143,10 @@ def store(folder: Path) -> Iterator[Store]:
                 patch.delenv(name)
         for name, value in started.environment.items():
             patch.setenv(name, value)
-        clear_connections()
+        # The environment is read when a connection is made.
+        object_store._store.cache_clear()
         try:
             yield started
         finally:
             started.stop()
-    clear_connections()
+    object_store._store.cache_clear()

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from beam.infer.model_uri import ResolvedModel
 from runtime.errors import UserError
+from runtime.processor import available_cores
 from schemas.classes import UInt8Array
 from schemas.geometry import UNPADDED, Geometry
 
@@ -66,13 +67,14 @@ class Runtime:
         They do on a GPU, which one process uses fully, and if the copies would take more than a
         third of the machine's memory.
         """
-        copies = (self.processes or _cores()) * _COPIES
+        copies = (self.processes or available_cores()) * _COPIES
         return self._on_gpu or copies * self.model_bytes > total_memory() / 3
 
     @property
     def threads(self) -> int:
         """Threads of each process on this machine."""
-        return _cores() if self.shared else max(1, _cores() // (self.processes or _cores()))
+        cores = available_cores()
+        return cores if self.shared else max(1, cores // (self.processes or cores))
 
     @property
     def _on_gpu(self) -> bool:
@@ -225,10 +227,6 @@ def total_memory() -> float:
         return float("inf")
     kib = [line.split()[1] for line in lines if line.startswith("MemTotal:")]
     return int(kib[0]) * 1024 if kib else float("inf")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def is_out_of_memory(error: Exception) -> bool:

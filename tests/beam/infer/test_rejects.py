@@ -18,6 +18,7 @@ from beam.infer.engines.choice import choose_runtime
 from beam.runners.run import pipeline_options
 from flows.scenes import draw_scene
 from images import png
+from images.resize import resize_image
 from runtime.errors import RejectError, UserError
 from schemas.config import InferConfig
 
@@ -52,7 +53,7 @@ def test_an_image_that_fails_in_its_batch_is_the_only_reject(
 ) -> None:
     names = ("000_0004", "000_0017")
     poison = {
-        png.resize_image(
+        resize_image(
             png.decode_image((scenes / f"CameraRGB/{name}.png").read_bytes(), 1 << 31),
             *(32, 48, "nearest"),
         ).tobytes()

@@ -12,6 +12,7 @@ from beam.ingest import doubts
 from beam.ingest.doubts import DoubtTotal
 from flows.scenes import draw_scene
 from images import png
+from images.resize import resize_nearest
 from schemas.classes import VOID, load_taxonomy
 
 LIMIT = 1_000_000
@@ -22,7 +23,7 @@ SIZE = 96, 128
 def street():
     """24 synthetic pairs of 96x128: images and class ids."""
     drawn = [draw_scene(seed) for seed in range(24)]
-    return [(png.resize_nearest(image, *SIZE), _thin(mask[..., 0])) for image, mask in drawn]
+    return [(resize_nearest(image, *SIZE), _thin(mask[..., 0])) for image, mask in drawn]
 
 
 @pytest.fixture(scope="module", params=["dataA", "dataB"])
@@ -33,12 +34,12 @@ def drive(request, real: Path):
     for path in images:
         mask = path.parent.with_name("CameraSeg") / path.name
         image, raw = (png.decode_image(file.read_bytes(), LIMIT) for file in (path, mask))
-        pairs.append((png.resize_nearest(image, *SIZE), _thin(raw[..., 0])))
+        pairs.append((resize_nearest(image, *SIZE), _thin(raw[..., 0])))
     return pairs
 
 
 def _thin(mask):
-    return png.resize_nearest(np.ascontiguousarray(mask), *SIZE)
+    return resize_nearest(np.ascontiguousarray(mask), *SIZE)
 
 
 def _doubts(image, mask) -> list[str]:
@@ -120,7 +121,7 @@ def test_the_score_hardly_depends_on_the_size() -> None:
     mask = np.ascontiguousarray(raw[..., 0])
     for height, width in ((600, 800), (300, 400), (96, 128)):
         score = doubts.score_pair(
-            png.resize_nearest(image, height, width), png.resize_nearest(mask, height, width)
+            resize_nearest(image, height, width), resize_nearest(mask, height, width)
         )
         assert 16 <= score.cells <= 30
         assert score.agreement > 0.75
