@@ -10,6 +10,8 @@ import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from analysis.tables import PREDICTIONS, connect, one_line
@@ -78,18 +80,33 @@ def _format(relation: DuckDBPyRelation, form: str) -> str:
         writer.writerow(relation.columns)
         writer.writerows(relation.fetchall())
     else:
+        names = _distinct(relation.columns)
         for row in relation.fetchall():
-            values = dict(zip(relation.columns, map(_jsonable, row), strict=True))
+            values = dict(zip(names, map(_jsonable, row), strict=True))
             out.write(json.dumps(values, default=_as_text, ensure_ascii=False) + "\n")
     return out.getvalue().rstrip("\n")
 
 
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """The names of columns, as those of a subquery: the second ``a`` is ``a_1``."""
+    names: list[str] = []
+    for column in columns:
+        candidates = (f"{column}_{number}" if number else column for number in count())
+        names.append(next(name for name in candidates if name not in names))
+    return names
+
+
 def _jsonable(value: Any) -> Any:
-    """The value with None for NaN and infinity, which JSON does not have."""
+    """The value as JSON has it: decimals as numbers, None for NaN and infinity, names as text."""
     if isinstance(value, dict):
-        return {name: _jsonable(part) for name, part in value.items()}
+        return {
+            name if isinstance(name, str) else _as_text(name): _jsonable(part)
+            for name, part in value.items()
+        }
     if isinstance(value, list | tuple):
         return list(map(_jsonable, value))
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -86,6 +86,26 @@ def test_output_formats(tables: Path) -> None:
     assert undefined == '{"none": null, "known": 1.5, "inner": {"list": [null]}}'
 
 
+def test_json_has_every_column_and_every_kind_of_value(tables: Path) -> None:
+    def result(sql: str) -> dict:
+        return json.loads(query.run_query(database, sql, "json"))
+
+    with connect(tables) as database:
+        assert result("SELECT 1 AS a, 2 AS a, 3 AS a_1") == {"a": 1, "a_1": 2, "a_1_1": 3}
+        joined = result(
+            "SELECT masks.image_id, stats.image_id, masks.mean_confidence, stats.mean_confidence"
+            " FROM masks JOIN class_stats AS stats USING (run_id) LIMIT 1"
+        )
+        assert len(joined) == 4
+        assert result("SELECT 0.25 AS d, 3::DECIMAL(9, 2) AS i, [1.5] AS l") == {
+            "d": 0.25,
+            "i": 3,
+            "l": [1.5],
+        }
+        maps = "SELECT map([1], ['a']) AS m, map([DATE '2024-05-01'], [NULL]) AS d"
+        assert result(maps) == {"m": {"1": "a"}, "d": {"2024-05-01": None}}
+
+
 def test_pandas_options_of_the_help_keep_class_none(tables: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         query.main(["--help"])
