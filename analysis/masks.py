@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from analysis.pictures import safe_path, taxonomy_of, unknown_image
-from analysis.tables import add_run_options, connect, partition_key, select_run
+from analysis.tables import add_run_options, connect, partition_key, reading, select_run
 from images import panels
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
@@ -44,17 +44,18 @@ def main(arguments: Sequence[str]) -> str:
         "PNGs in the class colours; or COCO annotations (default: palette)",
     )
     args = parser.parse_args(arguments)
-    connection = connect(args.predictions)
-    run = select_run(connection, args)
-    taxonomy = taxonomy_of(connection, run)
-    if args.ids:
-        _require_images(connection, run, args.ids)
-    rows = _rows(connection, run, args.ids)
     try:
-        if args.form == "coco":
-            write_coco(rows, taxonomy, Path(args.output))
-        else:
-            write_pngs(rows, _encoders(taxonomy)[args.form], Path(args.output))
+        with reading(args.predictions):
+            connection = connect(args.predictions)
+            run = select_run(connection, args)
+            taxonomy = taxonomy_of(connection, run)
+            if args.ids:
+                _require_images(connection, run, args.ids)
+            rows = _rows(connection, run, args.ids)
+            if args.form == "coco":
+                write_coco(rows, taxonomy, Path(args.output))
+            else:
+                write_pngs(rows, _encoders(taxonomy)[args.form], Path(args.output))
     except OSError as error:
         raise UserError(f"output {args.output!r} is not writable: {error.strerror}") from error
     return str(args.output)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import glob
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,24 @@ def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
             "run `python -m beam.infer` again to write all tables"
         ) from error
     return connection
+
+
+@contextmanager
+def reading(predictions: str | Path) -> Iterator[None]:
+    """Turns DuckDB's errors into a UserError: files may be damaged, or replaced at this moment.
+
+    Raises:
+        UserError: the block raised one.
+    """
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UserError(
+            f"predictions {str(predictions)!r}: {one_line(error)}; run this again if a job has "
+            "just replaced them; `python -m beam.verify` names damaged files"
+        ) from error
 
 
 def _open_on_store(root: str) -> dict[str, Any]:
