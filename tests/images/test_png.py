@@ -74,6 +74,13 @@ def test_other_resizing() -> None:
     assert set(np.unique(png.resize_image(halves, 3, 3, "nearest"))) <= {0, 100}
 
 
+def test_counts_of_frames_that_keep_their_size_take_no_memory() -> None:
+    counts = png.nearest_counts((6000, 8000), (6000, 8000))
+    assert counts.shape == (6000, 8000)
+    assert counts.strides == (0, 0)
+    assert counts[0, 0] == 1
+
+
 def test_grey_palette_alpha_and_one_bit_images() -> None:
     image = Image.fromarray(PIXELS)
     opaque = image.copy()
