@@ -46,16 +46,25 @@ def main(arguments: Sequence[str]) -> str:
 def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
     """The result of a query as text: a readable ``table``, ``csv``, or a ``json`` object per line.
 
+    Of several statements, the results follow each other.
+
     Raises:
         UserError: DuckDB cannot run the query; the message is one line.
         KeyboardInterrupt: Ctrl-C, while DuckDB ran it.
     """
     import duckdb
+    from duckdb import ExpectedResultType
 
     def run() -> str:
-        relation = connection.sql(sql)
-        # A statement without a result, like SET, has no relation.
-        return "" if relation is None else _format(relation, form)
+        results = []
+        # Of all at once, DuckDB would return the result of the last one alone.
+        for statement in connection.extract_statements(sql):
+            relation = connection.sql(_without_end(statement.query))
+            # A statement without a result is SET, for example.
+            has_result = ExpectedResultType.QUERY_RESULT in statement.expected_result_type
+            if relation is not None and has_result:
+                results.append(_format(relation, form))
+        return "\n".join(filter(None, results))
 
     try:
         # In a thread, since DuckDB does not notice Ctrl-C itself until the query ends.
@@ -68,6 +77,17 @@ def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> 
                 raise
     except duckdb.Error as error:
         raise UserError(f"query: {one_line(error)}") from error
+
+
+def _without_end(statement: str) -> str:
+    """A statement up to its semicolon; behind it, DuckDB's relations take no comment."""
+    import duckdb
+
+    text = statement.encode()
+    for start, kind in reversed(duckdb.tokenize(statement)):
+        if kind != duckdb.token_type.comment:
+            return (text[:start] if text[start:].startswith(b";") else text).decode()
+    return statement
 
 
 def _format(relation: DuckDBPyRelation, form: str) -> str:

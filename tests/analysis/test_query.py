@@ -151,7 +151,7 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
             self._ended = threading.Event()
             self.interrupt = self._ended.set
 
-        def sql(self, _: str) -> None:
+        def extract_statements(self, _: str) -> None:
             _thread.interrupt_main()
             assert self._ended.wait(60), "the query was not interrupted"
 
@@ -161,6 +161,16 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
     monkeypatch.setattr(shell, "_read_statements", lambda: iter(["SELECT 1;"]))
     assert shell.main([f"--predictions={tables}"]) == ""
     assert "interrupted" in capsys.readouterr().out
+
+
+def test_each_of_several_statements_is_answered(tables: Path) -> None:
+    sql = "SET threads = 1; SELECT 'ü;' AS a; -- ;\nSELECT 2 AS b; -- the end\n/* ü */"
+    with connect(tables) as database:
+        assert query.run_query(database, sql, "json") == '{"a": "ü;"}\n{"b": 2}'
+        assert "ü;" in (table := query.run_query(database, sql))
+        assert "│     2 │" in table
+        assert query.run_query(database, "SET threads = 1", "csv") == ""
+        assert query.run_query(database, "-- nothing") == ""
 
 
 def test_query_command(job: Job, tables: Path, tmp_path: Path) -> None:
@@ -179,7 +189,8 @@ def test_shell_continues_after_an_error(tables: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "analysis.shell", f"--predictions={tables}"],
         cwd=ROOT,
-        input="SELECT count(*) AS images\nFROM masks;\n\nSELEC;\nSELECT 'still' || ' here';",
+        input="SELECT count(*) AS images\nFROM masks;\n\nSELEC;\nSELECT 'still' || ' here';\n"
+        "SELECT 'the ' || 'end'",
         capture_output=True,
         text=True,
         check=False,
@@ -189,3 +200,4 @@ def test_shell_continues_after_an_error(tables: Path) -> None:
     assert "│    120 │" in done.stdout
     assert "error: query: Parser Error" in done.stdout
     assert "still here" in done.stdout
+    assert "the end" in done.stdout
