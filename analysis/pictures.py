@@ -137,12 +137,21 @@ def _can_name_a_file(part: str) -> bool:
 
 
 def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy:
-    """The classes of a run, from the table ``classes``."""
+    """The classes of a run, from the table ``classes``.
+
+    Raises:
+        UserError: it has none, e.g. because only some of the tables were copied.
+    """
     rows = connection.execute(
         "SELECT class_id, class_name, color FROM classes"
         " WHERE (model, version, source) = ($model, $version, $source) ORDER BY class_id",
         partition_key(run),
     ).fetchall()
+    if not rows:
+        raise UserError(
+            f"run {run['run_id']} has no rows in the table classes; copy all tables of its "
+            "partition, or run `python -m beam.infer` again"
+        )
     labels = tuple(
         ClassLabel(id=class_id, name=name, colour=(*bytes.fromhex(color[1:]),))
         for class_id, name, color in rows

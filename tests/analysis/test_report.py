@@ -325,6 +325,16 @@ def test_tables_that_change_meanwhile_are_a_mistake(
         shutil.copytree(tables / "masks", moved / "masks")
 
 
+def test_a_run_without_its_classes_is_a_mistake(tables: Path, tmp_path: Path) -> None:
+    for table in ("masks", "class_stats", "confusion", "runs", "rejects"):
+        shutil.copytree(tables / table, tmp_path / "some" / table)
+    (other,) = tables.glob("classes/*/version=v1/source=driveB")
+    shutil.copytree(other, tmp_path / "some" / other.relative_to(tables))
+    arguments = [f"--predictions={tmp_path}/some", "--version=v1", "--source=driveA"]
+    with pytest.raises(UserError, match="no rows in the table classes"):
+        report.main([*arguments, f"--output={tmp_path}/report.html"])
+
+
 def test_void_is_neither_right_nor_wrong() -> None:
     truth = np.array([[0, VOID], [1, 1]], np.uint8)
     mask = np.array([[0, 0], [1, 2]], np.uint8)
