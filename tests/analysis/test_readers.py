@@ -19,8 +19,8 @@ from analysis.tables import connect, select_run
 from beam.infer.runs import TABLES
 from schemas.config import InferConfig
 
-SOURCES = ("2024-05-01", "001", "1e5", "true", "null", "None", "路面", "lyft", "0815")
-READ = ("_2024-05-01", "_001", "_1e5", "_true", "_null", "_None", "路面", "lyft", "_0815")
+SOURCES = ("2024-05-01", "001", "0x1", "epoch", "true", "null", "None", "路面", "lyft", "0815")
+READ = ("_2024-05-01", "_001", "_0x1", "_epoch", "_true", "_null", "_None", "路面", "lyft", "_0815")
 """What a reader finds in the column ``source``, in that order."""
 
 
