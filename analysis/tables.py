@@ -150,10 +150,11 @@ def select_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict
             raise UserError(f"partition {args.partition!r}: expected model=…/version=…/source=…")
     result = connection.sql("FROM runs ORDER BY model, version, source")
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    selected = [
+    marked = {key: partition_value(value) for key, value in wanted.items()}
+    selected = [row for row in rows if wanted.items() <= row.items()] or [
         row
         for row in rows
-        if all(row[key] in (value, partition_value(value)) for key, value in wanted.items())
+        if all(row[key] in (wanted[key], value) for key, value in marked.items())
     ]
     if len(selected) != 1:
         names = "; ".join(

@@ -124,6 +124,18 @@ def test_unescaped_source_name_selects_its_run(hostile: Path) -> None:
                 assert select_run(connection, args)["source"] == read
 
 
+def test_a_folders_name_selects_its_run_alone() -> None:
+    """Sources 001 and _001."""
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE runs AS"
+            " SELECT 'm' AS model, 'v1' AS version, unnest(['_001', '__001']) AS source"
+        )
+        for folder in ("_001", "__001"):
+            args = Namespace(source=None, partition=f"source={folder}", model=None, version=None)
+            assert select_run(connection, args)["source"] == folder
+
+
 def test_cookbook_snippet_prints_all_runs(
     hostile: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
