@@ -98,13 +98,20 @@ def _format(relation: DuckDBPyRelation, form: str) -> str:
     elif form == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(relation.columns)
-        writer.writerows(relation.fetchall())
+        writer.writerows(map(_as_cell, row) for row in relation.fetchall())
     else:
         names = _distinct(relation.columns)
         for row in relation.fetchall():
             values = dict(zip(names, map(_jsonable, row), strict=True))
             out.write(json.dumps(values, default=_as_text, ensure_ascii=False) + "\n")
     return out.getvalue().rstrip("\n")
+
+
+def _as_cell(value: Any) -> Any:
+    """A value of a CSV file: nested ones in JSON, bytes in hexadecimal digits."""
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(_jsonable(value), default=_as_text, ensure_ascii=False)
+    return value.hex() if isinstance(value, bytes) else value
 
 
 def _distinct(columns: Sequence[str]) -> list[str]:

@@ -86,6 +86,16 @@ def test_output_formats(tables: Path) -> None:
     assert undefined == '{"none": null, "known": 1.5, "inner": {"list": [null]}}'
 
 
+def test_csv_has_no_python_in_it(tables: Path) -> None:
+    sql = "SELECT mask, mask.bytes, [1, 2] AS list, ['a''b'] AS text FROM masks LIMIT 1"
+    with connect(tables) as database:
+        text = query.run_query(database, sql, "csv")
+        ((mask, data),) = database.sql("SELECT mask, mask.bytes FROM masks LIMIT 1").fetchall()
+    found = list(csv.reader(io.StringIO(text)))[1]
+    assert json.loads(found[0]) == {"bytes": data.hex(), "path": mask["path"]}
+    assert found[1:] == [data.hex(), "[1, 2]", '["a\'b"]']
+
+
 def test_json_has_every_column_and_every_kind_of_value(tables: Path) -> None:
     def result(sql: str) -> dict:
         return json.loads(query.run_query(database, sql, "json"))
