@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from analysis.pictures import safe_path, taxonomy_of, unknown_image
-from analysis.tables import add_run_options, connect, partition_key, select_run
+from analysis.tables import add_run_options, connect, partition_key, reading, select_run
 from images import panels
 from images.png import decode_own
-from runtime.command_line import Parser, run_main
+from runtime.command_line import Parser, log, run_main
 from runtime.errors import UserError
 from schemas.classes import Taxonomy, UInt8Array
 
@@ -45,24 +45,27 @@ def main(arguments: Sequence[str]) -> str:
         "PNGs in the class colours; or COCO annotations (default: palette)",
     )
     args = parser.parse_args(arguments)
-    connection = connect(args.predictions)
-    run = select_run(connection, args)
-    taxonomy = taxonomy_of(connection, run)
-    if args.ids:
-        _require_images(connection, run, args.ids)
-    rows = _rows(connection, run, args.ids)
     try:
-        if args.form == "coco":
-            write_coco(rows, taxonomy, Path(args.output))
-        else:
-            write_pngs(rows, _encoders(taxonomy)[args.form], Path(args.output))
+        with reading(args.predictions):
+            connection = connect(args.predictions)
+            run = select_run(connection, args)
+            taxonomy = taxonomy_of(connection, run)
+            if args.ids:
+                _require_images(connection, run, args.ids)
+            rows = _rows(connection, run, args.ids)
+            if args.form == "coco":
+                write_coco(rows, taxonomy, Path(args.output))
+            else:
+                written = write_pngs(rows, _encoders(taxonomy)[args.form], Path(args.output))
+                if not args.ids:
+                    _warn_of_others(Path(args.output), written)
     except OSError as error:
         raise UserError(f"output {args.output!r} is not writable: {error.strerror}") from error
     return str(args.output)
 
 
-def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> None:
-    """Writes each mask to ``<folder>/<image id>.png``.
+def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> int:
+    """Writes each mask to ``<folder>/<image id>.png``; returns their number.
 
     Args:
         rows: of the table masks.
@@ -74,7 +77,14 @@ def write_pngs(rows: Iterator[dict[str, Any]], encode: Encode, folder: Path) -> 
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(row["mask"]))
         written += 1
-    print(f"{written:,} masks written", file=sys.stderr)
+    log(f"{written:,} masks written")
+    return written
+
+
+def _warn_of_others(folder: Path, written: int) -> None:
+    """Warns of PNGs that an earlier run has left, e.g. of images that are gone."""
+    if others := sum(1 for _ in folder.rglob("*.png")) - written:
+        log(f"warning: {others:,} other PNGs in {str(folder)!r} are no masks of this run")
 
 
 def write_coco(rows: Iterator[dict[str, Any]], taxonomy: Taxonomy, folder: Path) -> None:
@@ -109,7 +119,7 @@ def write_coco(rows: Iterator[dict[str, Any]], taxonomy: Taxonomy, folder: Path)
     folder.mkdir(parents=True, exist_ok=True)
     content = {"images": images, "annotations": annotations, "categories": categories}
     (folder / COCO_FILE).write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    print(f"{len(annotations):,} regions of {len(images):,} images written", file=sys.stderr)
+    log(f"{len(annotations):,} regions of {len(images):,} images written")
 
 
 def _encode_region(inside: np.ndarray[Any, np.dtype[np.bool_]]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from analysis.pictures import Scene, load_scenes, safe_path
-from analysis.tables import add_run_options, connect, select_run
+from analysis.tables import add_run_options, connect, reading, select_run
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 
@@ -34,8 +34,9 @@ def main(arguments: Sequence[str]) -> str:
         "--strip", action="store_true", help="side by side: input, truth, prediction, errors"
     )
     args = parser.parse_args(arguments)
-    connection = connect(args.predictions)
-    scenes = load_scenes(connection, select_run(connection, args), args.ids, args.dataset)
+    with reading(args.predictions):
+        connection = connect(args.predictions)
+        scenes = load_scenes(connection, select_run(connection, args), args.ids, args.dataset)
     files = {}
     for scene in scenes:
         out = io.BytesIO()

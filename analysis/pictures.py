@@ -16,7 +16,7 @@ from images import panels
 from images.png import decode_own
 from runtime.errors import UserError
 from runtime.parquet import read_table
-from runtime.storage import is_file, join, read_bytes
+from runtime.storage import is_file, join, read_bytes, sha256
 from schemas.classes import (
     VOID,
     ClassLabel,
@@ -34,13 +34,16 @@ if TYPE_CHECKING:
 
 _MASK_FOLDERS = ("CameraSeg", "CameraMask")
 
+_MAX_NAME = 255 - len(".png")
+"""Bytes of a file's name without the suffix."""
+
 
 @dataclass(frozen=True)
 class Scene:
     """One image of a run; all arrays have the size of its mask.
 
     Attributes:
-        image: RGB, uint8 (height, width, 3); None if the image no longer exists.
+        image: RGB, uint8 (height, width, 3); None if the image no longer exists or has changed.
         mask: predicted class ids, uint8 (height, width).
         truth: true class ids, 255 for void; None if they are unknown or have changed.
     """
@@ -89,7 +92,7 @@ def load_scenes(
     """
     taxonomy = taxonomy_of(connection, run)
     rows = connection.execute(
-        "SELECT image_id, source_uri, mask.bytes, confusion FROM masks"
+        "SELECT image_id, source_uri, image_sha256, mask.bytes, confusion FROM masks"
         " WHERE (model, version, source) = ($model, $version, $source)"
         " AND list_contains($ids, image_id)",
         partition_key(run) | {"ids": list(ids)},
@@ -102,9 +105,11 @@ def load_scenes(
     raw_taxonomy = _raw_mask_taxonomy(run)
     scenes = []
     for image_id in ids:
-        _, source_uri, data, confusion = by_id[image_id]
+        _, source_uri, image_sha256, data, confusion = by_id[image_id]
         mask = decode_own(data)
-        image, truth = _image_and_truth(records.get(image_id), source_uri, mask.shape, raw_taxonomy)
+        image, truth = _image_and_truth(
+            records.get(image_id), source_uri, image_sha256, mask.shape, raw_taxonomy
+        )
         if truth is not None and not _reproduces(truth, mask, confusion, len(taxonomy)):
             truth = None
         scenes.append(Scene(image_id, image, mask, truth, taxonomy))
@@ -119,17 +124,35 @@ def unknown_image(run: dict[str, Any], image_id: str) -> UserError:
 
 
 def safe_path(image_id: str) -> str:
-    """A unique relative path for an image id; it never leads out of its folder."""
-    return "/".join(safe_name(part) for part in image_id.split("/"))
+    """A unique relative path for an image id, the id itself if that can be a path below a folder.
+
+    It never leads out of its folder.
+    """
+    return "/".join(
+        part if _can_name_a_file(part) else safe_name(part) for part in image_id.split("/")
+    )
+
+
+def _can_name_a_file(part: str) -> bool:
+    return part not in ("", ".", "..") and "\0" not in part and len(part.encode()) <= _MAX_NAME
 
 
 def taxonomy_of(connection: DuckDBPyConnection, run: dict[str, Any]) -> Taxonomy:
-    """The classes of a run, from the table ``classes``."""
+    """The classes of a run, from the table ``classes``.
+
+    Raises:
+        UserError: it has none, e.g. because only some of the tables were copied.
+    """
     rows = connection.execute(
         "SELECT class_id, class_name, color FROM classes"
         " WHERE (model, version, source) = ($model, $version, $source) ORDER BY class_id",
         partition_key(run),
     ).fetchall()
+    if not rows:
+        raise UserError(
+            f"run {run['run_id']} has no rows in the table classes; copy all tables of its "
+            "partition, or run `python -m beam.infer` again"
+        )
     labels = tuple(
         ClassLabel(id=class_id, name=name, colour=(*bytes.fromhex(color[1:]),))
         for class_id, name, color in rows
@@ -157,6 +180,11 @@ def dataset_of(run: dict[str, Any], dataset: str | Path | None) -> str | None:
     from schemas.manifest import load_manifest
 
     fingerprint = load_manifest(dataset).fingerprint
+    if run["dataset_fingerprint"] is None:
+        raise UserError(
+            f"dataset {str(dataset)!r}: run {run['run_id']} predicted the images of "
+            f"{run['source_uri']!r}, no dataset; leave --dataset out"
+        )
     if fingerprint != run["dataset_fingerprint"]:
         raise UserError(
             f"dataset {str(dataset)!r}: expected fingerprint {run['dataset_fingerprint']}, "
@@ -194,7 +222,11 @@ def _raw_mask_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
 
 
 def _image_and_truth(
-    record: Example | None, source_uri: str, shape: tuple[int, ...], taxonomy: Taxonomy | None
+    record: Example | None,
+    source_uri: str,
+    image_sha256: str | None,
+    shape: tuple[int, ...],
+    taxonomy: Taxonomy | None,
 ) -> tuple[UInt8Array | None, UInt8Array | None]:
     """The image, resized to a mask's shape, and the truth; None for what cannot be read."""
     height, width = shape
@@ -203,7 +235,11 @@ def _image_and_truth(
         if picture.size == truth.size == (width, height):
             return np.asarray(picture.convert("RGB")), np.asarray(truth)
     try:
-        with Image.open(io.BytesIO(read_bytes(source_uri))) as file:
+        data = read_bytes(source_uri)
+        # Tables of an early version have no hashes.
+        if image_sha256 and sha256(data) != image_sha256:
+            return None, None
+        with Image.open(io.BytesIO(data)) as file:
             turned = ImageOps.exif_transpose(file)
             image = turned.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     except (OSError, ValueError, Image.DecompressionBombError):

@@ -10,6 +10,8 @@ import math
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from analysis.tables import add_predictions_option, connect, one_line
@@ -42,16 +44,25 @@ def main(arguments: Sequence[str]) -> str:
 def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> str:
     """The result of a query as text: a readable ``table``, ``csv``, or a ``json`` object per line.
 
+    Of several statements, the results follow each other.
+
     Raises:
         UserError: DuckDB cannot run the query; the message is one line.
         KeyboardInterrupt: Ctrl-C, while DuckDB ran it.
     """
     import duckdb
+    from duckdb import ExpectedResultType
 
     def run() -> str:
-        relation = connection.sql(sql)
-        # A statement without a result, like SET, has no relation.
-        return "" if relation is None else _format(relation, form)
+        results = []
+        # Of all at once, DuckDB would return the result of the last one alone.
+        for statement in connection.extract_statements(sql):
+            relation = connection.sql(_without_end(statement.query))
+            # A statement without a result is SET, for example.
+            has_result = ExpectedResultType.QUERY_RESULT in statement.expected_result_type
+            if relation is not None and has_result:
+                results.append(_format(relation, form))
+        return "\n".join(filter(None, results))
 
     try:
         # In a thread, since DuckDB does not notice Ctrl-C itself until the query ends.
@@ -66,6 +77,17 @@ def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> 
         raise UserError(f"query: {one_line(error)}") from error
 
 
+def _without_end(statement: str) -> str:
+    """A statement up to its semicolon; behind it, DuckDB's relations take no comment."""
+    import duckdb
+
+    text = statement.encode()
+    for start, kind in reversed(duckdb.tokenize(statement)):
+        if kind != duckdb.token_type.comment:
+            return (text[:start] if text[start:].startswith(b";") else text).decode()
+    return statement
+
+
 def _format(relation: DuckDBPyRelation, form: str) -> str:
     out = io.StringIO()
     if form == "table":
@@ -74,20 +96,42 @@ def _format(relation: DuckDBPyRelation, form: str) -> str:
     elif form == "csv":
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(relation.columns)
-        writer.writerows(relation.fetchall())
+        writer.writerows(map(_as_cell, row) for row in relation.fetchall())
     else:
+        names = _distinct(relation.columns)
         for row in relation.fetchall():
-            values = dict(zip(relation.columns, map(_jsonable, row), strict=True))
+            values = dict(zip(names, map(_jsonable, row), strict=True))
             out.write(json.dumps(values, default=_as_text, ensure_ascii=False) + "\n")
     return out.getvalue().rstrip("\n")
 
 
+def _as_cell(value: Any) -> Any:
+    """A value of a CSV file: nested ones in JSON, bytes in hexadecimal digits."""
+    if isinstance(value, dict | list | tuple):
+        return json.dumps(_jsonable(value), default=_as_text, ensure_ascii=False)
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """The names of columns, as those of a subquery: the second ``a`` is ``a_1``."""
+    names: list[str] = []
+    for column in columns:
+        candidates = (f"{column}_{number}" if number else column for number in count())
+        names.append(next(name for name in candidates if name not in names))
+    return names
+
+
 def _jsonable(value: Any) -> Any:
-    """The value with None for NaN and infinity, which JSON does not have."""
+    """The value as JSON has it: decimals as numbers, None for NaN and infinity, names as text."""
     if isinstance(value, dict):
-        return {name: _jsonable(part) for name, part in value.items()}
+        return {
+            name if isinstance(name, str) else _as_text(name): _jsonable(part)
+            for name, part in value.items()
+        }
     if isinstance(value, list | tuple):
         return list(map(_jsonable, value))
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -19,13 +19,13 @@ from PIL import Image
 
 from analysis.charts import heatmap, histogram
 from analysis.pictures import Scene, dataset_of, load_scenes, taxonomy_of
-from analysis.tables import add_run_options, connect, partition_key, select_run
+from analysis.tables import add_run_options, connect, partition_key, reading, select_run
 from images.panels import VOID_COLOUR, WRONG_COLOUR
 from runtime.atomic_files import replacing
 from runtime.command_line import Parser, run_main
 from runtime.errors import UserError
 from runtime.storage import is_remote
-from schemas.classes import Taxonomy, UInt8Array
+from schemas.classes import Taxonomy
 from schemas.manifest import FEW_GROUPS, load_manifest
 from schemas.stats import ConfusionMatrix
 
@@ -39,8 +39,8 @@ MISSING = "\N{EN DASH}"
 
 _IMAGES_PER_SECTION = 4
 
-_MAX_WIDTH = 400
-"""Of a picture in the file, in pixels."""
+_MAX_WIDTH, _MAX_HEIGHT = 400, 4_000
+"""Of a picture in the file, in pixels. WebP takes no more than 16,383."""
 
 
 @dataclass(frozen=True)
@@ -277,20 +277,24 @@ def _pictures(scene: Scene) -> Iterator[dict[str, Any]]:
         ("Errors", scene.errors()),
     ):
         if pixels is not None:
-            height, width = pixels.shape[:2]
-            yield {
-                "name": name,
-                "width": min(width, _MAX_WIDTH),
-                "height": round(height * min(1, _MAX_WIDTH / width)),
-                "data": _data_uri(pixels),
-            }
+            image = _shrink(Image.fromarray(pixels))
+            width, height = image.size
+            yield {"name": name, "width": width, "height": height, "data": _data_uri(image)}
 
 
-def _data_uri(pixels: UInt8Array) -> str:
-    image = Image.fromarray(pixels)
-    if image.width > _MAX_WIDTH:
-        size = (_MAX_WIDTH, round(image.height * _MAX_WIDTH / image.width))
-        image = image.resize(size, Image.Resampling.LANCZOS)
+def _shrink(image: Image.Image) -> Image.Image:
+    """The image, resized if it is larger than pictures are; at least one pixel in both directions.
+
+    The height of a usual image follows from its width.
+    """
+    scale = min(1, _MAX_WIDTH / image.width, _MAX_HEIGHT / image.height)
+    if scale == 1:
+        return image
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def _data_uri(image: Image.Image) -> str:
     out = io.BytesIO()
     image.save(out, "WEBP", quality=85, method=6)
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()
@@ -357,14 +361,15 @@ def main(arguments: Sequence[str]) -> str:
         address = getattr(args, server)
         if address and not address.startswith(("http://", "https://")):
             raise UserError(f"--{server}={address}: expected http://HOST:PORT")
-    connection = connect(args.predictions)
-    page = report(
-        connection,
-        select_run(connection, args),
-        args.dataset,
-        mlflow=args.mlflow,
-        prefect=args.prefect,
-    )
+    with reading(args.predictions):
+        connection = connect(args.predictions)
+        page = report(
+            connection,
+            select_run(connection, args),
+            args.dataset,
+            mlflow=args.mlflow,
+            prefect=args.prefect,
+        )
     write_page(page, Path(args.output))
     return str(args.output)
 

@@ -38,12 +38,17 @@ def main(arguments: Sequence[str]) -> str:
 
 
 def _read_statements() -> Iterator[str]:
-    """Yields the input up to each semicolon at a line's end; Ctrl-C drops unfinished input."""
+    """Yields the input up to each semicolon at a line's end, and the rest at the input's end.
+
+    Ctrl-C drops unfinished input.
+    """
     lines: list[str] = []
     while True:
         try:
             lines.append(input(CONTINUATION_PROMPT if lines else PROMPT))
         except EOFError:
+            if lines:
+                yield "\n".join(lines)
             return
         except KeyboardInterrupt:
             print()

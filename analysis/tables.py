@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import glob
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,24 @@ def connect(predictions: str | Path = PREDICTIONS) -> DuckDBPyConnection:
             "run `python -m beam.infer` again to write all tables"
         ) from error
     return connection
+
+
+@contextmanager
+def reading(predictions: str | Path) -> Iterator[None]:
+    """Turns DuckDB's errors into a UserError: files may be damaged, or replaced at this moment.
+
+    Raises:
+        UserError: the block raised one.
+    """
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise UserError(
+            f"predictions {str(predictions)!r}: {one_line(error)}; run this again if a job has "
+            "just replaced them; `python -m beam.verify` names damaged files"
+        ) from error
 
 
 def _open_on_store(root: str) -> dict[str, Any]:
@@ -135,10 +155,11 @@ def select_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict
             raise UserError(f"partition {args.partition!r}: expected model=…/version=…/source=…")
     result = connection.sql("FROM runs ORDER BY model, version, source")
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    selected = [
+    marked = {key: partition_value(value) for key, value in wanted.items()}
+    selected = [row for row in rows if wanted.items() <= row.items()] or [
         row
         for row in rows
-        if all(row[key] in (value, partition_value(value)) for key, value in wanted.items())
+        if all(row[key] in (wanted[key], value) for key, value in marked.items())
     ]
     if len(selected) != 1:
         names = "; ".join(

@@ -17,6 +17,7 @@ import numpy as np
 
 from beam.infer.engines.base import Engine, Runtime
 from beam.infer.engines.choice import choose_runtime, load_engine
+from beam.infer.handler import predict_windows
 from beam.infer.model_uri import ResolvedModel, resolve_model, with_graph
 from beam.infer.pictures import Picture, read_shard
 from beam.infer.plan import check_taxonomy
@@ -28,7 +29,7 @@ from schemas.config import InferConfig
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
-_BATCH = 64
+_BATCH = 16
 _HEADER = (
     "| engine | precision | images | equal pixels | largest change of a confidence "
     "| change of pixel accuracy | largest change of an IoU |"
@@ -55,13 +56,18 @@ class Parity:
 
 
 def measure(
-    pictures: Iterator[Picture], reference: Engine, engine: Engine, names: Sequence[str]
+    pictures: Iterator[Picture],
+    reference: Engine,
+    engine: Engine,
+    names: Sequence[str],
+    size: tuple[int, int],
 ) -> Parity:
-    """Predicts all pictures with both engines; the truth is compared at the model's size.
+    """Predicts all pictures with both engines; the truth is compared at their predicted size.
 
     Args:
         pictures: each with a truth.
         names: of the classes.
+        size: height and width of the images that the engines take.
 
     Raises:
         UserError: no picture has a pixel whose class is known.
@@ -71,17 +77,22 @@ def measure(
     confidence_change = 0.0
     expected, actual = ConfusionMatrix.zero(classes), ConfusionMatrix.zero(classes)
     for batch in _batches(pictures):
-        stacked = np.stack([picture.pixels for picture in batch])
-        expected_ids, expected_confidence = reference.predict(stacked)
-        ids, confidence = engine.predict(stacked)
         images += len(batch)
-        pixels += ids.size
-        equal += int((ids == expected_ids).sum())
-        differences = np.abs(confidence - expected_confidence)
-        confidence_change = max(confidence_change, float(differences.max()))
-        truth = np.stack([_truth(picture) for picture in batch])
-        expected += ConfusionMatrix.of(truth, expected_ids, classes)
-        actual += ConfusionMatrix.of(truth, ids, classes)
+        both = zip(
+            predict_windows(batch, reference, size),
+            predict_windows(batch, engine, size),
+            strict=True,
+        )
+        for picture, ((expected_ids, expected_confidence), (ids, confidence)) in zip(
+            batch, both, strict=True
+        ):
+            pixels += ids.size
+            equal += int((ids == expected_ids).sum())
+            differences = np.abs(confidence - expected_confidence)
+            confidence_change = max(confidence_change, float(differences.max()))
+            truth = _truth(picture)
+            expected += ConfusionMatrix.of(truth, expected_ids, classes)
+            actual += ConfusionMatrix.of(truth, ids, classes)
     change = actual.iou() - expected.iou()
     if np.isnan(change).all():
         raise UserError("no pixel's class is known here, so no IoU can be compared")
@@ -117,7 +128,8 @@ def report(model: ResolvedModel, dataset: str, split: str, runtimes: Sequence[Ru
             for item in read_shard(dataset, split, name, model)
             if isinstance(item, Picture) and item.truth is not None
         )
-        parity = measure(pictures, reference, load_engine(model, runtime), model.taxonomy.names)
+        engine, size = load_engine(model, runtime), (model.height, model.width)
+        parity = measure(pictures, reference, engine, model.taxonomy.names, size)
         change, name = parity.iou_change
         lines.append(
             f"| {runtime.engine} | {runtime.precision} | {parity.images} "

@@ -15,10 +15,11 @@ from beam.shared.intact import has_digest
 from runtime import listing, storage
 from runtime.command_line import Parser, log, run_main
 from runtime.errors import UnavailableError, UserError, first_line
+from runtime.parquet import read_table
 from runtime.storage import absolute, join
 from schemas.layout import MANIFEST
 from schemas.manifest import load_manifest
-from schemas.published import RUN_FILE, checksums
+from schemas.published import RUN_FILE, checksums, run_file
 
 
 def main(arguments: Sequence[str]) -> str:
@@ -66,6 +67,7 @@ def published_below(place: str) -> Iterator[tuple[str, dict[str, str] | str]]:
                 yield folder, file_digests(folder, load_manifest(folder))
             elif path.name == RUN_FILE:
                 root, _, partition = folder.rpartition("/runs/")
+                read_table(run_file(root, partition))
                 yield folder, checksums(root, partition)
         except UnavailableError:
             raise

@@ -36,6 +36,9 @@ def resize_image(pixels: UInt8Array, height: int, width: int, method: Resize) ->
 @lru_cache(maxsize=16)
 def nearest_counts(shape: tuple[int, int], size: tuple[int, int]) -> npt.NDArray[np.int64]:
     """How often a nearest-neighbour resize to ``size`` picks each pixel of ``shape``; (h, w)."""
+    if shape == size:
+        # One value in memory: frames that keep their size may be large, and several are cached.
+        return np.broadcast_to(np.int64(1), shape)
     sides = zip(shape, size, strict=True)
     rows, columns = (np.bincount(_nearest_index(old, new), minlength=old) for old, new in sides)
     counts: npt.NDArray[np.int64] = np.outer(rows, columns)

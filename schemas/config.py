@@ -341,7 +341,9 @@ class InferConfig(SourceConfig):
         le=1,
         description="Share of images the network may fail on; above it, nothing is published.",
     )
-    part_mib: float = Field(128, gt=0, le=4096, description="Target size of a Parquet file in MiB.")
+    part_mib: float = Field(
+        128, ge=0.001, le=4096, description="Target size of a Parquet file in MiB."
+    )
     row_group_mib: int = Field(32, ge=1, le=1024, description="Target size of a row group in MiB.")
 
     @model_validator(mode="after")

@@ -37,7 +37,9 @@ _MAX_NAME_BYTES = 120
 """Of a folder's name: file systems take 255, with ``model=`` before it."""
 
 _LOOKS_TYPED = re.compile(
-    r"_*((?=.*\d)[-+.\dTZ_e]+|true|false|yes|no|null|none|nan|na|n/a|inf|infinity)", re.IGNORECASE
+    r"_*((?=.*\d)[-+.\dTZ_e]+|0[xb][\da-f_]+|true|false|yes|no|null|none|nan|na|n/a|inf|infinity|"
+    r"epoch|hive_default_partition__)",
+    re.IGNORECASE,
 )
 """Values that a reader may take for a number, date, time, boolean or missing value."""
 

@@ -68,7 +68,7 @@ def predict(
     while batches:
         batch = batches.pop()
         try:
-            predicted = _predict(batch, engine, size)
+            predicted = predict_windows(batch, engine, size)
         except Exception as error:  # noqa: BLE001 - engines raise many types
             if is_out_of_memory(error) and engine.halve_batch():
                 batches.append(batch)
@@ -88,8 +88,10 @@ def predict(
                 yield Unpredicted(picture, "not_finite", message)
 
 
-def _predict(pictures: Sequence[Picture], engine: Engine, size: tuple[int, int]) -> list[Predicted]:
-    """Class ids and confidences of each picture, joined from its windows."""
+def predict_windows(
+    pictures: Sequence[Picture], engine: Engine, size: tuple[int, int]
+) -> list[Predicted]:
+    """Class ids and confidences of each picture, joined from its windows; see ``predict``."""
     windows = [sliding_windows.cut(picture.pixels, *size) for picture in pictures]
     ends = np.cumsum([len(of_picture) for of_picture in windows])
     ids, confidences = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from beam.infer import runs
@@ -78,6 +78,13 @@ class PreviousResults(NamedTuple):
         """The reject of the same file with the same bytes, or None."""
         of_path = (reject for reject in self.rejects if reject.path == path)
         return next((reject for reject in of_path if sha256 and reject.sha256 == sha256), None)
+
+    def find_mask_reject(self, path: str, sha256: str | None) -> Reject | None:
+        """The reject of an image's mask with the same bytes, which may have moved, or None."""
+        for reject in self.rejects:
+            if reject.stage == runs.TRUTH_STAGE and sha256 and reject.sha256 == sha256:
+                return replace(reject, path=path)
+        return None
 
 
 NO_RESULTS = PreviousResults()

@@ -98,7 +98,7 @@ def read_shard(
         known = previous.get(example.id, NO_RESULTS)
         mask_size = known.find_mask_size(uri, split, image_sha256, truth_sha256)
         if mask_size is not None:
-            if reject := known.find_reject(mask_path, truth_sha256):
+            if reject := known.find_mask_reject(mask_path, truth_sha256):
                 yield reject
             yield example.id, mask_size
             continue
@@ -194,7 +194,7 @@ def read_pair(
         # A mask may be rejected because of its image, so its reject is reused only with the image.
         reject = mask.reject
         if pair.mask and not reject:
-            reject = previous.find_reject(pair.mask.path, mask.sha256)
+            reject = previous.find_mask_reject(pair.mask.path, mask.sha256)
         if reject:
             yield reject
         yield pair.id, mask_size

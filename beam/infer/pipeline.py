@@ -32,7 +32,7 @@ from beam.shared.pairing import Reject
 from beam.shared.progress import CountingDoFn, show_progress
 from beam.shared.staged_listing import staged_listing
 from runtime.command_line import log
-from runtime.errors import UserError, disk_errors_as_user_errors
+from runtime.errors import disk_errors_as_user_errors
 from runtime.mlflow_store import TRACKING_URI
 from runtime.storage import is_remote, join
 from schemas.config import InferConfig
@@ -232,7 +232,7 @@ def _stage(
     counts = runs.count_images(staging, tables)
     runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)
     if counts["images_predicted"] == 0:
-        raise UserError(f"no image of {job.source!r} could be predicted; {counts}")
+        raise runs.nothing_predicted(tables, job.source)
     run = {
         **job.footer(),
         "model": job.model.name,

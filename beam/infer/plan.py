@@ -17,9 +17,18 @@ from runtime.errors import UserError
 from schemas import software
 from schemas.classes import with_void
 from schemas.config import InferConfig
-from schemas.layout import SPLITS, dataset_source_name, folder_source_name
+from schemas.layout import (
+    MANIFEST,
+    SOURCES,
+    SPLITS,
+    dataset_source_name,
+    folder_source_name,
+)
 from schemas.manifest import Manifest, load_manifest
 from schemas.prediction import SCHEMA_VERSION
+
+_DATASET_FILES = (MANIFEST, SOURCES)
+"""Files by which a folder is known to be a dataset."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +174,17 @@ def _find_raw_images(source: str, config: InferConfig, scratch: str) -> _Input:
     storage.require_folder(place, "source")
     raw = source_of(place, config)
     digest = digest_images(raw, scratch)
+    any_png = not digest.images
+    # The pictures of its data card would be taken for images.
+    if any_png and all(storage.is_file(storage.join(place, one)) for one in _DATASET_FILES):
+        raise UserError(f"source {source!r} is a dataset of beam.ingest: pass it as --dataset")
     return _Input(
         place,
         digest.digest,
         folder_source_name(place),
         digest.images or digest.other_pngs,
         raw=raw,
-        any_png=not digest.images,
+        any_png=any_png,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,6 +104,19 @@ def check_failures(tables: str, images: int, limit: float) -> None:
         )
 
 
+def nothing_predicted(tables: str, source: str) -> UserError:
+    """The error to raise if all images were rejected: counts the reasons and quotes the first."""
+    columns = ["source_uri", "stage", "code", "message"]
+    rows = read_table(_staged(tables, "rejects"), columns=columns).to_pylist()
+    lost = [row for row in rows if row["stage"] != TRUTH_STAGE]
+    counts = Counter(row["code"] for row in lost).most_common()
+    reasons = ", ".join(f"{count:,} {code}" for code, count in counts)
+    return UserError(
+        f"no image of {source!r} could be predicted: {reasons}; nothing is published; the first: "
+        f"{lost[0]['source_uri']}: {first_line(lost[0]['message'])}"
+    )
+
+
 def check_same_origin(root: str, partition: str, source: str, model: ResolvedModel) -> None:
     """Refuses to replace the rows of another source, or of another model, with the same name.
 
@@ -163,7 +177,8 @@ def write_run(
     schema = schema.with_metadata({**schema.metadata, FILES_KEY: json.dumps(files).encode()})
     with writing(join(tables, "runs", RUN_FILE)) as path:
         row = pa.Table.from_pylist([dict(values)], schema=schema)
-        pq.write_table(row, path, compression="zstd")
+        # No other file has a checksum of this one.
+        pq.write_table(row, path, compression="zstd", write_page_checksum=True)
 
 
 def with_suffix(name: str, suffix: str) -> str:
@@ -195,7 +210,7 @@ def is_published(root: str, partition: str, run_id: str) -> bool:
     A file that was unreadable, for example, may be readable now although its listing is the same.
     """
     try:
-        run = read_table(run_file(root, partition), columns=["run_id"])
+        run = read_table(run_file(root, partition))
         rejects = read_table(files_of(root, "rejects", partition), columns=["code"])
     except (OSError, ValueError):
         return False

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from beam.shared import pairing
 from beam.shared.pairing import Candidate, Skip
 from beam.shared.source import RawSource
+from runtime.command_line import log
 from runtime.errors import UserError
 from schemas.raw_layout import builtin_layouts, load_layout
 
@@ -22,7 +23,7 @@ class SourceDigest:
 
     Attributes:
         images, masks: number of files that match the layout.
-        other_pngs: number of PNG files that do not.
+        other_pngs, other_jpegs: number of PNG and JPEG files that do not.
         size: total bytes of all files but those that are skipped.
         digest: hash of the path, size and modification time of these files, in any order.
     """
@@ -30,13 +31,14 @@ class SourceDigest:
     images: int
     masks: int
     other_pngs: int
+    other_jpegs: int
     size: int
     digest: str
 
 
 def digest_source(source: RawSource, listing_folder: str = "") -> SourceDigest:
     """Lists a source once, one file at a time; ``listing_folder`` as in ``RawSource.entries``."""
-    images = masks = other_pngs = size = total = 0
+    images = masks = other_pngs = other_jpegs = size = total = 0
     for file, entry in source.entries(listing_folder=listing_folder):
         text = f"{file.path}\0{file.size}\0{file.modified}"
         if isinstance(entry, Candidate):
@@ -47,12 +49,14 @@ def digest_source(source: RawSource, listing_folder: str = "") -> SourceDigest:
             images += not entry.is_mask
         elif isinstance(entry, Skip):
             if file.skipped or not pairing.is_png(file.path):
+                other_jpegs += not file.skipped and _is_jpeg(file.path)
                 continue
             other_pngs += 1
         size += file.size
         # A sum does not depend on the order of the files.
         total += int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=16).digest())
-    return SourceDigest(images, masks, other_pngs, size, f"{total % 2**128:032x}")
+    digest = f"{total % 2**128:032x}"
+    return SourceDigest(images, masks, other_pngs, other_jpegs, size, digest)
 
 
 def digest_pairs(source: RawSource, listing_folder: str = "") -> SourceDigest:
@@ -91,12 +95,23 @@ def digest_images(source: RawSource, listing_folder: str = "") -> SourceDigest:
             f"source {source.place!r} holds no images in {source.layout.places}, but images and "
             f"masks of layout {other}: pass --layout {other}, or a folder of images alone"
         )
+    jpegs = (
+        f"{digest.other_jpegs:,} JPEGs, which are none outside of the layout "
+        f"({source.layout.places}); put them into such a folder"
+    )
     if not digest.other_pngs:
+        but = f", but {jpegs}" if digest.other_jpegs else ""
         raise UserError(
-            f"source {source.place!r}{_by_inventory(source)} holds no PNG image"
+            f"source {source.place!r}{_by_inventory(source)} holds no PNG image{but}"
             f"{_archive_hint(source)}"
         )
+    if digest.other_jpegs:
+        log(f"warning: the images of {source.place!r} are its PNGs; it also holds {jpegs}")
     return digest
+
+
+def _is_jpeg(path: str) -> bool:
+    return path.lower().endswith((".jpg", ".jpeg"))
 
 
 def _by_inventory(source: RawSource) -> str:

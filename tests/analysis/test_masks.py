@@ -10,6 +10,7 @@ from inference import query
 from jobs import Job
 from PIL import Image
 
+from analysis.masks import main
 from images.panels import colourise
 from schemas.classes import load_taxonomy
 
@@ -51,6 +52,22 @@ def test_pngs_have_image_names_and_table_pixels(
         else:
             assert found.mode == "RGB"
             assert np.array_equal(np.asarray(found), colourise(ids, TAXONOMY))
+
+
+def test_files_of_an_earlier_run_are_noticed(
+    tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = [f"--predictions={tables}", *CHOSEN, f"--output={tmp_path}"]
+    main(export)
+    assert "warning" not in capsys.readouterr().err
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/000_0001.png").touch()
+    main(export)
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "20 masks written",
+        f"warning: 1 other PNGs in '{tmp_path}' are no masks of this run",
+    ]
 
 
 def test_coco_annotations_cover_each_pixel_once(

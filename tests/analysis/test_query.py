@@ -86,6 +86,36 @@ def test_output_formats(tables: Path) -> None:
     assert undefined == '{"none": null, "known": 1.5, "inner": {"list": [null]}}'
 
 
+def test_csv_has_no_python_in_it(tables: Path) -> None:
+    sql = "SELECT mask, mask.bytes, [1, 2] AS list, ['a''b'] AS text FROM masks LIMIT 1"
+    with connect(tables) as database:
+        text = query.run_query(database, sql, "csv")
+        ((mask, data),) = database.sql("SELECT mask, mask.bytes FROM masks LIMIT 1").fetchall()
+    found = list(csv.reader(io.StringIO(text)))[1]
+    assert json.loads(found[0]) == {"bytes": data.hex(), "path": mask["path"]}
+    assert found[1:] == [data.hex(), "[1, 2]", '["a\'b"]']
+
+
+def test_json_has_every_column_and_every_kind_of_value(tables: Path) -> None:
+    def result(sql: str) -> dict:
+        return json.loads(query.run_query(database, sql, "json"))
+
+    with connect(tables) as database:
+        assert result("SELECT 1 AS a, 2 AS a, 3 AS a_1") == {"a": 1, "a_1": 2, "a_1_1": 3}
+        joined = result(
+            "SELECT masks.image_id, stats.image_id, masks.mean_confidence, stats.mean_confidence"
+            " FROM masks JOIN class_stats AS stats USING (run_id) LIMIT 1"
+        )
+        assert len(joined) == 4
+        assert result("SELECT 0.25 AS d, 3::DECIMAL(9, 2) AS i, [1.5] AS l") == {
+            "d": 0.25,
+            "i": 3,
+            "l": [1.5],
+        }
+        maps = "SELECT map([1], ['a']) AS m, map([DATE '2024-05-01'], [NULL]) AS d"
+        assert result(maps) == {"m": {"1": "a"}, "d": {"2024-05-01": None}}
+
+
 def test_pandas_options_of_the_help_keep_class_none(tables: Path, capsys) -> None:
     with pytest.raises(SystemExit):
         query.main(["--help"])
@@ -131,7 +161,7 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
             self._ended = threading.Event()
             self.interrupt = self._ended.set
 
-        def sql(self, _: str) -> None:
+        def extract_statements(self, _: str) -> None:
             _thread.interrupt_main()
             assert self._ended.wait(60), "the query was not interrupted"
 
@@ -141,6 +171,16 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
     monkeypatch.setattr(shell, "_read_statements", lambda: iter(["SELECT 1;"]))
     assert shell.main([f"--predictions={tables}"]) == ""
     assert "interrupted" in capsys.readouterr().out
+
+
+def test_each_of_several_statements_is_answered(tables: Path) -> None:
+    sql = "SET threads = 1; SELECT 'ü;' AS a; -- ;\nSELECT 2 AS b; -- the end\n/* ü */"
+    with connect(tables) as database:
+        assert query.run_query(database, sql, "json") == '{"a": "ü;"}\n{"b": 2}'
+        assert "ü;" in (table := query.run_query(database, sql))
+        assert "│     2 │" in table
+        assert query.run_query(database, "SET threads = 1", "csv") == ""
+        assert query.run_query(database, "-- nothing") == ""
 
 
 def test_query_command(job: Job, tables: Path, tmp_path: Path) -> None:
@@ -159,7 +199,8 @@ def test_shell_continues_after_an_error(tables: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "analysis.shell", f"--predictions={tables}"],
         cwd=ROOT,
-        input="SELECT count(*) AS images\nFROM masks;\n\nSELEC;\nSELECT 'still' || ' here';",
+        input="SELECT count(*) AS images\nFROM masks;\n\nSELEC;\nSELECT 'still' || ' here';\n"
+        "SELECT 'the ' || 'end'",
         capture_output=True,
         text=True,
         check=False,
@@ -169,3 +210,4 @@ def test_shell_continues_after_an_error(tables: Path) -> None:
     assert "│    120 │" in done.stdout
     assert "error: query: Parser Error" in done.stdout
     assert "still here" in done.stdout
+    assert "the end" in done.stdout

@@ -19,8 +19,8 @@ from analysis.tables import connect, select_run
 from beam.infer.runs import TABLES
 from schemas.config import InferConfig
 
-SOURCES = ("2024-05-01", "001", "1e5", "true", "null", "None", "路面", "lyft", "0815")
-READ = ("_2024-05-01", "_001", "_1e5", "_true", "_null", "_None", "路面", "lyft", "_0815")
+SOURCES = ("2024-05-01", "001", "0x1", "epoch", "true", "null", "None", "路面", "lyft", "0815")
+READ = ("_2024-05-01", "_001", "_0x1", "_epoch", "_true", "_null", "_None", "路面", "lyft", "_0815")
 """What a reader finds in the column ``source``, in that order."""
 
 
@@ -122,6 +122,18 @@ def test_unescaped_source_name_selects_its_run(hostile: Path) -> None:
             args = Namespace(source=chosen, partition=None, model=None, version=None)
             with connect(hostile) as connection:
                 assert select_run(connection, args)["source"] == read
+
+
+def test_a_folders_name_selects_its_run_alone() -> None:
+    """Sources 001 and _001."""
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE runs AS"
+            " SELECT 'm' AS model, 'v1' AS version, unnest(['_001', '__001']) AS source"
+        )
+        for folder in ("_001", "__001"):
+            args = Namespace(source=None, partition=f"source={folder}", model=None, version=None)
+            assert select_run(connection, args)["source"] == folder
 
 
 def test_cookbook_snippet_prints_all_runs(

@@ -15,10 +15,11 @@ from inference import run_infer
 from jobs import Job, Trained
 from PIL import Image
 
-from analysis import report
+from analysis import masks, overlay, report
 from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
 from images.panels import VOID_COLOUR, WRONG_COLOUR
+from runtime.errors import UserError
 from schemas.classes import VOID, load_taxonomy
 from schemas.config import InferConfig, TrainConfig
 
@@ -283,6 +284,57 @@ def test_changed_truth_is_not_shown(database) -> None:
     assert scene.image is not None
 
 
+def test_an_image_that_has_changed_is_not_shown(tables: Path, scenes: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    shutil.copy(scenes / "CameraRGB/000_0001.png", raw / "a.png")
+    output = _predicted(tables, tmp_path, source=raw)
+    shutil.copy(scenes / "CameraRGB/000_0002.png", raw / "a.png")
+    with connect(output) as database:
+        (scene,) = load_scenes(database, _run(database, source="raw"), ["a"])
+    assert scene.image is None
+
+
+def test_images_of_any_shape_have_pictures(tables: Path, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    for name, size in (("wide", (1000, 1)), ("high", (1, 17_000))):
+        Image.new("RGB", size).save(raw / f"{name}.png")
+    output = _predicted(tables, tmp_path, source=raw)
+    report.main([f"--predictions={output}", f"--output={tmp_path}/report.html"])
+    page = _Page((tmp_path / "report.html").read_text(encoding="utf-8"))
+    sizes = {(image["alt"], image["width"], image["height"]) for image in page.images}
+    assert {("Input of wide", "400", "1"), ("Input of high", "1", "4000")} <= sizes
+
+
+def test_tables_that_change_meanwhile_are_a_mistake(
+    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = Path(shutil.copytree(tables, tmp_path / "moved"))
+    arguments = [f"--predictions={moved}", "--version=v1", "--source=driveA"]
+    for command, more in ((report, ()), (masks, ()), (overlay, ("--ids", "000_0001"))):
+
+        def select(connection, args, select_run=command.select_run):
+            run = select_run(connection, args)
+            shutil.rmtree(moved / "masks", ignore_errors=True)
+            return run
+
+        monkeypatch.setattr(command, "select_run", select)
+        with pytest.raises(UserError, match=r"run this again if a job has just replaced them"):
+            command.main([*arguments, *more, f"--output={tmp_path}/out"])
+        shutil.copytree(tables / "masks", moved / "masks")
+
+
+def test_a_run_without_its_classes_is_a_mistake(tables: Path, tmp_path: Path) -> None:
+    for table in ("masks", "class_stats", "confusion", "runs", "rejects"):
+        shutil.copytree(tables / table, tmp_path / "some" / table)
+    (other,) = tables.glob("classes/*/version=v1/source=driveB")
+    shutil.copytree(other, tmp_path / "some" / other.relative_to(tables))
+    arguments = [f"--predictions={tmp_path}/some", "--version=v1", "--source=driveA"]
+    with pytest.raises(UserError, match="no rows in the table classes"):
+        report.main([*arguments, f"--output={tmp_path}/report.html"])
+
+
 def test_void_is_neither_right_nor_wrong() -> None:
     truth = np.array([[0, VOID], [1, 1]], np.uint8)
     mask = np.array([[0, 0], [1, 2]], np.uint8)
@@ -307,7 +359,11 @@ def test_mistakes_end_in_one_line_and_code_2(
         ("report", (data, page, "--partition=v1"), "expected model=…/version=…/source=…"),
         ("report", (*one, f"--output={tmp_path}/file/report.html"), "is not writable"),
         ("report", (*one, page, f"--dataset={tmp_path}"), "has no manifest.json"),
-        ("report", (data, "--source=driveA", page, f"--dataset={dataset}"), "expected fingerprint"),
+        (
+            "report",
+            (data, "--source=driveA", page, f"--dataset={dataset}"),
+            "no dataset; leave --dat",
+        ),
         ("overlay", (*one, "--ids", "000_0001", f"--output={tmp_path}/file"), "is not writable"),
     )
     # One of each command in a process of its own.

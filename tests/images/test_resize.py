@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from images.resize import resize_image, resize_nearest
+from images.resize import nearest_counts, resize_image, resize_nearest
 
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 rgb = sizes.flatmap(lambda size: arrays(np.uint8, (*size, 3)))
@@ -26,3 +26,10 @@ def test_other_resizing() -> None:
     assert (resize_image(halves, 2, 2, "area") == 50).all()
     assert resize_image(halves, 8, 8, "bilinear").shape == (8, 8, 3)
     assert set(np.unique(resize_image(halves, 3, 3, "nearest"))) <= {0, 100}
+
+
+def test_counts_of_frames_that_keep_their_size_take_no_memory() -> None:
+    counts = nearest_counts((6000, 8000), (6000, 8000))
+    assert counts.shape == (6000, 8000)
+    assert counts.strides == (0, 0)
+    assert counts[0, 0] == 1

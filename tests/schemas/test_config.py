@@ -3,6 +3,7 @@
 import hashlib
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.config import InferConfig, IngestConfig, TrainConfig
 
@@ -35,6 +36,12 @@ def test_a_tilde_in_a_files_path_is_the_home_folder(monkeypatch) -> None:
     assert (train.start_from, train.encoder_weights) == ("/home/ada/m.keras", "/home/ada/w.pth")
     assert InferConfig(taxonomy="~/t.yaml").taxonomy == "/home/ada/t.yaml"
     assert TrainConfig().encoder_weights == "imagenet"
+
+
+def test_a_part_without_bytes_is_refused() -> None:
+    for size in (0, 1e-9):
+        with pytest.raises(ValidationError, match="part_mib"):
+            InferConfig(part_mib=size)
 
 
 def test_archives_that_are_skipped_leave_the_hash_as_it_was() -> None:

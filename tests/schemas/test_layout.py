@@ -35,7 +35,10 @@ def test_one_text_in_two_encodings_has_one_name() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["2024-05-01", "001", "1_000", "1e5", "3.10", "20240501T120000Z", "True", "none", "NaN"],
+    [
+        *("2024-05-01", "001", "1_000", "1e5", "3.10", "20240501T120000Z", "True", "none", "NaN"),
+        *("0xBEEF", "0b101", "epoch", "__HIVE_DEFAULT_PARTITION__"),
+    ],
 )
 def test_values_like_dates_and_numbers_are_marked_as_text(value: str) -> None:
     assert partition_value(value) == f"_{value}"
@@ -43,7 +46,9 @@ def test_values_like_dates_and_numbers_are_marked_as_text(value: str) -> None:
     assert partition_path("m", "v1", value) == f"model=m/version=v1/source=_{value}"
 
 
-@pytest.mark.parametrize("value", ["lyft", "v3", "drive-1", "nano", "路面", "2024-05-01-cam"])
+@pytest.mark.parametrize(
+    "value", ["lyft", "v3", "drive-1", "nano", "路面", "2024-05-01-cam", "0xlyft", "epochs"]
+)
 def test_other_values_are_unchanged(value: str) -> None:
     assert partition_value(value) == value
 

@@ -285,7 +285,8 @@ def _pictures(images: np.ndarray) -> Iterator[Picture]:
 def test_parity_is_what_numpy_says(model: ResolvedModel, engine, images: np.ndarray) -> None:
     reference = engine("tensorflow")
     lower = engine("tensorflow", precision="bfloat16")
-    found = parity.measure(_pictures(images), reference, lower, model.taxonomy.names)
+    size = (model.height, model.width)
+    found = parity.measure(_pictures(images), reference, lower, model.taxonomy.names, size)
     (ids, confidence), (other_ids, other) = reference.predict(images), lower.predict(images)
     assert found.images == len(images)
     assert found.equal_share == (ids == other_ids).mean() < 1
@@ -295,7 +296,7 @@ def test_parity_is_what_numpy_says(model: ResolvedModel, engine, images: np.ndar
     change = ious[0] - ious[1]
     assert abs(found.iou_change[0]) == np.nanmax(np.abs(change)) > 0
     assert change[list(model.taxonomy.names).index(found.iou_change[1])] == found.iou_change[0]
-    same = parity.measure(_pictures(images), reference, reference, model.taxonomy.names)
+    same = parity.measure(_pictures(images), reference, reference, model.taxonomy.names, size)
     assert (same.equal_share, same.confidence_change, same.iou_change[0]) == (1, 0, 0)
 
 
@@ -308,7 +309,7 @@ def test_without_any_truth_there_is_no_parity(
     )
     for pictures in (void, iter(())):
         with pytest.raises(UserError, match="no IoU can be compared"):
-            parity.measure(pictures, one_engine, one_engine, model.taxonomy.names)
+            parity.measure(pictures, one_engine, one_engine, model.taxonomy.names, (32, 48))
 
 
 def test_the_parity_report(job_here: Job, trained, dataset: Path) -> None:
@@ -328,6 +329,10 @@ def test_the_parity_report(job_here: Job, trained, dataset: Path) -> None:
     done = job_here("beam.parity", f"--model={trained.model}", *arguments, "--split=all")
     assert done.returncode == 2
     assert done.stderr == "error: expected one split: --split=train, validation or test\n"
+    windows = ("--windows=on", "--height=16", "--width=32", "--engine=tensorflow")
+    done = job_here("beam.parity", f"--model={trained.model}", *arguments, *windows)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith("| tensorflow | float32 | 4 | 100.0000% | 0.0")
 
 
 SCARCE = """

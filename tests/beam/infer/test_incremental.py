@@ -6,19 +6,21 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from inference import counts_of, query, run_infer, tables_of
 from jobs import IN_MEMORY, TWO_WORKERS
 from PIL import Image
 
-from beam.infer import handler, incremental, read_pictures, row_files
+from beam import verify
+from beam.infer import handler, incremental, read_pictures, row_files, runs
 from beam.infer import pipeline as infer
 from beam.infer.__main__ import main as infer_main
 from beam.infer.pictures import Unpredicted
 from beam.runners.run import pipeline_options
 from images import png
-from runtime.errors import UnavailableError
+from runtime.errors import UnavailableError, UserError
 from schemas.config import InferConfig
 
 
@@ -192,6 +194,18 @@ def test_the_flags_of_the_command_line(trained, raw: Path, tmp_path: Path, predi
     assert reused == [(0, 11), (0, 0), (11, 0), (0, 11)]
 
 
+def test_a_mask_that_has_moved_is_rejected_again(trained, raw: Path, tmp_path: Path) -> None:
+    """The rows of its image are taken over, since neither image nor mask has other bytes."""
+    (raw / "CameraSeg/000_0002.png").write_bytes(b"")
+    output = run_infer(trained, tmp_path / "out", source=raw)
+    (raw / "CameraSeg").rename(raw / "CameraMask")
+    run_infer(trained, output, source=raw)
+    assert counts_of(output) == (12, 12, 12, 0)
+    (row,) = query(output, "FROM rejects SELECT source_uri, stage, code")
+    assert row == (f"{raw}/CameraMask/000_0002.png", "truth", "empty")
+    assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "fresh", source=raw))
+
+
 def test_an_unreadable_file_is_tried_again(trained, twelve, tmp_path, monkeypatch) -> None:
     from beam.infer import pictures
 
@@ -254,6 +268,44 @@ def test_a_damaged_row_of_runs_is_replaced(trained, twelve: Path, published: Pat
     run.write_bytes(b"damaged")
     run_infer(trained, published, source=twelve)
     assert counts_of(published) == (12, 12, 0, 0)
+
+
+def test_damage_within_the_row_of_runs_is_found(trained, twelve: Path, published: Path) -> None:
+    (run,) = published.glob("runs/**/*.parquet")
+    columns = pq.read_metadata(run).row_group(0)
+    names = [columns.column(index).path_in_schema for index in range(columns.num_columns)]
+    count = columns.column(names.index("images_read"))
+    data = bytearray(run.read_bytes())
+    data[count.data_page_offset + count.total_compressed_size - 1] ^= 1
+    run.write_bytes(data)
+    with pytest.raises(UserError, match="1 of 1 files are damaged"):
+        verify.main([str(published)])
+    run_infer(trained, published, source=twelve)
+    assert counts_of(published) == (12, 12, 12, 0)
+    assert verify.main([str(published)]) == "5 files are intact"
+
+
+def test_a_footer_of_unknown_types_counts_as_damaged(published: Path) -> None:
+    (run,) = published.glob("runs/**/*.parquet")
+    run.write_bytes(_with_unknown_type(run.read_bytes()))
+    partition = str(run.parent.relative_to(published / "runs"))
+    assert runs.recipe_of(str(published), partition) is None
+    with pytest.raises(UserError, match="1 of 1 files are damaged"):
+        verify.main([str(published)])
+
+
+def _with_unknown_type(data: bytes) -> bytes:
+    """A Parquet file with another bit in its footer, for which pyarrow has no such type."""
+    for at in range(len(data) - 1, 0, -1):
+        damaged = bytearray(data)
+        damaged[at] ^= 0x10
+        try:
+            pq.read_metadata(pa.BufferReader(bytes(damaged)))
+        except pa.ArrowNotImplementedError:
+            return bytes(damaged)
+        except (OSError, ValueError):
+            continue
+    raise AssertionError("no bit leads to a type that pyarrow does not have")
 
 
 def test_files_that_another_job_has_removed_are_named(

@@ -190,6 +190,7 @@ def test_mistakes_end_in_one_line_and_code_2(
         (job_here, (model, f"--dataset={tmp_path}/none", output, store), "there is no such folder"),
         (job_here, (model, f"--source={tmp_path}/empty", output, store), "holds no PNG image"),
         (job_here, (model, output, store), "or --dataset, found neither"),
+        (job_here, (model, f"--source={dataset}", output, store), "pass it as --dataset"),
         (
             job_here,
             (model, data, output, store, "--source_name=abc-"),

@@ -115,7 +115,9 @@ def test_nothing_but_malformed_pngs_publishes_nothing(trained, tmp_path: Path) -
     (tmp_path / "raw").mkdir()
     for index in range(3):
         (tmp_path / f"raw/{index}.png").write_bytes(b"\x89PNG")
-    with pytest.raises(UserError, match=r"no image of .* could be predicted.*images_rejected': 3"):
+    (tmp_path / "raw/3.png").touch()
+    reasons = r"no image of .* could be predicted: 3 format, 1 empty; .* the first: .*\d\.png: "
+    with pytest.raises(UserError, match=reasons):
         run_infer(trained, tmp_path / "out", source=tmp_path / "raw")
     assert list((tmp_path / "out").iterdir()) == []
 
