@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from model.decision import Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
+from model.seen import SEEN_IN, count_seen
 from model.version_tags import CHALLENGER
 from runtime.command_line import (
     Log,
@@ -173,7 +174,14 @@ def _decide_on(
     if champion is None:
         return decide(challenger, None, plan.taxonomy, config, groups)
     log(f"the gate: {uri} against the champion {champion}")
-    return decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
+    decision = decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
+    flattered = "".join(
+        f" {one} has {seen:,} of the {len(challenger):,} test images in the "
+        f"{' or '.join(SEEN_IN)} split of its own dataset, which flatters it."
+        for one in (uri, champion)
+        if (seen := count_seen(one, plan.folder, ["test"]))
+    )
+    return decision.model_copy(update={"reason": f"{decision.reason}{flattered}"})
 
 
 def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:

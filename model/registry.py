@@ -267,7 +267,7 @@ def rollback(name: str) -> str:
     The gate never promotes a version again that was rolled back.
 
     Raises:
-        UserError: there is no champion, or no previous one.
+        UserError: there is no champion, or no previous one, or it has been deleted.
     """
     client = mlflow.MlflowClient()
     current = champion(name)
@@ -276,9 +276,18 @@ def rollback(name: str) -> str:
     before = _entry(current).tags.get(BEFORE_TAG)
     if not before:
         raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
-    set_alias(f"models:/{name}/{before}", CHAMPION)
+    previous = f"models:/{name}/{before}"
+    try:
+        set_alias(previous, CHAMPION)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        raise UserError(
+            f"{previous}, the champion before {current}, has been deleted; choose another with "
+            f"`python -m model.gate --model models:/{name}/VERSION --dataset DIR --promote=always`"
+        ) from error
     client.set_model_version_tag(*_name_and_version(current), ROLLED_BACK_TAG, "true")
-    return f"models:/{name}/{before}"
+    return previous
 
 
 def metadata(uri: str) -> dict[str, Any]:
@@ -312,10 +321,19 @@ def keras_file(uri: str) -> Iterator[Path]:
         yield next(folder.glob("*.keras"))
 
 
-def best_metric(uri: str, metric: str) -> float:
-    """The highest value over all epochs of a metric, from the run that made a version."""
-    history = mlflow.MlflowClient().get_metric_history(_entry(uri).run_id, metric)
-    return float(max(epoch.value for epoch in history))
+def training_dataset(uri: str) -> str | None:
+    """Folder or URI of the dataset that a version was trained on; None if it is not recorded."""
+    run = mlflow.MlflowClient().get_run(_entry(uri).run_id)
+    sources = [json.loads(found.dataset.source) for found in run.inputs.dataset_inputs]
+    return next((source["uri"] for source in sources if "uri" in source), None)
+
+
+def kept_metric(uri: str, metric: str) -> float:
+    """A metric after the epoch whose weights a version has, from the run that made it."""
+    client, run_id = mlflow.MlflowClient(), _entry(uri).run_id
+    kept = client.get_run(run_id).data.metrics["best_epoch"]
+    history = client.get_metric_history(run_id, metric)
+    return next(float(epoch.value) for epoch in history if epoch.step == kept)
 
 
 def _model(uri: str) -> mlflow.models.Model:

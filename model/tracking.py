@@ -162,7 +162,7 @@ def training_run(
     status = "FAILED"
     try:
         save_run_id(run_id)
-        _log_inputs(plan)
+        _log_inputs(plan, run_id)
         yield Run(run_id, log)
         status = "FINISHED"
     finally:
@@ -174,11 +174,15 @@ def training_run(
             log(f"MLflow does not answer, so run {run_id} stays open: {first_line(error)}")
 
 
-def _log_inputs(plan: Plan) -> None:
+def _log_inputs(plan: Plan, run_id: str) -> None:
     """Logs parameters, Keras's backend and dataset to the active run; idempotent."""
     manifest = plan.manifest
     mlflow.set_tag(BACKEND_TAG, "jax" if is_jax() else "tensorflow")
-    mlflow.log_params({**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
+    params = {**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint}
+    # Parameters cannot be changed, and a run that is continued may name the same file by another
+    # path: its bytes are in the training's key.
+    logged = mlflow.MlflowClient().get_run(run_id).data.params
+    mlflow.log_params({name: value for name, value in params.items() if name not in logged})
     # The digest is given, so that MLflow does not scan the data for one.
     with ignore_user_warnings():
         source = resolve_dataset_source(plan.folder)

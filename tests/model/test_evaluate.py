@@ -14,8 +14,10 @@ import pytest
 from ingesting import run_ingest
 from jobs import IN_MEMORY, SMALL, Job, Trained
 
-from model.evaluate import run
+from model import tracking
+from model.evaluate import plan_for_version, run
 from model.frames import FramesMissingError, frames
+from model.version_tags import CONFIG_TAG
 from runtime.errors import UserError
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
@@ -130,6 +132,38 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
     done = job("model.evaluate", *asked, store, "--split=all")
     assert done.returncode == 0, done.stderr
     assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
+    assert (
+        "of them are in the train or validation split of the dataset that the model was"
+        in done.stderr
+    )
+
+
+def test_images_whose_training_is_not_known_are_said_to_be(trained: Trained, dataset: Path) -> None:
+    from model.evaluation import Evaluation
+    from model.reports import evaluation_report
+
+    manifest, matrix = load_manifest(dataset), ConfusionMatrix(np.eye(13, dtype=np.int64))
+    found = Evaluation(manifest.taxonomy, matrix.counts[None], matrix, 0.0)
+    texts = [
+        evaluation_report(trained.model, manifest, found, ["test"], 4, seen)
+        for seen in (None, 0, 1)
+    ]
+    assert ["is not known: its dataset is gone" in text for text in texts] == [True, False, False]
+    assert ["**1 of them are in the" in text for text in texts] == [False, False, True]
+
+
+def test_a_model_is_evaluated_without_its_initial_weights(
+    trained: Trained, dataset: Path, tmp_path: Path
+) -> None:
+    file = trained.tracking_uri.removeprefix("sqlite:///")
+    tracking.connect(f"sqlite:///{shutil.copy(file, tmp_path)}")
+    gone = {"encoder_weights": "/gone.pth", "start_from": "/gone.keras"}
+    config = trained.config.model_copy(update=gone | {"architecture": "unet-lite0"})
+    mlflow.MlflowClient().set_model_version_tag(
+        "small-unet", trained.version[1:], CONFIG_TAG, config.model_dump_json()
+    )
+    chosen = plan_for_version(trained.model, str(dataset), ["test"])
+    assert chosen.config.architecture == "unet-lite0"
 
 
 def test_missing_models_and_other_classes_are_refused(

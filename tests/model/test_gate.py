@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ingesting import records_of
-from jobs import ANY_MODEL, QUICK
+from ingesting import records_of, run_ingest
+from jobs import ANY_MODEL, QUICK, SMALL
 
 from model.decision import Decision, decide
 from model.gate import check_champion, main, run_gate
@@ -18,6 +18,7 @@ from model.train import run
 from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
+from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
@@ -243,6 +244,7 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(
 
     monkeypatch.setattr(gate, "_counts", counts)
     monkeypatch.setattr(gate, "groups_of", lambda *_: [str(index) for index in range(40)])
+    monkeypatch.setattr(gate, "count_seen", lambda *_: 0)
     plan = SimpleNamespace(config=SimpleNamespace(model_name="m"), taxonomy=STREET, folder="")
     lines: list[str] = []
     chosen = run_gate("models:/m/9", plan, GateConfig(), lines.append)
@@ -251,6 +253,52 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(
     assert sum("the champion has changed meanwhile" in line for line in lines) == told
     if champions[-1] != "models:/m/9":
         assert fake.concluded == [(champions[-1], promoted)]
+
+
+def test_a_rollback_to_a_deleted_version_is_refused(tmp_path) -> None:
+    import mlflow
+
+    from model import registry, tracking
+
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("m")
+    for tags in ({}, {"champion_before": "1"}):
+        version = client.create_model_version("m", str(tmp_path), tags=tags).version
+        client.set_registered_model_alias("m", "champion", version)
+    client.delete_model_version("m", "1")
+    with pytest.raises(UserError, match=r"models:/m/1, the champion before models:/m/2, has been"):
+        registry.rollback("m")
+    assert registry.champion("m") == "models:/m/2"
+    assert "rolled_back" not in client.get_model_version("m", "2").tags
+
+
+def test_the_decision_says_who_has_seen_the_test_images(trained, dataset, scenes, tmp_path) -> None:
+    """A version and a champion that were trained on another split of the same images."""
+    from model import tracking
+    from model.gate import _decide_on
+    from model.seen import count_seen
+
+    tracking.connect(trained.tracking_uri)
+    resplit = run_ingest(scenes, tmp_path, SMALL.model_copy(update={"seed": 2, "test": 0.3}))
+    ids = [
+        {row["id"] for row in pq.read_table(folder / SOURCES).to_pylist() if row["split"] in splits}
+        for folder, splits in ((dataset, ("train", "validation")), (resplit, ("test",)))
+    ]
+    shared = len(ids[0] & ids[1])
+    assert 0 < shared < len(ids[1])
+    assert count_seen(trained.model, str(resplit), ["test"]) == shared
+    assert count_seen(trained.model, str(dataset), ["test"]) == 0
+
+    def reason(folder: Path) -> str:
+        chosen = plan(str(folder), trained.config)
+        counts = np.ones((chosen.manifest.splits["test"].records, 13, 13), np.int64)
+        uri = trained.model
+        return _decide_on(uri, uri, chosen, GateConfig(), lambda _: None, counts).reason
+
+    said = f"{trained.model} has {shared} of the {len(ids[1])} test images in the train or"
+    assert reason(resplit).count(said) == 2
+    assert "test images" not in reason(dataset)
 
 
 def _renamed(dataset: Path, folder: Path) -> Path:
