@@ -95,7 +95,8 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
     found = with_frame_metrics(found, network, source, _log, *splits)
     groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
     seen = count_seen(uri, chosen.folder, splits)
-    report = reports.evaluation_report(uri, chosen.manifest, found, splits, groups, seen)
+    size = (source.trained_at["width"], source.trained_at["height"])
+    report = reports.evaluation_report(uri, chosen.manifest, found, splits, groups, seen, size)
     with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:
         folder = Path(scratch)
         (folder / _REPORT).write_text(report, encoding="utf-8")
@@ -146,7 +147,8 @@ def evaluate_version(
     from model.dataset import DatasetInput
     from model.evaluation import evaluate
 
-    source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]))
+    trained_at = {name: facts[name] for name in chosen.input_size()}
+    source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]), trained_at)
     return network, source, evaluate(network, source, chosen.taxonomy, *splits)
 
 

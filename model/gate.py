@@ -181,7 +181,15 @@ def _decide_on(
         for one in (uri, champion)
         if (seen := count_seen(one, plan.folder, ["test"]))
     )
-    return decision.model_copy(update={"reason": f"{decision.reason}{flattered}"})
+    own = plan.input_size()
+    resized = "".join(
+        f" {one} was trained on {trained['width']}x{trained['height']}, to which the images of "
+        f"{own['width']}x{own['height']} were resized for it."
+        for one in (uri, champion)
+        if (trained := registry.metadata(one))
+        and (trained["width"], trained["height"]) != (own["width"], own["height"])
+    )
+    return decision.model_copy(update={"reason": f"{decision.reason}{flattered}{resized}"})
 
 
 def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:

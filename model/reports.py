@@ -117,12 +117,14 @@ def evaluation_report(
     splits: Sequence[str],
     groups: int,
     seen: int | None,
+    trained_at: tuple[int, int],
 ) -> str:
     """Markdown: the metrics of a version on a dataset, and those of each class.
 
     Args:
         groups: number of groups of images that belong together.
         seen: number of images that the version has seen in training; None if it is not known.
+        trained_at: width and height of the images that it was trained on.
     """
     images = (
         f"{len(evaluation.counts):,} images of {manifest.config.width}x{manifest.config.height}, "
@@ -132,6 +134,10 @@ def evaluation_report(
         images += f", fewer than {FEW_GROUPS}: they say little of other places"
     title = f"# {uri} on {manifest.name} {manifest.fingerprint[:12]}, {', '.join(splits)}"
     lines = [title, "", f"{images}.", ""]
+    if trained_at != (manifest.config.width, manifest.config.height):
+        width, height = trained_at
+        resized = f"The model was trained on {width}x{height}, to which they are resized for it."
+        lines += [resized, ""]
     if seen is None:
         unknown = "Whether the model has seen them in training is not known: its dataset is gone."
         lines += [unknown, ""]
@@ -152,10 +158,10 @@ def _figures(evaluation: Evaluation) -> list[str]:
     left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
     frames = evaluation.frames
     sizes = (
-        "The metrics are of pixels at the network's size; frame_ stands before those at the "
+        "The metrics are of pixels of the dataset's images; frame_ stands before those at the "
         "frames' own size."
         if frames
-        else "All figures are of pixels at the network's size."
+        else "All figures are of pixels of the dataset's images."
     )
     columns = ["class", "true pixels", "IoU", "precision", "recall"]
     rows = [

@@ -138,6 +138,35 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
     )
 
 
+def test_images_of_another_size_are_resized_as_by_the_inference(
+    trained: Trained, scenes: Path, job: Job, tmp_path: Path
+) -> None:
+    """A network is no good at a size that it was not trained at, so no job runs it there."""
+    larger = SMALL.model_copy(update={"name": "larger", "height": 64, "width": 96})
+    folder = run_ingest(scenes, tmp_path / "datasets", larger)
+    asked = (f"--model={trained.model}", f"--tracking_uri={trained.tracking_uri}")
+    done = job("model.evaluate", *asked, f"--dataset={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "The model was trained on 48x32, to which they are resized for it." in done.stderr
+    found = _metrics(trained, f"larger-{load_manifest(folder).fingerprint[:12]}-test/")
+
+    precise = ("--engine=tensorflow", "--precision=float32", *IN_MEMORY)
+    for prefix, source in (("", f"--dataset={folder}"), ("frame_", f"--source={scenes}")):
+        out = tmp_path / f"{prefix}tables"
+        inferred = job("beam.infer", *asked, source, f"--output={out}", *precise)
+        assert inferred.returncode == 0, inferred.stderr
+        test = {
+            row["id"]
+            for row in pq.read_table(folder / SOURCES).to_pylist()
+            if row["split"] == "test"
+        }
+        rows = pq.read_table(out / "masks", columns=["image_id", "confusion"]).to_pylist()
+        counts = [row["confusion"] for row in rows if row["image_id"] in test]
+        matrix = ConfusionMatrix(np.sum(counts, axis=0, dtype=np.int64).reshape(13, 13))
+        assert found[f"{prefix}pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-3)
+        assert found[f"{prefix}mean_iou"] == pytest.approx(matrix.mean_iou(), abs=1e-3)
+
+
 def test_images_whose_training_is_not_known_are_said_to_be(trained: Trained, dataset: Path) -> None:
     from model.evaluation import Evaluation
     from model.reports import evaluation_report
@@ -145,11 +174,12 @@ def test_images_whose_training_is_not_known_are_said_to_be(trained: Trained, dat
     manifest, matrix = load_manifest(dataset), ConfusionMatrix(np.eye(13, dtype=np.int64))
     found = Evaluation(manifest.taxonomy, matrix.counts[None], matrix, 0.0)
     texts = [
-        evaluation_report(trained.model, manifest, found, ["test"], 4, seen)
+        evaluation_report(trained.model, manifest, found, ["test"], 4, seen, (48, 32))
         for seen in (None, 0, 1)
     ]
     assert ["is not known: its dataset is gone" in text for text in texts] == [True, False, False]
     assert ["**1 of them are in the" in text for text in texts] == [False, False, True]
+    assert "resized" not in "".join(texts)
 
 
 def test_a_model_is_evaluated_without_its_initial_weights(

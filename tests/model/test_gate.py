@@ -194,6 +194,9 @@ class _Registry:
     def is_damaged(self, _: str) -> bool:
         return False
 
+    def metadata(self, uri: str) -> dict[str, int]:
+        return {"width": 48 if uri == "models:/m/9" else 96, "height": 32}
+
     def earlier_refusal(self, *_: object) -> None:
         return None
 
@@ -245,13 +248,20 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(
     monkeypatch.setattr(gate, "_counts", counts)
     monkeypatch.setattr(gate, "groups_of", lambda *_: [str(index) for index in range(40)])
     monkeypatch.setattr(gate, "count_seen", lambda *_: 0)
-    plan = SimpleNamespace(config=SimpleNamespace(model_name="m"), taxonomy=STREET, folder="")
+    plan = SimpleNamespace(
+        config=SimpleNamespace(model_name="m"),
+        taxonomy=STREET,
+        folder="",
+        input_size=lambda: {"width": 48, "height": 32},
+    )
     lines: list[str] = []
     chosen = run_gate("models:/m/9", plan, GateConfig(), lines.append)
     assert chosen == ("models:/m/9" if promoted else "models:/m/2")
     assert evaluated.count("models:/m/9") == 1
     assert sum("the champion has changed meanwhile" in line for line in lines) == told
     if champions[-1] != "models:/m/9":
+        assert f"{champions[-1]} was trained on 96x32, to which the images of 48x32" in lines[-1]
+        assert "models:/m/9 was trained" not in lines[-1]
         assert fake.concluded == [(champions[-1], promoted)]
 
 
