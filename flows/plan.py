@@ -166,7 +166,7 @@ def plan_train(
             tracking.connect(tracking_uri)
             known = registry.find_trained(config.model_name, registry.with_pinned_start(chosen).key)
             if known is not None:
-                model = outcome_if_known(known, config.model_name, gate)
+                model = outcome_if_known(known, chosen, gate)
                 # With promote=always, the gate makes a reused version the champion.
                 decides = gate.promote == "always" and registry.champion(config.model_name) != known
                 writes = "the gate's decision" if decides or model is None else "nothing"

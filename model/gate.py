@@ -59,19 +59,20 @@ def run_gate(
     """
     from model import registry
 
-    name = plan.config.model_name
+    name, fingerprint = plan.config.model_name, plan.manifest.fingerprint
     champion = registry.champion(name)
     if config.promote == "never" or champion == uri:
         return uri
     registry.set_alias(uri, CHALLENGER)
     while True:
-        if config.promote == "gate" and (reason := registry.earlier_refusal(uri, champion, config)):
+        reason = registry.earlier_refusal(uri, champion, fingerprint, config)
+        if config.promote == "gate" and reason:
             log(f"not promoted: {reason}")
             return _champion_or_error(uri, champion, reason)
         if counts is None:
             counts = _counts(uri, plan)
         decision = _decide_on(uri, champion, plan, config, log, counts)
-        if registry.record_decision(uri, champion, decision, config):
+        if registry.record_decision(uri, champion, fingerprint, decision, config):
             break
         champion = registry.champion(name)
         if champion == uri:
@@ -81,8 +82,8 @@ def run_gate(
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
-def outcome_if_known(uri: str, name: str, config: GateConfig) -> str | None:
-    """What ``run_gate`` would return for a version of ``name``; None if it would have to evaluate.
+def outcome_if_known(uri: str, plan: Plan, config: GateConfig) -> str | None:
+    """What ``run_gate`` would return; None if it would have to evaluate.
 
     Reads only.
 
@@ -91,10 +92,10 @@ def outcome_if_known(uri: str, name: str, config: GateConfig) -> str | None:
     """
     from model import registry
 
-    champion = registry.champion(name)
+    champion = registry.champion(plan.config.model_name)
     if config.promote != "gate" or champion == uri:
         return uri
-    reason = registry.earlier_refusal(uri, champion, config)
+    reason = registry.earlier_refusal(uri, champion, plan.manifest.fingerprint, config)
     return _champion_or_error(uri, champion, reason) if reason else None
 
 

@@ -26,6 +26,7 @@ from model.version_tags import (
     CONFIG_TAG,
     DECISION,
     FILES_TAG,
+    FINGERPRINT_TAG,
     GATE_TAG,
     KEY_TAG,
     ROLLED_BACK_TAG,
@@ -79,7 +80,7 @@ def register(
                 KEY_TAG: plan.key,
                 CONFIG_TAG: plan.config.model_dump_json(),
                 FILES_TAG: checksums(files["keras_file"].parent),
-                "dataset_fingerprint": plan.manifest.fingerprint,
+                FINGERPRINT_TAG: plan.manifest.fingerprint,
                 **{name: f"{value:.4f}" for name, value in metrics.items()},
             },
         )
@@ -175,11 +176,18 @@ def champion(name: str) -> str | None:
 
 
 def record_decision(
-    uri: str, champion_uri: str | None, decision: Decision, config: GateConfig
+    uri: str,
+    champion_uri: str | None,
+    fingerprint: str,
+    decision: Decision,
+    config: GateConfig,
 ) -> bool:
     """Logs the gate's decision to version and run; moves the champion's alias if promoted.
 
     ``earlier_refusal`` reads the decision back.
+
+    Args:
+        fingerprint: of the dataset whose test split decided.
 
     Returns:
         Whether the decision holds: False if the champion has changed; no alias is moved then.
@@ -197,6 +205,7 @@ def record_decision(
         set_alias(uri, CHAMPION)
     recorded = {
         "against": champion_uri,
+        "dataset": fingerprint,
         "gate": config.sha256(),
         "promoted": decision.promoted,
         "reason": decision.reason,
@@ -256,9 +265,11 @@ def save_decision(uri: str, path: Path) -> None:
         return
 
 
-def earlier_refusal(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
+def earlier_refusal(
+    uri: str, champion_uri: str | None, fingerprint: str, config: GateConfig
+) -> str | None:
     """Why the gate refuses a version without evaluating it, or None: ``refusal_reason``."""
-    return refusal_reason(_entry(uri).tags, champion_uri, config)
+    return refusal_reason(_entry(uri).tags, champion_uri, fingerprint, config)
 
 
 def rollback(name: str) -> str:

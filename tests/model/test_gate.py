@@ -1,5 +1,6 @@
 """The promotion gate: bootstrap, critical classes, concurrent champions, rollback."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from model.gate import check_champion, main, run_gate
 from model.groups import groups_of
 from model.plan import plan
 from model.train import run
+from model.version_tags import FINGERPRINT_TAG, GATE_TAG, refusal_reason
 from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
@@ -201,7 +203,7 @@ class _Registry:
         return None
 
     def record_decision(
-        self, _: str, champion: str | None, decision: Decision, __: GateConfig
+        self, _: str, champion: str | None, __: str, decision: Decision, ___: GateConfig
     ) -> bool:
         if len(self.champions) > 1:
             self.champions.pop(0)
@@ -250,6 +252,7 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(
     monkeypatch.setattr(gate, "count_seen", lambda *_: 0)
     plan = SimpleNamespace(
         config=SimpleNamespace(model_name="m"),
+        manifest=SimpleNamespace(fingerprint="f1"),
         taxonomy=STREET,
         folder="",
         input_size=lambda: {"width": 48, "height": 32},
@@ -263,6 +266,23 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(
         assert f"{champions[-1]} was trained on 96x32, to which the images of 48x32" in lines[-1]
         assert "models:/m/9 was trained" not in lines[-1]
         assert fake.concluded == [(champions[-1], promoted)]
+
+
+def test_a_refusal_holds_for_its_champion_dataset_and_config() -> None:
+    """A decision on another dataset is made there, not repeated from the first."""
+    earlier = {"against": "m/1", "gate": ANY_MODEL.sha256(), "promoted": False, "reason": "Worse."}
+    named = {GATE_TAG: json.dumps(earlier | {"dataset": "f1"}), FINGERPRINT_TAG: "f0"}
+    assert refusal_reason(named, "m/1", "f1", ANY_MODEL) == "Worse."
+    for changed in (
+        ("m/2", "f1", ANY_MODEL),
+        ("m/1", "f0", ANY_MODEL),
+        ("m/1", "f1", GateConfig()),
+    ):
+        assert refusal_reason(named, *changed) is None
+    # Decisions of earlier versions, which did not name the dataset, were on the version's own.
+    unnamed = {GATE_TAG: json.dumps(earlier), FINGERPRINT_TAG: "f0"}
+    assert refusal_reason(unnamed, "m/1", "f0", ANY_MODEL) == "Worse."
+    assert refusal_reason(unnamed, "m/1", "f1", ANY_MODEL) is None
 
 
 def test_a_rollback_to_a_deleted_version_is_refused(tmp_path) -> None:
@@ -358,7 +378,9 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     assert decision.promoted
     # A decision against a version that is no longer champion changes no alias.
     tracking.connect(store)
-    assert not registry.record_decision("models:/turns/3", "models:/turns/1", decision, ANY_MODEL)
+    assert not registry.record_decision(
+        "models:/turns/3", "models:/turns/1", "f1", decision, ANY_MODEL
+    )
     assert alias("champion") == "2"
 
     arguments = [f"--tracking_uri={store}"]
