@@ -80,7 +80,11 @@ def run(
     for number, config in enumerate(configs, 1):
         parameters = _difference(configs, config)
         _log(f"{number}/{len(configs)}: {parameters}")
-        uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
+        try:
+            uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
+        except BaseException:
+            tracking.fail_sweep(parent)
+            raise
         score = registry.kept_metric(uri, _SCORE)
         versions.append((score, uri))
         rows.append(f"| {uri} | {parameters} | {score:.4f} |")

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -197,7 +197,9 @@ def start_sweep(plan: Plan, keys: list[str]) -> str:
     key = hashlib.sha256(" ".join(keys).encode()).hexdigest()
     found = client.search_runs([experiment], f"tags.{_SWEEP_TAG} = '{key}'", max_results=1)
     if found:
-        return str(found[0].info.run_id)
+        run_id = str(found[0].info.run_id)
+        client.update_run(run_id, "RUNNING")
+        return run_id
     name = f"sweep-{plan.manifest.name}-{plan.manifest.fingerprint[:8]}-{len(keys)}"
     run = client.create_run(experiment, tags={_SWEEP_TAG: key}, run_name=name)
     return str(run.info.run_id)
@@ -209,6 +211,12 @@ def end_sweep(run_id: str, table: str, score: float) -> None:
     client.log_text(run_id, table, "sweep.md")
     client.log_metric(run_id, "best_score", score)
     client.set_terminated(run_id)
+
+
+def fail_sweep(run_id: str) -> None:
+    """Ends the parent run of a sweep that cannot go on, if MLflow answers."""
+    with suppress(MlflowException, OSError):
+        mlflow.MlflowClient().set_terminated(run_id, "FAILED")
 
 
 def log_metrics(metrics: dict[str, float]) -> None:

@@ -116,6 +116,17 @@ def test_a_critical_class_must_not_fall() -> None:
         _decide(challenger, champion, GateConfig(critical="Roads,Unicorns"))
 
 
+def test_a_critical_class_that_no_test_image_shows_is_named() -> None:
+    worse, better = _network({1: 0.3}), _network({1: 0.1}, seed=1)
+    for counts in (worse, better):
+        counts[:, 2] = 0
+    said = "and no critical class falls; Vehicles not compared, since no test image shows it."
+    assert _decide(better, worse, GateConfig(critical="Roads,Vehicles")).reason.endswith(said)
+    for critical in ("", "Roads"):
+        decision = _decide(better, worse, GateConfig(critical=critical))
+        assert decision.reason.endswith("and no critical class falls.")
+
+
 def test_a_critical_class_that_is_never_predicted_has_fallen() -> None:
     champion = _network({})
     blind = champion.copy()

@@ -40,6 +40,29 @@ def test_models_of_different_classes_are_not_compared(dataset: Path, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
+def test_the_parent_run_of_a_sweep_that_fails_does_not_stay_open(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    from model import sweep
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    seen: list[str] = []
+
+    def train(*arguments: object) -> str:
+        seen.append(mlflow.MlflowClient(store).get_run(str(arguments[-1])).info.status)
+        raise UserError("diverged")
+
+    monkeypatch.setattr(sweep, "_train", train)
+    for _ in range(2):
+        with pytest.raises(UserError, match="diverged"):
+            run(str(dataset), [TrainConfig()], store, GateConfig())
+        (parent,) = mlflow.search_runs(experiment_names=["lyft-unet"], output_format="list")
+        assert parent.info.status == "FAILED"
+    assert seen == ["RUNNING", "RUNNING"]
+
+
 def test_a_training_is_judged_by_the_epoch_whose_weights_it_keeps(tmp_path: Path) -> None:
     """With ``keep=last`` or ``loss``, that is not always the one with the best mean IoU."""
     import mlflow
