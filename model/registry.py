@@ -333,8 +333,13 @@ def keras_file(uri: str) -> Iterator[Path]:
 
 
 def training_dataset(uri: str) -> str | None:
-    """Folder or URI of the dataset that a version was trained on; None if it is not recorded."""
-    run = mlflow.MlflowClient().get_run(_entry(uri).run_id)
+    """Folder or URI of the dataset that a version was trained on; None if it is not known."""
+    try:
+        run = mlflow.MlflowClient().get_run(_entry(uri).run_id)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
     sources = [json.loads(found.dataset.source) for found in run.inputs.dataset_inputs]
     return next((source["uri"] for source in sources if "uri" in source), None)
 

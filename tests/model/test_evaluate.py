@@ -14,9 +14,10 @@ import pytest
 from ingesting import run_ingest
 from jobs import IN_MEMORY, SMALL, Job, Trained
 
-from model import tracking
+from model import registry, tracking
 from model.evaluate import plan_for_version, run
 from model.frames import FramesMissingError, frames
+from model.seen import count_seen
 from model.version_tags import CONFIG_TAG
 from runtime.errors import UserError
 from schemas.layout import SOURCES
@@ -165,6 +166,21 @@ def test_images_of_another_size_are_resized_as_by_the_inference(
         matrix = ConfusionMatrix(np.sum(counts, axis=0, dtype=np.int64).reshape(13, 13))
         assert found[f"{prefix}pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-3)
         assert found[f"{prefix}mean_iou"] == pytest.approx(matrix.mean_iou(), abs=1e-3)
+
+
+def test_a_training_whose_run_or_dataset_is_gone_is_not_known(
+    trained: Trained, dataset: Path, tmp_path: Path, monkeypatch
+) -> None:
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("m")
+    client.create_model_version("m", str(tmp_path), "0" * 32)
+    assert count_seen("models:/m/1", str(dataset), ["test"]) is None
+
+    tracking.connect(trained.tracking_uri)
+    assert registry.training_dataset(trained.model) == str(dataset)
+    monkeypatch.setattr(registry, "training_dataset", lambda _: str(tmp_path / "gone"))
+    assert count_seen(trained.model, str(dataset), ["test"]) is None
 
 
 def test_images_whose_training_is_not_known_are_said_to_be(trained: Trained, dataset: Path) -> None:
