@@ -82,7 +82,7 @@ def ingest_train_infer(
         max_drift: Largest distance, 0 to 1, of the predicted class shares from those on the model's
             validation split; above it, the run warns and emits the event `lyft.drift.exceeded`.
     """
-    check_parameters(ingest_config, train_config, gate_config)
+    check_parameters(ingest_config, train_config, gate_config, infer_source, evaluate_on or [])
     dataset = ingest(source, output, ingest_config)
     train_step = train if train_on == "here" else train_remotely
     model = train_step(dataset, output, train_config, gate_config, tracking_uri)

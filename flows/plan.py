@@ -91,7 +91,7 @@ def plan(
     Raises:
         UserError: the source holds no pairs, or the run could not use its parameters.
     """
-    check_parameters(ingest_config, train_config, gate_config)
+    check_parameters(ingest_config, train_config, gate_config, infer_source, evaluate_on or [])
     ingest, dataset, pairs = plan_ingest(source, output, ingest_config)
     train, model = plan_train(
         dataset, pairs, output, train_config, gate_config, tracking_uri, ingest_config, train_on
@@ -101,7 +101,7 @@ def plan(
     infer = plan_infer(
         model, dataset, infer_source, pairs, output, infer_config, tracking_uri, cost
     )
-    evaluations = [plan_evaluation(other, tracking_uri) for other in evaluate_on or []]
+    evaluations = [plan_evaluation(other, tracking_uri, model) for other in evaluate_on or []]
     steps = [ingest, train, *evaluations, infer]
     if mask_files != "none":
         folder = storage.join(storage.absolute(storage.local_root(output)), "masks")
@@ -151,9 +151,11 @@ def plan_train(
     """The step, and the model version to predict with if it is known beforehand, else None."""
     images = round(pairs * (1 - ingest_config.validation - ingest_config.test))
     if dataset is not None:
+        from model.plan import check_target
         from model.plan import plan as plan_training
 
         chosen = plan_training(dataset, config)
+        check_target(chosen)
         images = chosen.manifest.splits["train"].records
         # Querying a store that does not exist would create it.
         if (store := sqlite_file(tracking_uri)) is None or store.exists():
@@ -164,7 +166,7 @@ def plan_train(
             tracking.connect(tracking_uri)
             known = registry.find_trained(config.model_name, registry.with_pinned_start(chosen).key)
             if known is not None:
-                model = outcome_if_known(known, config.model_name, gate)
+                model = outcome_if_known(known, chosen, gate)
                 # With promote=always, the gate makes a reused version the champion.
                 decides = gate.promote == "always" and registry.champion(config.model_name) != known
                 writes = "the gate's decision" if decides or model is None else "nothing"
@@ -184,10 +186,17 @@ def plan_train(
     return Step("train", "runs", reads, writes, parameters * _FLOAT_BYTES, seconds, basis), None
 
 
-def plan_evaluation(dataset: str, tracking_uri: str) -> Step:
-    """The step that evaluates the model on another dataset."""
+@outages_as_unavailable()
+def plan_evaluation(dataset: str, tracking_uri: str, model: str | None) -> Step:
+    """The step that evaluates the model, if it is known beforehand, on another dataset."""
     manifest = load_manifest(dataset)
     reads = f"{manifest.records:,} images of {manifest.name}"
+    if model is not None:
+        from model import registry
+        from model.evaluate import evaluation_name
+
+        if known := registry.find_evaluation(model, evaluation_name(manifest, "all")):
+            return Step("evaluate", "cached", reads, f"nothing; {known} is logged")
     writes = f"metrics and pictures in {redact_credentials(tracking_uri)}"
     return Step("evaluate", "runs", reads, writes, basis=_NOT_KNOWN)
 
@@ -229,6 +238,7 @@ def plan_infer(
         if runs.is_published(root, partition, job.run_id):
             writes = f"nothing; {partition} is published and intact"
             return Step("infer", "cached", f"{images:,} images", writes)
+        runs.check_same_origin(root, partition, job.source, job.fingerprint, job.model)
         action = "replaces" if storage.is_folder(storage.join(root, "masks", partition)) else "runs"
         writes = f"{partition} in {root}"
     seconds, basis = _estimate_inference(root, images, cost)

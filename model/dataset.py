@@ -24,14 +24,22 @@ class DatasetInput:
 
     Args:
         geometry: sizes that the network takes; by default, those of the plan's network.
+        trained_at: ``Plan.input_size`` of the network's training, to which ``evaluation.predict``
+            resizes images; by default, that of the plan's dataset.
     """
 
-    def __init__(self, plan: Plan, geometry: Geometry | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        geometry: Geometry | None = None,
+        trained_at: dict[str, Any] | None = None,
+    ) -> None:
         self.folder = plan.folder
         self.manifest = plan.manifest
         self.config = plan.config
         self.geometry = geometry or plan.geometry
         self.height, self.width = plan.manifest.config.height, plan.manifest.config.width
+        self.trained_at = trained_at or plan.input_size()
         self.class_table = plan.class_table
         self._records = cache(self._open)
 

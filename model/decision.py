@@ -149,6 +149,9 @@ def decide(
     if fallen:
         problems.append(f"more than {config.tolerance} lost: {', '.join(fallen)}")
     verdict = "; ".join(problems) if problems else "better, and no critical class falls"
+    # Only of those asked for: hardly any test split has all that are critical by default.
+    if config.critical and (absent := [taxonomy.names[i] for i in ids if not total[i].any()]):
+        verdict += f"; {', '.join(absent)} not compared, since no test image shows it"
     return Decision(
         promoted=not problems,
         reason=f"{figures}; {verdict}.",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from model.groups import groups_of
 from model.plan import Plan, plan
+from model.seen import count_seen
 from runtime.command_line import (
     UP_TO_DATE,
     Parser,
@@ -31,6 +32,7 @@ from schemas.classes import Taxonomy
 from schemas.config import TrainConfig
 from schemas.geometry import Geometry
 from schemas.layout import SPLITS
+from schemas.manifest import Manifest
 
 if TYPE_CHECKING:
     from model.dataset import DatasetInput
@@ -70,7 +72,7 @@ def run(
     chosen = plan_for_version(uri, dataset, () if split == "all" else (split,))
     manifest = chosen.manifest
     splits = [part for part in SPLITS if split in ("all", part) and manifest.splits[part].records]
-    name = f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
+    name = evaluation_name(manifest, split)
     if folder := registry.find_evaluation(uri, name):
         _log(f"{UP_TO_DATE}: {folder}")
     else:
@@ -84,6 +86,11 @@ def run(
     return folder
 
 
+def evaluation_name(manifest: Manifest, split: str) -> str:
+    """Name by which ``registry.find_evaluation`` finds an evaluation on a split, or on all."""
+    return f"{manifest.name}-{manifest.fingerprint[:12]}-{split}"
+
+
 def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
     """Evaluates and logs; returns the URI of the folder that was logged."""
     from model import registry
@@ -95,7 +102,9 @@ def _evaluate(uri: str, chosen: Plan, splits: Sequence[str], name: str) -> str:
 
     found = with_frame_metrics(found, network, source, _log, *splits)
     groups = len({name for one in splits for name in groups_of(chosen.folder, one)})
-    report = reports.evaluation_report(uri, chosen.manifest, found, splits, groups)
+    seen = count_seen(uri, chosen.folder, splits)
+    size = (source.trained_at["width"], source.trained_at["height"])
+    report = reports.evaluation_report(uri, chosen.manifest, found, splits, groups, seen, size)
     with tempfile.TemporaryDirectory(prefix="lyft-evaluate-") as scratch:
         folder = Path(scratch)
         (folder / _REPORT).write_text(report, encoding="utf-8")
@@ -117,7 +126,8 @@ def plan_for_version(uri: str, dataset: str, needed: Sequence[str]) -> Plan:
     from model import registry
 
     # The initial weights may no longer exist.
-    trained_with = TrainConfig(**registry.train_config(uri) | {"start_from": ""})
+    unneeded = {"start_from": "", "encoder_weights": "none"}
+    trained_with = TrainConfig(**registry.train_config(uri) | unneeded)
     chosen = plan(dataset, trained_with, needed)
     own = Taxonomy.model_validate(registry.metadata(uri)["taxonomy"])
     if own.mapping_sha256 != chosen.taxonomy.mapping_sha256:
@@ -145,7 +155,8 @@ def evaluate_version(
     from model.dataset import DatasetInput
     from model.evaluation import evaluate
 
-    source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]))
+    trained_at = {name: facts[name] for name in chosen.input_size()}
+    source = DatasetInput(chosen, Geometry.model_validate(facts["geometry"]), trained_at)
     return network, source, evaluate(network, source, chosen.taxonomy, *splits)
 
 

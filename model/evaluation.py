@@ -67,7 +67,10 @@ def _summary(matrix: ConfusionMatrix) -> dict[str, float]:
 
 
 def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str) -> Evaluation:
-    """Predicts every image of the splits once and compares it with its mask."""
+    """Predicts every image of the splits once and compares it with its mask.
+
+    Images of another size than the network was trained at are resized, as by ``beam.infer``.
+    """
     import keras
 
     classes = len(taxonomy)
@@ -78,10 +81,7 @@ def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str)
     counts = []
     challenge_matrix = ConfusionMatrix.zero(classes)
     loss = 0.0
-    for images, masks in chain.from_iterable(map(source.evaluation, splits)):
-        # Without the padding.
-        logits = _logits(model, images)[:, : source.height, : source.width]
-        truths = masks[:, : source.height, : source.width]
+    for logits, truths in chain.from_iterable(_outputs(model, source, one) for one in splits):
         loss += float(loss_of(truths, logits))
         predictions = np.argmax(logits, axis=-1).astype(np.uint8)
         for truth, predicted in zip(truths[..., 0], predictions, strict=True):
@@ -91,6 +91,22 @@ def evaluate(model: Any, source: DatasetInput, taxonomy: Taxonomy, *splits: str)
                 challenge_matrix += ConfusionMatrix.of(scored_truth, predicted, classes)
     stacked = np.stack(counts)
     return Evaluation(taxonomy, stacked, challenge_matrix, loss / max(1, int(stacked.sum())))
+
+
+def _outputs(model: Any, source: DatasetInput, split: str) -> Iterator[tuple[Any, Any]]:
+    """Yields logits (batch, height, width, classes) and masks, at the size of the dataset."""
+    size = (source.height, source.width)
+    if size == (source.trained_at["height"], source.trained_at["width"]):
+        for images, masks in source.evaluation(split):
+            # Without the padding.
+            logits = _logits(model, images)[:, : source.height, : source.width]
+            yield logits, masks[:, : source.height, : source.width]
+        return
+    for image, mask in source.pairs(split):
+        yield (
+            resize_nearest(_resized_logits(model, source, image), *size)[None],
+            mask[None, ..., None],
+        )
 
 
 def prediction_profile(model: Any, source: DatasetInput, taxonomy: Taxonomy, split: str) -> Profile:
@@ -118,13 +134,11 @@ def with_frame_metrics(
     """Adds the results at the images' own size, or logs why the source files cannot be read."""
     classes = len(evaluation.taxonomy)
     matrix = ConfusionMatrix.zero(classes)
-    config = source.manifest.config
     try:
         for frame in chain.from_iterable(
             frames(source.folder, source.manifest, split) for split in splits
         ):
-            image = resize_image(frame.image, config.height, config.width, config.resize)
-            predicted = resize_nearest(predict(model, source, image), *frame.truth.shape)
+            predicted = predict(model, source, frame.image)
             matrix += ConfusionMatrix.of(source.class_table[frame.truth], predicted, classes)
     except (FramesMissingError, UnavailableError) as error:
         log(f"no figures at the frames' own size: {error}")
@@ -156,11 +170,20 @@ def draw_examples(model: Any, source: DatasetInput, evaluation: Evaluation, *spl
 
 
 def predict(model: Any, source: DatasetInput, image: UInt8Array) -> UInt8Array:
-    """Predicted class ids (height, width) of one image (height, width, 3)."""
-    height, width = image.shape[:2]
+    """Predicted class ids (height, width) of one image (height, width, 3) of any size.
+
+    As by ``beam.infer``: the image is resized to the size of the training, the prediction back.
+    """
+    logits = _resized_logits(model, source, image)
+    return resize_nearest(np.argmax(logits, axis=-1).astype(np.uint8), *image.shape[:2])
+
+
+def _resized_logits(model: Any, source: DatasetInput, image: UInt8Array) -> Any:
+    """Logits (height, width, classes) of an image, at the size that the network was trained at."""
+    height, width, resize = (source.trained_at[name] for name in ("height", "width", "resize"))
+    resized = resize_image(image, height, width, resize)
     rows, columns = source.geometry.mirror(height), source.geometry.mirror(width)
-    logits = _logits(model, image[rows][:, columns][None])
-    return np.asarray(np.argmax(logits[0, :height, :width], axis=-1), np.uint8)
+    return np.asarray(_logits(model, resized[rows][:, columns][None]))[0, :height, :width]
 
 
 def _logits(model: Any, images: UInt8Array) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from model.decision import Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
+from model.seen import SEEN_IN, count_seen
 from model.version_tags import CHALLENGER
 from runtime.command_line import (
     Log,
@@ -58,19 +59,20 @@ def run_gate(
     """
     from model import registry
 
-    name = plan.config.model_name
+    name, fingerprint = plan.config.model_name, plan.manifest.fingerprint
     champion = registry.champion(name)
     if config.promote == "never" or champion == uri:
         return uri
     registry.set_alias(uri, CHALLENGER)
     while True:
-        if config.promote == "gate" and (reason := registry.earlier_refusal(uri, champion, config)):
+        reason = registry.earlier_refusal(uri, champion, fingerprint, config)
+        if config.promote == "gate" and reason:
             log(f"not promoted: {reason}")
             return _champion_or_error(uri, champion, reason)
         if counts is None:
             counts = _counts(uri, plan)
         decision = _decide_on(uri, champion, plan, config, log, counts)
-        if registry.record_decision(uri, champion, decision, config):
+        if registry.record_decision(uri, champion, fingerprint, decision, config):
             break
         champion = registry.champion(name)
         if champion == uri:
@@ -80,8 +82,8 @@ def run_gate(
     return uri if decision.promoted else _champion_or_error(uri, champion, decision.reason)
 
 
-def outcome_if_known(uri: str, name: str, config: GateConfig) -> str | None:
-    """What ``run_gate`` would return for a version of ``name``; None if it would have to evaluate.
+def outcome_if_known(uri: str, plan: Plan, config: GateConfig) -> str | None:
+    """What ``run_gate`` would return; None if it would have to evaluate.
 
     Reads only.
 
@@ -90,10 +92,10 @@ def outcome_if_known(uri: str, name: str, config: GateConfig) -> str | None:
     """
     from model import registry
 
-    champion = registry.champion(name)
+    champion = registry.champion(plan.config.model_name)
     if config.promote != "gate" or champion == uri:
         return uri
-    reason = registry.earlier_refusal(uri, champion, config)
+    reason = registry.earlier_refusal(uri, champion, plan.manifest.fingerprint, config)
     return _champion_or_error(uri, champion, reason) if reason else None
 
 
@@ -173,7 +175,22 @@ def _decide_on(
     if champion is None:
         return decide(challenger, None, plan.taxonomy, config, groups)
     log(f"the gate: {uri} against the champion {champion}")
-    return decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
+    decision = decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
+    flattered = "".join(
+        f" {one} has {seen:,} of the {len(challenger):,} test images in the "
+        f"{' or '.join(SEEN_IN)} split of its own dataset, which flatters it."
+        for one in (uri, champion)
+        if (seen := count_seen(one, plan.folder, ["test"]))
+    )
+    own = plan.input_size()
+    resized = "".join(
+        f" {one} was trained on {trained['width']}x{trained['height']}, to which the images of "
+        f"{own['width']}x{own['height']} were resized for it."
+        for one in (uri, champion)
+        if (trained := registry.metadata(one))
+        and (trained["width"], trained["height"]) != (own["width"], own["height"])
+    )
+    return decision.model_copy(update={"reason": f"{decision.reason}{flattered}{resized}"})
 
 
 def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:

@@ -18,6 +18,7 @@ from schemas.config import IngestConfig, TrainConfig
 from schemas.geometry import ON_ENCODER, PADDED, UNPADDED, Geometry
 from schemas.layout import SPLITS
 from schemas.manifest import Manifest, load_manifest
+from schemas.stats import Int64Array
 
 GEOMETRY: dict[str, Geometry] = {"unet": PADDED, "unet-2015": UNPADDED, "unet-dropout": PADDED}
 """The sizes that each architecture takes; a U-Net on an encoder takes ``ON_ENCODER``."""
@@ -63,12 +64,17 @@ class Plan:
         bound = self.config.max_class_weight
         weights = self.manifest.class_weights
         if self.config.target:
-            pixels = np.zeros(2)
-            by_name = self.manifest.splits["train"].class_pixels
-            for label in self.manifest.taxonomy.classes:
-                pixels[self.class_table[label.id]] += by_name[label.name]
+            pixels = self.class_pixels("train")
             return [float(min((pixels.mean() / max(one, 1)) ** power, bound)) for one in pixels]
         return [min(weights[name] ** power, bound) for name in self.taxonomy.names]
+
+    def class_pixels(self, split: str) -> Int64Array:
+        """Pixels of each of the model's classes in a split, (classes,)."""
+        pixels = np.zeros(len(self.taxonomy), np.int64)
+        by_name = self.manifest.splits[split].class_pixels
+        for label in self.manifest.taxonomy.classes:
+            pixels[self.class_table[label.id]] += by_name[label.name]
+        return pixels
 
     def input_size(self) -> dict[str, Any]:
         """The size of the dataset's images, 0 if they keep their own, and how they were resized."""
@@ -121,12 +127,37 @@ def check_size(config: IngestConfig) -> None:
         )
 
 
+def check_target(plan: Plan) -> None:
+    """Refuses a training whose target the train split lacks, or holds nothing else than.
+
+    Such a network answers the same everywhere, which on a rare class is right nearly everywhere.
+
+    Raises:
+        UserError: names the target.
+    """
+    if not plan.config.target:
+        return
+    pixels = plan.class_pixels("train")
+    if not all(pixels):
+        found = "no pixel of it" if pixels[0] else "nothing else"
+        raise UserError(
+            f"target {plan.config.target!r}: the train split of dataset {plan.manifest.name} has "
+            f"{found}, so nothing can be learnt; choose other classes, or ingest more pairs"
+        )
+
+
 def check_architecture(config: TrainConfig) -> None:
-    """Raises UserError for an architecture that does not exist."""
+    """Raises UserError for an architecture that does not exist, or has no use for its weights."""
     if config.architecture not in GEOMETRY and not has_encoder(config.architecture):
         raise UserError(
             f"architecture {config.architecture!r}: expected {', '.join(GEOMETRY)}, {LITE0}, or "
             f"unet- and one of {', '.join(KERAS_ENCODERS)}"
+        )
+    named = config.encoder_weights
+    if named not in ("imagenet", "none") and not has_encoder(config.architecture):
+        raise UserError(
+            f"encoder_weights {named!r}: architecture {config.architecture} has no pretrained "
+            "encoder; choose one that has, or start from a whole network with --start_from"
         )
 
 

@@ -26,6 +26,7 @@ from model.version_tags import (
     CONFIG_TAG,
     DECISION,
     FILES_TAG,
+    FINGERPRINT_TAG,
     GATE_TAG,
     KEY_TAG,
     ROLLED_BACK_TAG,
@@ -85,7 +86,7 @@ def register(
                 KEY_TAG: plan.key,
                 CONFIG_TAG: plan.config.model_dump_json(),
                 FILES_TAG: checksums(files["keras_file"].parent),
-                "dataset_fingerprint": plan.manifest.fingerprint,
+                FINGERPRINT_TAG: plan.manifest.fingerprint,
                 **{name: f"{value:.4f}" for name, value in metrics.items()},
             },
         )
@@ -181,11 +182,18 @@ def champion(name: str) -> str | None:
 
 
 def record_decision(
-    uri: str, champion_uri: str | None, decision: Decision, config: GateConfig
+    uri: str,
+    champion_uri: str | None,
+    fingerprint: str,
+    decision: Decision,
+    config: GateConfig,
 ) -> bool:
     """Logs the gate's decision to version and run; moves the champion's alias if promoted.
 
     ``earlier_refusal`` reads the decision back.
+
+    Args:
+        fingerprint: of the dataset whose test split decided.
 
     Returns:
         Whether the decision holds: False if the champion has changed; no alias is moved then.
@@ -203,6 +211,7 @@ def record_decision(
         set_alias(uri, CHAMPION)
     recorded = {
         "against": champion_uri,
+        "dataset": fingerprint,
         "gate": config.sha256(),
         "promoted": decision.promoted,
         "reason": decision.reason,
@@ -262,9 +271,11 @@ def save_decision(uri: str, path: Path) -> None:
         return
 
 
-def earlier_refusal(uri: str, champion_uri: str | None, config: GateConfig) -> str | None:
+def earlier_refusal(
+    uri: str, champion_uri: str | None, fingerprint: str, config: GateConfig
+) -> str | None:
     """Why the gate refuses a version without evaluating it, or None: ``refusal_reason``."""
-    return refusal_reason(_entry(uri).tags, champion_uri, config)
+    return refusal_reason(_entry(uri).tags, champion_uri, fingerprint, config)
 
 
 def rollback(name: str) -> str:
@@ -273,7 +284,7 @@ def rollback(name: str) -> str:
     The gate never promotes a version again that was rolled back.
 
     Raises:
-        UserError: there is no champion, or no previous one.
+        UserError: there is no champion, or no previous one, or it has been deleted.
     """
     client = mlflow.MlflowClient()
     current = champion(name)
@@ -282,9 +293,18 @@ def rollback(name: str) -> str:
     before = _entry(current).tags.get(BEFORE_TAG)
     if not before:
         raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
-    set_alias(f"models:/{name}/{before}", CHAMPION)
+    previous = f"models:/{name}/{before}"
+    try:
+        set_alias(previous, CHAMPION)
+    except MlflowException as error:
+        if not is_missing(error):
+            raise
+        raise UserError(
+            f"{previous}, the champion before {current}, has been deleted; choose another with "
+            f"`python -m model.gate --model models:/{name}/VERSION --dataset DIR --promote=always`"
+        ) from error
     client.set_model_version_tag(*_name_and_version(current), ROLLED_BACK_TAG, "true")
-    return f"models:/{name}/{before}"
+    return previous
 
 
 def metadata(uri: str) -> dict[str, Any]:
@@ -321,10 +341,24 @@ def keras_file(uri: str) -> Iterator[Path]:
         yield next(folder.glob("*.keras"))
 
 
-def best_metric(uri: str, metric: str) -> float:
-    """The highest value over all epochs of a metric, from the run that made a version."""
-    history = mlflow.MlflowClient().get_metric_history(_entry(uri).run_id, metric)
-    return float(max(epoch.value for epoch in history))
+def training_dataset(uri: str) -> str | None:
+    """Folder or URI of the dataset that a version was trained on; None if it is not known."""
+    try:
+        run = mlflow.MlflowClient().get_run(_entry(uri).run_id)
+    except MlflowException as error:
+        if is_missing(error):
+            return None
+        raise
+    sources = [json.loads(found.dataset.source) for found in run.inputs.dataset_inputs]
+    return next((source["uri"] for source in sources if "uri" in source), None)
+
+
+def kept_metric(uri: str, metric: str) -> float:
+    """A metric after the epoch whose weights a version has, from the run that made it."""
+    client, run_id = mlflow.MlflowClient(), _entry(uri).run_id
+    kept = client.get_run(run_id).data.metrics["best_epoch"]
+    history = client.get_metric_history(run_id, metric)
+    return next(float(epoch.value) for epoch in history if epoch.step == kept)
 
 
 def _model(uri: str) -> mlflow.models.Model:

@@ -11,6 +11,7 @@ import numpy as np
 
 from model.evaluation import Evaluation, class_rows
 from model.plan import Plan
+from model.seen import SEEN_IN
 from schemas.manifest import FEW_GROUPS, Manifest
 from schemas.stats import ConfusionMatrix
 
@@ -80,10 +81,15 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
     """
     config, manifest = plan.config, plan.manifest
     counts = {split: info.records for split, info in manifest.splits.items()}
+    output = f"logits of {len(plan.taxonomy)} classes of {plan.taxonomy.name}"
+    if len(plan.taxonomy) == 2:
+        output = (
+            f"one logit, whose sigmoid is the probability of {plan.taxonomy.names[1]}, for the "
+            f"two classes of {plan.taxonomy.name}"
+        )
     model = (
         f"{config.architecture}, {config.filters} filters, normalisation {config.normalisation}, "
-        f"{parameters:,} parameters. RGB of any size in; logits of {len(plan.taxonomy)} classes "
-        f"of {plan.taxonomy.name} out."
+        f"{parameters:,} parameters. RGB of any size in; {output} out."
     )
     data = (
         f"Dataset {manifest.name}, fingerprint `{manifest.fingerprint}`: {counts['train']:,} "
@@ -105,12 +111,20 @@ def model_card(plan: Plan, evaluation: Evaluation, best_epoch: int, parameters: 
 
 
 def evaluation_report(
-    uri: str, manifest: Manifest, evaluation: Evaluation, splits: Sequence[str], groups: int
+    uri: str,
+    manifest: Manifest,
+    evaluation: Evaluation,
+    splits: Sequence[str],
+    groups: int,
+    seen: int | None,
+    trained_at: tuple[int, int],
 ) -> str:
     """Markdown: the metrics of a version on a dataset, and those of each class.
 
     Args:
         groups: number of groups of images that belong together.
+        seen: number of images that the version has seen in training; None if it is not known.
+        trained_at: width and height of the images that it was trained on.
     """
     images = (
         f"{len(evaluation.counts):,} images of {manifest.config.width}x{manifest.config.height}, "
@@ -119,7 +133,21 @@ def evaluation_report(
     if groups < FEW_GROUPS:
         images += f", fewer than {FEW_GROUPS}: they say little of other places"
     title = f"# {uri} on {manifest.name} {manifest.fingerprint[:12]}, {', '.join(splits)}"
-    return "\n".join([title, "", f"{images}.", "", *_figures(evaluation)])
+    lines = [title, "", f"{images}.", ""]
+    if trained_at != (manifest.config.width, manifest.config.height):
+        width, height = trained_at
+        resized = f"The model was trained on {width}x{height}, to which they are resized for it."
+        lines += [resized, ""]
+    if seen is None:
+        unknown = "Whether the model has seen them in training is not known: its dataset is gone."
+        lines += [unknown, ""]
+    elif seen:
+        flattered = (
+            f"**{seen:,} of them are in the {' or '.join(SEEN_IN)} split of the dataset that the "
+            "model was trained on, so these figures are better than on unseen images.**"
+        )
+        lines += [flattered, ""]
+    return "\n".join([*lines, *_figures(evaluation)])
 
 
 def _figures(evaluation: Evaluation) -> list[str]:
@@ -130,10 +158,10 @@ def _figures(evaluation: Evaluation) -> list[str]:
     left_out = f"; {', '.join(absent)} occur in neither and are left out" if absent else ""
     frames = evaluation.frames
     sizes = (
-        "The metrics are of pixels at the network's size; frame_ stands before those at the "
+        "The metrics are of pixels of the dataset's images; frame_ stands before those at the "
         "frames' own size."
         if frames
-        else "All figures are of pixels at the network's size."
+        else "All figures are of pixels of the dataset's images."
     )
     columns = ["class", "true pixels", "IoU", "precision", "recall"]
     rows = [

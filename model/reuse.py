@@ -53,7 +53,9 @@ def find_reusable_result(
             status, files = opened.run(found.run_id)
             if status != "FINISHED" or not _is_intact(found):
                 return None
-            result, refusal = _gate_result(opened, found, gate, chosen.taxonomy)
+            result, refusal = _gate_result(
+                opened, found, gate, chosen.taxonomy, chosen.manifest.fingerprint
+            )
     # ValueError: a tag or the metadata has another form.
     except (NotReadError, IndexError, ValueError):
         return None
@@ -77,7 +79,7 @@ def _is_intact(version: Version) -> bool:
 
 
 def _gate_result(
-    opened: Registry, version: Version, gate: GateConfig, taxonomy: Taxonomy
+    opened: Registry, version: Version, gate: GateConfig, taxonomy: Taxonomy, fingerprint: str
 ) -> tuple[str | None, str]:
     """What ``gate.run_gate`` returns if it would only read, and the reason if it refuses."""
     try:
@@ -91,7 +93,7 @@ def _gate_result(
     if gate.promote == "never" or champion.uri == version.uri:
         return version.uri, ""
     challenger = opened.version_by_alias(version.name, CHALLENGER)
-    reason = refusal_reason(version.tags, champion.uri, gate)
+    reason = refusal_reason(version.tags, champion.uri, fingerprint, gate)
     if gate.promote == "always" or challenger.uri != version.uri or not reason:
         return None, ""
     return champion.uri, reason

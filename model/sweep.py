@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from model.plan import plan
+from model.plan import check_target, plan
 from runtime.child_processes import child_environment
 from runtime.command_line import (
     EX_TEMPFAIL,
@@ -61,22 +61,34 @@ def run(
     from model.gate import check_champion, run_gate
 
     plans = [plan(dataset, config) for config in configs]
+    if len({one.taxonomy.mapping_sha256 for one in plans}) > 1:
+        raise UserError(
+            "--grid target: models of different classes cannot be compared; sweep over one target, "
+            "--target, at a time"
+        )
+    for one in plans:
+        check_target(one)
     critical_classes(gate, plans[0].taxonomy)
     tracking.connect(tracking_uri)
     # An alias may move during the sweep.
     plans = [registry.with_pinned_start(one) for one in plans]
     if gate.promote == "gate":
-        check_champion(configs[0].model_name, plans[0].taxonomy)
+        for name in {config.model_name for config in configs}:
+            check_champion(name, plans[0].taxonomy)
     parent = tracking.start_sweep(plans[0], [one.key for one in plans])
     versions, rows = [], []
     for number, config in enumerate(configs, 1):
         parameters = _difference(configs, config)
         _log(f"{number}/{len(configs)}: {parameters}")
-        uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
-        score = registry.best_metric(uri, _SCORE)
+        try:
+            uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
+        except BaseException:
+            tracking.fail_sweep(parent)
+            raise
+        score = registry.kept_metric(uri, _SCORE)
         versions.append((score, uri))
         rows.append(f"| {uri} | {parameters} | {score:.4f} |")
-    header = [f"| version | parameters | best {_SCORE} |", "| --- | --- | ---: |"]
+    header = [f"| version | parameters | {_SCORE} |", "| --- | --- | ---: |"]
     table = "\n".join([*header, *rows])
     log(table)
     # The first one wins a tie, so that the same sweep gives the same result.
@@ -89,7 +101,7 @@ def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
     """The configurations of ``name=value,value`` axes, the last axis changing fastest.
 
     Raises:
-        UserError: an axis is not of that form, or a value is out of bounds.
+        UserError: an axis is not of that form or given twice, or a value is out of bounds.
     """
     names, values = [], []
     for axis in axes:
@@ -99,6 +111,8 @@ def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
                 f"--grid {axis!r}: expected <parameter>=<value>,<value>, the parameter one of "
                 + ", ".join(TrainConfig.model_fields)
             )
+        if name in names:
+            raise UserError(f"--grid {axis!r}: {name} is given twice; list all its values at once")
         names.append(name)
         values.append(listed.split(","))
     parser = Parser()

@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -162,7 +162,7 @@ def training_run(
     status = "FAILED"
     try:
         save_run_id(run_id)
-        _log_inputs(plan)
+        _log_inputs(plan, run_id)
         yield Run(run_id, log)
         status = "FINISHED"
     finally:
@@ -174,11 +174,15 @@ def training_run(
             log(f"MLflow does not answer, so run {run_id} stays open: {first_line(error)}")
 
 
-def _log_inputs(plan: Plan) -> None:
+def _log_inputs(plan: Plan, run_id: str) -> None:
     """Logs parameters, Keras's backend and dataset to the active run; idempotent."""
     manifest = plan.manifest
     mlflow.set_tag(BACKEND_TAG, "jax" if is_jax() else "tensorflow")
-    mlflow.log_params({**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint})
+    params = {**plan.config.model_dump(), "dataset_fingerprint": manifest.fingerprint}
+    # Parameters cannot be changed, and a run that is continued may name the same file by another
+    # path: its bytes are in the training's key.
+    logged = mlflow.MlflowClient().get_run(run_id).data.params
+    mlflow.log_params({name: value for name, value in params.items() if name not in logged})
     # The digest is given, so that MLflow does not scan the data for one.
     with ignore_user_warnings():
         source = resolve_dataset_source(plan.folder)
@@ -193,7 +197,9 @@ def start_sweep(plan: Plan, keys: list[str]) -> str:
     key = hashlib.sha256(" ".join(keys).encode()).hexdigest()
     found = client.search_runs([experiment], f"tags.{_SWEEP_TAG} = '{key}'", max_results=1)
     if found:
-        return str(found[0].info.run_id)
+        run_id = str(found[0].info.run_id)
+        client.update_run(run_id, "RUNNING")
+        return run_id
     name = f"sweep-{plan.manifest.name}-{plan.manifest.fingerprint[:8]}-{len(keys)}"
     run = client.create_run(experiment, tags={_SWEEP_TAG: key}, run_name=name)
     return str(run.info.run_id)
@@ -205,6 +211,12 @@ def end_sweep(run_id: str, table: str, score: float) -> None:
     client.log_text(run_id, table, "sweep.md")
     client.log_metric(run_id, "best_score", score)
     client.set_terminated(run_id)
+
+
+def fail_sweep(run_id: str) -> None:
+    """Ends the parent run of a sweep that cannot go on, if MLflow answers."""
+    with suppress(MlflowException, OSError):
+        mlflow.MlflowClient().set_terminated(run_id, "FAILED")
 
 
 def log_metrics(metrics: dict[str, float]) -> None:

@@ -17,7 +17,7 @@ from model.backend import choose, import_keras
 from model.checkpoint import Checkpoint, Progress, checkpoint, discard
 from model.decision import critical_classes
 from model.gate import NotPromotedError, check_champion, run_gate
-from model.plan import REGISTERED, Plan, plan
+from model.plan import REGISTERED, Plan, check_target, plan
 from model.reuse import find_reusable_result
 from runtime.command_line import (
     UP_TO_DATE,
@@ -80,6 +80,7 @@ def run(
     """
     gate = gate or GateConfig()
     chosen = plan(dataset, config)
+    check_target(chosen)
     critical_classes(gate, chosen.taxonomy)
     if reuse and (result := find_reusable_result(chosen, gate, tracking_uri, state, decision, log)):
         return result

@@ -12,6 +12,7 @@ from schemas.config import GateConfig
 CHAMPION, CHALLENGER = "champion", "challenger"
 
 KEY_TAG, CONFIG_TAG, FILES_TAG = "train_key", "train_config", "files_sha256"
+FINGERPRINT_TAG = "dataset_fingerprint"
 BEFORE_TAG, ROLLED_BACK_TAG, GATE_TAG = "champion_before", "rolled_back", "gate"
 
 DECISION = "gate.md"
@@ -25,14 +26,18 @@ def checksums(folder: Path) -> str:
 
 
 def refusal_reason(
-    tags: Mapping[str, str], champion_uri: str | None, config: GateConfig
+    tags: Mapping[str, str], champion_uri: str | None, fingerprint: str, config: GateConfig
 ) -> str | None:
     """Why the gate refuses a version with these tags without evaluating it; None if it does not.
 
-    It was rolled back, or refused before against the same champion with the same config.
+    It was rolled back, or refused before against the same champion, on the same dataset, with the
+    same config.
     """
     if ROLLED_BACK_TAG in tags:
         return "It was rolled back."
     earlier = json.loads(tags.get(GATE_TAG, "{}"))
-    same = (earlier.get("against"), earlier.get("gate")) == (champion_uri, config.sha256())
+    # Decisions of earlier versions do not name the dataset; nearly all are on the version's own.
+    dataset = earlier.get("dataset", tags.get(FINGERPRINT_TAG))
+    found = (earlier.get("against"), dataset, earlier.get("gate"))
+    same = found == (champion_uri, fingerprint, config.sha256())
     return str(earlier["reason"]) if same and not earlier["promoted"] else None

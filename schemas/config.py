@@ -20,7 +20,8 @@ File = Annotated[str, AfterValidator(os.path.expanduser)]
 class JobConfig(BaseModel):
     """A job's parameters: immutable, and hashed into what the job publishes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # JSON, in which a model's configuration is stored, has no infinity.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def sha256(self) -> str:
         """Hash of all parameters that may change what is published."""

@@ -173,7 +173,7 @@ def predict(
     with disk_errors_as_user_errors(), partition_lock(root, partition):
         if resume and not retry_rejects and runs.is_unchanged(root, partition, job.run_id):
             return
-        runs.check_same_origin(root, partition, job.source, job.model)
+        runs.check_same_origin(root, partition, job.source, job.fingerprint, job.model)
         with stages.staging_folder(root) as staging:
             previous = None
             if resume:

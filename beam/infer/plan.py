@@ -66,6 +66,11 @@ class Job:
     listing: str = ""
 
     @property
+    def fingerprint(self) -> str | None:
+        """The dataset's; None for raw images."""
+        return self.manifest.fingerprint if self.manifest else None
+
+    @property
     def images_root(self) -> str:
         """Root of the source PNGs, to which the paths of images are relative."""
         return self.manifest.source if self.manifest else self.source
@@ -77,7 +82,7 @@ class Job:
             "model_uri": self.model.uri,
             "model_sha256": self.model.sha256,
             "mlflow_run_id": self.model.run_id,
-            "dataset_fingerprint": self.manifest.fingerprint if self.manifest else None,
+            "dataset_fingerprint": self.fingerprint,
             "training_fingerprint": self.model.fingerprint,
             "taxonomy": self.model.taxonomy.name,
             "taxonomy_sha256": self.model.taxonomy.sha256,

@@ -117,18 +117,25 @@ def nothing_predicted(tables: str, source: str) -> UserError:
     )
 
 
-def check_same_origin(root: str, partition: str, source: str, model: ResolvedModel) -> None:
+def check_same_origin(
+    root: str, partition: str, source: str, fingerprint: str | None, model: ResolvedModel
+) -> None:
     """Refuses to replace the rows of another source, or of another model, with the same name.
+
+    Args:
+        fingerprint: of the dataset, which may have moved; None for a folder of images.
 
     Raises:
         UserError: names the other source or model.
     """
     try:
-        run = read_table(run_file(root, partition), columns=["source_uri", "model_sha256"])
+        columns = ["source_uri", "dataset_fingerprint", "model_sha256"]
+        (run,) = read_table(run_file(root, partition), columns).to_pylist()
     except (OSError, ValueError):
         return  # No run is published, or its damaged file will be replaced.
-    ((other_source, other_model),) = zip(*run.to_pydict().values(), strict=True)
-    if other_source != source:
+    other_source, other_model = run["source_uri"], run["model_sha256"]
+    is_same_dataset = fingerprint is not None and run["dataset_fingerprint"] == fingerprint
+    if other_source != source and not is_same_dataset:
         raise UserError(
             f"the tables hold rows of {other_source!r} under the name of this source; "
             "name this source differently with --source_name"

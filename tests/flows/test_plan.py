@@ -23,6 +23,7 @@ from flows.plan import (
 from runtime.errors import UserError
 from runtime.table import table
 from schemas.config import InferConfig, IngestConfig, TrainConfig
+from schemas.manifest import load_manifest
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +91,30 @@ def test_evaluations_are_between_training_and_inference(done, dataset, tmp_path)
     assert (steps[2].action, steps[2].reads) == ("runs", "40 images of small")
     with pytest.raises(UserError, match="there is no such folder"):
         plan(**done, evaluate_on=[str(tmp_path / "none")])
+
+
+def test_an_evaluation_that_is_logged_is_cached(done, dataset, monkeypatch) -> None:
+    from model import registry
+
+    def find(uri: str, name: str) -> str:
+        return f"runs:/of {uri}/evaluations/{name}"
+
+    monkeypatch.setattr(registry, "find_evaluation", find)
+    steps = plan(**done, evaluate_on=[str(dataset)])
+    assert [step.action for step in steps] == ["cached"] * 4
+    name = f"small-{load_manifest(dataset).fingerprint[:12]}-all"
+    logged = f"runs:/of models:/small-unet/1/evaluations/{name}"
+    assert steps[2].writes == f"nothing; {logged} is logged"
+
+
+def test_a_source_whose_name_is_taken_is_refused_as_by_the_run(done, scenes, tmp_path) -> None:
+    """Its rows would replace those of another folder of this name."""
+    output = Path(shutil.copytree(done["output"], tmp_path / "outputs"))
+    taken = next((output / "predictions/masks").glob("model=*/version=*/source=*"))
+    other = tmp_path / taken.name.removeprefix("source=")
+    shutil.copytree(scenes, other)
+    with pytest.raises(UserError, match="under the name of this source; name this source diff"):
+        plan(**{**done, "output": str(output), "infer_source": str(other)})
 
 
 def test_plan_shows_damaged_changed_and_replaced_output(done, tmp_path) -> None:

@@ -197,6 +197,9 @@ def test_unknown_encoders_and_missing_weights_are_refused(dataset: Path) -> None
     none = LITE0.model_copy(update={"encoder_weights": "/none.pth"})
     with pytest.raises(UserError, match=r"encoder_weights '/none\.pth': expected imagenet, "):
         plan(str(dataset), none)
+    unused = TrainConfig(architecture="unet", encoder_weights="/some.pth")
+    with pytest.raises(UserError, match="architecture unet has no pretrained encoder; choose"):
+        plan(str(dataset), unused)
 
 
 def test_missing_and_damaged_weights_say_what_to_do(

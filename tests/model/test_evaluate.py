@@ -14,8 +14,11 @@ import pytest
 from ingesting import run_ingest
 from jobs import IN_MEMORY, SMALL, Job, Trained
 
-from model.evaluate import run
+from model import registry, tracking
+from model.evaluate import plan_for_version, run
 from model.frames import FramesMissingError, frames
+from model.seen import count_seen
+from model.version_tags import CONFIG_TAG
 from runtime.errors import UserError
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
@@ -130,6 +133,83 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
     done = job("model.evaluate", *asked, store, "--split=all")
     assert done.returncode == 0, done.stderr
     assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
+    assert (
+        "of them are in the train or validation split of the dataset that the model was"
+        in done.stderr
+    )
+
+
+def test_images_of_another_size_are_resized_as_by_the_inference(
+    trained: Trained, scenes: Path, job: Job, tmp_path: Path
+) -> None:
+    """A network is no good at a size that it was not trained at, so no job runs it there."""
+    larger = SMALL.model_copy(update={"name": "larger", "height": 64, "width": 96})
+    folder = run_ingest(scenes, tmp_path / "datasets", larger)
+    asked = (f"--model={trained.model}", f"--tracking_uri={trained.tracking_uri}")
+    done = job("model.evaluate", *asked, f"--dataset={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "The model was trained on 48x32, to which they are resized for it." in done.stderr
+    found = _metrics(trained, f"larger-{load_manifest(folder).fingerprint[:12]}-test/")
+
+    precise = ("--engine=tensorflow", "--precision=float32", *IN_MEMORY)
+    for prefix, source in (("", f"--dataset={folder}"), ("frame_", f"--source={scenes}")):
+        out = tmp_path / f"{prefix}tables"
+        inferred = job("beam.infer", *asked, source, f"--output={out}", *precise)
+        assert inferred.returncode == 0, inferred.stderr
+        test = {
+            row["id"]
+            for row in pq.read_table(folder / SOURCES).to_pylist()
+            if row["split"] == "test"
+        }
+        rows = pq.read_table(out / "masks", columns=["image_id", "confusion"]).to_pylist()
+        counts = [row["confusion"] for row in rows if row["image_id"] in test]
+        matrix = ConfusionMatrix(np.sum(counts, axis=0, dtype=np.int64).reshape(13, 13))
+        assert found[f"{prefix}pixel_accuracy"] == pytest.approx(matrix.pixel_accuracy(), abs=1e-3)
+        assert found[f"{prefix}mean_iou"] == pytest.approx(matrix.mean_iou(), abs=1e-3)
+
+
+def test_a_training_whose_run_or_dataset_is_gone_is_not_known(
+    trained: Trained, dataset: Path, tmp_path: Path, monkeypatch
+) -> None:
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("m")
+    client.create_model_version("m", str(tmp_path), "0" * 32)
+    assert count_seen("models:/m/1", str(dataset), ["test"]) is None
+
+    tracking.connect(trained.tracking_uri)
+    assert registry.training_dataset(trained.model) == str(dataset)
+    monkeypatch.setattr(registry, "training_dataset", lambda _: str(tmp_path / "gone"))
+    assert count_seen(trained.model, str(dataset), ["test"]) is None
+
+
+def test_images_whose_training_is_not_known_are_said_to_be(trained: Trained, dataset: Path) -> None:
+    from model.evaluation import Evaluation
+    from model.reports import evaluation_report
+
+    manifest, matrix = load_manifest(dataset), ConfusionMatrix(np.eye(13, dtype=np.int64))
+    found = Evaluation(manifest.taxonomy, matrix.counts[None], matrix, 0.0)
+    texts = [
+        evaluation_report(trained.model, manifest, found, ["test"], 4, seen, (48, 32))
+        for seen in (None, 0, 1)
+    ]
+    assert ["is not known: its dataset is gone" in text for text in texts] == [True, False, False]
+    assert ["**1 of them are in the" in text for text in texts] == [False, False, True]
+    assert "resized" not in "".join(texts)
+
+
+def test_a_model_is_evaluated_without_its_initial_weights(
+    trained: Trained, dataset: Path, tmp_path: Path
+) -> None:
+    file = trained.tracking_uri.removeprefix("sqlite:///")
+    tracking.connect(f"sqlite:///{shutil.copy(file, tmp_path)}")
+    gone = {"encoder_weights": "/gone.pth", "start_from": "/gone.keras"}
+    config = trained.config.model_copy(update=gone | {"architecture": "unet-lite0"})
+    mlflow.MlflowClient().set_model_version_tag(
+        "small-unet", trained.version[1:], CONFIG_TAG, config.model_dump_json()
+    )
+    chosen = plan_for_version(trained.model, str(dataset), ["test"])
+    assert chosen.config.architecture == "unet-lite0"
 
 
 def test_missing_models_and_other_classes_are_refused(

@@ -1,5 +1,6 @@
 """The promotion gate: bootstrap, critical classes, concurrent champions, rollback."""
 
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,17 +8,19 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ingesting import records_of
-from jobs import ANY_MODEL, QUICK
+from ingesting import records_of, run_ingest
+from jobs import ANY_MODEL, QUICK, SMALL
 
 from model.decision import Decision, decide
 from model.gate import check_champion, main, run_gate
 from model.groups import groups_of
 from model.plan import plan
 from model.train import run
+from model.version_tags import FINGERPRINT_TAG, GATE_TAG, refusal_reason
 from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
+from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
@@ -113,6 +116,17 @@ def test_a_critical_class_must_not_fall() -> None:
         _decide(challenger, champion, GateConfig(critical="Roads,Unicorns"))
 
 
+def test_a_critical_class_that_no_test_image_shows_is_named() -> None:
+    worse, better = _network({1: 0.3}), _network({1: 0.1}, seed=1)
+    for counts in (worse, better):
+        counts[:, 2] = 0
+    said = "and no critical class falls; Vehicles not compared, since no test image shows it."
+    assert _decide(better, worse, GateConfig(critical="Roads,Vehicles")).reason.endswith(said)
+    for critical in ("", "Roads"):
+        decision = _decide(better, worse, GateConfig(critical=critical))
+        assert decision.reason.endswith("and no critical class falls.")
+
+
 def test_a_critical_class_that_is_never_predicted_has_fallen() -> None:
     champion = _network({})
     blind = champion.copy()
@@ -193,11 +207,14 @@ class _Registry:
     def is_damaged(self, _: str) -> bool:
         return False
 
+    def metadata(self, uri: str) -> dict[str, int]:
+        return {"width": 48 if uri == "models:/m/9" else 96, "height": 32}
+
     def earlier_refusal(self, *_: object) -> None:
         return None
 
     def record_decision(
-        self, _: str, champion: str | None, decision: Decision, __: GateConfig
+        self, _: str, champion: str | None, __: str, decision: Decision, ___: GateConfig
     ) -> bool:
         if len(self.champions) > 1:
             self.champions.pop(0)
@@ -243,14 +260,86 @@ def test_a_champion_that_changes_meanwhile_is_compared_with(
 
     monkeypatch.setattr(gate, "_counts", counts)
     monkeypatch.setattr(gate, "groups_of", lambda *_: [str(index) for index in range(40)])
-    plan = SimpleNamespace(config=SimpleNamespace(model_name="m"), taxonomy=STREET, folder="")
+    monkeypatch.setattr(gate, "count_seen", lambda *_: 0)
+    plan = SimpleNamespace(
+        config=SimpleNamespace(model_name="m"),
+        manifest=SimpleNamespace(fingerprint="f1"),
+        taxonomy=STREET,
+        folder="",
+        input_size=lambda: {"width": 48, "height": 32},
+    )
     lines: list[str] = []
     chosen = run_gate("models:/m/9", plan, GateConfig(), lines.append)
     assert chosen == ("models:/m/9" if promoted else "models:/m/2")
     assert evaluated.count("models:/m/9") == 1
     assert sum("the champion has changed meanwhile" in line for line in lines) == told
     if champions[-1] != "models:/m/9":
+        assert f"{champions[-1]} was trained on 96x32, to which the images of 48x32" in lines[-1]
+        assert "models:/m/9 was trained" not in lines[-1]
         assert fake.concluded == [(champions[-1], promoted)]
+
+
+def test_a_refusal_holds_for_its_champion_dataset_and_config() -> None:
+    """A decision on another dataset is made there, not repeated from the first."""
+    earlier = {"against": "m/1", "gate": ANY_MODEL.sha256(), "promoted": False, "reason": "Worse."}
+    named = {GATE_TAG: json.dumps(earlier | {"dataset": "f1"}), FINGERPRINT_TAG: "f0"}
+    assert refusal_reason(named, "m/1", "f1", ANY_MODEL) == "Worse."
+    for changed in (
+        ("m/2", "f1", ANY_MODEL),
+        ("m/1", "f0", ANY_MODEL),
+        ("m/1", "f1", GateConfig()),
+    ):
+        assert refusal_reason(named, *changed) is None
+    # Decisions of earlier versions, which did not name the dataset, were on the version's own.
+    unnamed = {GATE_TAG: json.dumps(earlier), FINGERPRINT_TAG: "f0"}
+    assert refusal_reason(unnamed, "m/1", "f0", ANY_MODEL) == "Worse."
+    assert refusal_reason(unnamed, "m/1", "f1", ANY_MODEL) is None
+
+
+def test_a_rollback_to_a_deleted_version_is_refused(tmp_path) -> None:
+    import mlflow
+
+    from model import registry, tracking
+
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("m")
+    for tags in ({}, {"champion_before": "1"}):
+        version = client.create_model_version("m", str(tmp_path), tags=tags).version
+        client.set_registered_model_alias("m", "champion", version)
+    client.delete_model_version("m", "1")
+    with pytest.raises(UserError, match=r"models:/m/1, the champion before models:/m/2, has been"):
+        registry.rollback("m")
+    assert registry.champion("m") == "models:/m/2"
+    assert "rolled_back" not in client.get_model_version("m", "2").tags
+
+
+def test_the_decision_says_who_has_seen_the_test_images(trained, dataset, scenes, tmp_path) -> None:
+    """A version and a champion that were trained on another split of the same images."""
+    from model import tracking
+    from model.gate import _decide_on
+    from model.seen import count_seen
+
+    tracking.connect(trained.tracking_uri)
+    resplit = run_ingest(scenes, tmp_path, SMALL.model_copy(update={"seed": 2, "test": 0.3}))
+    ids = [
+        {row["id"] for row in pq.read_table(folder / SOURCES).to_pylist() if row["split"] in splits}
+        for folder, splits in ((dataset, ("train", "validation")), (resplit, ("test",)))
+    ]
+    shared = len(ids[0] & ids[1])
+    assert 0 < shared < len(ids[1])
+    assert count_seen(trained.model, str(resplit), ["test"]) == shared
+    assert count_seen(trained.model, str(dataset), ["test"]) == 0
+
+    def reason(folder: Path) -> str:
+        chosen = plan(str(folder), trained.config)
+        counts = np.ones((chosen.manifest.splits["test"].records, 13, 13), np.int64)
+        uri = trained.model
+        return _decide_on(uri, uri, chosen, GateConfig(), lambda _: None, counts).reason
+
+    said = f"{trained.model} has {shared} of the {len(ids[1])} test images in the train or"
+    assert reason(resplit).count(said) == 2
+    assert "test images" not in reason(dataset)
 
 
 def _renamed(dataset: Path, folder: Path) -> Path:
@@ -300,7 +389,9 @@ def test_versions_take_turns_and_roll_back(dataset, tmp_path) -> None:
     assert decision.promoted
     # A decision against a version that is no longer champion changes no alias.
     tracking.connect(store)
-    assert not registry.record_decision("models:/turns/3", "models:/turns/1", decision, ANY_MODEL)
+    assert not registry.record_decision(
+        "models:/turns/3", "models:/turns/1", "f1", decision, ANY_MODEL
+    )
     assert alias("champion") == "2"
 
     arguments = [f"--tracking_uri={store}"]

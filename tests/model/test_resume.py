@@ -7,12 +7,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import mlflow
 import numpy as np
 import pytest
 from jobs import ANY_MODEL, QUICK, ROOT, python
 from servers import PATIENCE_S, Gate, free_port, serving
 
 from model.checkpoint import Checkpoint, Progress, checkpoint
+from model.plan import plan
 from model.train import run
 from runtime.errors import UnavailableError, UserError
 from schemas.config import InferConfig, TrainConfig
@@ -122,6 +124,23 @@ def test_a_killed_training_ends_as_an_undisturbed_one(dataset, tmp_path, backend
     for ours, theirs in zip(found[2], expected[2], strict=True):
         assert np.array_equal(ours, theirs)
     assert not list((tmp_path / "killed" / "state").iterdir())
+
+
+def test_a_run_is_continued_with_the_same_weights_at_another_path(dataset, tmp_path) -> None:
+    """The training's key has their bytes; MLflow refuses to change a parameter."""
+    from model import tracking
+
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    ids: list[str] = []
+    for name in ("a.keras", "b.keras"):
+        (tmp_path / name).write_bytes(b"the same")
+        chosen = plan(str(dataset), SMALL.model_copy(update={"start_from": str(tmp_path / name)}))
+        before = ids[0] if ids else None
+        with tracking.training_run(chosen, before, None, print, ids.append) as run:
+            params = mlflow.MlflowClient().get_run(run.id).data.params
+        assert params["start_from"] == str(tmp_path / "a.keras")
+        assert params["seed"] == "0"
+    assert ids[0] == ids[1]
 
 
 def test_a_kill_between_best_weights_and_state_leaves_them_in_step(tmp_path, monkeypatch) -> None:

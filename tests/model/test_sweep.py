@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from jobs import QUICK
 
-from model.sweep import _train, grid
+from model.sweep import _train, grid, run
 from runtime.command_line import to_arguments
 from runtime.errors import UnavailableError, UserError
-from schemas.config import TrainConfig
+from schemas.config import GateConfig, TrainConfig
 
 
 def test_a_grid_is_the_product_of_its_axes() -> None:
@@ -29,6 +29,55 @@ def test_a_grid_is_the_product_of_its_axes() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             grid(base, [axis])
+    with pytest.raises(UserError, match="filters is given twice; list all its values at once"):
+        grid(base, ["filters=4", "seed=1", "filters=8"])
+
+
+def test_models_of_different_classes_are_not_compared(dataset: Path, tmp_path: Path) -> None:
+    configs = [TrainConfig(target=target) for target in ("Roads", "Vehicles")]
+    with pytest.raises(UserError, match="models of different classes cannot be compared"):
+        run(str(dataset), configs, f"sqlite:///{tmp_path}/mlflow.db", GateConfig())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_parent_run_of_a_sweep_that_fails_does_not_stay_open(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    from model import sweep
+
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    seen: list[str] = []
+
+    def train(*arguments: object) -> str:
+        seen.append(mlflow.MlflowClient(store).get_run(str(arguments[-1])).info.status)
+        raise UserError("diverged")
+
+    monkeypatch.setattr(sweep, "_train", train)
+    for _ in range(2):
+        with pytest.raises(UserError, match="diverged"):
+            run(str(dataset), [TrainConfig()], store, GateConfig())
+        (parent,) = mlflow.search_runs(experiment_names=["lyft-unet"], output_format="list")
+        assert parent.info.status == "FAILED"
+    assert seen == ["RUNNING", "RUNNING"]
+
+
+def test_a_training_is_judged_by_the_epoch_whose_weights_it_keeps(tmp_path: Path) -> None:
+    """With ``keep=last`` or ``loss``, that is not always the one with the best mean IoU."""
+    import mlflow
+
+    from model import registry, tracking
+
+    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    with mlflow.start_run() as started:
+        for epoch, value in enumerate([0.1, 0.5, 0.2], 1):
+            mlflow.log_metric("val_mean_iou", value, epoch)
+        mlflow.log_metric("best_epoch", 3)
+    client.create_registered_model("m")
+    client.create_model_version("m", str(tmp_path), started.info.run_id)
+    assert registry.kept_metric("models:/m/1", "val_mean_iou") == 0.2
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,26 @@ def test_unusable_datasets_are_refused_before_training(dataset, tmp_path) -> Non
             plan(str(dataset), TrainConfig(target=target))
 
 
+@pytest.mark.parametrize(
+    ("is_in_train", "found"), [(False, "no pixel of it"), (True, "nothing else")]
+)
+def test_a_target_that_cannot_be_learnt_is_refused(dataset, tmp_path, is_in_train, found) -> None:
+    """Such a network says the same everywhere, which is enough for the gate's floor."""
+    splits = load_manifest(dataset).splits
+    pixels = {
+        name: count if (name == "Pedestrians") is is_in_train else 0
+        for name, count in splits["train"].class_pixels.items()
+    }
+    train = splits["train"].model_copy(update={"class_pixels": pixels})
+    folder = _changed(dataset, tmp_path / "changed", splits={**splits, "train": train})
+    config = TrainConfig(target="Pedestrians")
+    with pytest.raises(UserError, match=f"target 'Pedestrians': the train split .* has {found}"):
+        run(folder, config, f"sqlite:///{tmp_path}/mlflow.db")
+    assert not (tmp_path / "mlflow.db").exists()
+    # It may still be evaluated on.
+    plan(folder, config)
+
+
 def test_class_weights_are_bounded(dataset: Path) -> None:
     none = TrainConfig(class_weights="none")
     assert plan(str(dataset), none).class_weights() is None
@@ -201,6 +221,11 @@ def test_every_network_can_be_trained_served_and_used(
     assert not list((tmp_path / "state").iterdir())
 
     client = mlflow.MlflowClient(store)
+    card = client.get_model_version("lyft-unet", "1").description
+    assert ("one logit, whose sigmoid is the probability of RoadLines+Roads" in card) is bool(
+        target
+    )
+    assert ("logits of 13 classes of carla-0.8 out." in card) is not bool(target)
     run_id = client.get_model_version("lyft-unet", "1").run_id
     expected = client.get_run(run_id).data.metrics["test_pixel_accuracy"]
     for engine in ("tensorflow", "openvino"):

@@ -26,6 +26,12 @@ def test_configured_epochs_are_kept() -> None:
     assert TrainConfig(epochs=7).for_images(10).epochs == 7
 
 
+@pytest.mark.parametrize("name", ["max_class_weight", "clip_norm"])
+def test_numbers_are_finite_so_that_a_stored_configuration_can_be_read(name: str) -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        TrainConfig(**{name: float("inf")})
+
+
 def test_a_tilde_in_a_files_path_is_the_home_folder(monkeypatch) -> None:
     monkeypatch.setenv("HOME", "/home/ada")
     config = IngestConfig(layout="~/l.yaml", pairs="~/p.csv", taxonomy="~/t.yaml")
