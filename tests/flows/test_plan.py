@@ -13,11 +13,15 @@ from jobs import ANY_MODEL, IN_MEMORY, SMALL
 
 from flows.lifecycle.durations import ingest_key, record_duration, recorded_durations, train_key
 from flows.plan import (
+    _PREDICTED_WITH_ENCODER,
+    _TRAINED_PER_S,
+    _TRAINED_WITH_ENCODER,
     _estimate_inference,
     format_duration,
     format_size,
     main,
     plan,
+    relative_cost,
     validated_parameters,
 )
 from runtime.errors import UserError
@@ -179,13 +183,13 @@ def test_plan_uses_the_model_that_the_gate_would_leave(done, trained, dataset, t
 
 def test_estimates_use_the_last_comparable_run(done, tmp_path) -> None:
     new = {**done, "output": str(tmp_path), "tracking_uri": f"sqlite:///{tmp_path}/m/mlflow.db"}
-    record_duration(str(tmp_path), ingest_key(SMALL), 400, 43)
+    record_duration(str(tmp_path), ingest_key(SMALL), 400, 42)
     record_duration(
         str(tmp_path), train_key(TrainConfig(architecture="unet", filters=512), 32, 48), 1, 9999
     )
     ingest, train, _ = plan(**new)
-    # 3 s of start-up, and a tenth of a second for each of the 40 pairs.
-    assert ingest.seconds == pytest.approx(7)
+    # 2 s of start-up, and a tenth of a second for each of the 40 pairs.
+    assert ingest.seconds == pytest.approx(6)
     assert ingest.basis == "last run, 400 items"
     assert train.basis == "docs/operate.md"
     elsewhere = plan(**new, train_on="gpu")[1]
@@ -196,25 +200,35 @@ def test_estimates_use_the_last_comparable_run(done, tmp_path) -> None:
 
 def test_estimates_skip_runs_that_reused_all_images(tmp_path: Path) -> None:
     began = datetime(2026, 1, 1, tzinfo=UTC)
-    for age, (version, reused, seconds) in enumerate([("v3", 60, 2), ("v2", 50, 9), ("v1", 0, 64)]):
+    for age, (version, reused, seconds) in enumerate([("v3", 60, 2), ("v2", 50, 7), ("v1", 0, 64)]):
         row = {"images_read": 60, "images_reused": reused, "started_at": began}
         row["finished_at"] = began + timedelta(seconds=seconds)
         file = tmp_path / f"runs/model=m/version={version}/source=s/run.parquet"
         file.parent.mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist([row]), file)
         os.utime(file, (1000 - age, 1000 - age))
-    # From the run before the last one: 4 s of start-up, and 5 s for the ten images it predicted.
-    assert _estimate_inference(str(tmp_path), 60, 1) == (34, "last run, 10 items")
+    # From the run before the last one: 2 s of start-up, and 5 s for the ten images it predicted.
+    assert _estimate_inference(str(tmp_path), 60, 1) == (32, "last run, 10 items")
+
+
+def test_the_default_network_is_estimated_by_its_own_rates(tmp_path) -> None:
+    """Of docs/training.md (115 images in 8.2 s) and docs/infer.md, at 192x256."""
+    size = (192, 256)
+    trained = _TRAINED_PER_S / relative_cost(TrainConfig(), *size, _TRAINED_WITH_ENCODER)
+    assert trained == pytest.approx(115 / 8.2, rel=0.02)
+    cost = relative_cost(TrainConfig(), *size, _PREDICTED_WITH_ENCODER)
+    seconds, basis = _estimate_inference(str(tmp_path), 532, cost)
+    assert (seconds, basis) == (pytest.approx(2 + 10, rel=0.01), "docs/operate.md")
 
 
 @pytest.mark.parametrize(
     ("size", "filters", "seconds"),
     [
         # Rates measured in docs/training.md, docs/infer.md and docs/scale.md, plus the start-up.
-        ((96, 128), 16, [3 + 40 / 214, 20 + 64 / 30.5, 4 + 40 / 122]),
-        ((96, 128), 32, [3 + 40 / 214, 20 + 64 / 30.5 * 4, 4 + 40 / 52.9]),
+        ((96, 128), 16, [2 + 40 / 245, 20 + 64 / 30.5, 2 + 40 / 169]),
+        ((96, 128), 32, [2 + 40 / 245, 20 + 64 / 30.5 * 4, 2 + 40 / 70.3]),
         # With a small network, the time per image is mostly that of decoding.
-        ((32, 48), 4, [3 + 40 / 214, 20 + 64 / 30.5 / 100, 4 + 40 * 0.0046]),
+        ((32, 48), 4, [2 + 40 / 245, 20 + 64 / 30.5 / 100, 2 + 40 * 0.0032]),
     ],
 )
 def test_estimates_without_a_run_use_measured_rates(done, size, filters, seconds, tmp_path) -> None:
