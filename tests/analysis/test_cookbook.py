@@ -157,6 +157,7 @@ def test_a_class_that_does_not_occur_has_no_iou(without_walls: Path) -> None:
             assert rows[-1][0] == "Walls"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["tables", "without_walls"])
 @pytest.mark.parametrize("library", ["Polars", "pandas", "pyarrow"])
 def test_libraries_agree_with_duckdb(

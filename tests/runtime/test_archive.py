@@ -43,7 +43,7 @@ def packed(request, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=["local", "store"])
+@pytest.fixture(params=["local", pytest.param("store", marks=pytest.mark.slow)])
 def placed(request, packed: Path) -> str:
     """The archive on this machine, or on a store."""
     if request.param == "local":
@@ -75,7 +75,7 @@ def test_what_is_below_a_file_that_is_no_archive_is_not_there() -> None:
             ask(f"{__file__}/none")
 
 
-@pytest.mark.parametrize("on_store", [False, True])
+@pytest.mark.parametrize("on_store", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_archive_that_is_replaced_is_read_anew(on_store: bool, tmp_path: Path, request) -> None:
     path = tmp_path / "a.zip"
     place = request.getfixturevalue("bucket").uri("replaced.zip") if on_store else str(path)

@@ -18,7 +18,7 @@ from runtime.listing import SourceFile
 from runtime.parquet import batches, read_footer, read_table
 
 
-@pytest.fixture(params=["local", "store"])
+@pytest.fixture(params=["local", pytest.param("store", marks=pytest.mark.slow)])
 def root(request, tmp_path: Path) -> str:
     """A folder to write to, on this machine or on the store."""
     if request.param == "local":
