@@ -113,9 +113,8 @@ def prediction_profile(model: Any, source: DatasetInput, taxonomy: Taxonomy, spl
     """The network's predictions on a split, with which later ones are compared for drift."""
     pixels = np.zeros(len(taxonomy), np.int64)
     confidence, count = 0.0, 0
-    for images, _ in source.evaluation(split):
-        logits = np.asarray(_logits(model, images), np.float32)
-        logits = logits[:, : source.height, : source.width]
+    for batch, _ in _outputs(model, source, split):
+        logits = np.asarray(batch, np.float32)
         pixels += np.bincount(np.argmax(logits, axis=-1).ravel(), minlength=len(taxonomy))
         # The probability of the likeliest class, whose own exponential is 1.
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))

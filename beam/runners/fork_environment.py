@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from typing import Any
+from weakref import WeakValueDictionary
 
 from apache_beam.portability.api import endpoints_pb2
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import (
@@ -16,7 +17,7 @@ from google.protobuf import json_format, text_format
 from beam.runners.local_workers import WORKER_DIED, WorkerParent
 
 _URN = "lyft:environment:fork:v1"
-_parents: dict[bytes, WorkerParent] = {}
+_parents: WeakValueDictionary[bytes, WorkerParent] = WeakValueDictionary()
 
 
 class ForkEnvironment(Environment):

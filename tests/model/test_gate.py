@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from ingesting import records_of, run_ingest
-from jobs import ANY_MODEL, QUICK, SMALL
+from ingesting import records_of
+from jobs import ANY_MODEL, QUICK
 
 from model.decision import Decision, decide
 from model.gate import check_champion, main, run_gate
@@ -20,7 +20,6 @@ from model.version_tags import FINGERPRINT_TAG, GATE_TAG, refusal_reason
 from runtime.errors import UserError
 from schemas.classes import ClassLabel, Taxonomy
 from schemas.config import GateConfig
-from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
@@ -312,34 +311,6 @@ def test_a_rollback_to_a_deleted_version_is_refused(tmp_path) -> None:
         registry.rollback("m")
     assert registry.champion("m") == "models:/m/2"
     assert "rolled_back" not in client.get_model_version("m", "2").tags
-
-
-def test_the_decision_says_who_has_seen_the_test_images(trained, dataset, scenes, tmp_path) -> None:
-    """A version and a champion that were trained on another split of the same images."""
-    from model import tracking
-    from model.gate import _decide_on
-    from model.seen import count_seen
-
-    tracking.connect(trained.tracking_uri)
-    resplit = run_ingest(scenes, tmp_path, SMALL.model_copy(update={"seed": 2, "test": 0.3}))
-    ids = [
-        {row["id"] for row in pq.read_table(folder / SOURCES).to_pylist() if row["split"] in splits}
-        for folder, splits in ((dataset, ("train", "validation")), (resplit, ("test",)))
-    ]
-    shared = len(ids[0] & ids[1])
-    assert 0 < shared < len(ids[1])
-    assert count_seen(trained.model, str(resplit), ["test"]) == shared
-    assert count_seen(trained.model, str(dataset), ["test"]) == 0
-
-    def reason(folder: Path) -> str:
-        chosen = plan(str(folder), trained.config)
-        counts = np.ones((chosen.manifest.splits["test"].records, 13, 13), np.int64)
-        uri = trained.model
-        return _decide_on(uri, uri, chosen, GateConfig(), lambda _: None, counts).reason
-
-    said = f"{trained.model} has {shared} of the {len(ids[1])} test images in the train or"
-    assert reason(resplit).count(said) == 2
-    assert "test images" not in reason(dataset)
 
 
 def _renamed(dataset: Path, folder: Path) -> Path:
