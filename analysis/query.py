@@ -8,8 +8,9 @@ import io
 import json
 import math
 import sys
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from decimal import Decimal
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -64,15 +65,25 @@ def run_query(connection: DuckDBPyConnection, sql: str, form: str = "table") -> 
                 results.append(_format(relation, form))
         return "\n".join(filter(None, results))
 
+    outcome: Future[str] = Future()
+
+    def answer() -> None:
+        if outcome.set_running_or_notify_cancel():
+            try:
+                outcome.set_result(run())
+            except Exception as error:  # noqa: BLE001 - whose result is asked for raises it
+                outcome.set_exception(error)
+
     try:
         # In a thread, since DuckDB does not notice Ctrl-C itself until the query ends.
-        with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(run)
-            try:
-                return running.result()
-            except KeyboardInterrupt:
-                connection.interrupt()
-                raise
+        threading.Thread(target=answer, daemon=True).start()
+        return outcome.result()
+    except KeyboardInterrupt:
+        # DuckDB forgets an interruption that comes before it has begun.
+        while not (outcome.cancel() or outcome.done()):
+            connection.interrupt()
+            wait([outcome], timeout=0.1)
+        raise
     except duckdb.Error as error:
         raise UserError(f"query: {one_line(error)}") from error
 

@@ -1,7 +1,8 @@
 """Removes old dataset versions that nothing refers to: ``python -m beam.prune``.
 
 A version stays if a registered model was trained on it, if published tables name it, or if it is
-among the newest of its dataset. Without ``--delete``, nothing is removed.
+among the newest of its dataset. Without ``--delete``, nothing is removed; with it, a misspelt place
+of tables or models is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from beam.shared import staging
 from runtime import listing, storage
 from runtime.command_line import Parser, add_tracking_uri, log, run_main
 from runtime.errors import UserError, first_line
-from runtime.mlflow_store import sqlite_file
+from runtime.mlflow_store import TRACKING_URI, sqlite_file
 from runtime.parquet import read_table
 from runtime.storage import OUTPUTS, join
 from schemas.layout import MANIFEST, STAGING_PREFIX
@@ -24,6 +25,7 @@ from schemas.manifest import Manifest, load_manifest
 from schemas.published import partitions, run_file
 
 _MIB = 1 << 20
+_PREDICTIONS = f"{OUTPUTS}/predictions"
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> str:
     parser = Parser(prog="python -m beam.prune", description=__doc__)
     parser.add_argument("--datasets", default=f"{OUTPUTS}/datasets", help="root of the datasets")
     parser.add_argument(
-        "--predictions", nargs="*", default=[f"{OUTPUTS}/predictions"], help="roots of the tables"
+        "--predictions", nargs="*", default=[_PREDICTIONS], help="roots of the tables"
     )
     parser.add_argument("--keep", type=int, default=2, help="newest versions that stay (2)")
     parser.add_argument("--delete", action="store_true", help="remove what may go")
@@ -67,7 +69,14 @@ def main(arguments: Sequence[str]) -> str:
         raise UserError(
             f"{args.datasets!r} holds no dataset; name the --output of `python -m beam.ingest`"
         )
+    # These need not exist, e.g. before the first training; any other was named by the user.
+    usual = {_PREDICTIONS, str(sqlite_file(TRACKING_URI))}
     for place in _missing(args.tracking_uri, args.predictions):
+        if args.delete and place not in usual:
+            raise UserError(
+                f"{place} does not exist, so nothing there would keep a version; nothing was "
+                "removed: correct --predictions or --tracking_uri"
+            )
         log(f"warning: {place} does not exist, so nothing there keeps a version")
     if args.delete:
         for version in versions:

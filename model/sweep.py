@@ -11,6 +11,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from model.plan import check_target, plan
@@ -46,13 +47,15 @@ def run(
 ) -> str:
     """Trains once for each configuration; the gate judges the one that is best on validation.
 
-    An interrupted sweep resumes: finished trainings are not repeated.
+    An interrupted sweep resumes: finished trainings are not repeated. A configuration whose
+    training fails, e.g. since it diverges, is a row of the summary; the others go on.
 
     Returns:
         ``models:/<name>/<version>`` of the version to predict with.
 
     Raises:
-        UserError: a configuration cannot be trained, or the gate left no champion.
+        UserError: the configurations do not fit the dataset or each other, none could be trained,
+            or the gate left no champion.
         UnavailableError: MLflow does not answer.
     """
     import_quickly("model.tracking")
@@ -76,25 +79,32 @@ def run(
         for name in {config.model_name for config in configs}:
             check_champion(name, plans[0].taxonomy)
     parent = tracking.start_sweep(plans[0], [one.key for one in plans])
-    versions, rows = [], []
-    for number, config in enumerate(configs, 1):
-        parameters = _difference(configs, config)
-        _log(f"{number}/{len(configs)}: {parameters}")
-        try:
-            uri = _train(dataset, plans[number - 1].config, tracking_uri, state, parent)
-        except BaseException:
-            tracking.fail_sweep(parent)
-            raise
-        score = registry.kept_metric(uri, _SCORE)
-        versions.append((score, uri))
-        rows.append(f"| {uri} | {parameters} | {score:.4f} |")
+    trained, rows = [], []
+    try:
+        for number, (config, one) in enumerate(zip(configs, plans, strict=True), 1):
+            parameters = _difference(configs, config)
+            _log(f"{number}/{len(configs)}: {parameters}")
+            uri = _train(dataset, one.config, tracking_uri, state, parent)
+            if uri is None:
+                _log(f"warning: the training with {parameters} failed, see above")
+                rows.append(f"| failed | {parameters} | |")
+                continue
+            score = registry.kept_metric(uri, _SCORE)
+            trained.append((score, uri, one))
+            rows.append(f"| {uri} | {parameters} | {score:.4f} |")
+    except BaseException:
+        tracking.fail_sweep(parent)
+        raise
+    if not trained:
+        tracking.fail_sweep(parent)
+        raise UserError("no configuration of the sweep could be trained, see above")
     header = [f"| version | parameters | {_SCORE} |", "| --- | --- | ---: |"]
     table = "\n".join([*header, *rows])
     log(table)
     # The first one wins a tie, so that the same sweep gives the same result.
-    best = max(range(len(plans)), key=lambda index: versions[index][0])
-    tracking.end_sweep(parent, table, versions[best][0])
-    return run_gate(versions[best][1], plans[best], gate, _log)
+    best_score, best, best_plan = max(trained, key=itemgetter(0))
+    tracking.end_sweep(parent, table, best_score)
+    return run_gate(best, best_plan, gate, _log)
 
 
 def grid(base: TrainConfig, axes: Sequence[str]) -> list[TrainConfig]:
@@ -149,7 +159,10 @@ def main(arguments: Sequence[str]) -> str:
     )
 
 
-def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, parent: str) -> str:
+def _train(
+    dataset: str, config: TrainConfig, tracking_uri: str, state: str, parent: str
+) -> str | None:
+    """Trains in a process of its own; None if that fails, for which it has said the reason."""
     command = [
         *(sys.executable, "-m", "model.train"),
         f"--dataset={dataset}",
@@ -168,7 +181,7 @@ def _train(dataset: str, config: TrainConfig, tracking_uri: str, state: str, par
             f"{config}"
         )
     if done.returncode != 0:
-        raise UserError(f"the training of this configuration failed, see above: {config}")
+        return None
     return done.stdout.splitlines()[-1]
 
 

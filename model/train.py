@@ -154,12 +154,14 @@ def starting_weights(chosen: Plan) -> Iterator[Path | None]:
         return
     from model import registry
 
-    classes = registry.metadata(origin)["taxonomy"]
-    if classes["name"] != chosen.taxonomy.name or len(classes["classes"]) != len(chosen.taxonomy):
+    taxonomy = registry.metadata(origin)["taxonomy"]
+    names = [label["name"] for label in taxonomy["classes"]]
+    if names != list(chosen.taxonomy.names):
         raise UserError(
-            f"start_from {origin!r} has the {len(classes['classes'])} classes of taxonomy "
-            f"{classes['name']}, dataset {chosen.manifest.name} the {len(chosen.taxonomy)} of "
-            f"{chosen.taxonomy.name}; start from a model of the same classes"
+            f"start_from {origin!r} has the classes {', '.join(names)} of taxonomy "
+            f"{taxonomy['name']}, dataset {chosen.manifest.name} has "
+            f"{', '.join(chosen.taxonomy.names)} of {chosen.taxonomy.name}; start from a model of "
+            "the same classes in the same order"
         )
     with registry.keras_file(origin) as path:
         yield path

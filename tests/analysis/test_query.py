@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -155,11 +156,14 @@ def test_query_errors_are_one_line(tables: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
     class Busy:
-        """A connection with a query that only ``interrupt`` ends."""
+        """A connection with a query that only the second ``interrupt`` ends."""
 
         def __init__(self) -> None:
-            self._ended = threading.Event()
-            self.interrupt = self._ended.set
+            self._calls, self._ended = count(1), threading.Event()
+
+        def interrupt(self) -> None:
+            if next(self._calls) == 2:
+                self._ended.set()
 
         def extract_statements(self, _: str) -> None:
             _thread.interrupt_main()
@@ -167,6 +171,17 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         query.run_query(Busy(), "SELECT 1")
+
+    def start(thread: threading.Thread) -> None:
+        started(thread)
+        raise KeyboardInterrupt
+
+    started = threading.Thread.start
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        patch.setattr(_thread, "interrupt_main", lambda: None)
+        with pytest.raises(KeyboardInterrupt):
+            query.run_query(Busy(), "SELECT 1")
     monkeypatch.setattr(shell, "run_query", lambda _, sql: query.run_query(Busy(), sql))
     monkeypatch.setattr(shell, "_read_statements", lambda: iter(["SELECT 1;"]))
     assert shell.main([f"--predictions={tables}"]) == ""

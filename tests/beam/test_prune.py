@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,20 +13,32 @@ from jobs import SMALL, Job
 from beam import prune
 from beam.shared import staging
 from runtime.errors import UserError
+from runtime.mlflow_store import TRACKING_URI
 from schemas.config import InferConfig
 from schemas.manifest import load_manifest
 
 
-@pytest.fixture
-def versions(copy: Path, tmp_path: Path) -> list[Path]:
+@pytest.fixture(scope="module")
+def published(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Five versions of a dataset, the oldest first."""
+    folder = tmp_path_factory.mktemp("versions")
+    raw = shutil.copytree(scenes, folder / "raw")
     made = []
     for at in range(5):
-        (copy / f"CameraRGB/000_{at:04}.png").unlink()
-        (copy / f"CameraSeg/000_{at:04}.png").unlink()
-        made.append(run_ingest(copy, tmp_path / "datasets"))
+        (raw / f"CameraRGB/000_{at:04}.png").unlink()
+        (raw / f"CameraSeg/000_{at:04}.png").unlink()
+        made.append(run_ingest(raw, folder / "datasets"))
         os.utime(made[-1] / "manifest.json", (at, at))
     return made
+
+
+@pytest.fixture
+def versions(published: list[Path], tmp_path: Path) -> list[Path]:
+    """A copy of them, with the hard links between them."""
+    copied = tmp_path / "datasets/small"
+    copied.mkdir(parents=True)
+    subprocess.run(["cp", "-a", *published, copied], check=True)
+    return [copied / version.name for version in published]
 
 
 def _prune(tmp_path: Path, store: str, *options: str) -> list[str]:
@@ -72,14 +85,18 @@ def test_what_nothing_refers_to_may_go(
     assert _prune(tmp_path, trained.tracking_uri, "--delete")[-1] == "nothing to remove"
 
 
-def test_an_ingest_that_runs_may_read_any_version(versions: list[Path], tmp_path: Path) -> None:
-    store = f"sqlite:///{tmp_path}/none.db"
+def test_an_ingest_that_runs_may_read_any_version(
+    versions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The usual places of tables and models, which do not exist yet, keep nothing.
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--datasets=datasets", "--delete", "--keep=1", f"--tracking_uri={TRACKING_URI}"]
     with staging.staging_folder(str(tmp_path / "datasets/small")):
-        lines = _prune(tmp_path, store, "--delete", "--keep=1")
+        lines = prune.main(arguments).splitlines()
         assert sum(line.endswith("an ingest is running, which may read it") for line in lines) == 4
     assert all(version.is_dir() for version in versions)
-    assert _prune(tmp_path, store, "--delete", "--keep=1")[-1].startswith("removed 4 versions")
-    assert not (tmp_path / "none.db").exists()
+    assert prune.main(arguments).splitlines()[-1].startswith("removed 4 versions")
+    assert not (tmp_path / "outputs").exists()
 
 
 def test_mistakes_are_one_line(job_here: Job, tmp_path: Path) -> None:
@@ -114,3 +131,12 @@ def test_the_newest_is_by_time_of_publishing_and_missing_places_are_told(
         assert f"{tmp_path}/{place} does not exist" in warning
     assert lines[0].startswith(str(versions[0]))
     assert load_manifest(versions[0]).config == SMALL
+
+
+def test_a_misspelt_place_removes_nothing(versions: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"predictions does not exist.*nothing was removed"):
+        _prune(tmp_path, f"sqlite:///{tmp_path}/none.db", "--keep=1", "--delete")
+    (tmp_path / "predictions").mkdir()
+    with pytest.raises(UserError, match=r"none\.db does not exist.*nothing was removed"):
+        _prune(tmp_path, f"sqlite:///{tmp_path}/none.db", "--keep=1", "--delete")
+    assert all((version / "manifest.json").exists() for version in versions)

@@ -1,5 +1,6 @@
 """Training: plan, schedule, precision, early stopping, initial weights, what MLflow holds."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -294,8 +295,17 @@ def test_a_training_starts_from_the_weights_of_another(trained, dataset, tmp_pat
 
     with registry.keras_file(trained.model) as path:
         assert start() == path
-    with pytest.raises(UserError, match="has the 13 classes of taxonomy"):
+    with pytest.raises(UserError, match=r"has the classes None, .* has Rest, Vehicles of"):
         start(target="Vehicles")
+    chosen = plan(str(dataset), trained.config.model_copy(update={"start_from": trained.model}))
+    first, second, *others = chosen.taxonomy.classes
+    swapped = [second.model_copy(update={"id": 0}), first.model_copy(update={"id": 1}), *others]
+    other_order = chosen.taxonomy.model_copy(update={"classes": swapped})
+    with (
+        pytest.raises(UserError, match=r"has Buildings, None, .* in the same order"),
+        starting_weights(dataclasses.replace(chosen, taxonomy=other_order)),
+    ):
+        pass
     with pytest.raises(UserError, match="cannot be found"):
         start(start_from="models:/small-unet/77")
     with pytest.raises(UserError, match="there is no such"):
