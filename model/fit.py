@@ -101,6 +101,7 @@ def compile_network(model: keras.Model, plan: Plan, steps: int) -> None:
         optimizer=optimizer(plan, steps),
         loss=SegmentationLoss(
             plan.class_weights(),
+            config.logit_adjustment,
             "none" if config.loss == "cross-entropy" else config.loss,
             config.loss_weight,
         ),

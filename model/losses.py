@@ -35,11 +35,17 @@ class SegmentationLoss(keras.losses.Loss):
     height, width, classes) or, for two classes, (batch, height, width, 1).
 
     Sources: Milletari et al., "V-Net", 2016 (Dice); Salehi et al., "Tversky loss function for
-    image segmentation", 2017; Lin et al., "Focal loss for dense object detection", 2017.
+    image segmentation", 2017; Lin et al., "Focal loss for dense object detection", 2017; Menon et
+    al., "Long-tail learning via logit adjustment", 2021.
 
     Args:
         class_weights: weight of each class's pixels in the cross-entropy; the sum is divided by
             the weights' sum, so that the scale of the loss does not change.
+        adjustment: share of the class weights that the network's own logits are without. Trained
+            with weights w, a network learns probabilities in proportion to w p, so that it finds
+            more of the rare classes, and sees them where they are not. The loss adds
+            ``adjustment * log(w)`` to the logits, so theirs are in proportion to
+            ``p * w ** (1 - adjustment)``.
         extra: the extra loss. ``dice`` and ``tversky`` are computed over the batch and averaged
             over the classes in its truth; ``focal`` is cross-entropy weighted by (1 - p)**2.
         extra_weight: factor of the extra loss.
@@ -48,18 +54,25 @@ class SegmentationLoss(keras.losses.Loss):
     def __init__(
         self,
         class_weights: Sequence[float] | None = None,
+        adjustment: float = 0.0,
         extra: Extra = "none",
         extra_weight: float = 1.0,
         name: str = "segmentation_loss",
     ) -> None:
         super().__init__(name=name)
         self.class_weights = class_weights
+        self.adjustment = adjustment
         self.extra = extra
         self.extra_weight = extra_weight
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of each image, float32 (batch,)."""
         logits = class_logits(ops.cast(y_pred, "float32"))
+        weight_of = None
+        if self.class_weights is not None:
+            weight_of = ops.convert_to_tensor(self.class_weights, "float32")
+            # A class without training pixels weighs nothing, and is in no truth.
+            logits += self.adjustment * ops.log(ops.where(weight_of > 0, weight_of, 1.0))
         classes = logits.shape[-1]
         pixels = (ops.shape(logits)[0], -1)
         truth = ops.reshape(ops.cast(y_true, "int32"), pixels)
@@ -70,8 +83,8 @@ class SegmentationLoss(keras.losses.Loss):
         log_p = ops.log_softmax(logits, axis=-1)
         log_p_truth = ops.take_along_axis(log_p, ops.expand_dims(truth, -1), axis=-1)[..., 0]
         weights = known
-        if self.class_weights is not None:
-            weights *= ops.take(ops.convert_to_tensor(self.class_weights, "float32"), truth)
+        if weight_of is not None:
+            weights *= ops.take(weight_of, truth)
         # Normalised over the batch: a mostly void image counts by its few remaining pixels.
         total = ops.maximum(ops.mean(ops.sum(weights, axis=-1)), 1e-6)
         loss = -ops.sum(weights * log_p_truth, axis=-1) / total

@@ -220,6 +220,13 @@ class TrainConfig(JobConfig):
         "them, or their square roots.",
     )
     max_class_weight: float = Field(10.0, gt=0, description="Upper bound of a class weight.")
+    logit_adjustment: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Share of the class weights that predictions take back, so that rare classes "
+        "are seen less often where they are not.",
+    )
     augment: Literal["on", "off"] = Field("on", description="Flip, crop, scale and recolour.")
     crop: float = Field(0.6, gt=0, le=1, description="Smallest side of a crop, as a share.")
     colour: float = Field(

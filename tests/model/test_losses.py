@@ -50,6 +50,28 @@ def test_class_weights_weigh_pixels_and_keep_the_scale(segmentation_loss) -> Non
     assert float(segmentation_loss(weights)(truth, logits)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("adjustment", [0, 0.5, 1])
+def test_adjusted_logits_are_without_a_share_of_the_weights(segmentation_loss, adjustment) -> None:
+    """A network of nothing but biases is at its optimum where the docstring says it is."""
+    import tensorflow as tf
+
+    truth = np.repeat(np.uint8([0, 1, 2]), [60, 30, 10]).reshape(1, 10, 10, 1)
+    weights = np.array([0.5, 1.0, 3.0, 0.0])
+    shares = np.array([0.6, 0.3, 0.1])
+    best = np.append(np.log(shares) + (1 - adjustment) * np.log(weights[:3]), -30)
+    bias = tf.Variable(best.astype(np.float32))
+    loss_of = segmentation_loss(weights, adjustment)
+
+    def loss() -> tf.Tensor:
+        return loss_of(truth, tf.zeros((1, 10, 10, 4)) + bias)
+
+    with tf.GradientTape() as tape:
+        lowest = loss()
+    np.testing.assert_allclose(tape.gradient(lowest, bias), 0, atol=1e-6)
+    bias.assign(bias + [0, 0, 0.1, 0])
+    assert loss() > lowest
+
+
 @pytest.mark.parametrize(("extra", "alpha"), [("dice", 0.5), ("tversky", 0.3)])
 def test_overlap_losses_average_the_classes_in_the_truth(segmentation_loss, extra, alpha) -> None:
     truth, logits = _batch()
