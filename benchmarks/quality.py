@@ -58,6 +58,7 @@ RECIPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "default without Dice": ({}, {"loss": "cross-entropy"}),
     "default without class weights": ({}, {"class_weights": "none"}),
     "default, full class weights": ({}, {"class_weights": "manifest"}),
+    "default without logit adjustment": ({}, {"logit_adjustment": 0}),
 }
 """Parameters of the ingest and of the training that differ from the defaults."""
 
