@@ -14,9 +14,9 @@ UNUSED_BY_BEAM = ("pandas",)
 """Beam and pyarrow import these if they are installed (MLflow depends on pandas), for data frames,
 which takes a fifth of their time."""
 
-_UNUSED_BY_KERAS = ("matplotlib", "pandas", "sklearn")
-"""Keras imports these if they are installed, for galleries, data frames and wrappers, which takes a
-third of its time."""
+_UNUSED_BY_KERAS = ("jax", "matplotlib", "pandas", "sklearn")
+"""TensorFlow and Keras import these if they are installed, for conversions, galleries, data frames
+and wrappers, which takes a third of their time."""
 
 
 def import_quickly(name: str, *without: str) -> Any:
