@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import logging
-import os
 import re
 import signal
 import sys
@@ -29,6 +28,7 @@ from beam.runners.fork_environment import ForkEnvironment
 from beam.runners.local_workers import worker_parent
 from runtime.errors import USER_FIXABLE_ERRNOS, UnavailableError, UserError
 from runtime.log_filters import TracebackFilter
+from runtime.processor import available_cores
 
 LOCAL_RUNNER = "FnApiRunner"
 FLINK_RUNNER = "FlinkRunner"
@@ -85,8 +85,7 @@ def processes_of(options: PipelineOptions) -> int:
     """Number of worker processes on this machine; 0 if they are on others."""
     if not is_local(options):
         return 0
-    # For Beam, 0 means one worker per core.
-    return int(options.view_as(DirectOptions).direct_num_workers) or len(os.sched_getaffinity(0))
+    return int(options.view_as(DirectOptions).direct_num_workers)
 
 
 def _runner_name(given: Sequence[str]) -> str:
@@ -120,8 +119,8 @@ def _local_defaults(options: PipelineOptions, given: Sequence[str]) -> list[str]
     defaults = []
     if not _is_given("--direct_running_mode", given):
         defaults.append("--direct_running_mode=multi_processing")
-    if not _is_given("--direct_num_workers", given):
-        defaults.append(f"--direct_num_workers={len(os.sched_getaffinity(0))}")
+    if workers == 0 or not _is_given("--direct_num_workers", given):
+        defaults.append(f"--direct_num_workers={available_cores()}")
     return defaults
 
 

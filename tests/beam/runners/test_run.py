@@ -3,7 +3,8 @@
 import pytest
 from apache_beam.options.pipeline_options import DirectOptions, StandardOptions
 
-from beam.runners.run import _OS_ERROR, pipeline_options
+from beam.runners import run
+from beam.runners.run import _OS_ERROR, pipeline_options, processes_of
 from runtime.errors import UserError
 
 
@@ -12,6 +13,12 @@ def test_values_of_options_may_stand_apart() -> None:
     assert options.get_all_options()["job_name"] == "mine"
     with pytest.raises(UserError, match="unknown argument 'more'"):
         pipeline_options(["--job_name=mine", "more"])
+
+
+@pytest.mark.parametrize("given", [[], ["--direct_num_workers=0"]])
+def test_there_is_a_worker_for_each_core_that_may_be_used(monkeypatch, given: list[str]) -> None:
+    monkeypatch.setattr(run, "available_cores", lambda: 7)
+    assert processes_of(pipeline_options(given)) == 7
 
 
 def test_which_errors_of_the_system_are_the_users_to_mend() -> None:
