@@ -149,6 +149,8 @@ def draw_examples(model: Any, source: DatasetInput, evaluation: Evaluation, *spl
     """A sheet of the best, median and worst images: input, truth, prediction, errors."""
     scores = np.array([ConfusionMatrix(counts).mean_iou() for counts in evaluation.counts])
     order = np.argsort(-scores, kind="stable")
+    # The last ones are those whose truth is all void, which says nothing of a prediction.
+    order = order[: np.isfinite(scores).sum() or None]
     kinds = {
         "best": order[:_EXAMPLES_PER_KIND],
         "median": order[len(order) // 2 :][:_EXAMPLES_PER_KIND],

@@ -83,7 +83,10 @@ class Plan:
 
     def model_metadata(self) -> dict[str, Any]:
         """Metadata stored with the model: how its input is made and what its output means."""
+        # A target's own taxonomy cannot say what is void among the classes that it merges.
+        masks = {"dataset_taxonomy": self.manifest.taxonomy.model_dump(mode="json")}
         return {
+            **(masks if self.config.target else {}),
             "taxonomy": self.taxonomy.model_dump(mode="json"),
             "class_table": self.class_table.tolist(),
             "dataset_mapping_sha256": self.manifest.taxonomy.mapping_sha256,

@@ -15,6 +15,9 @@ import numpy as np
 from mlflow.exceptions import MlflowException
 from PIL import Image, ImageOps
 
+_BIT_DEPTH_AT = 24
+"""Where a PNG's header has it."""
+
 
 class _Network:
     """Loads the Keras file once; images are resized and padded as ``beam.infer`` does."""
@@ -115,8 +118,12 @@ def _image(file: str | bytes) -> Any:
         turned = ImageOps.exif_transpose(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise _refused(f"expected a PNG or JPEG, as bytes or in base64: {error}") from error
-    if turned.mode.startswith(("I", "F")):
-        raise _refused(f"expected 8 bits a channel, found an image of mode {turned.mode}")
+    # Of 16 bits in each of several channels, Pillow keeps 8 without a word.
+    deep = image.format == "PNG" and file[_BIT_DEPTH_AT] > 8
+    if deep or turned.mode.startswith(("I", "F")):
+        raise _refused(f"expected 8 bits a channel, found more, in mode {turned.mode}")
+    if image.format == "PNG" and getattr(image, "is_animated", False):
+        raise _refused("expected a still image, found an animation")
     if turned.has_transparency_data:
         lowest, _ = turned.convert("RGBA").getchannel("A").getextrema()
         if lowest == 255:

@@ -75,9 +75,13 @@ class PreviousResults(NamedTuple):
         return next((size for known, size in self.images if known == identity), None)
 
     def find_reject(self, path: str, sha256: str | None) -> Reject | None:
-        """The reject of the same file with the same bytes, or None."""
-        of_path = (reject for reject in self.rejects if reject.path == path)
-        return next((reject for reject in of_path if sha256 and reject.sha256 == sha256), None)
+        """The reject of the same image with the same bytes, or None."""
+        for reject in self.rejects:
+            # A list of pairs may name one file as an image and as its mask.
+            is_image = reject.path == path and reject.stage != runs.TRUTH_STAGE
+            if is_image and sha256 and reject.sha256 == sha256:
+                return reject
+        return None
 
     def find_mask_reject(self, path: str, sha256: str | None) -> Reject | None:
         """The reject of an image's mask with the same bytes, which may have moved, or None."""

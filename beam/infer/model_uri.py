@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from images.resize import resize_image
 from runtime import storage
 from runtime.child_processes import run_module
@@ -48,6 +50,8 @@ class ResolvedModel:
         class_table: the model's class id for each class id of the training dataset's taxonomy; they
             differ if the model separates a target from the rest. None for a plain file.
         dataset_mapping_sha256: of the taxonomy of the training dataset.
+        dataset_taxonomy: that taxonomy, if the model separates a target from the rest; None also
+            for versions that were logged before it was kept.
         graph: path of the OpenVINO graph that was exported from the file, if there is one.
         run_id, fingerprint: of the training run and of the training dataset, if known.
         validation: profile of its predictions for its validation split, if recorded.
@@ -65,6 +69,7 @@ class ResolvedModel:
     geometry: Geometry | None = None
     class_table: tuple[int, ...] | None = None
     dataset_mapping_sha256: str | None = None
+    dataset_taxonomy: Taxonomy | None = None
     run_id: str | None = None
     fingerprint: str | None = None
     graph: str | None = None
@@ -76,6 +81,17 @@ class ResolvedModel:
         if self.windows:
             return image
         return resize_image(image, self.height, self.width, self.resize)
+
+    @property
+    def mask_taxonomy(self) -> Taxonomy:
+        """The taxonomy by which raw masks are read; ``own_ids`` turns its ids into the model's."""
+        return self.dataset_taxonomy or self.taxonomy
+
+    def own_ids(self, mask: UInt8Array) -> UInt8Array:
+        """The model's class ids for those of ``mask_taxonomy``, (h, w); void stays 255."""
+        if self.dataset_taxonomy is None or self.class_table is None:
+            return mask
+        return np.array(self.class_table, np.uint8)[mask]
 
 
 def resolve_model(
@@ -125,6 +141,7 @@ def _from_mlflow(
         raise UserError(f"MLflow store {tracking_uri!r}: there is no such file; train first")
     logged = _from_local_registry(uri, tracking_uri) or _from_mlflow_api(uri, tracking_uri, scratch)
     metadata = logged.metadata
+    masks = metadata.get("dataset_taxonomy")
     files = sorted(logged.folder.glob("artifacts/*.keras"))
     if not files or "geometry" not in metadata:
         raise UserError(
@@ -146,6 +163,7 @@ def _from_mlflow(
         geometry=Geometry.model_validate(metadata["geometry"]),
         class_table=tuple(metadata["class_table"]),
         dataset_mapping_sha256=metadata["dataset_mapping_sha256"],
+        dataset_taxonomy=Taxonomy.model_validate(masks) if masks else None,
         run_id=logged.run_id,
         fingerprint=metadata["dataset_fingerprint"],
         graph=_graph_of(sha256, logged.folder / "artifacts/openvino"),

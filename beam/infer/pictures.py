@@ -20,7 +20,7 @@ from runtime.errors import RejectError, UserError, first_line
 from runtime.listing import SourceFile
 from runtime.parquet import read_table
 from runtime.storage import join, read_bytes, sha256
-from schemas.classes import Taxonomy, UInt8Array
+from schemas.classes import UInt8Array
 from schemas.config import SourceConfig
 from schemas.example import CorruptRecordError, Example, read_examples
 from schemas.layout import SOURCES
@@ -202,7 +202,7 @@ def read_pair(
     try:
         check_no_crash(path, crashed)
         image = png.read_image(data, config)
-        truth, reject = _truth_of(pair, mask, image, model.taxonomy, config, crashed)
+        truth, reject = _truth_of(pair, mask, image, model, config, crashed)
     except RejectError as error:
         yield Reject(pair.id, path, "read", error.code, error.message, image_sha256)
         return
@@ -258,7 +258,7 @@ def _truth_of(
     pair: Pair,
     mask: _Mask,
     image: UInt8Array,
-    taxonomy: Taxonomy,
+    model: ResolvedModel,
     config: SourceConfig,
     crashed: frozenset[str],
 ) -> tuple[UInt8Array | None, Reject | None]:
@@ -267,7 +267,8 @@ def _truth_of(
         return None, mask.reject
     try:
         check_no_crash(pair.mask.path, crashed)
-        return masks.read_mask_for(mask.data, image, taxonomy, config), None
+        truth = masks.read_mask_for(mask.data, image, model.mask_taxonomy, config)
+        return model.own_ids(truth), None
     except RejectError as error:
         path = pair.mask.path
         return None, Reject(pair.id, path, TRUTH_STAGE, error.code, error.message, mask.sha256)

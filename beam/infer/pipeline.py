@@ -227,7 +227,7 @@ def _stage(
                 ),
                 lambda: stages.empty_folders(*folders),
                 progress,
-                ReadSettings(job.source, job.config, job.model.taxonomy),
+                ReadSettings(job.source, job.config, job.model.mask_taxonomy),
             )
     counts = runs.count_images(staging, tables)
     runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)

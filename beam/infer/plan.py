@@ -122,7 +122,12 @@ def plan_job(
     if found.manifest is not None:
         check_taxonomy(resolved, found.place, found.manifest)
     else:
-        resolved = replace(resolved, taxonomy=with_void(resolved.taxonomy, config.void))
+        masks = resolved.dataset_taxonomy
+        resolved = replace(
+            resolved,
+            taxonomy=with_void(resolved.taxonomy, config.void),
+            dataset_taxonomy=with_void(masks, config.void) if masks else None,
+        )
     runtime = choose_runtime(config, processes, Path(resolved.keras_file).stat().st_size)
     made_with = software.of_rows(runtime.engine)
     recipe = _recipe(resolved, config, found, runtime, made_with)
@@ -213,6 +218,7 @@ def _recipe(
         model.windows,
         config.max_pixels,
         *(_reading(config, raw) if raw else ()),
+        *((model.dataset_taxonomy.sha256,) if raw and model.dataset_taxonomy else ()),
         # They determine pixels, truth and split of a dataset's record.
         *((manifest.config.sha256(), manifest.taxonomy_sha256) if manifest else ()),
     )

@@ -141,7 +141,7 @@ class _ReadPng(_Reader):
         super().setup()
         job = self._job
         self._journal = CrashJournal(
-            self._journals, ReadSettings(job.source, job.config, job.model.taxonomy)
+            self._journals, ReadSettings(job.source, job.config, job.model.mask_taxonomy)
         )
 
     def process(

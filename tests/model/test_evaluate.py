@@ -6,6 +6,7 @@ a copy of the store shares.
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import numpy as np
@@ -20,6 +21,7 @@ from model.frames import FramesMissingError, frames
 from model.seen import count_seen
 from model.version_tags import CONFIG_TAG
 from runtime.errors import UserError
+from schemas.classes import VOID, load_taxonomy
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
@@ -225,6 +227,30 @@ def test_missing_models_and_other_classes_are_refused(
         UserError, match=r"predicts taxonomy carla-0\.8, but dataset .* holds carla-"
     ):
         run(trained.model, str(newer), trained.tracking_uri)
+
+
+def test_the_worst_images_are_not_those_of_void_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask whose few known pixels its resizing leaves out has no mean IoU."""
+    from model import evaluation
+
+    taxonomy = load_taxonomy("lyft-challenge")
+    masks = [np.full((2, 2), value, np.uint8) for value in (VOID, 1, 0, 0, 1, 0, VOID, VOID)]
+    pictures = [(np.full((2, 2, 3), at, np.uint8), mask) for at, mask in enumerate(masks)]
+    source = SimpleNamespace(pairs=lambda _: iter(pictures))
+    always_background = np.zeros((2, 2), np.uint8)
+    counts = np.stack([ConfusionMatrix.of(one, always_background, 3).counts for one in masks])
+    monkeypatch.setattr(evaluation, "predict", lambda *_: always_background)
+    monkeypatch.setattr(evaluation, "panel", lambda rows, *_, **__: rows)
+
+    def drawn(counts):
+        found = evaluation.Evaluation(taxonomy, counts, ConfusionMatrix.zero(3), 0.0)
+        rows = evaluation.draw_examples(None, source, found, "test")
+        return {row.caption.split()[0]: int(row.image[0, 0, 0]) for row in rows}, len(rows)
+
+    # 2, 3 and 5 are right, 1 and 4 wrong.
+    assert drawn(counts) == ({"best": 3, "median": 5, "worst": 4}, 5)
+    # If nothing is known of any image, some are drawn nevertheless.
+    assert drawn(np.zeros_like(counts))[1] == 6
 
 
 def test_a_damaged_model_is_one_line(trained: Trained, dataset: Path, job: Job) -> None:

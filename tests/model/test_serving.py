@@ -4,8 +4,10 @@ import base64
 import io
 import json
 import os
+import struct
 import urllib.error
 import urllib.request
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,23 @@ def test_a_photo_is_turned_as_a_viewer_shows_it(served) -> None:
     assert served.predict([_file(image, "JPEG", exif=exif)]).shape == (1, 60, 40)
 
 
+def _sixteen_bits() -> bytes:
+    """A PNG of one RGB pixel, 16 bits a channel, which Pillow cannot write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        crc = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
+    pixel = zlib.compress(b"\0" + struct.pack(">3H", 200, 100, 50))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
+
+
+def _animation() -> bytes:
+    second = Image.new("RGB", (4, 4), "white")
+    return _file(np.zeros((4, 4, 3), np.uint8), save_all=True, append_images=[second])
+
+
 IMAGE = np.full((1, 30, 50, 3), 200, np.uint8)
 
 
@@ -85,6 +104,8 @@ IMAGE = np.full((1, 30, 50, 3), 200, np.uint8)
         ([_file(IMAGE[0])[:-40]], "expected a PNG or JPEG"),
         ([_file(np.dstack([IMAGE[0], IMAGE[0, ..., :1]]))], "expected an opaque image"),
         ([_file(np.zeros((4, 4), np.uint16))], "expected 8 bits a channel"),
+        ([_sixteen_bits()], "expected 8 bits a channel"),
+        ([_animation()], "expected a still image"),
         ([_file(IMAGE[0]), _file(IMAGE[0, :20])], "expected images of one size"),
         ({"picture": IMAGE}, "expected a column named image, found .'picture'"),
     ],

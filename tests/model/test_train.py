@@ -198,6 +198,7 @@ def test_every_network_can_be_trained_served_and_used(
     import mlflow
 
     from beam.infer import pipeline as infer
+    from beam.infer.model_uri import resolve_model
     from beam.runners.run import pipeline_options
 
     config = TrainConfig(
@@ -219,6 +220,12 @@ def test_every_network_can_be_trained_served_and_used(
     assert answer.max() < (2 if target else 13)
     taxonomy = mlflow.models.get_model_info(uri).metadata["taxonomy"]
     assert len(taxonomy["classes"]) == (2 if target else 13)
+    # By which beam.infer reads raw masks.
+    resolved = resolve_model(uri, InferConfig(), store)
+    assert resolved.mask_taxonomy == load_manifest(dataset).taxonomy
+    assert resolved.own_ids(np.array([6, 7, 8, 255], np.uint8)).tolist() == (
+        [1, 1, 0, 255] if target else [6, 7, 8, 255]
+    )
     assert not list((tmp_path / "state").iterdir())
 
     client = mlflow.MlflowClient(store)

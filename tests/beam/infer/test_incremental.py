@@ -139,6 +139,23 @@ def test_workers_of_their_own_take_over_the_same_rows(
     assert tables_of(output) == tables_of(run_infer(trained, tmp_path / "one", config, source=raw))
 
 
+def test_an_image_that_is_listed_as_its_own_mask_is_kept(
+    trained, raw: Path, tmp_path: Path
+) -> None:
+    """Image and mask have one path and one hash, but only the mask is rejected."""
+    listed = tmp_path / "pairs.csv"
+    listed.write_text(
+        "image,mask\nCameraRGB/000_0000.png,CameraRGB/000_0000.png\n"
+        "CameraRGB/000_0001.png,CameraSeg/000_0001.png\n"
+    )
+    config = InferConfig(pairs=str(listed))
+    output = run_infer(trained, tmp_path / "out", config, source=raw)
+    (raw / "CameraRGB/000_0001.png").touch()
+    run_infer(trained, output, config, source=raw)
+    assert counts_of(output) == (2, 2, 2, 0)
+    assert query(output, "FROM rejects SELECT stage, code") == [("truth", "mask_colours")]
+
+
 def test_an_image_under_a_new_path_is_predicted_again(trained, raw: Path, tmp_path: Path) -> None:
     """Only the suffix differs, so its id and its bytes are the same."""
     output = run_infer(trained, tmp_path / "out", source=raw)
