@@ -52,6 +52,15 @@ def test_report_in_a_browser(browser, page: Path, scheme, width: int) -> None:
     tab.close()
 
 
+@pytest.mark.parametrize("name", ["Vehicles " * 9, "v" * 80])
+def test_a_long_name_fits_a_narrow_window(browser, page: Path, name: str) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.set_content(page.read_text(encoding="utf-8").replace("Vehicles</td>", f"{name}</td>"))
+    assert name.strip() in tab.text_content("table")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.close()
+
+
 def test_print_keeps_the_colours_of_the_classes(browser, page: Path) -> None:
     tab = browser.new_page()
     tab.goto(page.as_uri())
