@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from html import escape
 
@@ -12,6 +13,9 @@ _FONT = 'font-size="11"'
 
 _MIN_SHARE = 0.005
 """Smallest share at which a cell of a confusion matrix is coloured and labelled."""
+
+_MAX_LABEL = 210
+"""Width of a class's name beside a confusion matrix, in pixels; longer ones are cut off."""
 
 
 def histogram(values: npt.NDArray[np.float64], name: str, bins: int = 24) -> str:
@@ -50,10 +54,15 @@ def histogram(values: npt.NDArray[np.float64], name: str, bins: int = 24) -> str
 
 def heatmap(shares: npt.NDArray[np.float64], names: Sequence[str]) -> str:
     """A confusion matrix whose rows are true classes, as shares of a row's pixels from 0 to 1."""
-    cell, left, top = 36, 100, 82
-    size = cell * len(names)
+    labels = [_cut(name) for name in names]
+    cell, size = 36, 36 * len(names)
+    # A name above the matrix rises at 45 degrees from the middle of its column.
+    reach = [0.71 * _text_width(label) + 12 for label in labels]
+    left = max(100, *(16 + _text_width(label) for label in labels))
+    top = max(82, *(round(length) + 12 for length in reach))
+    right = max(46, *(round((i + 0.5) * cell + long) - size for i, long in enumerate(reach)))
     parts = []
-    for index, name in enumerate(names):
+    for index, name in enumerate(labels):
         middle = (index + 0.5) * cell
         parts.append(
             f'<text {_FONT} x="{left - 8}" y="{top + middle + 4:.1f}" text-anchor="end">'
@@ -85,12 +94,28 @@ def heatmap(shares: npt.NDArray[np.float64], names: Sequence[str]) -> str:
             )
         parts.append(f"<title>{escape(title)}</title></g>")
     label = "Confusion matrix, per cent of the pixels of each true class"
-    return _svg(left + size + 46, top + size + 4, label, parts)
+    width = left + size + right
+    style = f' style="min-width:{width}px;max-width:{round(1.16 * width)}px"'
+    return _svg(width, top + size + 4, label, parts, style)
 
 
-def _svg(width: int, height: int, label: str, parts: Sequence[str]) -> str:
+def _text_width(text: str) -> int:
+    """Width of a label in pixels, estimated; of usual text, hardly ever too small."""
+    return sum(12 if unicodedata.east_asian_width(letter) in "WF" else 7 for letter in text)
+
+
+def _cut(name: str) -> str:
+    """The name, or as much of it as ``_MAX_LABEL`` holds."""
+    if _text_width(name) <= _MAX_LABEL:
+        return name
+    while _text_width(name) > _MAX_LABEL - 12:
+        name = name[:-1]
+    return name + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def _svg(width: int, height: int, label: str, parts: Sequence[str], style: str = "") -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}"{style}>'
         + "".join(parts)
         + "</svg>"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from PIL import Image, ImageOps
 
 from analysis.tables import partition_key
 from images import panels
+from images.masks import read_mask
 from images.png import decode_own
-from runtime.errors import UserError
+from runtime.errors import RejectError, UserError
 from runtime.parquet import read_table
 from runtime.storage import is_file, join, read_bytes, sha256
 from schemas.classes import (
@@ -25,14 +27,17 @@ from schemas.classes import (
     builtin_taxonomies,
     load_taxonomy,
 )
+from schemas.config import SourceConfig
 from schemas.example import CorruptRecordError, Example, read_examples
 from schemas.layout import MANIFEST, SOURCES, safe_name
+from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-_MASK_FOLDERS = ("CameraSeg", "CameraMask")
+_MASK_FOLDERS = {"RGB": ("Seg", "Mask"), "rgb": ("seg", "mask", "Seg", "Mask")}
+"""Endings of the names of mask folders, by that of the image folder: CameraSeg beside CameraRGB."""
 
 _MAX_NAME = 255 - len(".png")
 """Bytes of a file's name without the suffix."""
@@ -101,14 +106,16 @@ def load_scenes(
     missing = [image_id for image_id in ids if image_id not in by_id]
     if missing:
         raise unknown_image(run, missing[0])
-    records = _records(dataset_of(run, dataset), ids)
-    raw_taxonomy = _raw_mask_taxonomy(run)
+    folder = dataset_of(run, dataset)
+    records = _records(folder, ids)
+    class_table = _class_table(run, taxonomy, folder)
+    raw_taxonomy = _raw_mask_taxonomy(run, taxonomy)
     scenes = []
     for image_id in ids:
         _, source_uri, image_sha256, data, confusion = by_id[image_id]
         mask = decode_own(data)
         image, truth = _image_and_truth(
-            records.get(image_id), source_uri, image_sha256, mask.shape, raw_taxonomy
+            records.get(image_id), class_table, source_uri, image_sha256, mask.shape, raw_taxonomy
         )
         if truth is not None and not _reproduces(truth, mask, confusion, len(taxonomy)):
             truth = None
@@ -177,8 +184,6 @@ def dataset_of(run: dict[str, Any], dataset: str | Path | None) -> str | None:
         folder = str(run["source_uri"])
         exists = run["dataset_fingerprint"] and is_file(join(folder, MANIFEST))
         return folder if exists else None
-    from schemas.manifest import load_manifest
-
     fingerprint = load_manifest(dataset).fingerprint
     if run["dataset_fingerprint"] is None:
         raise UserError(
@@ -212,17 +217,42 @@ def _records(dataset: str | None, ids: Iterable[str]) -> dict[str, Example]:
     return examples
 
 
-def _raw_mask_taxonomy(run: dict[str, Any]) -> Taxonomy | None:
-    """The taxonomy that decodes raw masks, if it is built in and unchanged since the run."""
-    if run["taxonomy"] in builtin_taxonomies():
-        taxonomy = load_taxonomy(run["taxonomy"])
-        if taxonomy.sha256 == run["taxonomy_sha256"]:
-            return taxonomy
+def _class_table(run: dict[str, Any], taxonomy: Taxonomy, folder: str | None) -> UInt8Array | None:
+    """The model's class for each one of the dataset's, (256,), if it separates a target.
+
+    None if the model has the dataset's classes.
+    """
+    if folder is None:
+        return None
+    binary, table = _one_vs_rest(load_manifest(folder).taxonomy, taxonomy)
+    return table if binary and binary.name == run["taxonomy"] else None
+
+
+def _one_vs_rest(
+    taxonomy: Taxonomy, found: Taxonomy
+) -> tuple[Taxonomy, UInt8Array] | tuple[None, None]:
+    """``Taxonomy.one_vs_rest`` for the target that the second class of ``found`` names, if any."""
+    try:
+        return taxonomy.one_vs_rest(found.names[-1].split("+"))
+    except UserError:
+        return None, None
+
+
+def _raw_mask_taxonomy(run: dict[str, Any], taxonomy: Taxonomy) -> Taxonomy | None:
+    """The taxonomy that decodes raw masks; None unless it, or a target's, is a built-in one's."""
+    for name in builtin_taxonomies():
+        if not run["taxonomy"].startswith(name):
+            continue
+        builtin = load_taxonomy(name)
+        for candidate in (builtin, _one_vs_rest(builtin, taxonomy)[0]):
+            if candidate and candidate.sha256 == run["taxonomy_sha256"]:
+                return candidate
     return None
 
 
 def _image_and_truth(
     record: Example | None,
+    class_table: UInt8Array | None,
     source_uri: str,
     image_sha256: str | None,
     shape: tuple[int, ...],
@@ -233,7 +263,10 @@ def _image_and_truth(
     if record is not None:
         picture, truth = (Image.open(io.BytesIO(data)) for data in (record.image, record.mask))
         if picture.size == truth.size == (width, height):
-            return np.asarray(picture.convert("RGB")), np.asarray(truth)
+            ids = np.asarray(truth)
+            return np.asarray(picture.convert("RGB")), ids if class_table is None else class_table[
+                ids
+            ]
     try:
         data = read_bytes(source_uri)
         # Tables of an early version have no hashes.
@@ -249,17 +282,25 @@ def _image_and_truth(
 
 def _read_truth_beside(source_uri: str, taxonomy: Taxonomy | None) -> UInt8Array | None:
     """Class ids of the mask beside an image in Lyft's layout, or None."""
-    parts = source_uri.split("/")
-    if "CameraRGB" not in parts:
+    folders, name = source_uri.split("/")[:-1], PurePosixPath(source_uri).stem + ".png"
+    depth = next((i for i in reversed(range(len(folders))) if _is_camera(folders[i])), None)
+    if depth is None:
         return None
-    depth = len(parts) - 1 - parts[::-1].index("CameraRGB")
-    for folder in _MASK_FOLDERS:
+    camera = folders[depth]
+    for ending in _MASK_FOLDERS[camera[-3:]]:
+        mask_folders = [*folders[:depth], camera[:-3] + ending, *folders[depth + 1 :]]
         try:
-            mask_uri = "/".join([*parts[:depth], folder, *parts[depth + 1 :]])
-            with Image.open(io.BytesIO(read_bytes(mask_uri))) as file:
+            data = read_bytes("/".join([*mask_folders, name]))
+            with Image.open(io.BytesIO(data)) as file:
                 values = np.asarray(file if file.mode in ("L", "P") else file.convert("RGB"))
         except (OSError, ValueError, Image.DecompressionBombError):
             continue
-        ids = values if values.ndim == 2 else np.ascontiguousarray(values[..., 0])
-        return taxonomy.class_ids(ids) if taxonomy and not taxonomy.unknown_values(ids) else ids
+        if taxonomy:
+            with suppress(RejectError):
+                return read_mask(data, SourceConfig().max_pixels, taxonomy)
+        return values if values.ndim == 2 else np.ascontiguousarray(values[..., 0])
     return None
+
+
+def _is_camera(folder: str) -> bool:
+    return folder.lower() == "camerargb" and folder[-3:] in _MASK_FOLDERS

@@ -104,6 +104,7 @@ def report(
         " WHERE (model, version, source) = ($model, $version, $source)",
         partition_key(run),
     ).fetchnumpy()
+    gallery = list(_gallery(connection, run, dataset, has_truth=matrix is not None))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -126,7 +127,13 @@ def report(
         confidence=histogram(quality["mean_confidence"], "mean confidence"),
         iou=histogram(quality["mean_iou"], "mean IoU") if matrix else None,
         heatmap=heatmap(_row_shares(matrix), taxonomy.names) if matrix else None,
-        gallery=list(_gallery(connection, run, dataset, has_truth=matrix is not None)),
+        gallery=gallery,
+        truth_missing=any(
+            image["pixel_accuracy"] is not None
+            and "Truth" not in [picture["name"] for picture in image["pictures"]]
+            for section in gallery
+            for image in section["images"]
+        ),
         rejects=connection.execute(
             "SELECT stage, code, count(*), any_value(message ORDER BY source_uri) FROM rejects"
             " WHERE (model, version, source) = ($model, $version, $source)"

@@ -15,6 +15,11 @@ MARGIN = 10
 WRONG_COLOUR, VOID_COLOUR = (214, 40, 57), (92, 112, 160)
 """Colours in an error map."""
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+_LEGEND_WIDTH = 170
+"""Of one class, in pixels."""
+
 _TEXT_COLOUR = (30, 30, 30)
 _BACKGROUND = (255, 255, 255)
 
@@ -67,6 +72,15 @@ def error_map(
     return picture
 
 
+def fitted(text: str, font: Font, width: float) -> str:
+    """The text, or its beginning with an ellipsis, no wider than ``width`` pixels."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
 def panel(
     rows: Sequence[PanelRow], columns: Sequence[str], taxonomy: Taxonomy, width: int = 320
 ) -> Image.Image:
@@ -88,7 +102,7 @@ def panel(
     labels = [label for label in taxonomy.classes if label.id in present]
     across = len(columns) * (width + MARGIN) + MARGIN
     head = 24
-    legend_columns = max(1, across // 170)
+    legend_columns = max(1, across // _LEGEND_WIDTH)
     legend_height = -(-len(labels) // legend_columns) * 24 + 2 * MARGIN
     down = head + sum(pictures[0].height + 30 for _, pictures in cells) + legend_height
     sheet = Image.new("RGB", (across, down), _BACKGROUND)
@@ -104,7 +118,8 @@ def panel(
         top += pictures[0].height + 12
     for position, label in enumerate(labels):
         row_index, column = divmod(position, legend_columns)
-        x, y = MARGIN + column * 170, top + MARGIN + row_index * 24
+        x, y = MARGIN + column * _LEGEND_WIDTH, top + MARGIN + row_index * 24
         draw.rectangle((x, y, x + 16, y + 16), label.colour, _TEXT_COLOUR)
-        draw.text((x + 24, y), label.name, _TEXT_COLOUR, font)
+        name = fitted(label.name, font, _LEGEND_WIDTH - 24 - MARGIN)
+        draw.text((x + 24, y), name, _TEXT_COLOUR, font)
     return sheet

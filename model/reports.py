@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +29,11 @@ def draw_curves(epochs: list[dict[str, float]], path: Path) -> None:
     for axis, name in zip(axes, ("loss", "pixel_accuracy", "mean_iou"), strict=True):
         for prefix, label in (("", "train"), ("val_", "validation")):
             values = [epoch[prefix + name] for epoch in epochs]
-            axis.plot(range(1, len(values) + 1), values, label=label)
+            # Markers show a single epoch, which has no line.
+            axis.plot(range(1, len(values) + 1), values, label=label, marker=".")
         axis.set_title(name.replace("_", " "))
         axis.set_xlabel("epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend()
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -40,7 +43,9 @@ def draw_confusion(matrix: ConfusionMatrix, names: tuple[str, ...], path: Path) 
     """Confusion matrix; each row is a true class, as shares of its pixels."""
     plt = _pyplot()
     shares = matrix.counts / np.maximum(matrix.true_pixels, 1)[:, None]
-    figure, axis = plt.subplots(figsize=(8, 7), layout="constrained")
+    # Room for the names and figures of many classes, up to a picture of 20 megapixels.
+    scale = min(max(1, len(names) / 16), 5)
+    figure, axis = plt.subplots(figsize=(8 * scale, 7 * scale), layout="constrained")
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(shares.shape):
         if shares[row, column] >= 0.005:
@@ -60,12 +65,14 @@ def write_class_table(evaluation: Evaluation, path: Path) -> None:
 
     pandas needs ``keep_default_na=False, na_values=[""]``, or takes class None for a missing value.
     """
-    lines = ["class_id,class_name,true_pixels,iou,precision,recall"]
-    lines += [
-        ",".join(_cell(value) for value in row.values())
-        for row in class_rows(evaluation.matrix, evaluation.taxonomy)
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with path.open("w", encoding="utf-8", newline="") as file:
+        # Names may hold commas and quotes.
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["class_id", "class_name", "true_pixels", "iou", "precision", "recall"])
+        writer.writerows(
+            [_cell(value) for value in row.values()]
+            for row in class_rows(evaluation.matrix, evaluation.taxonomy)
+        )
 
 
 _MEAN_IOU = (

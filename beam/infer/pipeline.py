@@ -233,6 +233,7 @@ def _stage(
     runs.check_failures(tables, counts["images_read"], job.config.max_failed_fraction)
     if counts["images_predicted"] == 0:
         raise runs.nothing_predicted(tables, job.source)
+    runs.warn_of_masks(tables)
     run = {
         **job.footer(),
         "model": job.model.name,

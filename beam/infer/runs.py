@@ -117,6 +117,19 @@ def nothing_predicted(tables: str, source: str) -> UserError:
     )
 
 
+def warn_of_masks(tables: str) -> None:
+    """Warns of masks that are rejects: their images count as predicted, but have no truth."""
+    columns = ["source_uri", "stage", "code", "message"]
+    rows = read_table(_staged(tables, "rejects"), columns=columns).to_pylist()
+    if masks := [row for row in rows if row["stage"] == TRUTH_STAGE]:
+        counts = Counter(row["code"] for row in masks).most_common()
+        reasons = ", ".join(f"{count:,} {code}" for code, count in counts)
+        log(
+            f"warning: masks that are rejects give no truth: {reasons}; the first: "
+            f"{masks[0]['source_uri']}: {first_line(masks[0]['message'])}"
+        )
+
+
 def check_same_origin(
     root: str, partition: str, source: str, fingerprint: str | None, model: ResolvedModel
 ) -> None:

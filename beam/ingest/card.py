@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from beam.ingest.doubt_report import MEANING
 from beam.ingest.records import decode_example
-from images.panels import MARGIN, overlay
+from images.panels import MARGIN, fitted, overlay
 from schemas.classes import Taxonomy
 from schemas.example import Example, read_examples
 from schemas.layout import SOURCES, SPLITS
@@ -22,6 +22,9 @@ LEAKS_PICTURE = "leaks.png"
 _WIDTH = 1000
 _SAMPLES = {"train": 8, "validation": 4, "test": 4}
 _COLUMNS = 4
+_BARS = 140
+"""Left end of the bars of the class shares, in pixels."""
+
 _INK, _FAINT, _PAPER = (30, 30, 30), (120, 120, 120), (255, 255, 255)
 _SPLIT_SHADES = {"train": 1.0, "validation": 0.65, "test": 0.35}
 
@@ -113,7 +116,7 @@ def card_picture(folder: str, manifest: Manifest) -> Image.Image:
     for position, (caption, tile) in enumerate(tiles):
         row, column = divmod(position, _COLUMNS)
         x, y = MARGIN + column * step, top + row * tile_height
-        draw.text((x, y), caption, _FAINT, _font(12))
+        draw.text((x, y), fitted(caption, _font(12), step - MARGIN), _FAINT, _font(12))
         sheet.paste(tile, (x, y + 18))
     return sheet
 
@@ -124,13 +127,14 @@ def _draw_class_shares(draw: ImageDraw.ImageDraw, manifest: Manifest, top: int) 
     draw.text((MARGIN, top), "class shares: train, validation, test", _FAINT, _font(13))
     for label in manifest.taxonomy.classes:
         y = top + 24 + 34 * label.id
-        draw.text((MARGIN, y + 6), label.name, _INK, _font(14))
+        name = fitted(label.name, _font(14), _BARS - 2 * MARGIN)
+        draw.text((MARGIN, y + 6), name, _INK, _font(14))
         for row, split in enumerate(SPLITS):
             share = shares[split][label.id]
             shade = _SPLIT_SHADES[split]
             colour = tuple(round(255 - (255 - c) * shade) for c in label.colour)
-            right = 140 + 380 * share / longest
-            draw.rectangle((140, y + 10 * row, right, y + 10 * row + 8), colour, (160, 160, 160))
+            right = _BARS + 380 * share / longest
+            draw.rectangle((_BARS, y + 10 * row, right, y + 10 * row + 8), colour, (160, 160, 160))
             draw.text((right + 6, y + 10 * row - 2), f"{share:.2%}", _FAINT, _font(10))
 
 

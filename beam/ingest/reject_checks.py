@@ -31,11 +31,13 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
     if manifest.records and share <= bound:
         return
     rejects = read_table(join(staged, REJECTS)).to_pylist()
-    for code, count in manifest.rejects.items():
+    # Without records, pairs that were left out for others are part of the reason.
+    counts = _lost(manifest) if manifest.records else manifest.rejects
+    for code, count in counts.items():
         log(f"{count:>8,}  {code}")
         for row in [row for row in rejects if row["code"] == code][:_EXAMPLES]:
             log(f"{'':10}{row['source_uri']}: {row['message']}")
-    reasons = ", ".join(f"{count} {code}" for code, count in manifest.rejects.items())
+    reasons = ", ".join(f"{count} {code}" for code, count in counts.items())
     advice = advice_on(manifest, rejects)
     if not manifest.records:
         raise UserError(f"no usable pair in {manifest.source!r}: {reasons}{advice}")
@@ -47,8 +49,13 @@ def check_rejects(manifest: Manifest, staged: str) -> None:
 
 def reject_fraction(manifest: Manifest) -> float:
     """Fraction of the inputs that were lost; duplicates and leaks do not count."""
-    lost = sum(count for code, count in manifest.rejects.items() if code not in REDUNDANT_CODES)
+    lost = sum(_lost(manifest).values())
     return lost / max(1, lost + manifest.records)
+
+
+def _lost(manifest: Manifest) -> dict[str, int]:
+    """Number of rejects by code, without duplicates and leaks."""
+    return {code: n for code, n in manifest.rejects.items() if code not in REDUNDANT_CODES}
 
 
 def advice_on(manifest: Manifest, rejects: Sequence[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -18,11 +19,14 @@ from PIL import Image
 from analysis import masks, overlay, report
 from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
-from images.panels import VOID_COLOUR, WRONG_COLOUR
+from images.panels import VOID_COLOUR, WRONG_COLOUR, colourise
+from images.png import encode
 from runtime.errors import UserError
 from schemas.classes import VOID, load_taxonomy
 from schemas.config import InferConfig, TrainConfig
+from schemas.stats import ConfusionMatrix
 
+LYFT_FOLDERS = ("CameraRGB", "CameraSeg")
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
 MEBIBYTE = 1 << 20
 
@@ -94,6 +98,8 @@ def test_report_shows_lineage(database, page: str) -> None:
         assert run[key] in text
     assert run["dataset_fingerprint"] in text
     assert "on the test split, 4 groups of images that belong together: fewer than 10 say" in text
+    # Other models have versions and sources of the same names.
+    assert "model = 'lyft-unet' AND version = 'v1' AND source = 'lyft'" in _Page(page).text
 
 
 def test_report_links_to_files_and_servers(
@@ -266,6 +272,58 @@ def test_scenes_agree_with_the_tables(database, scenes: Path) -> None:
         blend = (scene.image.astype(int) + scene.coloured_truth()) // 2
         right = scene.mask == scene.truth
         assert np.array_equal(scene.prediction()[right], blend[right])
+
+
+@pytest.mark.parametrize("source", ["lyft", "driveA"])
+def test_truth_of_a_target_is_shown(database, source: str) -> None:
+    run = _run(database, source=source)
+    image_id, uri, sha256 = database.execute(
+        "SELECT image_id, source_uri, image_sha256 FROM masks"
+        " WHERE version = 'v1' AND source = $source LIMIT 1",
+        {"source": source},
+    ).fetchone()
+    (scene,) = load_scenes(database, run, [image_id])
+    binary, table = load_taxonomy("carla-0.8").one_vs_rest(["Roads", "RoadLines"])
+    truth, mask = table[scene.truth], table[scene.mask]
+    matrix = ConfusionMatrix.of(truth, mask, 2).counts.ravel().tolist()
+    key = [run[name] for name in ("model", "version", "source")]
+    with duckdb.connect() as tables:
+        tables.execute(
+            "CREATE TABLE masks AS SELECT ? AS model, ? AS version, ? AS source, ? AS image_id,"
+            " ? AS source_uri, ? AS image_sha256, {'bytes': ?::BLOB} AS mask, ? AS confusion",
+            [*key, image_id, uri, sha256, encode(mask), matrix],
+        )
+        tables.execute(
+            "CREATE TABLE classes AS SELECT ? AS model, ? AS version, ? AS source,"
+            " unnest([0, 1]) AS class_id, unnest(?) AS class_name, '#000000' AS color",
+            [*key, list(binary.names)],
+        )
+        changed = {"taxonomy": binary.name, "taxonomy_sha256": binary.sha256}
+        (found,) = load_scenes(tables, run | changed, [image_id])
+    assert np.array_equal(found.truth, truth)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "small letters", "colours"])
+def test_truth_beside_an_image_is_found(
+    tables: Path, scenes: Path, tmp_path: Path, kind: str
+) -> None:
+    camera, seg = ("cameraRGB", "cameraSeg") if kind == "small letters" else LYFT_FOLDERS
+    for folder in (camera, seg):
+        (tmp_path / "raw" / folder).mkdir(parents=True)
+    image = Image.open(scenes / "CameraRGB/000_0001.png")
+    image.save(tmp_path / f"raw/{camera}/a.{'jpg' if kind == 'jpeg' else 'png'}")
+    truth = np.ascontiguousarray(_pixels(scenes / "CameraSeg/000_0001.png")[..., 0])
+    coloured = colourise(truth, load_taxonomy("carla-0.8"))
+    Image.fromarray(coloured if kind == "colours" else truth).save(tmp_path / f"raw/{seg}/a.png")
+    output = _predicted(tables, tmp_path, source=tmp_path / "raw")
+    with connect(output) as database:
+        (scene,) = load_scenes(database, run := _run(database, source="raw"), ["a"])
+        page = report.report(database, run)
+    assert np.array_equal(scene.truth, truth)
+    assert "Truth is left out" not in page
+    (tmp_path / "raw" / seg / "a.png").unlink()
+    with connect(output) as database:
+        assert "Truth is left out" in report.report(database, run)
 
 
 def test_changed_truth_is_not_shown(database) -> None:

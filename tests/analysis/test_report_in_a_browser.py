@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import report
+from analysis.charts import heatmap
 
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
 
@@ -47,6 +49,39 @@ def test_report_in_a_browser(browser, page: Path, scheme, width: int) -> None:
     assert tab.evaluate("document.images.length") == 48
     # Contrast of text with its background required by WCAG 2.2 AA: 4.5 to 1.
     assert tab.evaluate(CONTRAST) >= 4.5
+    tab.close()
+
+
+@pytest.mark.parametrize("name", ["Vehicles " * 9, "v" * 80])
+def test_a_long_name_fits_a_narrow_window(browser, page: Path, name: str) -> None:
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    tab.set_content(page.read_text(encoding="utf-8").replace("Vehicles</td>", f"{name}</td>"))
+    assert name.strip() in tab.text_content("table")
+    assert tab.evaluate("document.documentElement.scrollWidth") == 390
+    tab.close()
+
+
+def test_print_keeps_the_colours_of_the_classes(browser, page: Path) -> None:
+    tab = browser.new_page()
+    tab.goto(page.as_uri())
+    tab.emulate_media(media="print")
+    for part in (".swatch", ".track", ".track i"):
+        assert tab.eval_on_selector(part, "e => getComputedStyle(e).printColorAdjust") == "exact"
+    tab.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["Rest", "RoadLines+Roads", "Emergency vehicle " * 4, "\u8def\u9762" * 30]
+)
+def test_names_lie_inside_the_matrix(browser, name: str) -> None:
+    tab = browser.new_page()
+    tab.set_content(heatmap(np.eye(3), [name, "a", name]))
+    inside = """e => {
+      const all = e.getBoundingClientRect(), boxes = [...e.querySelectorAll('text')];
+      return boxes.map(t => t.getBoundingClientRect()).every(box => box.left >= all.left
+        && box.right <= all.right && box.top >= all.top && box.bottom <= all.bottom);
+    }"""
+    assert tab.eval_on_selector("svg", inside)
     tab.close()
 
 

@@ -87,7 +87,7 @@ def test_masks_are_palette_pictures_in_the_class_colours(trained, dataset, tmp_p
             assert (coloured[ids == label.id] == label.colour).all()
 
 
-def test_raw_pngs_with_and_without_truth(trained, scenes: Path, tmp_path: Path) -> None:
+def test_raw_pngs_with_and_without_truth(trained, scenes: Path, tmp_path: Path, capsys) -> None:
     raw = Path(shutil.copytree(scenes, tmp_path / "raw"))
     (raw / "CameraSeg/000_0001.png").unlink()
     (raw / "CameraSeg/000_0002.png").write_bytes(b"")
@@ -110,6 +110,10 @@ def test_raw_pngs_with_and_without_truth(trained, scenes: Path, tmp_path: Path) 
     ]
     for name in ("000_0001", "000_0002", "000_0003"):
         del truth[name]
+    # The image counts as predicted, so the number of rejects does not tell of its mask.
+    mask = raw / "CameraSeg/000_0002.png"
+    warning = f"warning: masks that are rejects give no truth: 1 empty; the first: {mask}: "
+    assert warning in capsys.readouterr().err
     # Masks have the size of the PNGs, not the model's.
     assert {mask.shape for mask in truth.values()} == {(120, 160)}
     check_counts(output, truth)

@@ -13,6 +13,7 @@ from ingesting import run_ingest
 from jobs import SMALL
 from PIL import Image
 
+from beam.ingest.card import card_picture
 from beam.ingest.incremental import PublishedShards, previous_pairs
 from beam.ingest.near_duplicates import NEAR_DUPLICATE_BITS
 from beam.ingest.record_files import RecordRef
@@ -130,6 +131,20 @@ def test_a_card_shows_sources_of_any_shape(shape: tuple[int, int], tmp_path: Pat
     # The constant images and masks.
     with Image.open(folder / "doubtful.png") as picture:
         assert picture.height < 4 * 2 * 320 + 200
+
+
+def test_long_names_leave_the_bars_of_the_card(dataset: Path) -> None:
+    manifest = load_manifest(dataset)
+    labels = [
+        label.model_copy(update={"name": f"{label.name} and all that belongs to it"})
+        for label in manifest.taxonomy.classes
+    ]
+    taxonomy = manifest.taxonomy.model_copy(update={"classes": tuple(labels)})
+    bars = [
+        np.asarray(card_picture(str(dataset), one).crop((138, 44, 600, 500)))
+        for one in (manifest, manifest.model_copy(update={"taxonomy": taxonomy}))
+    ]
+    assert np.array_equal(*bars)
 
 
 def test_the_data_card(dataset: Path) -> None:

@@ -197,9 +197,13 @@ def test_one_image_with_two_masks_is_kept_and_told(copy: Path, tmp_path: Path) -
 def test_too_many_rejects_publish_nothing(copy: Path, tmp_path: Path, capsys) -> None:
     for index in range(2):
         (copy / f"CameraRGB/000_{index:04d}.png").write_bytes(b"")
+    # A duplicate is no loss: it is not in the share, so not among its reasons either.
+    for folder in ("CameraRGB", "CameraSeg"):
+        shutil.copy(copy / folder / "000_0005.png", copy / folder / "000_0099.png")
     with pytest.raises(UserError, match=r"5\.0% of the inputs are rejects \(2 empty\)"):
         run_ingest(copy, tmp_path / "out")
     assert "2  empty" in (shown := capsys.readouterr().err)
+    assert "1  duplicate" not in shown
     assert "CameraRGB/000_0001.png: expected a PNG, found no bytes" in shown
     assert list((tmp_path / "out/small").iterdir()) == []
 
