@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from images.panels import PanelRow, panel
-from images.png import decode_own
+from images.png import NO_PIXEL_LIMIT, decode_own, decode_pixels
 from runtime.mlflow_store import parse_model_uri
-from runtime.parquet import read_table
+from runtime.parquet import read_footer, read_table
 from schemas.example import Example, read_examples
 from schemas.layout import partition_path
 from schemas.manifest import Manifest, load_manifest
@@ -97,8 +97,9 @@ def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, 
     import pyarrow.compute as pc
 
     manifest = load_manifest(dataset)
+    files = files_of(predictions, "masks", partition)
     table = read_table(
-        files_of(predictions, "masks", partition),
+        files,
         columns=["image_id", "mask", "pixel_accuracy"],
         filters=[("split", "=", "test")],
     ).sort_by("pixel_accuracy")
@@ -109,12 +110,20 @@ def draw_examples(dataset: str | Path, predictions: str | Path, partition: str, 
     chosen = np.unique(np.linspace(0, table.num_rows - 1, _EXAMPLES).round().astype(int))
     rows = {row["image_id"]: row for row in table.take(chosen).to_pylist()}
     records = _test_records(dataset, manifest, set(rows))
+    # A model of a target has classes of its own, which the dataset's taxonomy does not name.
+    known = (read_footer(files[0]).metadata or {}).get(b"lyft.taxonomy_sha256")
+    same_classes = known in (None, manifest.taxonomy_sha256.encode())
     panel(
         [
             PanelRow(
                 f"{image_id}   pixel accuracy {row['pixel_accuracy']:.3f}",
                 decode_own(records[image_id].image),
-                [decode_own(records[image_id].mask), decode_own(row["mask"]["bytes"])],
+                [
+                    decode_own(records[image_id].mask),
+                    decode_own(row["mask"]["bytes"])
+                    if same_classes
+                    else decode_pixels(row["mask"]["bytes"], NO_PIXEL_LIMIT),
+                ],
             )
             for image_id, row in rows.items()
         ],

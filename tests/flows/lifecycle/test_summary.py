@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flows.lifecycle.summary import class_rows, class_summary, draw_examples
+from images.png import encode_palette
 from schemas.example import parse, read_records
 from schemas.manifest import load_manifest
 from schemas.published import FILES_KEY
@@ -84,3 +85,21 @@ def test_an_image_without_a_known_pixel_is_not_drawn(dataset: Path, tmp_path: Pa
     with Image.open(tmp_path / "all.png") as picture:
         drawn = (picture.height - 24) // 213
     assert drawn == len(ids) - 1 == 3
+
+
+def test_a_target_is_drawn_in_its_own_colours(dataset: Path, tmp_path: Path) -> None:
+    """Class 1 of the dataset is Buildings; of the model, it is the target."""
+    manifest = load_manifest(dataset)
+    binary, _ = manifest.taxonomy.one_vs_rest(["Roads"])
+    name, *_ = manifest.shard_names("test")
+    with (dataset / name).open("rb") as file:
+        image_id = parse(next(iter(read_records(file, name)))).id
+    mask = encode_palette(np.ones((32, 48), np.uint8), binary.palette)
+    row = {"image_id": image_id, "split": "test", "mask": {"bytes": mask, "path": ""}}
+    _publish(tmp_path, "masks", [[row | {"pixel_accuracy": 0.5}]])
+    (file,) = (tmp_path / "masks").rglob("*.parquet")
+    footer = {"lyft.taxonomy_sha256": binary.sha256}
+    pq.write_table(pq.ParquetFile(file).read().replace_schema_metadata(footer), file)
+    assert draw_examples(dataset, tmp_path, PARTITION, tmp_path / "all.png")
+    with Image.open(tmp_path / "all.png") as picture:
+        assert picture.getpixel((picture.width - 40, 100)) == (128, 64, 128)
