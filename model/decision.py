@@ -25,6 +25,9 @@ _CRITICAL = (
 _RESAMPLES = 2000
 _SEED = 0
 
+ONE_CLASS = "the test split has fewer than two classes, so it tells nothing"
+"""The reason for which no network is promoted, however good its figures are."""
+
 
 class Decision(BaseModel):
     """The gate's decision, made on the test split of one dataset.
@@ -110,14 +113,13 @@ def decide(
     after = iou_by_class(total)
     mean = float(np.nanmean(after)) if total.any() else float("nan")
     count = len(set(groups))
-    one_class = "the test split has fewer than two classes, so it tells nothing"
     too_few_classes = int((total.sum(axis=1) > 0).sum()) < 2
     if champion is None:
         compared = "reaches" if mean >= config.floor else "is below"
         reason = f"There is no champion; mean IoU {mean:.4f} {compared} the floor of {config.floor}"
         return Decision(
             promoted=mean >= config.floor and not too_few_classes,
-            reason=f"{reason}; {one_class}." if too_few_classes else f"{reason}.",
+            reason=f"{reason}; {ONE_CLASS}." if too_few_classes else f"{reason}.",
             mean_iou=mean,
             groups=count,
             critical={taxonomy.names[i]: (None, _defined(after[i])) for i in ids},
@@ -140,7 +142,7 @@ def decide(
         for name, (old, new) in critical.items()
         if old is not None and old - (new or 0.0) > config.tolerance
     ]
-    problems = [one_class] if too_few_classes else []
+    problems = [ONE_CLASS] if too_few_classes else []
     # Negated comparisons: NaN, from images without truth, must not promote.
     if not difference > config.margin:
         problems.append(f"not better by more than {config.margin}")

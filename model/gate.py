@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from model.decision import Decision, critical_classes, decide
+from model.decision import ONE_CLASS, Decision, critical_classes, decide
 from model.groups import groups_of
 from model.plan import Plan
 from model.seen import SEEN_IN, count_seen
@@ -195,9 +195,12 @@ def _decide_on(
 
 def _champion_or_error(uri: str, champion: str | None, reason: str) -> str:
     if champion is None:
+        advice = "Train longer or on more, lower --floor"
+        if ONE_CLASS in reason:
+            advice = "Ingest pairs that show more"
         raise NotPromotedError(
             f"{uri} is registered as challenger and was not promoted: {reason} "
-            "Train longer or on more, lower --floor, or --promote=always"
+            f"{advice}, or --promote=always"
         )
     return champion
 

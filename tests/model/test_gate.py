@@ -12,7 +12,7 @@ from ingesting import records_of
 from jobs import ANY_MODEL, QUICK
 
 from model.decision import Decision, decide
-from model.gate import check_champion, main, run_gate
+from model.gate import NotPromotedError, _champion_or_error, check_champion, main, run_gate
 from model.groups import groups_of
 from model.plan import plan
 from model.train import run
@@ -168,6 +168,8 @@ def test_a_test_split_of_one_class_promotes_nothing(champion: bool) -> None:
     decision = _decide(better, worse if champion else None, GateConfig(floor=0))
     assert not decision.promoted
     assert "fewer than two classes" in decision.reason
+    with pytest.raises(NotPromotedError, match="Ingest pairs that show more, or --promote"):
+        _champion_or_error("models:/m/1", None, decision.reason)
 
 
 def test_groups_are_in_the_order_of_the_records(dataset: Path, tmp_path: Path) -> None:
