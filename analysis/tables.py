@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.errors import UserError
 from runtime.object_store import bucket_and_key
 from runtime.storage import filesystem, is_folder, is_remote, join
-from schemas.layout import LEGACY_FOLDERS, partition_value
+from schemas.layout import LEGACY_FOLDERS, partition_value, safe_name
 from schemas.prediction import SCHEMAS, plain
 from schemas.published import checksums, partitions, run_file
 
@@ -155,7 +155,7 @@ def select_run(connection: DuckDBPyConnection, args: argparse.Namespace) -> dict
             raise UserError(f"partition {args.partition!r}: expected model=…/version=…/source=…")
     result = connection.sql("FROM runs ORDER BY model, version, source")
     rows = [dict(zip(result.columns, row, strict=True)) for row in result.fetchall()]
-    marked = {key: partition_value(value) for key, value in wanted.items()}
+    marked = {key: partition_value(safe_name(value)) for key, value in wanted.items()}
     selected = [row for row in rows if wanted.items() <= row.items()] or [
         row
         for row in rows

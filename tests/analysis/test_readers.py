@@ -18,6 +18,7 @@ from inference import run_infer
 from analysis.tables import connect, select_run
 from beam.infer.runs import TABLES
 from schemas.config import InferConfig
+from schemas.layout import folder_source_name
 
 SOURCES = ("2024-05-01", "001", "0x1", "epoch", "true", "null", "None", "路面", "lyft", "0815")
 READ = ("_2024-05-01", "_001", "_0x1", "_epoch", "_true", "_null", "_None", "路面", "lyft", "_0815")
@@ -134,6 +135,17 @@ def test_a_folders_name_selects_its_run_alone() -> None:
         for folder in ("_001", "__001"):
             args = Namespace(source=None, partition=f"source={folder}", model=None, version=None)
             assert select_run(connection, args)["source"] == folder
+
+
+def test_a_folder_with_other_signs_selects_its_run() -> None:
+    folder = "it's 100% <b>&é"
+    with duckdb.connect() as connection:
+        connection.execute(
+            "CREATE TABLE runs AS SELECT 'm' AS model, 'v1' AS version, unnest(?) AS source",
+            [["a", folder_source_name(f"/data/{folder}")]],
+        )
+        args = Namespace(source=folder, partition=None, model=None, version=None)
+        assert select_run(connection, args)["source"].startswith("it-s-100-b-é-")
 
 
 def test_cookbook_snippet_prints_all_runs(

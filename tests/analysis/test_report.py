@@ -153,6 +153,16 @@ def test_the_gallery_shows_worst_best_and_random_images(database, page: str) -> 
         assert picture.size == (int(image["width"]), int(image["height"])) == (48, 32)
 
 
+def test_truth_has_the_colours_of_the_classes(page: str) -> None:
+    colours = {label.colour for label in load_taxonomy("carla-0.8").classes}
+    pictures = [one for one in _Page(page).images if one["alt"].startswith("Truth of ")]
+    assert pictures
+    for picture in pictures:
+        data = base64.b64decode(picture["src"].partition(",")[2])
+        with Image.open(io.BytesIO(data)) as image:
+            assert {colour for _, colour in image.convert("RGB").getcolors(1 << 16)} <= colours
+
+
 def test_report_is_self_contained(page: str) -> None:
     assert all(address.startswith("data:") for address in _Page(page).addresses)
     assert "<script" not in page
