@@ -20,7 +20,7 @@ from model.checkpoint import Checkpoint, Progress
 from model.dataset import DatasetInput
 from model.export import load_network
 from model.hardware import seed_everything, training_scope
-from model.losses import SegmentationLoss
+from model.losses import SegmentationLoss, log_weights
 from model.metrics import SegmentationMetrics
 from model.plan import Plan
 from model.unet import build, load_encoder_weights
@@ -58,6 +58,7 @@ def fit(
             copy_weights(model, start)
         elif checkpoint.is_new:
             load_encoder_weights(model, config)
+            adjust_biases(model, plan)
         compile_network(model, plan, steps * config.epochs)
         progress = checkpoint.restore(model)
         if progress.epochs:
@@ -92,6 +93,21 @@ def fit(
     final = build(config, len(plan.taxonomy))
     checkpoint.restore_best(final, progress)
     return final, progress
+
+
+def adjust_biases(model: keras.Model, plan: Plan) -> None:
+    """Lowers the logits of a new network by what the loss adds to them: ``logit_adjustment``.
+
+    So the training begins, and goes on, as it would without the adjustment. Adam needs hundreds of
+    steps to move the biases as far.
+    """
+    weights = plan.class_weights()
+    if weights is None:
+        return
+    added = plan.config.logit_adjustment * log_weights(weights)
+    bias = model.get_layer("logits").bias
+    # Of two classes, the network may have the second's logit alone; the first's is then 0.
+    bias.assign(-added if len(added) == bias.shape[0] else added[:1] - added[1:])
 
 
 def compile_network(model: keras.Model, plan: Plan, steps: int) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import keras
+import numpy as np
+import numpy.typing as npt
 from keras import ops
 
 from schemas.classes import VOID
@@ -26,6 +28,14 @@ def class_logits(logits: Any) -> Any:
     if logits.shape[-1] != 1:
         return logits
     return ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
+
+
+def log_weights(class_weights: Sequence[float]) -> npt.NDArray[np.float32]:
+    """Logarithms of class weights, float32 (classes,); 0 for a class without training pixels.
+
+    Such a class weighs nothing, and is in no truth.
+    """
+    return np.log([weight or 1.0 for weight in class_weights]).astype(np.float32)
 
 
 class SegmentationLoss(keras.losses.Loss):
@@ -68,11 +78,8 @@ class SegmentationLoss(keras.losses.Loss):
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The loss of each image, float32 (batch,)."""
         logits = class_logits(ops.cast(y_pred, "float32"))
-        weight_of = None
         if self.class_weights is not None:
-            weight_of = ops.convert_to_tensor(self.class_weights, "float32")
-            # A class without training pixels weighs nothing, and is in no truth.
-            logits += self.adjustment * ops.log(ops.where(weight_of > 0, weight_of, 1.0))
+            logits += self.adjustment * log_weights(self.class_weights)
         classes = logits.shape[-1]
         pixels = (ops.shape(logits)[0], -1)
         truth = ops.reshape(ops.cast(y_true, "int32"), pixels)
@@ -83,8 +90,8 @@ class SegmentationLoss(keras.losses.Loss):
         log_p = ops.log_softmax(logits, axis=-1)
         log_p_truth = ops.take_along_axis(log_p, ops.expand_dims(truth, -1), axis=-1)[..., 0]
         weights = known
-        if weight_of is not None:
-            weights *= ops.take(weight_of, truth)
+        if self.class_weights is not None:
+            weights *= ops.take(ops.convert_to_tensor(self.class_weights, "float32"), truth)
         # Normalised over the batch: a mostly void image counts by its few remaining pixels.
         total = ops.maximum(ops.mean(ops.sum(weights, axis=-1)), 1e-6)
         loss = -ops.sum(weights * log_p_truth, axis=-1) / total

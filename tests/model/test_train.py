@@ -85,6 +85,32 @@ def test_class_weights_are_bounded(dataset: Path) -> None:
     assert rest < 1 < vehicles <= 2
 
 
+@pytest.mark.parametrize("target", ["", "Vehicles"])
+def test_a_training_begins_as_without_logit_adjustment(dataset: Path, target: str) -> None:
+    import keras
+
+    from model.fit import adjust_biases, compile_network
+    from model.unet import build
+
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3)).astype(np.float32)
+    truth = np.random.default_rng(1).integers(0, 2, (2, 32, 48, 1)).astype(np.uint8)
+    losses, logits = [], []
+    for share in (0.0, 0.5):
+        config = TrainConfig(
+            architecture="unet", filters=2, target=target, logit_adjustment=share, dropout=0
+        )
+        chosen = plan(str(dataset), config)
+        keras.utils.set_random_seed(0)
+        model = build(config, len(chosen.taxonomy))
+        adjust_biases(model, chosen)
+        compile_network(model, chosen, 10)
+        losses.append(model.evaluate(images, truth, verbose=0, return_dict=True)["loss"])
+        logits.append(model.predict(images, verbose=0))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert np.ptp(logits[1] - logits[0], axis=(0, 1, 2)) == pytest.approx(0, abs=1e-3)
+    assert not np.allclose(logits[0], logits[1], atol=0.1)
+
+
 def test_the_learning_rate_warms_up_and_falls(dataset: Path) -> None:
     from model.fit import optimizer
 
@@ -263,14 +289,17 @@ def test_training_stops_early(dataset: Path, tmp_path: Path) -> None:
         architecture="unet", filters=1, epochs=9, patience=2, learning_rate=1e-12, batch_size=16
     )
     seen: list[int] = []
-    _, progress = fit(
-        plan(str(dataset), config),
+    chosen = plan(str(dataset), config)
+    network, progress = fit(
+        chosen,
         Checkpoint(tmp_path),
         lambda epochs: seen.append(len(epochs)),
         lambda _: None,
     )
     assert seen == list(range(1, progress.best_epoch + 3))
     assert len(progress.epochs) == progress.best_epoch + 2 < 9
+    taken_back = 0.5 * np.log(chosen.class_weights())
+    np.testing.assert_allclose(network.get_layer("logits").bias, -taken_back, atol=1e-4)
 
 
 def test_patience_counts_epochs_without_a_better_mean_iou_if_the_last_is_kept() -> None:
