@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from runtime.child_processes import end_with_parent
 from runtime.errors import UnavailableError, UserError, disk_errors_as_user_errors
 from runtime.mlflow_store import TRACKING_URI
+from runtime.proxies import exempt_loopback
 from runtime.yaml_files import explain
 
 EX_TEMPFAIL = 75
@@ -138,6 +139,7 @@ def run_main(main: Callable[[Sequence[str]], str]) -> int:
         not answer, 130 for an interrupt.
     """
     end_with_parent()
+    exempt_loopback()
     try:
         with disk_errors_as_user_errors():
             result = main(sys.argv[1:])

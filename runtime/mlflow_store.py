@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -61,10 +62,17 @@ def prepare_store(tracking_uri: str) -> None:
             f"MLflow store {tracking_uri!r} cannot be used: {file} does not open as a "
             f"SQLite database ({error}); name another, or restore the file"
         ) from error
-    if old := find_former_folder(file):
+    require_in_place(tracking_uri)
+
+
+def require_in_place(tracking_uri: str) -> None:
+    """Raises UserError if a SQLite store and its files were moved, which only its files tell."""
+    file = sqlite_file(tracking_uri)
+    if file and file.exists() and (old := find_former_folder(file)):
         raise UserError(
             f"MLflow store {tracking_uri!r} names its files in {old}, which is gone, and they are "
-            f"here: correct it with python -m flows.doctor --repair --tracking_uri={tracking_uri}"
+            "here: correct it with python -m flows.doctor --repair "
+            + shlex.quote(f"--tracking_uri={tracking_uri}")
         )
 
 

@@ -66,22 +66,29 @@ class State(BaseModel):
     Attributes:
         raw: folder or URI of the raw pairs that the deployments read if a run names none, as at
             night; empty for the one in prefect.yaml.
+        inode: of the folder. A folder that is moved keeps it; a copy has another one, and the
+            services are not those of the copy.
     """
 
     ports: dict[str, int] = {}
     services: dict[str, Service] = {}
     raw: str = ""
+    inode: int = 0
 
     @classmethod
     def load(cls, root: Path) -> State:
         """The state of a folder; an empty one if its file is missing or invalid."""
         try:
-            return cls.model_validate_json((root / "state.json").read_text(encoding="utf-8"))
+            state = cls.model_validate_json((root / "state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValidationError):
             return cls()
+        if state.inode and state.inode != root.stat().st_ino:
+            state.services.clear()
+        return state
 
     def save(self, root: Path) -> None:
         """Replaces the file atomically."""
+        self.inode = root.stat().st_ino
         with replacing(root / "state.json") as new:
             new.write_text(json.dumps(self.model_dump(), indent=2) + "\n", encoding="utf-8")
 

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 from flows.deploy.watching import print_failure_reason
+from runtime.proxies import exempt_loopback
 from runtime.services import ROOT, prefect_api_url
 
 _COMMAND = ["deployment", "run"]
@@ -31,6 +32,7 @@ async def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     """Prepares ``prefect deployment run``; the server defaults to the local one."""
     if not _is_prefect(sys.argv):
         return None
+    exempt_loopback()
     local = None if ctx.api_url else prefect_api_url(Path(ROOT))
     index = name_index(sys.argv)
     if index:

@@ -8,6 +8,7 @@ listen on 127.0.0.1 only.
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
@@ -22,6 +23,7 @@ from runtime import storage
 from runtime.command_line import Parser
 from runtime.errors import UserError
 from runtime.locks import lock
+from runtime.mlflow_store import require_in_place
 from runtime.services import ROOT, State, free_port
 
 _PREFERRED_PORTS = {"prefect": 4200, "mlflow": 5000}
@@ -43,8 +45,8 @@ def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
         Addresses, and what to do next.
 
     Raises:
-        UserError: ``raw`` does not exist, ``root`` cannot be created, or a service does not start;
-            the message then names its log.
+        UserError: ``raw`` does not exist, ``root`` cannot be created, MLflow's store was moved, or
+            a service does not start; the message then names its log.
     """
     if raw is not None:
         storage.require_folder(raw, "RAW")
@@ -53,6 +55,8 @@ def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
         _mlflow_store(root).mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"--root {root}: cannot be made: {error.strerror}") from error
+    # MLflow's server does not notice, and clients would write files to the former folder.
+    require_in_place(f"sqlite:///{_mlflow_store(root)}/mlflow.db")
     with lock(root / "lock", wait=True):
         state = State.load(root)
         if raw is not None:
@@ -167,11 +171,11 @@ def _status_table(root: Path, state: State) -> str:
         lines.append(f"{name:<11} {status:<16} {url_or_log}")
     if state.is_running("prefect"):
         raw = state.raw or PROJECT / "data/raw"
-        program = Path(sys.executable).with_name("prefect")
+        program = shlex.quote(str(Path(sys.executable).with_name("prefect")))
         deployment = "ingest-train-infer/ingest-train-infer"
         lines += [
             "",
-            f"Every night at 3:30, and where a run names no source: {raw}",
+            f"Every night at 3:30 (Europe/Berlin), and where a run names no source: {raw}",
             "(make up RAW=FOLDER sets another)",
             "",
             "Next, try, in any folder",

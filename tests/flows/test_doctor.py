@@ -19,6 +19,7 @@ from servers import answering, free_port
 
 from flows import doctor
 from flows.doctor import Finding
+from runtime import mlflow_files
 from runtime.errors import UserError
 from runtime.mlflow_files import rewrite_paths
 
@@ -152,6 +153,31 @@ def test_moved_mlflow_store_is_reported_and_repaired(
         assert str(before) not in "\n".join(opened.iterdump())
     # A second time, there is nothing to do.
     assert rewrite_paths(store) is None
+
+
+def test_store_in_a_folder_with_a_space_is_not_taken_for_moved(tmp_path: Path) -> None:
+    """MLflow's server writes the paths as URIs, with %20 for a space."""
+    store = tmp_path / "before ü" / "mlflow.db"
+    files = store.parent / "artifacts" / "1"
+    files.mkdir(parents=True)
+    locations = [files.as_uri(), f"file://{files}", str(files)]
+    with closing(sqlite3.connect(store)) as opened, opened:
+        columns: dict[str, list[str]] = {}
+        for table, column in mlflow_files._PATH_COLUMNS:
+            columns.setdefault(table, []).append(column)
+        for table, names in columns.items():
+            opened.execute(f"CREATE TABLE {table} ({', '.join(names)})")
+        opened.executemany(
+            "INSERT INTO experiments (artifact_location) VALUES (?)", [(one,) for one in locations]
+        )
+    assert mlflow_files.find_former_folder(store) is None
+
+    moved = Path(store.parent.rename(tmp_path / "after #2"), "mlflow.db")
+    assert mlflow_files.rewrite_paths(moved) == str(store.parent)
+    with closing(sqlite3.connect(moved)) as opened:
+        found = [str(row[0]) for row in opened.execute("SELECT artifact_location FROM experiments")]
+    now = moved.parent / "artifacts" / "1"
+    assert found == [now.as_uri(), now.as_uri(), str(now)]
 
 
 def test_command_prints_advice_and_exits_with_1(tmp_path) -> None:

@@ -7,12 +7,13 @@ tests, whose home is a temporary folder.
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -360,9 +361,17 @@ def test_only_the_process_that_was_started_is_stopped(tmp_path) -> None:
         state.services["prefect"] = ours
         state.save(tmp_path)
         assert prefect_api_url(tmp_path) == "http://127.0.0.1:4321/api"
+        # A folder may be moved while they run; in a copy of it, they are another's.
+        copy, moved = tmp_path / "copy", tmp_path / "moved"
+        (project := tmp_path / "project").mkdir()
+        State(services={"prefect": ours}).save(project)
+        shutil.copytree(project, copy)
+        in_copy = State.load(copy).services
+        after_move = State.load(project.rename(moved)).services
         ours.stop(60)
         process.wait()
         assert prefect_api_url(tmp_path) is None
+    assert (in_copy, after_move) == ({}, {"prefect": ours})
     (tmp_path / "state.json").write_text("{")
     assert State.load(tmp_path) == State()
 
@@ -382,3 +391,18 @@ def test_services_started_in_the_background_can_be_interrupted() -> None:
     """As a shell does with `make up &`: Prefect's workers stop themselves by an interrupt."""
     done = python("-c", BACKGROUND)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_up_refuses_a_store_that_was_moved(tmp_path, monkeypatch) -> None:
+    from flows.local import services
+
+    (tmp_path / "mlflow/artifacts/1").mkdir(parents=True)
+    with closing(sqlite3.connect(tmp_path / "mlflow/mlflow.db")) as store, store:
+        store.execute("CREATE TABLE experiments (artifact_location)")
+        store.execute("INSERT INTO experiments VALUES ('file:///gone/mlflow/artifacts/1')")
+    # Without the check, servers would start.
+    monkeypatch.setattr(services, "lock", lambda *_, **__: pytest.fail("not refused"))
+    with pytest.raises(
+        UserError, match=r"names its files in /gone/mlflow, which is gone.*--repair"
+    ):
+        services.up(tmp_path / "local")

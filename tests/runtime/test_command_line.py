@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from jobs import python
+from servers import answering
 
 from runtime.command_line import (
     Parser,
@@ -21,6 +23,7 @@ from runtime.command_line import (
 )
 from runtime.errors import UserError
 from runtime.mlflow_store import TRACKING_URI
+from runtime.proxies import exempt_loopback
 from schemas.config import TrainConfig
 
 
@@ -131,3 +134,35 @@ def test_the_folder_of_a_file_is_made_or_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"^--report '.*/file/report.md' cannot be written: "):
         make_folder_of(str(tmp_path / "file/report.md"), "--report")
+
+
+ASK = """
+import sys, urllib.request
+from runtime.command_line import run_main
+
+sys.exit(run_main(lambda argv: urllib.request.urlopen(argv[0]).read().decode()))
+"""
+
+
+@pytest.mark.parametrize("exempt", ["", "example.org"])
+def test_servers_of_this_machine_are_reached_without_a_proxy(exempt: str) -> None:
+    environment = {**os.environ, "http_proxy": "http://127.0.0.1:1", "NO_PROXY": exempt}
+    environment.pop("no_proxy", None)
+    with answering(lambda _: (200, b"here")) as address:
+        done = python("-c", ASK, address, env=environment)
+    assert done.stdout == "here\n", done.stderr
+
+
+def test_exemptions_from_a_proxy_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    exempt_loopback()
+    assert "no_proxy" not in os.environ
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "a.example, localhost")
+    monkeypatch.setenv("no_proxy", "")
+    exempt_loopback()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "a.example,localhost,127.0.0.1"
+    monkeypatch.setenv("no_proxy", "*")
+    exempt_loopback()
+    assert os.environ["no_proxy"] == "*"
