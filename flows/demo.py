@@ -33,11 +33,12 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")
     parser.add_argument("--epochs", type=int, default=24)
     args = parser.parse_args(arguments)
-    if args.raw is not None:
-        storage.require_folder(args.raw, "RAW")
+    raw = None if args.raw is None else storage.absolute(args.raw)
+    if raw is not None:
+        storage.require_folder(raw, "RAW")
     require_local(args.output)
     train_config = validated(
-        TrainConfig, model_name="lyft-unet" if args.raw else "synthetic-unet", epochs=args.epochs
+        TrainConfig, model_name="lyft-unet" if raw else "synthetic-unet", epochs=args.epochs
     )
     started = time.monotonic()
     output = Path(args.output).absolute()
@@ -48,14 +49,14 @@ def main(arguments: Sequence[str]) -> str:
     from flows.lifecycle.summary import class_rows, class_summary
     from flows.scenes import write_scenes
 
-    raw = args.raw or write_scenes(str(output / "raw/synthetic"), args.scenes)
+    source = raw or write_scenes(str(output / "raw/synthetic"), args.scenes)
     tracking_uri = f"sqlite:///{output}/mlflow/mlflow.db"
     results = ingest_train_infer(
-        source=storage.absolute(raw),
+        source=source,
         output=str(output),
         tracking_uri=tracking_uri,
         ingest_config=IngestConfig(
-            name="lyft" if args.raw else "synthetic", height=_HEIGHT, width=_WIDTH
+            name="lyft" if raw else "synthetic", height=_HEIGHT, width=_WIDTH
         ),
         train_config=train_config,
     )

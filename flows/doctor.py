@@ -116,8 +116,13 @@ def check_gpu(script: str = _LIST_GPUS, driver: str = "nvidia-smi") -> Finding:
     """Compares the number of GPUs that Keras sees, in a subprocess, with the driver's list."""
     listed = 0
     if path := shutil.which(driver):
-        output = subprocess.run([path, "-L"], capture_output=True, text=True, check=False).stdout
-        listed = output.count("GPU ")
+        asked = subprocess.run([path, "-L"], capture_output=True, text=True, check=False)
+        if asked.returncode != 0:
+            said = (asked.stdout + asked.stderr).strip().splitlines() or [
+                f"{driver} ends with an error"
+            ]
+            return Finding("fix", "gpu", said[0], "mend NVIDIA's driver, or remove it")
+        listed = asked.stdout.count("GPU ")
     done = subprocess.run(
         [sys.executable, "-c", script],
         capture_output=True,
@@ -166,6 +171,11 @@ def check_store(uri: str) -> Finding:
 def check_writable(folder: Path) -> Finding:
     """Checks that outputs can be written to a folder; leaves nothing behind."""
     existing = _nearest_existing(folder)
+    for path in (folder, *folder.parents):
+        # A link whose target is missing, such as a disk that is not mounted, is in the way, too.
+        if path != existing and existing in path.parents and os.path.lexists(path):
+            advice = "remove it, mount what it points to, or name another --output"
+            return Finding("fix", "outputs", f"{path} is no folder", advice)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass

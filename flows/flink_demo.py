@@ -34,11 +34,12 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument("--output", default=ROOT, help="root of all outputs, made anew")
     parser.add_argument("--scenes", type=int, default=160, help="synthetic scenes to draw")
     args = parser.parse_args(arguments)
-    if args.raw is not None:
-        storage.require_folder(args.raw, "RAW")
+    raw = None if args.raw is None else storage.absolute(args.raw)
+    if raw is not None:
+        storage.require_folder(raw, "RAW")
     require_local(args.output)
     output = Path(args.output).absolute()
-    raw = storage.absolute(args.raw or write_scenes(str(output / "raw"), args.scenes))
+    raw = raw or write_scenes(str(output / "raw"), args.scenes)
     for runner in _RUNNERS:
         shutil.rmtree(output / runner, ignore_errors=True)
     model = _untrained_model(output / "model")

@@ -17,9 +17,15 @@ from PIL import Image, ImageDraw
 
 from runtime.atomic_files import replacing
 from runtime.command_line import Parser, run_main
+from runtime.errors import UserError
+from runtime.storage import absolute, is_remote
 from schemas.classes import UInt8Array, load_taxonomy
 
 WIDTH, HEIGHT = 800, 600
+
+_FOLDERS = ("CameraRGB", "CameraSeg")
+_SEEDS = 1_000_003
+"""Numbers of scenes between one seed's first scene and the next one's."""
 
 Colour = tuple[int, int, int]
 Points = Sequence[tuple[float, float]]
@@ -85,9 +91,18 @@ def draw_scene(
 def write_scenes(
     output: str, count: int, seed: int = 0, width: int = WIDTH, height: int = HEIGHT
 ) -> str:
-    """Draws scenes into ``<output>/CameraRGB`` and ``<output>/CameraSeg``; returns ``output``."""
-    for folder in ("CameraRGB", "CameraSeg"):
+    """Draws scenes into ``<output>/CameraRGB`` and ``<output>/CameraSeg``; returns ``output``.
+
+    Raises:
+        UserError: the number or the seed is out of bounds, or the folder holds anything else.
+    """
+    if count < 1 or seed < 0:
+        raise UserError(
+            f"{count} scenes from seed {seed}: expected at least 1 scene and a seed of at least 0"
+        )
+    for folder in _FOLDERS:
         Path(output, folder).mkdir(parents=True, exist_ok=True)
+    _check_others(output, count, draw_scene(seed * _SEEDS, width, height)[0])
     write = partial(_write_scene, output, seed, width, height)
     if count < 8:
         for index in range(count):
@@ -107,17 +122,32 @@ def main(arguments: Sequence[str]) -> str:
     parser.add_argument("--count", type=int, default=120, help="scenes (default: 120)")
     parser.add_argument("--seed", type=int, default=0, help="of the first scene (default: 0)")
     args = parser.parse_args(arguments)
-    if args.count < 1 or args.seed < 0:
-        parser.error("expected a --count of at least 1 and a --seed of at least 0")
-    return write_scenes(args.output, args.count, args.seed)
+    if is_remote(args.output):
+        raise UserError(f"--output {args.output!r}: expected a folder of this machine")
+    return write_scenes(absolute(args.output), args.count, args.seed)
+
+
+def _check_others(output: str, count: int, first: UInt8Array) -> None:
+    """Refuses a folder with other files than these scenes: an ingest would take them for pairs."""
+    names = {_name(index) for index in range(count)}
+    found = {path.name for folder in _FOLDERS for path in Path(output, folder).iterdir()}
+    drawn = Path(output, _FOLDERS[0], _name(0))
+    others = {name for name in found - names if not name.startswith(".")}
+    if others or (drawn.exists() and not np.array_equal(np.asarray(Image.open(drawn)), first)):
+        raise UserError(
+            f"{output!r} holds other scenes or files; remove it, or name another folder"
+        )
+
+
+def _name(index: int) -> str:
+    return f"000_{index:04d}.png"
 
 
 def _write_scene(output: str, seed: int, width: int, height: int, index: int) -> None:
-    image, mask = draw_scene(seed * 1_000_003 + index, width, height)
-    name = f"000_{index:04d}.png"
+    image, mask = draw_scene(seed * _SEEDS + index, width, height)
     # An existing file has the same content; with its modification time kept, ingest reuses it.
-    for folder, pixels in (("CameraRGB", image), ("CameraSeg", mask)):
-        path = Path(output, folder, name)
+    for folder, pixels in zip(_FOLDERS, (image, mask), strict=True):
+        path = Path(output, folder, _name(index))
         if not path.exists():
             with replacing(path) as part:
                 Image.fromarray(pixels).save(part, "PNG", compress_level=1)

@@ -49,6 +49,7 @@ def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
             a service does not start; the message then names its log.
     """
     if raw is not None:
+        raw = storage.absolute(raw)
         storage.require_folder(raw, "RAW")
     try:
         (root / "logs").mkdir(parents=True, exist_ok=True)
@@ -60,7 +61,7 @@ def up(root: Path, raw: str | None = None, webhook: str = "") -> str:
     with lock(root / "lock", wait=True):
         state = State.load(root)
         if raw is not None:
-            state.raw = storage.absolute(raw)
+            state.raw = raw
             state.save(root)
         for server in _HEALTH_PATHS:
             if not state.is_running(server):

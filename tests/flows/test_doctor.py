@@ -81,6 +81,11 @@ def test_gpus_invisible_to_keras_are_found(tmp_path) -> None:
     hidden = found("tensorflow", 1, str(driver))
     assert (hidden.level, hidden.found) == ("fix", "Keras sees 1, the driver shows 2")
     assert found("jax", 0).level == "fix"
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\necho 'NVIDIA-SMI has failed'\nexit 9\n")
+    failing.chmod(0o755)
+    failed = found("tensorflow", 0, str(failing))
+    assert (failed.level, failed.found) == ("fix", "NVIDIA-SMI has failed")
     broken = doctor.check_gpu("raise ImportError('no libcudart')")
     assert broken.level == "fix"
     assert "no libcudart" in broken.found
@@ -96,6 +101,11 @@ def test_full_or_read_only_disk_is_found(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
     # A folder that not even root may write to.
     assert doctor.check_writable(Path("/proc/self")).level == "fix"
+    (tmp_path / "file").touch()
+    (tmp_path / "disk").symlink_to(tmp_path / "not-mounted")
+    for wrong, at in (("file", "file"), ("file/below", "file"), ("disk/outputs", "disk")):
+        found = doctor.check_writable(tmp_path / wrong)
+        assert (found.level, found.found) == ("fix", f"{tmp_path / at} is no folder")
 
 
 def test_prefect_server_problems_are_found() -> None:

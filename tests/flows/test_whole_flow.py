@@ -55,6 +55,16 @@ def test_scenes_are_the_same_for_the_same_seed(tmp_path: Path) -> None:
             assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_folder_of_other_scenes_is_not_taken_for_these(tmp_path: Path) -> None:
+    place = str(tmp_path / "scenes")
+    for count in (2, 3, 3):
+        assert write_scenes(place, count, seed=1, width=80, height=60) == place
+    for count, seed, width in ((2, 1, 80), (3, 2, 80), (3, 1, 96)):
+        with pytest.raises(UserError, match="holds other scenes or files; remove it, or name"):
+            write_scenes(place, count, seed, width, 60)
+    assert len(list(Path(place).rglob("*.png"))) == 6
+
+
 def test_scenes_hold_the_classes_of_a_street() -> None:
     found: set[int] = set()
     for seed in range(12):
