@@ -105,7 +105,8 @@ def adjust_biases(model: keras.Model, plan: Plan) -> None:
     if weights is None:
         return
     added = plan.config.logit_adjustment * log_weights(weights)
-    bias = model.get_layer("logits").bias
+    # That of a network for grey images is within another.
+    (bias,) = (one for one in model.trainable_variables if one.path.endswith("logits/bias"))
     # Of two classes, the network may have the second's logit alone; the first's is then 0.
     bias.assign(-added if len(added) == bias.shape[0] else added[:1] - added[1:])
 

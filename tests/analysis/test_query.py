@@ -1,10 +1,10 @@
 """Views, formats of output, the query command and the SQL shell."""
 
-import _thread
 import csv
 import io
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -155,6 +155,10 @@ def test_query_errors_are_one_line(tables: Path, tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
+    def interrupt() -> None:
+        # A real signal, which wakes the main thread.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
     class Busy:
         """A connection with a query that only the second ``interrupt`` ends."""
 
@@ -166,7 +170,7 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
                 self._ended.set()
 
         def extract_statements(self, _: str) -> None:
-            _thread.interrupt_main()
+            interrupt()
             assert self._ended.wait(60), "the query was not interrupted"
 
     with pytest.raises(KeyboardInterrupt):
@@ -179,7 +183,7 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
     started = threading.Thread.start
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
-        patch.setattr(_thread, "interrupt_main", lambda: None)
+        patch.setattr(signal, "pthread_kill", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
             query.run_query(Busy(), "SELECT 1")
     monkeypatch.setattr(shell, "run_query", lambda _, sql: query.run_query(Busy(), sql))
