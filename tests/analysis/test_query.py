@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -154,6 +155,15 @@ def test_query_errors_are_one_line(tables: Path, tmp_path: Path) -> None:
         connect(tmp_path / "damaged")
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of SIGINT; there is none if a shell starts the tests in background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
     def interrupt() -> None:
         # A real signal, which wakes the main thread.
