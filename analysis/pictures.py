@@ -264,9 +264,8 @@ def _image_and_truth(
         picture, truth = (Image.open(io.BytesIO(data)) for data in (record.image, record.mask))
         if picture.size == truth.size == (width, height):
             ids = np.asarray(truth)
-            return np.asarray(picture.convert("RGB")), ids if class_table is None else class_table[
-                ids
-            ]
+            own_ids = ids if class_table is None else class_table[ids]
+            return np.asarray(picture.convert("RGB")), own_ids
     try:
         data = read_bytes(source_uri)
         # Tables of an early version have no hashes.

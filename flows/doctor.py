@@ -173,7 +173,7 @@ def check_writable(folder: Path) -> Finding:
     existing = _nearest_existing(folder)
     for path in (folder, *folder.parents):
         # A link whose target is missing, such as a disk that is not mounted, is in the way, too.
-        if path != existing and existing in path.parents and os.path.lexists(path):
+        if existing in path.parents and os.path.lexists(path):
             advice = "remove it, mount what it points to, or name another --output"
             return Finding("fix", "outputs", f"{path} is no folder", advice)
     try:

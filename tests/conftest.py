@@ -81,6 +81,7 @@ SLOW_FILES = (
     "flows/test_doctor.py",
     "flows/test_whole_flow.py",
     "model/test_encoders.py",
+    "model/test_fit.py",
     "model/test_gate.py",
     "model/test_jax.py",
     "model/test_onnx.py",
