@@ -22,12 +22,6 @@ def _query(heading: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def database(tables: Path):
-    with connect(tables) as connection:
-        yield connection
-
-
-@pytest.fixture(scope="module")
 def plain(tables: Path):
     """The same rows as tables in memory, queried without an optimizer."""
     with connect(tables) as connection:

@@ -8,11 +8,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
-import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from inference import run_infer
+from inference import pixels_of, published_run, run_infer
 from jobs import Job, Trained
 from PIL import Image
 
@@ -20,11 +19,9 @@ from analysis import masks, overlay, report
 from analysis.pictures import Scene, load_scenes
 from analysis.tables import connect
 from images.panels import VOID_COLOUR, WRONG_COLOUR, colourise
-from images.png import encode
 from runtime.errors import UserError
 from schemas.classes import VOID, load_taxonomy
 from schemas.config import InferConfig, TrainConfig
-from schemas.stats import ConfusionMatrix
 
 LYFT_FOLDERS = ("CameraRGB", "CameraSeg")
 PARTITION = "model=lyft-unet/version=v1/source=lyft"
@@ -60,20 +57,9 @@ class _Page(HTMLParser):
             self.rows[-1][-1] += data.strip()
 
 
-def _run(database, version: str = "v1", source: str = "lyft") -> dict:
-    result = database.sql(f"FROM runs WHERE version = '{version}' AND source = '{source}'")
-    return dict(zip(result.columns, result.fetchall()[0], strict=True))
-
-
-@pytest.fixture(scope="module")
-def database(tables: Path):
-    with connect(tables) as connection:
-        yield connection
-
-
 @pytest.fixture(scope="module")
 def page(database) -> str:
-    return report.report(database, _run(database))
+    return report.report(database, published_run(database))
 
 
 def test_figures_of_the_classes(database, page: str) -> None:
@@ -92,7 +78,7 @@ def test_figures_of_the_classes(database, page: str) -> None:
 
 
 def test_report_shows_lineage(database, page: str) -> None:
-    run = _run(database)
+    run = published_run(database)
     text = _Page(page).text
     for key in ("run_id", "model_uri", "model_sha256", "mlflow_run_id", "source_uri"):
         assert run[key] in text
@@ -111,7 +97,7 @@ def test_report_links_to_files_and_servers(
     assert {file.suffix for file in files[:-1] if file.is_file()} == {".png"}
 
     path, servers = tmp_path / "report.html", ("http://mlflow:5000", "https://prefect:4200")
-    run = _run(database)
+    run = published_run(database)
     given = (f"--predictions={tables}", f"--partition={PARTITION}", f"--output={path}")
     assert job_here("analysis.report", *given, *_options(*servers)).returncode == 0
     links = _Page(path.read_text(encoding="utf-8")).links
@@ -212,7 +198,7 @@ def test_pictures_are_turned_as_the_job_turned_them(tables: Path, tmp_path: Path
     Image.fromarray(pixels).save(raw / "turned.png", exif=exif)
     output = _predicted(tables, tmp_path, source=raw)
     with connect(output) as database:
-        (scene,) = load_scenes(database, _run(database, source="raw"), ["turned"])
+        (scene,) = load_scenes(database, published_run(database, source="raw"), ["turned"])
     assert scene.mask.shape == (60, 40)
     assert scene.image is not None
     assert np.array_equal(scene.image, np.rot90(pixels, -1))
@@ -237,7 +223,7 @@ def test_a_run_without_truth_and_with_rejects(tables, scenes, tmp_path: Path) ->
 
 
 def test_masks_are_shown_without_deleted_images(database, tables: Path, tmp_path: Path) -> None:
-    run = _run(database, source="driveA")
+    run = published_run(database, source="driveA")
     (image_id,) = database.sql(
         "SELECT min(image_id) FROM masks WHERE version = 'v1' AND source = 'driveA'"
     ).fetchall()[0]
@@ -261,58 +247,6 @@ def test_masks_are_shown_without_deleted_images(database, tables: Path, tmp_path
         assert "Prediction of" in report.report(other, run)
 
 
-def _pixels(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
-def test_scenes_agree_with_the_tables(database, scenes: Path) -> None:
-    run = _run(database, source="driveA")
-    rows = database.sql(
-        "SELECT image_id, source_uri, pixel_accuracy FROM masks"
-        " WHERE version = 'v1' AND source = 'driveA' ORDER BY image_id DESC LIMIT 3"
-    ).fetchall()
-    loaded = load_scenes(database, run, [row[0] for row in rows])
-    for scene, (image_id, uri, accuracy) in zip(loaded, rows, strict=True):
-        assert scene.image_id == image_id
-        assert np.array_equal(scene.image, _pixels(uri))
-        assert np.array_equal(scene.truth, _pixels(scenes / "CameraSeg" / Path(uri).name)[..., 0])
-        wrong = (scene.errors() == WRONG_COLOUR).all(axis=-1)
-        assert 1 - wrong.mean() == pytest.approx(accuracy)
-        blend = (scene.image.astype(int) + scene.coloured_truth()) // 2
-        right = scene.mask == scene.truth
-        assert np.array_equal(scene.prediction()[right], blend[right])
-
-
-@pytest.mark.parametrize("source", ["lyft", "driveA"])
-def test_truth_of_a_target_is_shown(database, source: str) -> None:
-    run = _run(database, source=source)
-    image_id, uri, sha256 = database.execute(
-        "SELECT image_id, source_uri, image_sha256 FROM masks"
-        " WHERE version = 'v1' AND source = $source LIMIT 1",
-        {"source": source},
-    ).fetchone()
-    (scene,) = load_scenes(database, run, [image_id])
-    binary, table = load_taxonomy("carla-0.8").one_vs_rest(["Roads", "RoadLines"])
-    truth, mask = table[scene.truth], table[scene.mask]
-    matrix = ConfusionMatrix.of(truth, mask, 2).counts.ravel().tolist()
-    key = [run[name] for name in ("model", "version", "source")]
-    with duckdb.connect() as tables:
-        tables.execute(
-            "CREATE TABLE masks AS SELECT ? AS model, ? AS version, ? AS source, ? AS image_id,"
-            " ? AS source_uri, ? AS image_sha256, {'bytes': ?::BLOB} AS mask, ? AS confusion",
-            [*key, image_id, uri, sha256, encode(mask), matrix],
-        )
-        tables.execute(
-            "CREATE TABLE classes AS SELECT ? AS model, ? AS version, ? AS source,"
-            " unnest([0, 1]) AS class_id, unnest(?) AS class_name, '#000000' AS color",
-            [*key, list(binary.names)],
-        )
-        changed = {"taxonomy": binary.name, "taxonomy_sha256": binary.sha256}
-        (found,) = load_scenes(tables, run | changed, [image_id])
-    assert np.array_equal(found.truth, truth)
-
-
 @pytest.mark.parametrize("kind", ["jpeg", "small letters", "colours"])
 def test_truth_beside_an_image_is_found(
     tables: Path, scenes: Path, tmp_path: Path, kind: str
@@ -322,34 +256,18 @@ def test_truth_beside_an_image_is_found(
         (tmp_path / "raw" / folder).mkdir(parents=True)
     image = Image.open(scenes / "CameraRGB/000_0001.png")
     image.save(tmp_path / f"raw/{camera}/a.{'jpg' if kind == 'jpeg' else 'png'}")
-    truth = np.ascontiguousarray(_pixels(scenes / "CameraSeg/000_0001.png")[..., 0])
+    truth = np.ascontiguousarray(pixels_of(scenes / "CameraSeg/000_0001.png")[..., 0])
     coloured = colourise(truth, load_taxonomy("carla-0.8"))
     Image.fromarray(coloured if kind == "colours" else truth).save(tmp_path / f"raw/{seg}/a.png")
     output = _predicted(tables, tmp_path, source=tmp_path / "raw")
     with connect(output) as database:
-        (scene,) = load_scenes(database, run := _run(database, source="raw"), ["a"])
+        (scene,) = load_scenes(database, run := published_run(database, source="raw"), ["a"])
         page = report.report(database, run)
     assert np.array_equal(scene.truth, truth)
     assert "Truth is left out" not in page
     (tmp_path / "raw" / seg / "a.png").unlink()
     with connect(output) as database:
         assert "Truth is left out" in report.report(database, run)
-
-
-def test_changed_truth_is_not_shown(database) -> None:
-    run = _run(database, source="driveA")
-    uri, image_id = database.sql(
-        "SELECT source_uri, image_id FROM masks WHERE version = 'v1' AND source = 'driveA' LIMIT 1"
-    ).fetchall()[0]
-    mask = Path(uri.replace("CameraRGB", "CameraSeg"))
-    kept = mask.read_bytes()
-    try:
-        Image.new("RGB", (160, 120)).save(mask)
-        (scene,) = load_scenes(database, run, [image_id])
-    finally:
-        mask.write_bytes(kept)
-    assert scene.truth is None
-    assert scene.image is not None
 
 
 def test_an_image_that_has_changed_is_not_shown(tables: Path, scenes: Path, tmp_path: Path) -> None:
@@ -359,7 +277,7 @@ def test_an_image_that_has_changed_is_not_shown(tables: Path, scenes: Path, tmp_
     output = _predicted(tables, tmp_path, source=raw)
     shutil.copy(scenes / "CameraRGB/000_0002.png", raw / "a.png")
     with connect(output) as database:
-        (scene,) = load_scenes(database, _run(database, source="raw"), ["a"])
+        (scene,) = load_scenes(database, published_run(database, source="raw"), ["a"])
     assert scene.image is None
 
 

@@ -2,6 +2,7 @@
 
 import io
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -88,3 +89,17 @@ def check_counts(output: Path, truth: dict[str, np.ndarray]) -> None:
             assert intersection == (found & there).sum()
             assert union == (found | there).sum()
             assert iou == (pytest.approx(intersection / union) if union else None)
+
+
+def published_run(
+    database: duckdb.DuckDBPyConnection, version: str = "v1", source: str = "lyft"
+) -> dict[str, Any]:
+    """The row of ``runs`` of a version's predictions for a source."""
+    result = database.sql(f"FROM runs WHERE version = '{version}' AND source = '{source}'")
+    return dict(zip(result.columns, result.fetchall()[0], strict=True))
+
+
+def pixels_of(path: str | Path) -> np.ndarray:
+    """The stored pixels of a picture."""
+    with Image.open(path) as image:
+        return np.asarray(image)
