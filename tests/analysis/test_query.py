@@ -173,29 +173,33 @@ def test_an_interrupt_ends_a_query(monkeypatch, tables: Path, capsys) -> None:
         """A connection with a query that only the second ``interrupt`` ends."""
 
         def __init__(self) -> None:
-            self._calls, self._ended = count(1), threading.Event()
+            self._calls, self.ended = count(1), threading.Event()
 
         def interrupt(self) -> None:
             if next(self._calls) == 2:
-                self._ended.set()
+                self.ended.set()
 
         def extract_statements(self, _: str) -> None:
             interrupt()
-            assert self._ended.wait(60), "the query was not interrupted"
+            assert self.ended.wait(60), "the query was not interrupted"
 
+    busy = Busy()
     with pytest.raises(KeyboardInterrupt):
-        query.run_query(Busy(), "SELECT 1")
+        query.run_query(busy, "SELECT 1")
+    assert busy.ended.is_set()
 
     def start(thread: threading.Thread) -> None:
         started(thread)
         raise KeyboardInterrupt
 
     started = threading.Thread.start
+    busy = Busy()
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", start)
         patch.setattr(signal, "pthread_kill", lambda *_: None)
         with pytest.raises(KeyboardInterrupt):
-            query.run_query(Busy(), "SELECT 1")
+            query.run_query(busy, "SELECT 1")
+    assert busy.ended.is_set()
     monkeypatch.setattr(shell, "run_query", lambda _, sql: query.run_query(Busy(), sql))
     monkeypatch.setattr(shell, "_read_statements", lambda: iter(["SELECT 1;"]))
     assert shell.main([f"--predictions={tables}"]) == ""
