@@ -284,25 +284,38 @@ def rollback(name: str) -> str:
     The gate never promotes a version again that was rolled back.
 
     Raises:
-        UserError: there is no champion, or no previous one, or it has been deleted.
+        UserError: there is no champion, or the previous one is missing, unknown or unusable.
     """
     client = mlflow.MlflowClient()
     current = champion(name)
     if current is None:
         raise UserError(f"model {name!r} has no champion to roll back")
     before = _entry(current).tags.get(BEFORE_TAG)
+    advice = (
+        f"choose another with `python -m model.gate --model models:/{name}/VERSION --dataset DIR "
+        "--promote=always`"
+    )
+    if before is None:
+        raise UserError(
+            f"{current} did not become champion by a decision, so the one before it is not known; "
+            f"{advice}"
+        )
     if not before:
         raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
     previous = f"models:/{name}/{before}"
     try:
-        set_alias(previous, CHAMPION)
+        usable = not is_damaged(previous)
     except MlflowException as error:
         if not is_missing(error):
             raise
         raise UserError(
-            f"{previous}, the champion before {current}, has been deleted; choose another with "
-            f"`python -m model.gate --model models:/{name}/VERSION --dataset DIR --promote=always`"
+            f"{previous}, the champion before {current}, has been deleted; {advice}"
         ) from error
+    if not usable:
+        raise UserError(
+            f"the files of {previous}, the champion before {current}, are damaged or gone; {advice}"
+        )
+    set_alias(previous, CHAMPION)
     client.set_model_version_tag(*_name_and_version(current), ROLLED_BACK_TAG, "true")
     return previous
 

@@ -297,24 +297,6 @@ def test_a_refusal_holds_for_its_champion_dataset_and_config() -> None:
     assert refusal_reason(unnamed, "m/1", "f1", ANY_MODEL) is None
 
 
-def test_a_rollback_to_a_deleted_version_is_refused(tmp_path) -> None:
-    import mlflow
-
-    from model import registry, tracking
-
-    tracking.connect(f"sqlite:///{tmp_path}/mlflow.db")
-    client = mlflow.MlflowClient()
-    client.create_registered_model("m")
-    for tags in ({}, {"champion_before": "1"}):
-        version = client.create_model_version("m", str(tmp_path), tags=tags).version
-        client.set_registered_model_alias("m", "champion", version)
-    client.delete_model_version("m", "1")
-    with pytest.raises(UserError, match=r"models:/m/1, the champion before models:/m/2, has been"):
-        registry.rollback("m")
-    assert registry.champion("m") == "models:/m/2"
-    assert "rolled_back" not in client.get_model_version("m", "2").tags
-
-
 def _renamed(dataset: Path, folder: Path) -> Path:
     """The same dataset with other class names."""
     manifest = load_manifest(dataset)
