@@ -89,17 +89,18 @@ def test_a_version_that_is_not_better_is_not_promoted() -> None:
     assert not found.promoted
 
 
-@pytest.mark.filterwarnings("ignore:Mean of empty slice:RuntimeWarning")
-def test_images_without_truth_promote_nothing() -> None:
-    better, worse = np.zeros((2, 2, 3, 3), np.int64)
-    better[0, 0, 0], worse[0, 0, :2] = 10, 5
-    # One of the two images is void, so a quarter of the resamples contain no known pixel, and there
-    # is no interval.
-    decision = _decide(better, worse)
-    assert np.isnan(decision.low)
-    assert not decision.promoted
+def test_images_without_truth_are_not_drawn() -> None:
+    """One group of three, or one image of three, is void: a 27th of the resamples would be."""
+    worse, better = _network({1: 0.3}, 3), _network({1: 0.1}, 3, seed=1)
+    worse[2] = better[2] = 0
+    alone = _decide(better[:2], worse[:2])
+    for groups in (None, ["street"] * 3):
+        decision = _decide(better, worse, groups=groups)
+        assert decision.promoted
+        assert (decision.low, decision.high) == (alone.low, alone.high)
+    assert "over 2 groups" in alone.reason
     nothing = np.zeros((2, 3, 3), np.int64)
-    assert not _decide(nothing, worse).promoted
+    assert not _decide(nothing, nothing).promoted
 
 
 def test_a_critical_class_must_not_fall() -> None:
