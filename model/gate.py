@@ -178,7 +178,8 @@ def _decide_on(
     decision = decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
     flattered = "".join(
         f" {one} has {seen:,} of the {len(challenger):,} test images in the "
-        f"{' or '.join(SEEN_IN)} split of its own dataset, which flatters it."
+        f"{' or '.join(SEEN_IN)} split of a dataset that it, or the model it started from, was "
+        "trained on, which flatters it."
         for one in (uri, champion)
         if (seen := count_seen(one, plan.folder, ["test"]))
     )

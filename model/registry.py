@@ -354,16 +354,24 @@ def keras_file(uri: str) -> Iterator[Path]:
         yield next(folder.glob("*.keras"))
 
 
-def training_dataset(uri: str) -> str | None:
-    """Folder or URI of the dataset that a version was trained on; None if it is not known."""
+def training_inputs(uri: str) -> tuple[str | None, str]:
+    """Dataset (folder or URI) and initial weights (``start_from``) of the training of a model.
+
+    None and "" if its run is not known.
+
+    Args:
+        uri: ``models:/<name>/<version>`` or ``runs:/<id>/unet``.
+    """
     try:
-        run = mlflow.MlflowClient().get_run(_entry(uri).run_id)
+        run_id = uri.split("/")[1] if uri.startswith("runs:/") else _entry(uri).run_id
+        run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         if is_missing(error):
-            return None
+            return None, ""
         raise
     sources = [json.loads(found.dataset.source) for found in run.inputs.dataset_inputs]
-    return next((source["uri"] for source in sources if "uri" in source), None)
+    dataset = next((source["uri"] for source in sources if "uri" in source), None)
+    return dataset, run.data.params.get("start_from", "")
 
 
 def kept_metric(uri: str, metric: str) -> float:

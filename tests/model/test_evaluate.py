@@ -180,8 +180,8 @@ def test_a_training_whose_run_or_dataset_is_gone_is_not_known(
     assert count_seen("models:/m/1", str(dataset), ["test"]) is None
 
     tracking.connect(trained.tracking_uri)
-    assert registry.training_dataset(trained.model) == str(dataset)
-    monkeypatch.setattr(registry, "training_dataset", lambda _: str(tmp_path / "gone"))
+    assert registry.training_inputs(trained.model) == (str(dataset), "")
+    monkeypatch.setattr(registry, "training_inputs", lambda _: (str(tmp_path / "gone"), ""))
     assert count_seen(trained.model, str(dataset), ["test"]) is None
 
 
