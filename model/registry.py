@@ -35,6 +35,7 @@ from model.version_tags import (
 )
 from runtime.errors import UserError, first_line
 from runtime.mlflow_store import (
+    is_logged_model,
     is_missing,
     is_outage,
     parse_model_uri,
@@ -162,9 +163,8 @@ def with_pinned_start(chosen: Plan) -> Plan:
         UserError: there is no such version.
     """
     origin = chosen.config.start_from
-    kind, _, rest = origin.partition(":/")
-    # URIs of runs and of model ids always point to the same model.
-    if kind != "models" or not set("/@") & set(rest):
+    # URIs of runs and of logged models always point to the same model.
+    if not origin.startswith("models:/") or is_logged_model(origin):
         return chosen
     config = chosen.config.model_copy(update={"start_from": version_of(origin)})
     return dataclasses.replace(chosen, config=config, key=training_key(chosen.manifest, config))
