@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from model.gate import main
 from runtime.errors import UserError
 
 
@@ -47,3 +48,11 @@ def test_the_champion_before_one_that_was_made_by_hand_is_not_known(versions, tm
     version = versions.create_model_version("m", str(tmp_path)).version
     versions.set_registered_model_alias("m", "champion", version)
     _refused(versions, "models:/m/3 did not become champion by a decision", "3")
+
+
+@pytest.mark.usefixtures("versions")
+def test_a_rollback_takes_a_name(tmp_path: Path) -> None:
+    """Of a URI, it said that there is no champion."""
+    for uri in ("models:/m", "m/2", "m@champion"):
+        with pytest.raises(UserError, match=f"--rollback '{uri}': expected the name of a model"):
+            main([f"--rollback={uri}", f"--tracking_uri=sqlite:///{tmp_path}/mlflow.db"])

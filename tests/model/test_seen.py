@@ -10,7 +10,7 @@ from jobs import SMALL
 from PIL import Image
 
 from images.png import encode
-from model.gate import _decide_on
+from model.gate import _decide_on, main
 from model.plan import plan
 from model.seen import count_seen
 from schemas.config import GateConfig
@@ -42,6 +42,13 @@ def test_the_decision_says_who_has_seen_the_test_images(trained, dataset, scenes
     said = f"{trained.model} has {shared} of the {len(ids[1])} test images in the train or"
     assert reason(resplit).count(said) == 2
     assert "test images" not in reason(dataset)
+
+
+def test_the_gate_needs_no_validation_split(trained, scenes, tmp_path) -> None:
+    """As of another drive, which is for tests."""
+    tests = run_ingest(scenes, tmp_path, SMALL.model_copy(update={"validation": 0, "test": 0.5}))
+    arguments = [f"--dataset={tests}", f"--tracking_uri={trained.tracking_uri}"]
+    assert main([f"--model={trained.model}", *arguments]) == trained.model
 
 
 def test_a_model_has_seen_what_the_one_it_started_from_has(
