@@ -135,10 +135,7 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
     done = job("model.evaluate", *asked, store, "--split=all")
     assert done.returncode == 0, done.stderr
     assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
-    assert (
-        "of them are in the train or validation split of a dataset that the"
-        in done.stderr
-    )
+    assert "of them are in the train or validation split of a dataset that the" in done.stderr
 
 
 def test_images_of_another_size_are_resized_as_by_the_inference(
