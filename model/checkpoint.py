@@ -10,12 +10,13 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from runtime.command_line import Log
-from runtime.errors import UserError
+from runtime.errors import UserError, first_line
 from runtime.locks import lock
 
 Array = npt.NDArray[Any]
@@ -69,19 +70,32 @@ class Checkpoint:
                 path.unlink()
 
     def restore(self, model: Any) -> Progress:
-        """Restores a freshly built model; returns an empty Progress if there is no state."""
+        """Restores a freshly built model; returns an empty Progress if there is no state.
+
+        Raises:
+            UserError: the files are damaged, or of another network.
+        """
         if self.is_new:
             return Progress()
-        arrays, facts = _read(self.folder / _STATE)
-        for variable, value in zip(_variables(model), arrays, strict=True):
-            variable.assign(value)
-        return Progress(**facts)
+        with self._intact():
+            arrays, facts = _read(self.folder / _STATE)
+            for variable, value in zip(_variables(model), arrays, strict=True):
+                variable.assign(value)
+            progress = Progress(**facts)
+            # Now, not when the training has ended.
+            _read(self._best(progress))
+        return progress
 
     def restore_best(self, model: Any, progress: Progress) -> None:
-        """Gives the model the weights of the best epoch."""
-        arrays, _ = _read(self._best(progress))
-        for variable, value in zip(model.weights, arrays, strict=True):
-            variable.assign(value)
+        """Gives the model the weights of the best epoch.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        with self._intact():
+            arrays, _ = _read(self._best(progress))
+            for variable, value in zip(model.weights, arrays, strict=True):
+                variable.assign(value)
 
     @property
     def run_id(self) -> str | None:
@@ -94,6 +108,17 @@ class Checkpoint:
         temporary = self.folder / f"{_RUN}.tmp"
         temporary.write_text(json.dumps({"run_id": run_id}))
         temporary.replace(self.folder / _RUN)
+
+    @contextmanager
+    def _intact(self) -> Iterator[None]:
+        try:
+            yield
+        # What numpy, zipfile and Keras raise on other bytes, and on other networks.
+        except (OSError, EOFError, ValueError, LookupError, TypeError, BadZipFile) as error:
+            raise UserError(
+                f"the training cannot go on from {self.folder}: its files are damaged, or of "
+                f"another version ({first_line(error)}); remove that folder to begin anew"
+            ) from error
 
     def _best(self, progress: Progress) -> Path:
         return self.folder / f"best-{progress.best_epoch:05d}.npz"
@@ -176,6 +201,7 @@ def _write(path: Path, arrays: list[Array], facts: dict[str, Any]) -> None:
 
 
 def _read(path: Path) -> tuple[list[Array], dict[str, Any]]:
-    with np.load(path, allow_pickle=False) as archive:
+    # Of a file that is no archive, numpy would leave the one that it opens itself open.
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         facts = json.loads(str(archive["facts"]))
         return [archive[name] for name in sorted(archive.files) if name != "facts"], facts

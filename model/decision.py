@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from runtime.errors import UserError
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
-from schemas.stats import Int64Array, iou_by_class
+from schemas.stats import ConfusionMatrix, Int64Array, iou_by_class
 
 _CRITICAL = (
     *("Vehicles", "Car", "car"),
@@ -35,7 +35,8 @@ class Decision(BaseModel):
     Attributes:
         mean_iou, champion_mean_iou: over all images; the champion's is None if there is none.
         low, high: bootstrap interval of their difference.
-        groups: number of groups of test images that belong together, which the bootstrap draws.
+        groups: number of groups of test images that belong together, which the bootstrap draws;
+            those whose truth is all void are left out.
         critical: IoU of champion and challenger for each critical class; None if undefined.
     """
 
@@ -111,8 +112,11 @@ def decide(
     ids = critical_classes(config, taxonomy)
     total = challenger.sum(axis=0)
     after = iou_by_class(total)
-    mean = float(np.nanmean(after)) if total.any() else float("nan")
-    count = len(set(groups))
+    mean = ConfusionMatrix(total).mean_iou()
+    # A group without a known pixel says nothing; a resample of such groups alone has no mean IoU.
+    known = challenger.any(axis=(1, 2))
+    drawn = list(np.asarray(groups)[known])
+    count = len(set(drawn))
     too_few_classes = int((total.sum(axis=1) > 0).sum()) < 2
     if champion is None:
         compared = "reaches" if mean >= config.floor else "is below"
@@ -125,11 +129,12 @@ def decide(
             critical={taxonomy.names[i]: (None, _defined(after[i])) for i in ids},
         )
 
-    before = iou_by_class(champion.sum(axis=0))
-    mean_before = float(np.nanmean(before))
+    total_before = champion.sum(axis=0)
+    before = iou_by_class(total_before)
+    mean_before = ConfusionMatrix(total_before).mean_iou()
     critical = {taxonomy.names[i]: (_defined(before[i]), _defined(after[i])) for i in ids}
     low, high = _interval(
-        _by_group(challenger, groups), _by_group(champion, groups), config.confidence
+        _by_group(challenger[known], drawn), _by_group(champion[known], drawn), config.confidence
     )
     difference = mean - mean_before
     figures = (
@@ -180,6 +185,8 @@ def _interval(
     challenger: Int64Array, champion: Int64Array, confidence: float
 ) -> tuple[float, float]:
     units = len(challenger)
+    if not units:
+        return float("nan"), float("nan")
     draws = np.random.default_rng(_SEED).multinomial(units, np.full(units, 1 / units), _RESAMPLES)
     new, old = (
         np.nanmean(iou_by_class(np.tensordot(draws, counts, axes=1)), axis=-1)

@@ -28,7 +28,6 @@ from runtime.imports import import_quickly
 from runtime.mlflow_store import outages_as_unavailable
 from schemas.classes import Taxonomy
 from schemas.config import GateConfig
-from schemas.layout import SPLITS
 from schemas.stats import Int64Array
 
 _log = log_as("gate")
@@ -146,13 +145,17 @@ def main(arguments: Sequence[str]) -> str:
 
     tracking.connect(args.tracking_uri)
     if args.rollback:
+        if set("/@") & set(args.rollback):
+            raise UserError(
+                f"--rollback {args.rollback!r}: expected the name of a model, such as lyft-unet"
+            )
         return registry.rollback(args.rollback)
     if not args.dataset:
         raise UserError("expected --dataset, whose test split decides")
     from model.evaluate import plan_for_version
 
     uri = registry.version_of(args.model)
-    chosen = plan_for_version(uri, args.dataset, SPLITS)
+    chosen = plan_for_version(uri, args.dataset, ["test"])
     critical_classes(config, chosen.taxonomy)
     if config.promote == "gate":
         check_champion(chosen.config.model_name, chosen.taxonomy)
@@ -178,7 +181,8 @@ def _decide_on(
     decision = decide(challenger, _counts(champion, plan), plan.taxonomy, config, groups)
     flattered = "".join(
         f" {one} has {seen:,} of the {len(challenger):,} test images in the "
-        f"{' or '.join(SEEN_IN)} split of its own dataset, which flatters it."
+        f"{' or '.join(SEEN_IN)} split of a dataset that it, or the model it started from, was "
+        "trained on, which flatters it."
         for one in (uri, champion)
         if (seen := count_seen(one, plan.folder, ["test"]))
     )

@@ -35,6 +35,7 @@ from model.version_tags import (
 )
 from runtime.errors import UserError, first_line
 from runtime.mlflow_store import (
+    is_logged_model,
     is_missing,
     is_outage,
     parse_model_uri,
@@ -162,9 +163,8 @@ def with_pinned_start(chosen: Plan) -> Plan:
         UserError: there is no such version.
     """
     origin = chosen.config.start_from
-    kind, _, rest = origin.partition(":/")
-    # URIs of runs and of model ids always point to the same model.
-    if kind != "models" or not set("/@") & set(rest):
+    # URIs of runs and of logged models always point to the same model.
+    if not origin.startswith("models:/") or is_logged_model(origin):
         return chosen
     config = chosen.config.model_copy(update={"start_from": version_of(origin)})
     return dataclasses.replace(chosen, config=config, key=training_key(chosen.manifest, config))
@@ -284,25 +284,38 @@ def rollback(name: str) -> str:
     The gate never promotes a version again that was rolled back.
 
     Raises:
-        UserError: there is no champion, or no previous one, or it has been deleted.
+        UserError: there is no champion, or the previous one is missing, unknown or unusable.
     """
     client = mlflow.MlflowClient()
     current = champion(name)
     if current is None:
         raise UserError(f"model {name!r} has no champion to roll back")
     before = _entry(current).tags.get(BEFORE_TAG)
+    advice = (
+        f"choose another with `python -m model.gate --model models:/{name}/VERSION --dataset DIR "
+        "--promote=always`"
+    )
+    if before is None:
+        raise UserError(
+            f"{current} did not become champion by a decision, so the one before it is not known; "
+            f"{advice}"
+        )
     if not before:
         raise UserError(f"{current} is the first champion of {name!r}: there is none before it")
     previous = f"models:/{name}/{before}"
     try:
-        set_alias(previous, CHAMPION)
+        usable = not is_damaged(previous)
     except MlflowException as error:
         if not is_missing(error):
             raise
         raise UserError(
-            f"{previous}, the champion before {current}, has been deleted; choose another with "
-            f"`python -m model.gate --model models:/{name}/VERSION --dataset DIR --promote=always`"
+            f"{previous}, the champion before {current}, has been deleted; {advice}"
         ) from error
+    if not usable:
+        raise UserError(
+            f"the files of {previous}, the champion before {current}, are damaged or gone; {advice}"
+        )
+    set_alias(previous, CHAMPION)
     client.set_model_version_tag(*_name_and_version(current), ROLLED_BACK_TAG, "true")
     return previous
 
@@ -341,16 +354,24 @@ def keras_file(uri: str) -> Iterator[Path]:
         yield next(folder.glob("*.keras"))
 
 
-def training_dataset(uri: str) -> str | None:
-    """Folder or URI of the dataset that a version was trained on; None if it is not known."""
+def training_inputs(uri: str) -> tuple[str | None, str]:
+    """Dataset (folder or URI) and initial weights (``start_from``) of the training of a model.
+
+    None and "" if its run is not known.
+
+    Args:
+        uri: ``models:/<name>/<version>`` or ``runs:/<id>/unet``.
+    """
     try:
-        run = mlflow.MlflowClient().get_run(_entry(uri).run_id)
+        run_id = uri.split("/")[1] if uri.startswith("runs:/") else _entry(uri).run_id
+        run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
         if is_missing(error):
-            return None
+            return None, ""
         raise
     sources = [json.loads(found.dataset.source) for found in run.inputs.dataset_inputs]
-    return next((source["uri"] for source in sources if "uri" in source), None)
+    dataset = next((source["uri"] for source in sources if "uri" in source), None)
+    return dataset, run.data.params.get("start_from", "")
 
 
 def kept_metric(uri: str, metric: str) -> float:

@@ -150,8 +150,9 @@ def evaluation_report(
         lines += [unknown, ""]
     elif seen:
         flattered = (
-            f"**{seen:,} of them are in the {' or '.join(SEEN_IN)} split of the dataset that the "
-            "model was trained on, so these figures are better than on unseen images.**"
+            f"**{seen:,} of them are in the {' or '.join(SEEN_IN)} split of a dataset that the "
+            "model, or the one it started from, was trained on, so these figures are better than "
+            "on unseen images.**"
         )
         lines += [flattered, ""]
     return "\n".join([*lines, *_figures(evaluation)])

@@ -29,7 +29,11 @@ Log = Callable[[str], None]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises a one-line UserError; options cannot be abbreviated."""
+    """An argument parser that raises a one-line UserError; options cannot be abbreviated.
+
+    A value that begins with ``~/`` is below the home folder. A shell does not expand it in
+    ``--output=~/tables``, which would make a folder named ``~``.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **options})
@@ -37,6 +41,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Overrides argparse, which would print all options first."""
         raise UserError(f"{message}; see --help")
+
+    def parse_known_args(self, *given: Any, **options: Any) -> Any:
+        """Overrides argparse, whose ``parse_args`` calls it."""
+        found, others = super().parse_known_args(*given, **options)
+        for name, value in vars(found).items():
+            if isinstance(value, str) and value.startswith("~/"):
+                setattr(found, name, os.path.expanduser(value))
+        return found, others
 
 
 class JobParser(Parser):

@@ -130,6 +130,11 @@ def parse_model_uri(uri: str) -> ModelUri:
     return ModelUri(name, version) if slash else ModelUri(rest)
 
 
+def is_logged_model(uri: str) -> bool:
+    """Whether a URI is the id of a logged model, ``models:/m-<id>``, which has no version."""
+    return bool(re.fullmatch(r"models:/m-[0-9a-f]{32}", uri))
+
+
 def registered_version(client: Any, uri: str) -> Any:
     """MLflow's entry of the version that ``models:/<name>/<version>`` or ``@<alias>`` names.
 
@@ -145,7 +150,7 @@ def registered_version(client: Any, uri: str) -> Any:
     if alias:
         return client.get_model_version_by_alias(name, alias)
     if not version:
-        if re.fullmatch(r"m-[0-9a-f]{32}", name):
+        if is_logged_model(uri):
             raise UserError(
                 f"model {uri!r} is the id of a logged model, which has no version: expected "
                 "models:/<name>/<version> of a registered one, or its run, runs:/<id>/unet"

@@ -87,6 +87,7 @@ SLOW_FILES = (
     "model/test_onnx.py",
     "model/test_resume.py",
     "model/test_reuse.py",
+    "model/test_rollback.py",
     "model/test_sweep.py",
     "model/test_train.py",
 )

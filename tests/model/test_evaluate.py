@@ -135,10 +135,7 @@ def test_a_dataset_without_test_split_is_evaluated_whole(
     done = job("model.evaluate", *asked, store, "--split=all")
     assert done.returncode == 0, done.stderr
     assert "10 images of 48x32, in 10 groups that belong together." in done.stderr
-    assert (
-        "of them are in the train or validation split of the dataset that the model was"
-        in done.stderr
-    )
+    assert "of them are in the train or validation split of a dataset that the" in done.stderr
 
 
 def test_images_of_another_size_are_resized_as_by_the_inference(
@@ -180,8 +177,8 @@ def test_a_training_whose_run_or_dataset_is_gone_is_not_known(
     assert count_seen("models:/m/1", str(dataset), ["test"]) is None
 
     tracking.connect(trained.tracking_uri)
-    assert registry.training_dataset(trained.model) == str(dataset)
-    monkeypatch.setattr(registry, "training_dataset", lambda _: str(tmp_path / "gone"))
+    assert registry.training_inputs(trained.model) == (str(dataset), "")
+    monkeypatch.setattr(registry, "training_inputs", lambda _: (str(tmp_path / "gone"), ""))
     assert count_seen(trained.model, str(dataset), ["test"]) is None
 
 

@@ -309,6 +309,8 @@ def test_the_training_key_depends_on_the_initial_weights(trained, dataset, tmp_p
     for nothing in ("models:/small-unet@nobody", "models:/small-unet/77"):
         with pytest.raises(UserError, match="of a registered version"):
             key(nothing)
+    with pytest.raises(UserError, match="names no version: expected models:/<name>/<version> or"):
+        key("models:/small-unet")
 
 
 def test_a_champion_of_another_taxonomy_is_refused_before_training(trained, dataset) -> None:

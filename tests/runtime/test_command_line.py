@@ -56,6 +56,20 @@ def test_a_value_out_of_bounds_is_named() -> None:
         validated(TrainConfig, model_name="lyft-")
 
 
+def test_a_value_below_the_home_folder_is_found_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``--output=~/report.html``, in which no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    parser = Parser()
+    parser.add_argument("--output", default="outputs")
+    parser.add_argument("--ids", nargs="+")
+    assert parser.parse_args(["--output=~/tables/a"]).output == f"{tmp_path}/tables/a"
+    for other in ("outputs/~/a", "~a", "s3://tables/~/a"):
+        assert parser.parse_args(["--output", other]).output == other
+    assert parser.parse_args(["--ids", "a", "b"]).ids == ["a", "b"]
+
+
 def test_an_interruption_says_that_published_output_is_intact(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
