@@ -24,7 +24,6 @@ from beam.infer.plan import check_taxonomy
 from images.resize import resize_nearest
 from runtime.command_line import Parser, add_config, add_tracking_uri, config_from, run_main
 from runtime.errors import UserError
-from schemas.classes import UInt8Array
 from schemas.config import InferConfig
 from schemas.manifest import load_manifest
 from schemas.stats import ConfusionMatrix
@@ -90,7 +89,8 @@ def measure(
             equal += int((ids == expected_ids).sum())
             differences = np.abs(confidence - expected_confidence)
             confidence_change = max(confidence_change, float(differences.max()))
-            truth = _truth(picture)
+            assert picture.truth is not None
+            truth = resize_nearest(picture.truth, *ids.shape)
             expected += ConfusionMatrix.of(truth, expected_ids, classes)
             actual += ConfusionMatrix.of(truth, ids, classes)
     change = actual.iou() - expected.iou()
@@ -172,11 +172,6 @@ def main(arguments: Sequence[str]) -> str:
 def _batches(pictures: Iterator[Picture]) -> Iterator[list[Picture]]:
     while batch := list(islice(pictures, _BATCH)):
         yield batch
-
-
-def _truth(picture: Picture) -> UInt8Array:
-    assert picture.truth is not None
-    return resize_nearest(picture.truth, *picture.pixels.shape[:2])
 
 
 if __name__ == "__main__":

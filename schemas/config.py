@@ -332,6 +332,13 @@ class InferConfig(SourceConfig):
     flip: Literal["off", "on"] = Field(
         "off", description="on: mean of the predictions for an image and its mirror image."
     )
+    upscale: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Factor by which logits are scaled up before each pixel's class is chosen: "
+        "smoother boundaries in frames larger than the input, for more work.",
+    )
     engine: Literal["auto", "openvino", "tensorflow"] = Field(
         "auto", description="Inference engine; auto: TensorFlow on a GPU, OpenVINO on a CPU."
     )
@@ -358,6 +365,8 @@ class InferConfig(SourceConfig):
     def _check(self) -> InferConfig:
         if (self.height == 0) != (self.width == 0):
             raise ValueError("height and width are both 0 (as trained) or both positive")
+        if self.windows == "on" and self.upscale > 1:
+            raise ValueError("with windows=on, masks have the images' size: expected upscale 1")
         if self.source_name and safe_name(self.source_name) != self.source_name:
             raise ValueError(f"source_name: {self.source_name!r} cannot name a folder")
         return self

@@ -97,8 +97,10 @@ def predict_windows(
     ids, confidences = (
         np.split(output, ends[:-1]) for output in engine.predict(np.concatenate(windows))
     )
+    upscale = ids[0].shape[1] // size[0]
+    shapes = [[side * upscale for side in picture.pixels.shape[:2]] for picture in pictures]
     join = sliding_windows.join
     return [
-        (join(class_id, picture.pixels.shape), join(confidence, picture.pixels.shape))
-        for picture, class_id, confidence in zip(pictures, ids, confidences, strict=True)
+        (join(class_id, shape), join(confidence, shape))
+        for shape, class_id, confidence in zip(shapes, ids, confidences, strict=True)
     ]

@@ -54,7 +54,10 @@ class Picture:
 
 
 class Prediction(NamedTuple):
-    """Class id, uint8, and highest probability, float32, of each of the picture's pixels."""
+    """Class id, uint8, and highest probability, float32, of each of the picture's pixels.
+
+    With ``Runtime.upscale``, both are that many times as high and wide as the pixels.
+    """
 
     picture: Picture
     class_id: UInt8Array

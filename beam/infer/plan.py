@@ -215,6 +215,7 @@ def _recipe(
         runtime.precision,
         runtime.batch_size,
         runtime.flip,
+        *((f"upscale {runtime.upscale}",) if runtime.upscale > 1 else ()),
         model.windows,
         config.max_pixels,
         *(_reading(config, raw) if raw else ()),

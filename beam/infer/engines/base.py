@@ -49,6 +49,7 @@ class Runtime:
     Attributes:
         batch_size: images in one call.
         flip: whether the probabilities are means over an image and its mirror image.
+        upscale: factor by which logits are scaled up, bilinearly.
         processes: workers on a machine; 0 means one for each of its cores.
         model_bytes: size of the model's file.
     """
@@ -57,6 +58,7 @@ class Runtime:
     precision: Literal["float32", "bfloat16", "float16"]
     batch_size: int
     flip: bool = False
+    upscale: int = 1
     processes: int = 0
     model_bytes: int = 0
 
@@ -94,7 +96,7 @@ class Engine(ABC):
 
     def __init__(self, model: ResolvedModel, runtime: Runtime) -> None:
         self._model = model
-        self._flip = runtime.flip
+        self._flip, self._upscale = runtime.flip, runtime.upscale
         self.batch_size = runtime.batch_size
         # One engine may serve several processes.
         self._lock = threading.Lock()
@@ -112,7 +114,8 @@ class Engine(ABC):
         """The function from uint8 images of ``shape`` to class ids and confidences.
 
         With ``flip``, the second half of the batch mirrors the first half, and the results are one
-        for each image of the first half.
+        for each image of the first half. With ``upscale``, they are that many times as high and
+        wide, also where they are returned by ``predict``.
         """
 
     def predict(self, images: UInt8Array) -> Predicted:
@@ -122,7 +125,8 @@ class Engine(ABC):
             images: RGB, uint8 (n, height, width, 3).
 
         Returns:
-            Class id, uint8, and highest probability, float32, each (n, height, width).
+            Class id, uint8, and highest probability, float32, each (n, height, width), both
+            multiplied by ``upscale``.
         """
         with self._lock:
             return self._predict(images)
@@ -164,11 +168,12 @@ class Engine(ABC):
     def _predict(self, images: UInt8Array) -> Predicted:
         assert self._call is not None
         count, height, width = images.shape[:3]
-        ids = np.empty((count, height, width), np.uint8)
-        confidence = np.empty((count, height, width), np.float32)
         if (height, width) != self._input:
             rows, columns = self._geometry.mirror(height), self._geometry.mirror(width)
             images = images[:, rows][:, :, columns]
+        height, width = height * self._upscale, width * self._upscale
+        ids = np.empty((count, height, width), np.uint8)
+        confidence = np.empty((count, height, width), np.float32)
         for start in range(0, count, self.batch_size):
             batch = images[start : start + self.batch_size]
             end = start + len(batch)

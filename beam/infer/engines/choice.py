@@ -50,6 +50,7 @@ def choose_runtime(config: InferConfig, processes: int, model_bytes: int = 0) ->
         precision=precision,
         batch_size=config.batch_size or _BATCH_SIZE[engine, "gpu" if gpu else "cpu"],
         flip=config.flip == "on",
+        upscale=config.upscale,
         processes=processes,
         model_bytes=model_bytes,
     )

@@ -51,7 +51,7 @@ class OpenVINOEngine(Engine):
             # With pinning, every process would pin its threads to the same first cores.
             "ENABLE_CPU_PINNING": False,
         }
-        headed = _with_head(self._openvino, graph, flip=self._runtime.flip)
+        headed = _with_head(self._openvino, graph, self._runtime)
         compiled = self._core.compile_model(headed, "CPU", settings)
         request = compiled.create_infer_request()
 
@@ -63,12 +63,12 @@ class OpenVINOEngine(Engine):
         return call
 
 
-def _with_head(openvino: Any, graph: Any, *, flip: bool) -> Any:
+def _with_head(openvino: Any, graph: Any, runtime: Runtime) -> Any:
     """Extends a graph: uint8 images to class ids, uint8, and highest probabilities, float32.
 
     A single logit separates two classes: the second where it is positive. Of several logits, the
-    highest wins; its softmax probability is 1 / sum(exp(logits - highest)). ``flip`` is explained
-    in ``Engine._compile``.
+    highest wins; its softmax probability is 1 / sum(exp(logits - highest)). ``flip`` and
+    ``upscale`` are explained in ``Engine._compile``.
     """
     import openvino.opset15 as ops  # noqa: PLC0415, RUF100
     from openvino.preprocess import PrePostProcessor
@@ -78,8 +78,10 @@ def _with_head(openvino: Any, graph: Any, *, flip: bool) -> Any:
     graph = steps.build()
     logits = graph.outputs[0].get_node().input_value(0)
     last = ops.constant(np.array([-1]))
-    if flip:
+    if runtime.flip:
         logits = _mean_logits(ops, logits)
+    if runtime.upscale > 1:
+        logits = _scaled_up(ops, logits, runtime.upscale)
     if logits.shape[-1] == 1:
         ids = ops.greater(logits, ops.constant(np.float32(0)))
         confidence = ops.sigmoid(ops.absolute(logits))
@@ -93,6 +95,13 @@ def _with_head(openvino: Any, graph: Any, *, flip: bool) -> Any:
         ops.result(ops.squeeze(ops.convert(confidence, "f32"), last)),
     ]
     return openvino.Model(results, graph.get_parameters())
+
+
+def _scaled_up(ops: Any, logits: Any, factor: int) -> Any:
+    """Logits scaled up bilinearly, as ``tf.image.resize`` does."""
+    sizes = ops.constant(np.array(list(logits.shape)[1:3]) * factor)
+    axes = ops.constant(np.array([1, 2]))
+    return ops.interpolate(logits, sizes, "linear", "sizes", axes=axes)
 
 
 def _mean_logits(ops: Any, logits: Any) -> Any:

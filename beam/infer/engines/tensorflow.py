@@ -49,6 +49,9 @@ class TensorFlowEngine(Engine):
             if self._flip:
                 straight, mirrored = tf.split(tf.cast(logits, tf.float32), 2)
                 logits = _mean_logits(tf, straight, tf.reverse(mirrored, [2]))
+            if self._upscale > 1:
+                size = [side * self._upscale for side in logits.shape[1:3]]
+                logits = tf.image.resize(tf.cast(logits, tf.float32), size)
             return _ids_and_confidences(tf, logits)
 
         compiled = tf.function(head, input_signature=[tf.TensorSpec(shape, tf.uint8)])
