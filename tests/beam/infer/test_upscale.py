@@ -1,6 +1,7 @@
 """Logits scaled up before classes are chosen: their values, the tables, what is not reused."""
 
 import dataclasses
+import functools
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -25,26 +26,36 @@ HEIGHT, WIDTH = 30, 41
 Logits = Callable[[np.ndarray], np.ndarray]
 
 
-def _network(folder: Path, classes: int) -> tuple[ResolvedModel, Logits]:
+Network = Callable[[int], tuple[ResolvedModel, Logits]]
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
     """An untrained network of 13 or 2 classes, and its logits (height, width, classes or 1)."""
-    import keras
 
-    from model.export import export_openvino
-    from model.unet import unet
+    @functools.cache
+    def made(classes: int) -> tuple[ResolvedModel, Logits]:
+        import keras
 
-    keras.utils.set_random_seed(1)
-    network, path = unet(13 if classes == 13 else 1, filters=2), folder / "plain.keras"
-    network.save(path)
-    export_openvino(path, folder / "openvino")
-    taxonomy = load_taxonomy("carla-0.8")
-    taxonomy = taxonomy.model_copy(update={"classes": taxonomy.classes[:classes]})
-    found = resolve_model(str(path), InferConfig(height=HEIGHT, width=WIDTH), "")
+        from model.export import export_openvino
+        from model.unet import unet
 
-    def logits(image: np.ndarray) -> np.ndarray:
-        padded = np.pad(image, ((0, 2), (0, 7), (0, 0)), mode="symmetric")
-        return np.asarray(network(padded[None]))[0]
+        keras.utils.set_random_seed(1)
+        network, folder = unet(13 if classes == 13 else 1, filters=2), tmp_path_factory.mktemp("it")
+        path = folder / "plain.keras"
+        network.save(path)
+        export_openvino(path, folder / "openvino")
+        taxonomy = load_taxonomy("carla-0.8")
+        taxonomy = taxonomy.model_copy(update={"classes": taxonomy.classes[:classes]})
+        found = resolve_model(str(path), InferConfig(height=HEIGHT, width=WIDTH), "")
 
-    return dataclasses.replace(found, taxonomy=taxonomy), logits
+        def logits(image: np.ndarray) -> np.ndarray:
+            padded = np.pad(image, ((0, 2), (0, 7), (0, 0)), mode="symmetric")
+            return np.asarray(network(padded[None]))[0]
+
+        return dataclasses.replace(found, taxonomy=taxonomy), logits
+
+    return made
 
 
 @pytest.fixture
@@ -55,9 +66,9 @@ def images() -> np.ndarray:
 @pytest.mark.parametrize("name", ["openvino", "tensorflow"])
 @pytest.mark.parametrize("classes", [13, 2])
 def test_classes_are_chosen_from_logits_that_are_scaled_up(
-    tmp_path: Path, images: np.ndarray, name: str, classes: int
+    network: Network, images: np.ndarray, name: str, classes: int
 ) -> None:
-    model, logits = _network(tmp_path, classes)
+    model, logits = network(classes)
     runtime = Runtime(name, "float32", batch_size=2, processes=1000, upscale=3)  # type: ignore[arg-type]
     ids, confidence = load_engine(model, runtime).predict(images)
     assert ids.shape == confidence.shape == (3, 3 * HEIGHT, 3 * WIDTH)
@@ -80,35 +91,26 @@ def test_classes_are_chosen_from_logits_that_are_scaled_up(
 
 
 def test_masks_of_frames_have_finer_boundaries(trained, scenes: Path, tmp_path: Path) -> None:
-    """The scenes are 160x120, the network's input 48x32."""
-    coarse = run_infer(trained, tmp_path / "coarse", source=scenes)
-    fine = run_infer(trained, tmp_path / "fine", InferConfig(upscale=2), source=scenes)
+    """The scenes are 160x120, the network's input 48x32; rows of another scale are not reused."""
     sql = "FROM masks SELECT image_id, mask.bytes, width, height ORDER BY image_id"
-    same = []
-    for (name, before, *size), (other, after, *_) in zip(
-        query(coarse, sql), query(fine, sql), strict=True
-    ):
+    coarse = query(run_infer(trained, tmp_path, source=scenes), sql)
+    output = run_infer(trained, tmp_path, InferConfig(upscale=2), source=scenes)
+    assert counts_of(output) == (40, 40, 0, 0)
+    same, counted = [], []
+    for (name, before, *size), (other, after, *_) in zip(coarse, query(output, sql), strict=True):
         one, two = (np.asarray(Image.open(io.BytesIO(data))) for data in (before, after))
         assert name == other
         assert one.shape == two.shape == tuple(reversed(size)) == (120, 160)
         same.append((one == two).mean())
-        counts = query(
-            fine,
-            f"FROM class_stats SELECT pixel_count WHERE image_id = '{name}' ORDER BY class_id",
-        )
-        assert [count for (count,) in counts] == np.bincount(two.ravel(), minlength=13).tolist()
+        counted += np.bincount(two.ravel(), minlength=13).tolist()
+    counts = query(output, "FROM class_stats SELECT pixel_count ORDER BY image_id, class_id")
+    assert [count for (count,) in counts] == counted
     # Only pixels at boundaries may differ, and some do.
     assert 0.8 < np.mean(same) < 1
 
 
-def test_rows_of_another_scale_are_not_reused(trained, scenes: Path, tmp_path: Path) -> None:
-    run_infer(trained, tmp_path, source=scenes)
-    output = run_infer(trained, tmp_path, InferConfig(upscale=2), source=scenes)
-    assert counts_of(output) == (40, 40, 0, 0)
-
-
-def test_engines_are_compared_at_the_larger_size(tmp_path: Path, images: np.ndarray) -> None:
-    model, _ = _network(tmp_path, 13)
+def test_engines_are_compared_at_the_larger_size(network: Network, images: np.ndarray) -> None:
+    model, _ = network(13)
     runtime = Runtime("openvino", "float32", batch_size=2, processes=1000, upscale=2)
     reference = dataclasses.replace(runtime, engine="tensorflow")
     truth = np.zeros((HEIGHT, WIDTH), np.uint8)
