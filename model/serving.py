@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
+import struct
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,15 @@ from PIL import Image, ImageOps
 
 _BIT_DEPTH_AT = 24
 """Where a PNG's header has it."""
+
+_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Channels of a PNG's pixels by colour type."""
+
+_ADAM7 = (
+    *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
+    *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
+)
+"""Interlacing passes, as in images/png.py."""
 
 
 class _Network:
@@ -122,14 +133,37 @@ def _image(file: str | bytes) -> Any:
     deep = image.format == "PNG" and file[_BIT_DEPTH_AT] > 8
     if deep or turned.mode.startswith(("I", "F")):
         raise _refused(f"expected 8 bits a channel, found more, in mode {turned.mode}")
-    if image.format == "PNG" and getattr(image, "is_animated", False):
-        raise _refused("expected a still image, found an animation")
+    if image.format == "PNG":
+        if getattr(image, "is_animated", False):
+            raise _refused("expected a still image, found an animation")
+        _check_rows(file)
     if turned.has_transparency_data:
         lowest, _ = turned.convert("RGBA").getchannel("A").getextrema()
         if lowest == 255:
             return np.asarray(turned.convert("RGB"))
         raise _refused("expected an opaque image, found transparent pixels")
     return np.asarray(turned.convert("RGB"))
+
+
+def _check_rows(file: bytes) -> None:
+    """Refuses a PNG with fewer rows than its header says, which Pillow leaves black."""
+    width, height, depth, colour_type, *_, interlaced = struct.unpack_from(">IIBBBBB", file, 16)
+    bits = depth * _CHANNELS[colour_type]
+    sizes = [
+        (-(-(width - left) // across), -(-(height - top) // down))
+        for left, top, across, down in (_ADAM7 if interlaced else [(0, 0, 1, 1)])
+    ]
+    expected = sum(
+        rows * (1 + (columns * bits + 7) // 8) for columns, rows in sizes if columns > 0 < rows
+    )
+    inflate, found, offset = zlib.decompressobj(), 0, 8
+    while offset + 8 <= len(file):
+        length, kind = struct.unpack_from(">I4s", file, offset)
+        if kind == b"IDAT":
+            found += len(inflate.decompress(file[offset + 8 : offset + 8 + length]))
+        offset += 12 + length
+    if found < expected:
+        raise _refused(f"expected {expected} bytes of pixels, found {found}: rows are missing")
 
 
 def _validated(values: Any) -> Any:

@@ -62,16 +62,24 @@ def test_a_photo_is_turned_as_a_viewer_shows_it(served) -> None:
     assert served.predict([_file(image, "JPEG", exif=exif)]).shape == (1, 60, 40)
 
 
-def _sixteen_bits() -> bytes:
-    """A PNG of one RGB pixel, 16 bits a channel, which Pillow cannot write."""
+def _png(size: tuple[int, int], depth: int, rows: bytes, interlaced: int = 0) -> bytes:
+    """An RGB PNG that Pillow cannot write; each row begins with its filter, 0."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         crc = zlib.crc32(kind + content)
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0))
-    pixel = zlib.compress(b"\0" + struct.pack(">3H", 200, 100, 50))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, depth, 2, 0, 0, interlaced))
+    content = chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + header + content + chunk(b"IEND", b"")
+
+
+def test_interlaced_files_are_whole(served) -> None:
+    pixel = b"\x32\x64\x96"
+    # The passes of 2x2 pixels have 1, 1 and 2 of them.
+    file = _png((2, 2), 8, b"\0" + pixel + b"\0" + pixel + b"\0" + 2 * pixel, interlaced=1)
+    plain = _file(np.full((2, 2, 3), list(pixel), np.uint8))
+    assert np.array_equal(served.predict([file]), served.predict([plain]))
 
 
 def _animation() -> bytes:
@@ -104,7 +112,9 @@ IMAGE = np.full((1, 30, 50, 3), 200, np.uint8)
         ([_file(IMAGE[0])[:-40]], "expected a PNG or JPEG"),
         ([_file(np.dstack([IMAGE[0], IMAGE[0, ..., :1]]))], "expected an opaque image"),
         ([_file(np.zeros((4, 4), np.uint16))], "expected 8 bits a channel"),
-        ([_sixteen_bits()], "expected 8 bits a channel"),
+        ([_png((1, 1), 16, b"\0" + 6 * b"\7")], "expected 8 bits a channel"),
+        ([_png((3, 2), 8, b"\0" + 9 * b"\7")], "expected 20 bytes of pixels, found 10"),
+        ([_png((2, 2), 8, b"\0" + 3 * b"\7", 1)], "expected 15 bytes of pixels, found 4"),
         ([_animation()], "expected a still image"),
         ([_file(IMAGE[0]), _file(IMAGE[0, :20])], "expected images of one size"),
         ({"picture": IMAGE}, "expected a column named image, found .'picture'"),
