@@ -360,11 +360,17 @@ def training_inputs(uri: str) -> tuple[str | None, str]:
     None and "" if its run is not known.
 
     Args:
-        uri: ``models:/<name>/<version>`` or ``runs:/<id>/unet``.
+        uri: ``models:/<name>/<version>``, ``models:/m-<id>`` or ``runs:/<id>/unet``.
     """
+    client, place = mlflow.MlflowClient(), uri.split("/")[1]
     try:
-        run_id = uri.split("/")[1] if uri.startswith("runs:/") else _entry(uri).run_id
-        run = mlflow.MlflowClient().get_run(run_id)
+        if uri.startswith("runs:/"):
+            run_id = place
+        elif is_logged_model(uri):
+            run_id = client.get_logged_model(place).source_run_id
+        else:
+            run_id = _entry(uri).run_id
+        run = client.get_run(run_id)
     except MlflowException as error:
         if is_missing(error):
             return None, ""

@@ -13,6 +13,7 @@ from images.png import encode
 from model.gate import _decide_on, main
 from model.plan import plan
 from model.seen import count_seen
+from runtime.mlflow_store import is_logged_model
 from schemas.config import GateConfig
 from schemas.layout import SOURCES
 from schemas.manifest import load_manifest
@@ -76,9 +77,11 @@ def test_a_model_has_seen_what_the_one_it_started_from_has(
         version = client.create_model_version("tuned", str(tmp_path), made.id).version
         return f"models:/tuned/{version}"
 
-    run_id = client.get_model_version(*trained.model.removeprefix("models:/").split("/")).run_id
+    first = client.get_model_version(*trained.model.removeprefix("models:/").split("/"))
+    run_id, logged = first.run_id, first.source
+    assert is_logged_model(logged)
     training = load_manifest(dataset).splits["train"].records
-    for start in (trained.model, f"runs:/{run_id}/unet", "models:/tuned/1"):
+    for start in (trained.model, f"runs:/{run_id}/unet", logged, "models:/tuned/1"):
         tuned = tune(inverted, start)
         assert count_seen(tuned, str(dataset), ["train"]) == training
         assert count_seen(tuned, str(dataset), ["test"]) == 0
